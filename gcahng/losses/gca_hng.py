@@ -1,0 +1,443 @@
+"""The loss a user calls: GCA-HNG's metric losses, and the generator that it trains beside the user's own model."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gcahng.errors import UserError
+from gcahng.losses.layout import ClassLayout, check_shapes, class_layout, raise_for_problems, value_problems
+from gcahng.losses.passes import passes_for
+from gcahng.nn import GraphNetwork
+from gcahng.reference.graph_network import Dropout
+from gcahng.reference.losses import npair
+from gcahng.reference.passes import Batch
+from gcahng.reference.philox import mixing_draws
+
+CLASSIFIER_FACTOR = 10.0
+FIRST_MEAN = 1e6
+SMALLEST_LOSS = 1e-6
+STEPS_WITHOUT_EPOCH = 2000
+
+
+class Generated(NamedTuple):
+    """negatives (K, A, C, D): for anchor view k of class a, the synthetic sample of class c (the entries a = c are no
+    negatives); coefficients (A·K, n, D): θ of every anchor row and every row of the batch, both in the caller's order;
+    classes (C,) ascending labels, the order of a and c; index (K, C): the batch's row that is view k of class a.
+    A = C, or the number of anchor classes asked for, in the order asked for."""
+
+    negatives: Tensor
+    coefficients: Tensor
+    classes: Tensor
+    index: Tensor
+
+
+class _Pending(NamedTuple):
+    """A training forward that waits for its generator step."""
+
+    z: Tensor
+    layout: ClassLayout
+    metric_logs: dict[str, Tensor]
+    autocast: tuple[bool, torch.dtype]
+
+
+class GCAHNGLoss(nn.Module):
+    """Globally correlation-aware hard negative generation (Peng et al., IJCV 2025, arXiv 2411.13145).
+
+    A graph network over the complete graph of the batch learns a correlation vector θ_ij for every pair of samples; with
+    it, real negatives are pulled towards each anchor and mixed. One training step:
+
+        loss = gca(embeddings, labels)      # J_m + (1 - exp(-β / J̄_gen)) J_syn + J_gce
+        loss.backward(); optimizer.step()   # the user's own model
+        logs = gca.generator_step()         # graph network on those gradients; classifier; graph network on J_gen
+        ...
+        gca.end_epoch()                     # rolls the running means, steps the schedule
+
+    The loss owns the graph network, a classifier, and an AdamW for each: handing `gca.parameters()` to another optimiser is
+    wrong, since every weight would be stepped twice. Gradient accumulation is not supported: each forward is one step.
+    Embeddings are taken as they come (the authors do not normalise them in training), in fp32 (fp16 and bf16 are cast up).
+
+    Arguments
+        num_classes: training classes M; labels lie in 0 … M-1.
+        embedding_dim: channels D. layers, heads: of the graph network; heads divides D.
+        alpha: how fast pulling sets in as J̄_m falls, exp(-α / J̄_m). beta: how fast J_syn's weight grows as J̄_gen falls.
+        dot_weight, div_weight, softmax_factor: J_gen = ½ (softmax_factor · CE + dot_weight · J_sim + div_weight · J_div).
+        edge_dropout: p of the edges' attention weights. symmetric: (i, j) and (j, i) share one draw, which keeps each
+            edge's own law but not the joint law of the two; False draws them apart, as the authors do.
+        base: J_m: "npair", or any module called as base(embeddings, labels) (pytorch-metric-learning's losses fit).
+        compat: "fixed", or "official" to zero the similarities that the authors' code zeroes by mistake.
+        impl: auto, reference, torch, cpp, cuda or triton. One asked for by name that is not available is an error.
+        num_per_class: K; None reads it from the labels on the host (a synchronisation on a GPU).
+        check: "raise" looks at values at once; "deferred" lets the next generator_step or end_epoch raise, without a
+            synchronisation in between; "off"; "auto": raise for CPU tensors in eager mode, deferred else.
+        seed: of dropout and mixing draws; None takes one from torch's generator.
+        graph_lr, graph_weight_decay, classifier_lr, classifier_weight_decay: of the two AdamW. clip_value: the graph
+            network's gradients are clipped to ± this. epochs: the graph network's rate follows a cosine to 0 over them;
+            None keeps it constant. steps_per_epoch: end_epoch happens by itself after so many generator steps.
+
+    Errors: UserError (a ValueError) naming the argument, for classes of unequal size or single samples, fewer than two
+    classes, labels out of range, wrong shapes or dtypes, non-finite values and constant rows.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_dim: int,
+        *,
+        layers: int = 2,
+        heads: int = 4,
+        alpha: float = 4.0,
+        beta: float = 30.0,
+        dot_weight: float = 10.0,
+        div_weight: float = 10.0,
+        softmax_factor: float = 20.0,
+        edge_dropout: float = 0.1,
+        symmetric: bool = True,
+        base: str | Callable[[Tensor, Tensor], Tensor] = "npair",
+        compat: str = "fixed",
+        impl: str = "auto",
+        num_per_class: int | None = None,
+        check: str = "auto",
+        seed: int | None = None,
+        graph_lr: float = 1.5e-4,
+        graph_weight_decay: float = 1e-4,
+        classifier_lr: float = 1e-3,
+        classifier_weight_decay: float = 1e-2,
+        clip_value: float = 10.0,
+        epochs: int | None = None,
+        steps_per_epoch: int | None = None,
+    ) -> None:
+        super().__init__()
+        _one_of("compat", compat, ("fixed", "official"))
+        _one_of("impl", impl, ("auto", "reference", "torch", "cpp", "cuda", "triton"))
+        _one_of("check", check, ("auto", "raise", "deferred", "off"))
+        for name, value in (("alpha", alpha), ("beta", beta), ("clip_value", clip_value)):
+            _number(name, value, lambda x: x > 0, "a number above 0")
+        for name, value in (
+            ("dot_weight", dot_weight),
+            ("div_weight", div_weight),
+            ("softmax_factor", softmax_factor),
+            ("graph_lr", graph_lr),
+            ("graph_weight_decay", graph_weight_decay),
+            ("classifier_lr", classifier_lr),
+            ("classifier_weight_decay", classifier_weight_decay),
+        ):
+            _number(name, value, lambda x: x >= 0, "a number of at least 0")
+        _number("edge_dropout", edge_dropout, lambda x: 0 <= x < 1, "at least 0 and under 1")
+        for name, value, least in (
+            ("num_per_class", num_per_class, 2),
+            ("epochs", epochs, 1),
+            ("steps_per_epoch", steps_per_epoch, 1),
+        ):
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise UserError(f"{name} is {value!r}; it must be None or a whole number of at least {least}")
+        if base != "npair" and not callable(base):
+            raise UserError(f'base is {base!r}; it must be "npair" or a module called as base(embeddings, labels)')
+        if seed is None:
+            seed = int(torch.randint(2**62, ()))
+        if not isinstance(seed, int) or not 0 <= seed < 2**63:
+            raise UserError(f"seed is {seed!r}; it must be None or a whole number in 0 … 2**63 - 1")
+
+        self.num_classes, self.embedding_dim = num_classes, embedding_dim
+        self.alpha, self.beta = alpha, beta
+        self.dot_weight, self.div_weight, self.softmax_factor = dot_weight, div_weight, softmax_factor
+        self.edge_dropout, self.symmetric, self.seed = edge_dropout, symmetric, seed
+        self.compat, self.impl, self.check = compat, impl, check
+        self.num_per_class, self.clip_value = num_per_class, clip_value
+        self.graph_lr, self.epochs, self.steps_per_epoch = graph_lr, epochs, steps_per_epoch
+
+        self.graph_network = GraphNetwork(embedding_dim, num_classes, layers=layers, heads=heads)
+        self.classifier = nn.Linear(embedding_dim, num_classes)
+        self.base = base
+        self.register_buffer("draw", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("_mean_metric", torch.tensor(FIRST_MEAN))
+        self.register_buffer("_mean_generator", torch.tensor(FIRST_MEAN))
+        self.register_buffer("_metric_sum", torch.tensor(0.0))
+        self.register_buffer("_generator_sum", torch.tensor(0.0))
+        self.register_buffer("_problems", torch.zeros(4, dtype=torch.bool), persistent=False)
+        self._steps_in_epoch = 0
+        self._epoch = 0
+        self._warned_of_epoch = False
+        self._pending: _Pending | None = None
+        self.graph_optimizer = torch.optim.AdamW(
+            self.graph_network.trainable(), lr=graph_lr, weight_decay=graph_weight_decay
+        )
+        self.classifier_optimizer = torch.optim.AdamW(
+            self.classifier.parameters(), lr=classifier_lr, weight_decay=classifier_weight_decay
+        )
+
+    # -- the step
+
+    def forward(self, embeddings: Tensor, labels: Tensor, u: Tensor | None = None) -> Tensor:
+        """J_m + (1 - exp(-β / J̄_gen)) J_syn + J_gce, 0-dim, for embeddings (n, D) and labels (n,) in any order.
+
+        In training mode this clears the graph network's gradients and remembers the batch for generator_step. u (K, K-1)
+        overrides the mixing draws.
+        """
+        layout, z = self._enter(embeddings, labels)
+        batch = self._batch(z, layout, u)
+        views = batch.by_view()
+        with torch.autocast(z.device.type, enabled=False):
+            metric = npair(views) if self.base == "npair" else self.base(embeddings, labels)
+        remember = self.training and torch.is_grad_enabled()
+        if remember:
+            self.graph_network.zero_grad(set_to_none=True)
+            self._pending = None
+        found = passes_for(self.impl, z.device).metric_pass(self.graph_network, batch)
+        if self.training:
+            self.draw.add_(1)
+        synthetic = (1 - torch.exp(-self.beta / self._mean_generator)) * found.synthetic
+        if remember:
+            logs = {"J_m": metric.detach(), "J_syn": synthetic.detach(), "J_gce": found.node_entropy.detach()}
+            self._pending = _Pending(z.detach(), layout, logs, _autocast_state(z.device))
+        return metric + synthetic + found.node_entropy
+
+    def generator_step(
+        self, scaler: torch.amp.GradScaler | None = None, u: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Steps the graph network on the gradients that loss.backward() left, the classifier, and the graph network on J_gen.
+
+        Call it once after each training forward and backward, and, with a GradScaler, before scaler.update(); a step whose
+        gradients are not finite is then left out, as scaler.step does. u (K, K-1) overrides the mixing draws.
+        Returns J_m, J_syn (already weighted), J_gce, J_cls, J_soft, J_sim, J_div and J_gen, detached and 0-dim.
+        RuntimeError with no training forward pending, or before its backward.
+        """
+        pending = self._pending
+        if pending is None:
+            raise RuntimeError(
+                "generator_step: no training forward is pending; call gca(embeddings, labels) in training mode first"
+            )
+        if all(parameter.grad is None for parameter in self.graph_network.parameters()):
+            raise RuntimeError("generator_step: call loss.backward() before it; the graph network has no gradients yet")
+        self._raise_deferred()
+        self._pending = None
+        z, layout = pending.z, pending.layout
+        scale = None if scaler is None or not scaler.is_enabled() else scaler.scale(torch.ones((), device=z.device))
+        self._step_graph_network(scale)
+
+        enabled, dtype = pending.autocast
+        with torch.enable_grad(), torch.autocast(z.device.type, dtype=dtype, enabled=enabled):
+            self.classifier.zero_grad(set_to_none=True)
+            entropy = nn.functional.cross_entropy(self.classifier(z), self._in_range(layout.labels))
+            classifier_loss = CLASSIFIER_FACTOR * entropy
+        classifier_loss.backward()
+        self.classifier_optimizer.step()
+        self.classifier.zero_grad(set_to_none=True)
+
+        with torch.enable_grad(), torch.autocast(z.device.type, dtype=dtype, enabled=enabled):
+            batch = self._batch(z, layout, u)
+            order = layout.appearance if self.compat == "official" else None
+            found = passes_for(self.impl, z.device).generator_pass(self.graph_network, self.classifier, batch, order)
+            soft = self.softmax_factor * found.negative_entropy
+            generator = 0.5 * (soft + self.dot_weight * found.dissimilarity + self.div_weight * found.diversity)
+        self.draw.add_(1)
+        (generator if scale is None else generator * scale).backward()
+        self._step_graph_network(scale)
+
+        logs = pending.metric_logs | {
+            "J_cls": classifier_loss.detach(),
+            "J_soft": soft.detach(),
+            "J_sim": found.dissimilarity.detach(),
+            "J_div": found.diversity.detach(),
+            "J_gen": generator.detach(),
+        }
+        self._metric_sum.add_(logs["J_m"].clamp_min(SMALLEST_LOSS))
+        self._generator_sum.add_(logs["J_gen"].clamp_min(SMALLEST_LOSS))
+        self._steps_in_epoch += 1
+        if self.steps_per_epoch is not None and self._steps_in_epoch >= self.steps_per_epoch:
+            self.end_epoch()
+        elif self._steps_in_epoch > STEPS_WITHOUT_EPOCH and not self._warned_of_epoch and self._epoch == 0:
+            self._warned_of_epoch = True
+            warnings.warn(
+                f"{self._steps_in_epoch} generator steps without end_epoch(): negatives stay unpulled until the running means are "
+                "rolled; call gca.end_epoch() after every epoch, or give steps_per_epoch",
+                stacklevel=2,
+            )
+        return logs
+
+    def end_epoch(self) -> None:
+        """Puts the epoch's mean losses in force (an epoch without steps keeps the old ones) and steps the cosine schedule."""
+        self._raise_deferred()
+        if self._steps_in_epoch:
+            self._mean_metric.copy_(self._metric_sum / self._steps_in_epoch)
+            self._mean_generator.copy_(self._generator_sum / self._steps_in_epoch)
+        self._metric_sum.zero_()
+        self._generator_sum.zero_()
+        self._steps_in_epoch = 0
+        self._epoch += 1
+        self._apply_schedule()
+
+    @torch.no_grad()
+    def generate(
+        self, embeddings: Tensor, labels: Tensor, u: Tensor | None = None, anchors: Tensor | None = None
+    ) -> Generated:
+        """The synthetic negatives and coefficients of a batch, without gradient and without touching any state.
+
+        In training mode as the next training forward would make them (batch statistics, its dropout and mixing draws), in
+        eval mode with running statistics and no dropout. anchors: labels of the classes whose samples are anchors (None:
+        all); it limits negatives and coefficients.
+        """
+        layout, z = self._enter(embeddings, labels)
+        batch = self._batch(z, layout, u)
+        places = None
+        if anchors is not None:
+            anchors = torch.as_tensor(anchors, device=z.device).reshape(-1)
+            places = torch.searchsorted(layout.classes, anchors).clamp_max(layout.classes.shape[0] - 1)
+            absent = anchors[layout.classes[places] != anchors]
+            if absent.numel():
+                raise UserError(f"anchors holds class {absent[0].item()}, which the batch does not; it must hold labels of the batch")
+        found = passes_for(self.impl, z.device).generate(self.graph_network, batch, places)
+        negatives, coefficients = found
+        place_of_row = torch.argsort(layout.order)
+        coefficients = coefficients[:, place_of_row]
+        if places is None:
+            coefficients = coefficients[place_of_row]
+        else:
+            rows = layout.order.view(-1, layout.views)[places].flatten()
+            coefficients = coefficients[torch.argsort(rows)]
+        return Generated(negatives, coefficients, layout.classes, layout.index)
+
+    def base_parameters(self) -> list[nn.Parameter]:
+        """The base loss's own parameters (proxies, for instance), for the user's optimiser; the loss itself never steps them."""
+        return list(self.base.parameters()) if isinstance(self.base, nn.Module) else []
+
+    # -- running means
+
+    @property
+    def mean_metric(self) -> Tensor:
+        """J̄_m, the mean of J_m over the previous epoch, 0-dim (1e6 in the first)."""
+        return self._mean_metric
+
+    @mean_metric.setter
+    def mean_metric(self, value: float | Tensor) -> None:
+        self._mean_metric.copy_(torch.as_tensor(value, dtype=torch.float64))
+
+    @property
+    def mean_generator(self) -> Tensor:
+        """J̄_gen, the mean of J_gen over the previous epoch, 0-dim (1e6 in the first)."""
+        return self._mean_generator
+
+    @mean_generator.setter
+    def mean_generator(self, value: float | Tensor) -> None:
+        self._mean_generator.copy_(torch.as_tensor(value, dtype=torch.float64))
+
+    # -- state
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {
+            "version": 1,
+            "seed": self.seed,
+            "epoch": self._epoch,
+            "steps_in_epoch": self._steps_in_epoch,
+            "graph_optimizer": self.graph_optimizer.state_dict(),
+            "classifier_optimizer": self.classifier_optimizer.state_dict(),
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        if state.get("version") != 1:
+            raise UserError(f"state_dict has extra state of version {state.get('version')!r}; this gcahng reads version 1")
+        self.seed = state["seed"]
+        self._epoch, self._steps_in_epoch = state["epoch"], state["steps_in_epoch"]
+        self.graph_optimizer.load_state_dict(state["graph_optimizer"])
+        self.classifier_optimizer.load_state_dict(state["classifier_optimizer"])
+        self._pending = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GCAHNGLoss:
+        super()._apply(fn, recurse)
+        for optimizer in (self.graph_optimizer, self.classifier_optimizer):
+            for state in optimizer.state.values():
+                for name, value in state.items():
+                    if isinstance(value, Tensor) and name != "step":
+                        state[name] = fn(value)
+        self._pending = None
+        return self
+
+    # -- parts
+
+    def _enter(self, embeddings: Tensor, labels: Tensor) -> tuple[ClassLayout, Tensor]:
+        """Checks a batch and puts it in canonical order, in the parameters' dtype."""
+        check_shapes(embeddings, labels, self.embedding_dim)
+        weight = self.classifier.weight
+        if weight.dtype not in (torch.float32, torch.float64):
+            raise UserError(f"the loss's parameters are {weight.dtype}; keep them in float32 and use torch.autocast for lower precision")
+        if embeddings.device != weight.device:
+            raise UserError(f"embeddings is on {embeddings.device}, the loss on {weight.device}; move one with .to()")
+        if embeddings.dtype is torch.float64 and weight.dtype is not torch.float64:
+            raise UserError("embeddings is float64 and the loss's parameters are float32; call gca.double(), or pass float32")
+        layout = class_layout(labels.to(embeddings.device), self.num_per_class)
+        z = embeddings.to(weight.dtype)[layout.order]
+        check = self.check
+        if check == "auto":
+            deferred = z.device.type != "cpu" or torch.compiler.is_compiling()
+            check = "deferred" if deferred else "raise"
+        if check == "raise":
+            raise_for_problems(value_problems(z, layout, self.num_classes).tolist(), self.num_classes, layout.views)
+        elif check == "deferred":
+            self._problems.logical_or_(value_problems(z, layout, self.num_classes))
+        return layout, z
+
+    def _batch(self, z: Tensor, layout: ClassLayout, u: Tensor | None) -> Batch:
+        views = layout.views
+        draw = self.draw.clone()
+        if u is None:
+            u = mixing_draws(views, draw=draw, seed=self.seed, dtype=z.dtype)
+        elif tuple(u.shape) != (views, views - 1):
+            raise UserError(f"u has shape {tuple(u.shape)}; with K = {views} samples a class it must be ({views}, {views - 1})")
+        dropout = None
+        if self.training and self.edge_dropout:
+            dropout = Dropout(self.edge_dropout, self.seed, draw, self.symmetric)
+        pull = torch.exp(-self.alpha / self._mean_metric)
+        u = u.to(device=z.device, dtype=z.dtype)
+        return Batch(z, self._in_range(layout.classes), views, pull.to(z.dtype), u, dropout, self.training)
+
+    def _in_range(self, labels: Tensor) -> Tensor:
+        """A label out of range is reported by the checks; it must not crash a device before they are read."""
+        return labels.clamp(0, self.num_classes - 1)
+
+    def _step_graph_network(self, scale: Tensor | None) -> None:
+        parameters = [p for p in self.graph_network.parameters() if p.grad is not None]
+        if scale is not None:
+            for parameter in parameters:
+                parameter.grad.div_(scale)
+            finite = torch.stack([parameter.grad.isfinite().all() for parameter in parameters]).all()
+            if not bool(finite):
+                self.graph_network.zero_grad(set_to_none=True)
+                return
+        nn.utils.clip_grad_value_(parameters, self.clip_value)
+        self.graph_optimizer.step()
+        self.graph_network.zero_grad(set_to_none=True)
+
+    def _apply_schedule(self) -> None:
+        if self.epochs is None:
+            return
+        progress = min(self._epoch, self.epochs) / self.epochs
+        for group in self.graph_optimizer.param_groups:
+            group["lr"] = self.graph_lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def _raise_deferred(self) -> None:
+        if self.check == "off" or (self.check == "auto" and self._problems.device.type == "cpu" and not self._problems.any()):
+            return
+        problems = self._problems.tolist()
+        self._problems.zero_()
+        if any(problems):
+            self._pending = None
+        raise_for_problems(problems, self.num_classes, self.num_per_class)
+
+
+def _autocast_state(device: torch.device) -> tuple[bool, torch.dtype]:
+    return torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UserError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+
+
+def _number(name: str, value: object, holds: Callable[[float], bool], what: str) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not holds(value):
+        raise UserError(f"{name} is {value!r}; it must be {what}")

@@ -1,0 +1,104 @@
+"""The canonical order of a batch, and the checks that a batch must pass."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gcahng.errors import UserError
+
+
+class ClassLayout(NamedTuple):
+    """order (n,): the batch's row at each canonical place (classes ascending, a class's views side by side as they came);
+    labels (n,) in canonical order; classes (C,); views K."""
+
+    order: Tensor
+    labels: Tensor
+    classes: Tensor
+    views: int
+
+    @property
+    def index(self) -> Tensor:
+        """(K, C): the batch's row that is view k of class a."""
+        return self.order.view(-1, self.views).T
+
+    @property
+    def appearance(self) -> Tensor:
+        """(C,): each class's place among the classes by first appearance in the batch."""
+        first = self.order.view(-1, self.views)[:, 0]
+        return torch.argsort(torch.argsort(first))
+
+
+def check_shapes(embeddings: Tensor, labels: Tensor, embedding_dim: int | None = None) -> None:
+    """UserError for what shapes and dtypes alone show to be wrong."""
+    if not isinstance(embeddings, Tensor) or embeddings.dim() != 2 or not embeddings.is_floating_point():
+        raise UserError(f"embeddings is {_describe(embeddings)}; it must be a floating-point tensor of shape (n, D)")
+    if embedding_dim is not None and embeddings.shape[1] != embedding_dim:
+        raise UserError(f"embeddings has {embeddings.shape[1]} channels; embedding_dim is {embedding_dim}")
+    integral = isinstance(labels, Tensor) and not (
+        labels.is_floating_point() or labels.is_complex() or labels.dtype is torch.bool
+    )
+    if not integral or labels.dim() != 1:
+        raise UserError(f"labels is {_describe(labels)}; it must be an integer tensor of shape (n,)")
+    if labels.shape[0] != embeddings.shape[0]:
+        raise UserError(f"labels has {labels.shape[0]} entries; embeddings has {embeddings.shape[0]} rows, one label each")
+
+
+def class_layout(labels: Tensor, num_per_class: int | None) -> ClassLayout:
+    """The canonical order. num_per_class None: K is read from the labels on the host, and unequal classes are an error here;
+    else K is taken as given, and whether it is true is a question for value_problems."""
+    if num_per_class is None:
+        found, counts = labels.unique(return_counts=True)
+        sizes = dict(zip(found.tolist(), counts.tolist(), strict=True))
+        smallest, largest = (min(sizes, key=sizes.get), max(sizes, key=sizes.get)) if sizes else (None, None)
+        if len(sizes) < 2:
+            raise UserError(f"labels has {len(sizes)} class(es); a batch needs at least 2")
+        if sizes[smallest] != sizes[largest] or sizes[smallest] < 2:
+            raise UserError(
+                f"labels has {sizes[smallest]} sample(s) of class {smallest} and {sizes[largest]} of class {largest}; "
+                "every class in a batch needs the same number, at least 2"
+            )
+        num_per_class = sizes[smallest]
+    n = labels.shape[0]
+    if n % num_per_class or n < 2 * num_per_class:
+        raise UserError(
+            f"labels has {n} entries; with num_per_class={num_per_class} it must have a multiple of {num_per_class}, "
+            f"at least {2 * num_per_class}"
+        )
+    ordered, order = torch.sort(labels, stable=True)
+    return ClassLayout(order, ordered, ordered[::num_per_class], num_per_class)
+
+
+PROBLEMS = (
+    "embeddings holds non-finite values; they must be finite (did the model diverge?)",
+    "embeddings has a constant row (all channels equal); its direction is undefined, every row needs two different channels",
+    "labels is out of range; with num_classes={num_classes} labels must lie in 0 … {last}",
+    "labels does not hold num_per_class={views} samples of every class in it; every class in a batch needs the same number",
+)
+
+
+def value_problems(z: Tensor, layout: ClassLayout, num_classes: int | None) -> Tensor:
+    """Which of PROBLEMS the batch z (n, D, canonical order) has: bool (4,), on the device, without synchronisation."""
+    z = z.detach()
+    rows = layout.labels.view(-1, layout.views)
+    low, high = (rows, rows) if num_classes is None else (rows < 0, rows >= num_classes)
+    out_of_range = torch.zeros_like(z[0, 0], dtype=torch.bool) if num_classes is None else (low | high).any()
+    unequal = (rows != rows[:, :1]).any() | (rows[1:, 0] == rows[:-1, 0]).any()
+    constant = (z.amax(dim=1) == z.amin(dim=1)).any()
+    return torch.stack(((~z.isfinite()).any(), constant, out_of_range, unequal))
+
+
+def raise_for_problems(problems: list[bool], num_classes: int | None, views: int | None = None) -> None:
+    """UserError for the first of these problems, if any."""
+    for text, found in zip(PROBLEMS, problems, strict=True):
+        if found:
+            last = None if num_classes is None else num_classes - 1
+            raise UserError(text.format(num_classes=num_classes, last=last, views=views))
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
+    return f"a {type(value).__name__}"

@@ -1,0 +1,94 @@
+"""Weights in the authors' names: their checkpoints load here, and ours can be written for their code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from gcahng.errors import UserError
+
+if TYPE_CHECKING:
+    from gcahng.losses.gca_hng import GCAHNGLoss
+
+_NODE = {
+    "query": "att.q_linear",
+    "key": "att.k_linear",
+    "value": "att.v_linear",
+    "output": "att.out",
+    "edge_to_node": "edge_to_node",
+    "mlp_in": "linear1",
+    "mlp_out": "linear2",
+    "norm": "norm.1",
+}
+_EDGE = {
+    "query": "att.q_linear",
+    "key": "att.k_linear",
+    "value": "att.v_linear",
+    "node_to_edge": "node_to_edge",
+    "norm": "norm.1",
+    "mlp_in": "linear.0",
+    "mlp_norm": "linear.2",
+    "mlp_out": "linear.3",
+}
+_HEADS = {
+    "graph_network.node_input": "gnn.dim_red",
+    "graph_network.edge_batch_norm": "gnn.bottleneck1.0",
+    "graph_network.node_batch_norm": "gnn.bottleneck2.0",
+    "graph_network.coefficient_head": "gnn.fc.0",
+    "graph_network.class_head": "gnn.cls.0",
+    "classifier": "softmax_classifier",
+}
+
+
+def _names(gca: GCAHNGLoss) -> Iterator[tuple[str, Tensor]]:
+    """(official name, our tensor) for everything an official checkpoint holds of the loss."""
+    modules = dict(_HEADS)
+    for number, layer in enumerate(gca.graph_network.layers):
+        ours = f"graph_network.layers.{number}"
+        node, edge = f"gnn.gnn.{number}.node_model.layers.0", f"gnn.gnn.{number}.edge_model"
+        modules |= {f"{ours}.node.{name}": f"{node}.{official}" for name, official in _NODE.items()}
+        modules |= {f"{ours}.edge.{name}": f"{edge}.{official}" for name, official in _EDGE.items()}
+        yield f"{node}.update_node.weight", layer.node.update_node_weight
+        yield f"{node}.update_node.bias", layer.node.update_node_bias
+    for ours, official in modules.items():
+        module = gca.get_submodule(ours)
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            yield f"{official}.{name}", tensor
+
+
+def official_state_dict(gca: GCAHNGLoss) -> dict[str, Tensor]:
+    """All `gnn.*` and `softmax_classifier.*` entries of an authors' checkpoint, the unused `update_node` included (copies)."""
+    return {name: tensor.detach().clone() for name, tensor in _names(gca)}
+
+
+def load_official_state_dict(gca: GCAHNGLoss, state_dict: Mapping[str, Tensor]) -> None:
+    """Copies an authors' checkpoint into the loss; `feature_extractor.*` is ignored, everything else must fit.
+
+    UserError, with nothing changed, for names that are missing or unexpected or shapes that do not fit. Optimisers and running means are
+    not in such a checkpoint and stay as they are.
+    """
+    wanted = dict(_names(gca))
+    given = {name: tensor for name, tensor in state_dict.items() if not name.startswith("feature_extractor.")}
+    missing, unexpected = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
+    if missing or unexpected:
+        raise UserError(
+            f"state_dict does not fit this loss (layers={len(gca.graph_network.layers)}): "
+            f"missing {_some(missing)}, unexpected {_some(unexpected)}"
+        )
+    wrong = [name for name in wanted if wanted[name].shape != given[name].shape]
+    if wrong:
+        name = wrong[0]
+        raise UserError(
+            f"state_dict does not fit this loss: {name} is {tuple(given[name].shape)}, here it is {tuple(wanted[name].shape)}; "
+            "embedding_dim and num_classes must be those of the checkpoint"
+        )
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(given[name])
+
+
+def _some(names: list[str]) -> str:
+    return "none" if not names else ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,92 @@
+"""The parameters of the graph network; what it computes is in gcahng.reference, and faster in the engine."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from gcahng.errors import UserError
+
+
+def _attention_projection(dim: int) -> nn.Linear:
+    """A linear map as the authors start it: Xavier-uniform weight, bias zero."""
+    linear = nn.Linear(dim, dim)
+    nn.init.xavier_uniform_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+class NodeLayer(nn.Module):
+    """Node attention, the sum over edges, and the node MLP; one LayerNorm serves all three."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.query = _attention_projection(dim)
+        self.key = _attention_projection(dim)
+        self.value = _attention_projection(dim)
+        self.output = _attention_projection(dim)
+        self.edge_to_node = nn.Linear(dim, dim)
+        self.mlp_in = nn.Linear(dim, 4 * dim)
+        self.mlp_out = nn.Linear(4 * dim, dim)
+        self.norm = nn.LayerNorm(dim)
+        # The authors' checkpoints hold this linear map, which nothing uses; kept so that a checkpoint survives the round trip.
+        unused = nn.Linear(dim, dim)
+        self.register_buffer("update_node_weight", unused.weight.detach())
+        self.register_buffer("update_node_bias", unused.bias.detach())
+
+
+class EdgeLayer(nn.Module):
+    """Attention of an edge to its two nodes, and the edge MLP; `norm` is used behind both."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.query = _attention_projection(dim)
+        self.key = _attention_projection(dim)
+        self.value = _attention_projection(dim)
+        self.node_to_edge = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim)
+        self.mlp_in = nn.Linear(dim, 4 * dim)
+        self.mlp_norm = nn.LayerNorm(4 * dim)
+        self.mlp_out = nn.Linear(4 * dim, dim)
+
+
+class GraphLayer(nn.Module):
+    """One layer: nodes first, then edges."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.node = NodeLayer(dim)
+        self.edge = EdgeLayer(dim)
+
+
+class GraphNetwork(nn.Module):
+    """The graph network over the complete graph of a batch (paper section 3.2).
+
+    dim: embedding channels D; num_classes: training classes M; layers L; heads H of the node attention, a divisor of D.
+    Both BatchNorms keep their bias as it starts; their weights train.
+    """
+
+    def __init__(self, dim: int, num_classes: int, *, layers: int = 2, heads: int = 4) -> None:
+        super().__init__()
+        for name, value in (("embedding_dim", dim), ("num_classes", num_classes), ("layers", layers), ("heads", heads)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UserError(f"{name} is {value!r}; it must be a whole number of at least 1")
+        if dim % heads:
+            raise UserError(f"embedding_dim is {dim} and heads is {heads}; embedding_dim must be divisible by heads")
+        self.dim, self.num_classes, self.heads = dim, num_classes, heads
+        self.node_input = nn.Linear(dim, dim)
+        self.layers = nn.ModuleList(GraphLayer(dim) for _ in range(layers))
+        self.edge_batch_norm = nn.BatchNorm1d(dim)
+        self.node_batch_norm = nn.BatchNorm1d(dim)
+        self.edge_batch_norm.bias.requires_grad_(False)
+        self.node_batch_norm.bias.requires_grad_(False)
+        self.coefficient_head = nn.Linear(dim, dim)
+        self.class_head = nn.Linear(dim, num_classes)
+
+    def trainable(self) -> list[nn.Parameter]:
+        """The parameters that an optimiser steps."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    @property
+    def device(self) -> torch.device:
+        return self.node_input.weight.device

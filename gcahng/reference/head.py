@@ -1,0 +1,35 @@
+"""Correlation vectors from edges: θ = sigmoid(fc(BatchNorm(e))) (paper section 3.2)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from gcahng.nn import GraphNetwork
+
+
+def batch_norm(norm: nn.BatchNorm1d, x: Tensor, *, training: bool, update: bool) -> Tensor:
+    """BatchNorm over the rows of x (N, D). Training: batch statistics; update says whether the running ones follow."""
+    if training and update:
+        norm.num_batches_tracked.add_(1)
+    return F.batch_norm(
+        x,
+        norm.running_mean if update or not training else None,
+        norm.running_var if update or not training else None,
+        norm.weight,
+        norm.bias,
+        training,
+        norm.momentum,
+        norm.eps,
+    )
+
+
+def head(network: GraphNetwork, e: Tensor, *, training: bool, update: bool) -> Tensor:
+    """e^L (n, n, D) → θ (n, n, D) in (0, 1). The BatchNorm runs over all n² edges."""
+    n, _, dim = e.shape
+    rows = batch_norm(network.edge_batch_norm, e.reshape(n * n, dim), training=training, update=update)
+    return torch.sigmoid(network.coefficient_head(rows)).view(n, n, dim)

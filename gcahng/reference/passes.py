@@ -1,0 +1,114 @@
+"""The two passes of a training step over the graph of a batch, and the generation of negatives (design: one training step).
+
+An implementation of the loss is a module with these three functions; the engine has the same ones.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gcahng.reference import losses
+from gcahng.reference.graph_network import Dropout, diversity, graph_network
+from gcahng.reference.mix import mix
+
+if TYPE_CHECKING:
+    from gcahng.nn import GraphNetwork
+
+
+class Batch(NamedTuple):
+    """One batch in canonical order: classes by ascending label, the views of a class side by side, as they came.
+
+    z (n, D) embeddings; classes (C,) ascending labels; views K with n = C·K; pull = exp(-α / J̄_m), 0-dim; u (K, K-1) mixing
+    draws; dropout None for none; training: batch statistics in the BatchNorms (else the running ones).
+    """
+
+    z: Tensor
+    classes: Tensor
+    views: int
+    pull: Tensor
+    u: Tensor
+    dropout: Dropout | None
+    training: bool
+
+    @property
+    def labels(self) -> Tensor:
+        """(n,) in canonical order."""
+        return self.classes.repeat_interleave(self.views)
+
+    def by_view(self) -> Tensor:
+        """Embeddings (K, C, D): view k of class a."""
+        return self.z.view(-1, self.views, self.z.shape[1]).transpose(0, 1)
+
+
+class MetricLosses(NamedTuple):
+    """J_syn before its weight, and J_gce, 0-dim each."""
+
+    synthetic: Tensor
+    node_entropy: Tensor
+
+
+class GeneratorLosses(NamedTuple):
+    """J_soft before its factor, J_sim and J_div, 0-dim each."""
+
+    negative_entropy: Tensor
+    dissimilarity: Tensor
+    diversity: Tensor
+
+
+def coefficients_by_view(coefficients: Tensor, views: int) -> Tensor:
+    """θ (n, n, D) in canonical order → (K, C, K, C, D): anchor view and class, negative view and class."""
+    n, _, dim = coefficients.shape
+    return coefficients.view(n // views, views, n // views, views, dim).permute(1, 0, 3, 2, 4)
+
+
+def _negatives(batch: Batch, coefficients: Tensor) -> Tensor:
+    by_view = coefficients_by_view(coefficients.to(batch.z.dtype), batch.views)
+    return mix(batch.by_view(), by_view, batch.u, batch.pull)
+
+
+def metric_pass(network: GraphNetwork, batch: Batch) -> MetricLosses:
+    """Phase 1: the losses that train the embedding. θ is held fixed; gradients reach z and the node side of the network."""
+    graph = graph_network(network, batch.z, batch.labels, training=batch.training, dropout=batch.dropout)
+    node_entropy = F.cross_entropy(graph.node_logits, batch.labels)
+    with torch.autocast(batch.z.device.type, enabled=False):
+        negatives = _negatives(batch, graph.coefficients.detach())
+        return MetricLosses(losses.synthetic_npair(batch.by_view(), negatives), node_entropy)
+
+
+def generator_pass(
+    network: GraphNetwork, classifier: nn.Linear, batch: Batch, official_order: Tensor | None
+) -> GeneratorLosses:
+    """Phase 3: the losses that train the generator, through θ alone; z and the classifier are held fixed.
+
+    official_order: None, or each class's place among the batch's classes by first appearance, which asks for the authors'
+    choice of zeroed similarities.
+    """
+    batch = batch._replace(z=batch.z.detach())
+    graph = graph_network(network, batch.z, batch.labels, training=batch.training, dropout=batch.dropout)
+    with torch.autocast(batch.z.device.type, enabled=False):
+        coefficients = graph.coefficients.to(batch.z.dtype)
+        negatives = _negatives(batch, coefficients)
+        if official_order is None:
+            zeroed = losses.own_entries(batch.views, batch.classes.shape[0], batch.z.device)
+        else:
+            zeroed = losses.official_own_entries(batch.views, official_order)
+        similarity = losses.dissimilarity(batch.by_view(), negatives, zeroed)
+        spread = diversity(coefficients)
+    return GeneratorLosses(losses.negative_entropy(classifier, negatives, batch.classes), similarity, spread)
+
+
+def generate(network: GraphNetwork, batch: Batch, anchors: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Negatives (K, A, C, D) and coefficients (A·K, n, D), for the A classes at these places (None: all), no state touched."""
+    with torch.no_grad():
+        graph = graph_network(
+            network, batch.z, batch.labels, training=batch.training, dropout=batch.dropout, update=False
+        )
+        negatives = _negatives(batch, graph.coefficients)
+        if anchors is None:
+            return negatives, graph.coefficients
+        rows = (anchors[:, None] * batch.views + torch.arange(batch.views, device=anchors.device)).flatten()
+        return negatives[:, anchors], graph.coefficients[rows]
