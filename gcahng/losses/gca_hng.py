@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable
@@ -12,11 +13,11 @@ from torch import Tensor, nn
 
 from gcahng.errors import UserError
 from gcahng.losses.layout import ClassLayout, check_shapes, class_layout, raise_for_problems, value_problems
-from gcahng.losses.passes import passes_for
+from gcahng.losses.passes import Passes, passes_for
 from gcahng.nn import GraphNetwork
 from gcahng.reference.graph_network import Dropout
 from gcahng.reference.losses import npair
-from gcahng.reference.passes import Batch
+from gcahng.reference.passes import Batch, GeneratorWeights
 from gcahng.reference.philox import mixing_draws
 
 CLASSIFIER_FACTOR = 10.0
@@ -79,6 +80,9 @@ class GCAHNGLoss(nn.Module):
         graph_lr, graph_weight_decay, classifier_lr, classifier_weight_decay: of the two AdamW. clip_value: the graph
             network's gradients are clipped to ± this. epochs: the graph network's rate follows a cosine to 0 over them;
             None keeps it constant. steps_per_epoch: end_epoch happens by itself after so many generator steps.
+        edge_memory: what the engine keeps of the edges: "store" (one D-vector a layer and pair), "hidden" (their 4D hidden
+            pre-activations too: fastest), "recompute" (nothing of size n²·D, for about twice the arithmetic at L = 2), or "auto", by
+            free memory. edge_dtype: of stored edges (None: the parameters' own); torch.bfloat16 halves them.
 
     Errors: UserError (a ValueError) naming the argument, for classes of unequal size or single samples, fewer than two
     classes, labels out of range, wrong shapes or dtypes, non-finite values and constant rows.
@@ -111,11 +115,16 @@ class GCAHNGLoss(nn.Module):
         clip_value: float = 10.0,
         epochs: int | None = None,
         steps_per_epoch: int | None = None,
+        edge_memory: str = "auto",
+        edge_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         _one_of("compat", compat, ("fixed", "official"))
         _one_of("impl", impl, ("auto", "reference", "torch", "cpp", "cuda", "triton"))
         _one_of("check", check, ("auto", "raise", "deferred", "off"))
+        _one_of("edge_memory", edge_memory, ("auto", "store", "hidden", "recompute"))
+        if edge_dtype not in (None, torch.float32, torch.float64, torch.bfloat16):
+            raise UserError(f"edge_dtype is {edge_dtype!r}; it must be None, torch.float32, torch.float64 or torch.bfloat16")
         for name, value in (("alpha", alpha), ("beta", beta), ("clip_value", clip_value)):
             _number(name, value, lambda x: x > 0, "a number above 0")
         for name, value in (
@@ -148,6 +157,7 @@ class GCAHNGLoss(nn.Module):
         self.dot_weight, self.div_weight, self.softmax_factor = dot_weight, div_weight, softmax_factor
         self.edge_dropout, self.symmetric, self.seed = edge_dropout, symmetric, seed
         self.compat, self.impl, self.check = compat, impl, check
+        self.edge_memory, self.edge_dtype = edge_memory, edge_dtype
         self.num_per_class, self.clip_value = num_per_class, clip_value
         self.graph_lr, self.epochs, self.steps_per_epoch = graph_lr, epochs, steps_per_epoch
 
@@ -183,12 +193,15 @@ class GCAHNGLoss(nn.Module):
         batch = self._batch(z, layout, u)
         views = batch.by_view()
         with torch.autocast(z.device.type, enabled=False):
-            metric = npair(views) if self.base == "npair" else self.base(embeddings, labels)
+            if self.base == "npair":
+                metric = npair(views)
+            else:
+                metric = self.base(embeddings.to(z.dtype), self._in_range(labels.to(z.device, torch.int64)))
         remember = self.training and torch.is_grad_enabled()
         if remember:
             self.graph_network.zero_grad(set_to_none=True)
             self._pending = None
-        found = passes_for(self.impl, z.device).metric_pass(self.graph_network, batch)
+        found = self._passes(z.device).metric_pass(self.graph_network, batch)
         if self.training:
             self.draw.add_(1)
         synthetic = (1 - torch.exp(-self.beta / self._mean_generator)) * found.synthetic
@@ -214,6 +227,7 @@ class GCAHNGLoss(nn.Module):
             )
         if all(parameter.grad is None for parameter in self.graph_network.parameters()):
             raise RuntimeError("generator_step: call loss.backward() before it; the graph network has no gradients yet")
+        _check_draws(u, pending.layout.views)
         self._raise_deferred()
         self._pending = None
         z, layout = pending.z, pending.layout
@@ -232,16 +246,16 @@ class GCAHNGLoss(nn.Module):
         with torch.enable_grad(), torch.autocast(z.device.type, dtype=dtype, enabled=enabled):
             batch = self._batch(z, layout, u)
             order = layout.appearance if self.compat == "official" else None
-            found = passes_for(self.impl, z.device).generator_pass(self.graph_network, self.classifier, batch, order)
-            soft = self.softmax_factor * found.negative_entropy
-            generator = 0.5 * (soft + self.dot_weight * found.dissimilarity + self.div_weight * found.diversity)
+            weights = GeneratorWeights(*(0.5 * w for w in (self.softmax_factor, self.dot_weight, self.div_weight)))
+            found = self._passes(z.device).generator_pass(self.graph_network, self.classifier, batch, order, weights)
+            generator = found.total
         self.draw.add_(1)
         (generator if scale is None else generator * scale).backward()
         self._step_graph_network(scale)
 
         logs = pending.metric_logs | {
             "J_cls": classifier_loss.detach(),
-            "J_soft": soft.detach(),
+            "J_soft": self.softmax_factor * found.negative_entropy.detach(),
             "J_sim": found.dissimilarity.detach(),
             "J_div": found.diversity.detach(),
             "J_gen": generator.detach(),
@@ -282,7 +296,7 @@ class GCAHNGLoss(nn.Module):
         eval mode with running statistics and no dropout. anchors: labels of the classes whose samples are anchors (None:
         all); it limits negatives and coefficients.
         """
-        layout, z = self._enter(embeddings, labels)
+        layout, z = self._enter(embeddings, labels, at_once=True)
         batch = self._batch(z, layout, u)
         places = None
         if anchors is not None:
@@ -291,7 +305,7 @@ class GCAHNGLoss(nn.Module):
             absent = anchors[layout.classes[places] != anchors]
             if absent.numel():
                 raise UserError(f"anchors holds class {absent[0].item()}, which the batch does not; it must hold labels of the batch")
-        found = passes_for(self.impl, z.device).generate(self.graph_network, batch, places)
+        found = self._passes(z.device).generate(self.graph_network, batch, places)
         negatives, coefficients = found
         place_of_row = torch.argsort(layout.order)
         coefficients = coefficients[:, place_of_row]
@@ -343,24 +357,39 @@ class GCAHNGLoss(nn.Module):
             raise UserError(f"state_dict has extra state of version {state.get('version')!r}; this gcahng reads version 1")
         self.seed = state["seed"]
         self._epoch, self._steps_in_epoch = state["epoch"], state["steps_in_epoch"]
-        self.graph_optimizer.load_state_dict(state["graph_optimizer"])
-        self.classifier_optimizer.load_state_dict(state["classifier_optimizer"])
+        # Optimizer.load_state_dict keeps the tensors it is given: without a copy, two losses would share their moments.
+        self.graph_optimizer.load_state_dict(copy.deepcopy(state["graph_optimizer"]))
+        self.classifier_optimizer.load_state_dict(copy.deepcopy(state["classifier_optimizer"]))
         self._pending = None
+        self._problems.zero_()
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, local_metadata: dict, *args: Any) -> None:
+        if local_metadata.get("assign_to_params_buffers"):
+            raise UserError("assign is True; it must be False: the optimisers would go on with the old parameters")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GCAHNGLoss:
+        before = list(self.parameters())
         super()._apply(fn, recurse)
+        # Most moves keep the parameter objects; to_empty, for one, replaces them.
+        moved = dict(zip(before, self.parameters(), strict=True))
         for optimizer in (self.graph_optimizer, self.classifier_optimizer):
-            for state in optimizer.state.values():
-                for name, value in state.items():
-                    if isinstance(value, Tensor) and name != "step":
-                        state[name] = fn(value)
+            (group,) = optimizer.param_groups
+            for parameter in group["params"]:
+                state = optimizer.state.pop(parameter, {})
+                if state:
+                    optimizer.state[moved[parameter]] = {
+                        name: value if name == "step" or not isinstance(value, Tensor) else fn(value)
+                        for name, value in state.items()
+                    }
+            group["params"] = [moved[parameter] for parameter in group["params"]]
         self._pending = None
         return self
 
     # -- parts
 
-    def _enter(self, embeddings: Tensor, labels: Tensor) -> tuple[ClassLayout, Tensor]:
-        """Checks a batch and puts it in canonical order, in the parameters' dtype."""
+    def _enter(self, embeddings: Tensor, labels: Tensor, at_once: bool = False) -> tuple[ClassLayout, Tensor]:
+        """Checks a batch and puts it in canonical order, in the parameters' dtype. at_once: defer no check."""
         check_shapes(embeddings, labels, self.embedding_dim)
         weight = self.classifier.weight
         if weight.dtype not in (torch.float32, torch.float64):
@@ -369,25 +398,27 @@ class GCAHNGLoss(nn.Module):
             raise UserError(f"embeddings is on {embeddings.device}, the loss on {weight.device}; move one with .to()")
         if embeddings.dtype is torch.float64 and weight.dtype is not torch.float64:
             raise UserError("embeddings is float64 and the loss's parameters are float32; call gca.double(), or pass float32")
-        layout = class_layout(labels.to(embeddings.device), self.num_per_class)
+        layout = class_layout(labels.to(embeddings.device, torch.int64), self.num_per_class)
         z = embeddings.to(weight.dtype)[layout.order]
         check = self.check
         if check == "auto":
             deferred = z.device.type != "cpu" or torch.compiler.is_compiling()
             check = "deferred" if deferred else "raise"
-        if check == "raise":
+        if check == "raise" or (check == "deferred" and at_once):
             raise_for_problems(value_problems(z, layout, self.num_classes).tolist(), self.num_classes, layout.views)
         elif check == "deferred":
             self._problems.logical_or_(value_problems(z, layout, self.num_classes))
         return layout, z
 
+    def _passes(self, device: torch.device) -> Passes:
+        return passes_for(self.impl, device, self.edge_memory, self.edge_dtype)
+
     def _batch(self, z: Tensor, layout: ClassLayout, u: Tensor | None) -> Batch:
         views = layout.views
         draw = self.draw.clone()
+        _check_draws(u, views)
         if u is None:
             u = mixing_draws(views, draw=draw, seed=self.seed, dtype=z.dtype)
-        elif tuple(u.shape) != (views, views - 1):
-            raise UserError(f"u has shape {tuple(u.shape)}; with K = {views} samples a class it must be ({views}, {views - 1})")
         dropout = None
         if self.training and self.edge_dropout:
             dropout = Dropout(self.edge_dropout, self.seed, draw, self.symmetric)
@@ -431,6 +462,11 @@ class GCAHNGLoss(nn.Module):
 
 def _autocast_state(device: torch.device) -> tuple[bool, torch.dtype]:
     return torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
+
+
+def _check_draws(u: Tensor | None, views: int) -> None:
+    if u is not None and tuple(u.shape) != (views, views - 1):
+        raise UserError(f"u has shape {tuple(u.shape)}; with K = {views} samples a class it must be ({views}, {views - 1})")
 
 
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -68,25 +68,33 @@ def class_layout(labels: Tensor, num_per_class: int | None) -> ClassLayout:
             f"at least {2 * num_per_class}"
         )
     ordered, order = torch.sort(labels, stable=True)
-    return ClassLayout(order, ordered, ordered[::num_per_class], num_per_class)
+    return ClassLayout(order, ordered, ordered[::num_per_class].contiguous(), num_per_class)
 
 
 PROBLEMS = (
     "embeddings holds non-finite values; they must be finite (did the model diverge?)",
-    "embeddings has a constant row (all channels equal); its direction is undefined, every row needs two different channels",
+    "embeddings has a constant row (all channels equal, or too close to normalise); its direction is undefined, "
+    "every row needs two different channels",
     "labels is out of range; with num_classes={num_classes} labels must lie in 0 … {last}",
     "labels does not hold num_per_class={views} samples of every class in it; every class in a batch needs the same number",
 )
 
 
 def value_problems(z: Tensor, layout: ClassLayout, num_classes: int | None) -> Tensor:
-    """Which of PROBLEMS the batch z (n, D, canonical order) has: bool (4,), on the device, without synchronisation."""
+    """Which of PROBLEMS the batch z (n, D, canonical order) has: bool (4,), on the device, without synchronisation.
+
+    num_classes None: N-pair alone, which takes constant rows and any labels.
+    """
     z = z.detach()
     rows = layout.labels.view(-1, layout.views)
-    low, high = (rows, rows) if num_classes is None else (rows < 0, rows >= num_classes)
-    out_of_range = torch.zeros_like(z[0, 0], dtype=torch.bool) if num_classes is None else (low | high).any()
     unequal = (rows != rows[:, :1]).any() | (rows[1:, 0] == rows[:-1, 0]).any()
-    constant = (z.amax(dim=1) == z.amin(dim=1)).any()
+    if num_classes is None:
+        constant = out_of_range = torch.zeros_like(unequal)
+    else:
+        # The rounded mean of equal channels may differ from them, and the norm of tiny ones underflow: look at both.
+        norms = (z - z.mean(dim=1, keepdim=True)).norm(dim=1)
+        constant = ((z.amax(dim=1) == z.amin(dim=1)) | (norms == 0)).any()
+        out_of_range = ((rows < 0) | (rows >= num_classes)).any()
     return torch.stack(((~z.isfinite()).any(), constant, out_of_range, unequal))
 
 

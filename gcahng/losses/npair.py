@@ -19,5 +19,5 @@ def npair_loss(embeddings: Tensor, labels: Tensor, *, num_per_class: int | None 
     layout = class_layout(labels, num_per_class)
     z = embeddings[layout.order]
     if check:
-        raise_for_problems(value_problems(z, layout, None).tolist(), None)
+        raise_for_problems(value_problems(z, layout, None).tolist(), None, layout.views)
     return npair(z.view(-1, layout.views, z.shape[1]).transpose(0, 1))

@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
-from types import ModuleType
+from functools import lru_cache
+from typing import Protocol
 
 import torch
+from torch import Tensor, nn
 
 from gcahng.errors import UserError
+from gcahng.nn import GraphNetwork
+from gcahng.reference import passes as reference
+from gcahng.reference.passes import Batch, GeneratorLosses, GeneratorWeights, MetricLosses
 
 
-def passes_for(impl: str, device: torch.device) -> ModuleType:
-    """The module with metric_pass, generator_pass and generate for this implementation."""
-    if impl in ("auto", "reference"):
-        from gcahng.reference import passes
+class Passes(Protocol):
+    """What an implementation of the loss provides (see gcahng.reference.passes)."""
 
-        return passes
-    raise UserError(f"impl={impl!r} is not there for the loss on {device.type} yet; impl='reference' (or 'auto') is")
+    def metric_pass(self, network: GraphNetwork, batch: Batch) -> MetricLosses: ...
+
+    def generator_pass(
+        self,
+        network: GraphNetwork,
+        classifier: nn.Linear,
+        batch: Batch,
+        official_order: Tensor | None,
+        weights: GeneratorWeights,
+    ) -> GeneratorLosses: ...
+
+    def generate(self, network: GraphNetwork, batch: Batch, anchors: Tensor | None) -> tuple[Tensor, Tensor]: ...
+
+
+@lru_cache
+def passes_for(impl: str, device: torch.device, edge_memory: str, edge_dtype: torch.dtype | None) -> Passes:
+    """The implementation of this name on this device. UserError for one that is not available."""
+    if impl == "reference":
+        return reference
+    if impl in ("auto", "torch"):
+        from gcahng.engine.engine import Engine
+
+        return Engine("torch", edge_memory, edge_dtype)
+    raise UserError(f"impl={impl!r} is not there for the loss on {device.type} yet; impl='torch' (or 'auto') is")

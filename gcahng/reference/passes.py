@@ -1,6 +1,6 @@
 """The two passes of a training step over the graph of a batch, and the generation of negatives (design: one training step).
 
-An implementation of the loss is a module with these three functions; the engine has the same ones.
+An implementation of the loss has these three functions; the engine has the same ones as methods.
 """
 
 from __future__ import annotations
@@ -51,9 +51,18 @@ class MetricLosses(NamedTuple):
     node_entropy: Tensor
 
 
-class GeneratorLosses(NamedTuple):
-    """J_soft before its factor, J_sim and J_div, 0-dim each."""
+class GeneratorWeights(NamedTuple):
+    """J_gen = soft · CE + similarity · J_sim + diversity · J_div."""
 
+    soft: float
+    similarity: float
+    diversity: float
+
+
+class GeneratorLosses(NamedTuple):
+    """total: J_gen, the only one to differentiate; CE before its factor, J_sim and J_div. 0-dim each."""
+
+    total: Tensor
     negative_entropy: Tensor
     dissimilarity: Tensor
     diversity: Tensor
@@ -80,7 +89,11 @@ def metric_pass(network: GraphNetwork, batch: Batch) -> MetricLosses:
 
 
 def generator_pass(
-    network: GraphNetwork, classifier: nn.Linear, batch: Batch, official_order: Tensor | None
+    network: GraphNetwork,
+    classifier: nn.Linear,
+    batch: Batch,
+    official_order: Tensor | None,
+    weights: GeneratorWeights,
 ) -> GeneratorLosses:
     """Phase 3: the losses that train the generator, through θ alone; z and the classifier are held fixed.
 
@@ -98,7 +111,9 @@ def generator_pass(
             zeroed = losses.official_own_entries(batch.views, official_order)
         similarity = losses.dissimilarity(batch.by_view(), negatives, zeroed)
         spread = diversity(coefficients)
-    return GeneratorLosses(losses.negative_entropy(classifier, negatives, batch.classes), similarity, spread)
+    entropy = losses.negative_entropy(classifier, negatives, batch.classes)
+    total = weights.soft * entropy + weights.similarity * similarity + weights.diversity * spread
+    return GeneratorLosses(total, entropy, similarity, spread)
 
 
 def generate(network: GraphNetwork, batch: Batch, anchors: Tensor | None) -> tuple[Tensor, Tensor]:

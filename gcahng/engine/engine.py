@@ -1,0 +1,229 @@
+"""The engine as an implementation of the loss: what GCAHNGLoss calls, and how its two passes enter autograd and torch.compile.
+
+A pass forms its losses and their gradients together, so each is one operator: forward runs it, backward scales what it
+returned by the upstream gradient. Nothing of the batch's edges outlives the forward.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gcahng.engine import passes
+from gcahng.engine.graph import GraphOptions
+from gcahng.engine.masks import EdgeDropout
+from gcahng.engine.schedule import Schedule, default_tile_rows, make_schedule
+from gcahng.engine.stages import TorchStages
+from gcahng.engine.weights import buffer_list, generator_names, metric_names, parameter_list, parameter_names
+from gcahng.nn import GraphNetwork
+from gcahng.reference.losses import official_own_entries
+from gcahng.reference.mix import mix
+from gcahng.reference.passes import Batch, GeneratorLosses, GeneratorWeights, MetricLosses, coefficients_by_view
+
+_DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+
+
+class Settings(NamedTuple):
+    """What an operator needs beside tensors; plain values, so that torch can trace them."""
+
+    layers: int
+    heads: int
+    views: int
+    p: float
+    seed: int
+    symmetric: bool
+    training: bool
+    momentum: float
+    eps: float
+    compute: str
+    stages: str
+    edge_memory: str
+    edge_dtype: str
+
+
+def _prepare(
+    z: Tensor,
+    classes: Tensor,
+    pull: Tensor,
+    u: Tensor,
+    draw: Tensor,
+    parameters: list[Tensor],
+    buffers: list[Tensor],
+    s: Settings,
+    update: bool,
+) -> tuple[passes.PassInput, Schedule, TorchStages, GraphOptions]:
+    dim = z.shape[1]
+    named = dict(zip(parameter_names(s.layers), (p.detach() for p in parameters), strict=True))
+    schedule = make_schedule(
+        z.shape[0] // s.views, s.views, symmetric=s.symmetric, tile_rows=default_tile_rows(dim)
+    )
+    compute = _DTYPES[s.compute]
+    stages = TorchStages(schedule, dim, compute, z)
+    options = GraphOptions(
+        s.heads, compute, s.training, update, s.momentum, s.eps, s.edge_memory, _DTYPES[s.edge_dtype]
+    )
+    dropout = EdgeDropout(s.p, s.seed, draw) if s.training and s.p > 0 else None
+    # The operator is functional: running statistics are copied here and copied back by its caller.
+    batch = passes.PassInput(z.detach(), classes, pull, u, named, [b.clone() for b in buffers], dropout)
+    return batch, schedule, stages, options
+
+
+def _statistics(buffers: list[Tensor]) -> list[Tensor]:
+    """Edge mean, variance, count, node mean, variance, count."""
+    return [*buffers[:3], *buffers[4:7]]
+
+
+def _run_metric(tensors: tuple[Any, ...], s: Settings, want_z: bool, want_parameters: bool) -> list[Tensor]:
+    batch, schedule, stages, options = _prepare(*tensors, s, update=s.training)
+    with torch.autocast(batch.z.device.type, enabled=False):
+        found = passes.metric_pass(batch, schedule, stages, options, want_z, want_parameters)
+    empty = batch.z.new_empty(0)
+    gradients = [found.parameters[n] for n in metric_names(s.layers)] if want_parameters else []
+    dz = [empty if d is None else d for d in (found.dz_synthetic, found.dz_entropy)]
+    return [found.synthetic, found.node_entropy, *_statistics(batch.buffers), *dz, *gradients]
+
+
+def _run_generator(
+    tensors: tuple[Any, ...], s: Settings, classifier: tuple[Tensor, Tensor], zeroed: Tensor | None, weights: GeneratorWeights, want: bool
+) -> list[Tensor]:
+    batch, schedule, stages, options = _prepare(*tensors, s, update=s.training)
+    with torch.autocast(batch.z.device.type, enabled=False):
+        found = passes.generator_pass(batch, schedule, stages, options, classifier, zeroed, weights, want)
+    gradients = [found.parameters[n] for n in generator_names(s.layers)] if want else []
+    values = [found.negative_entropy, found.dissimilarity, found.diversity]
+    return [*values, *_statistics(batch.buffers), *gradients]
+
+
+class _MetricPass(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensors: tuple[Any, ...], s: Settings, count: list[int], z: Tensor, *parameters: Tensor) -> Any:
+        want_z, want_parameters = ctx.needs_input_grad[3], any(ctx.needs_input_grad[4:])
+        out = _run_metric((z, *tensors[:4], list(parameters), tensors[4]), s, want_z, want_parameters)
+        synthetic, entropy, *rest = out
+        statistics, (dz_synthetic, dz_entropy), gradients = rest[:6], rest[6:8], rest[8:]
+        ctx.layers, ctx.want_z = s.layers, want_z
+        ctx.save_for_backward(dz_synthetic, dz_entropy, *gradients)
+        ctx.mark_non_differentiable(*statistics)
+        return synthetic, entropy, *statistics
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_synthetic: Tensor, d_entropy: Tensor, *_: Any) -> Any:
+        dz_synthetic, dz_entropy, *gradients = ctx.saved_tensors
+        dz = dz_synthetic * d_synthetic + dz_entropy * d_entropy if ctx.want_z else None
+        named = dict(zip(metric_names(ctx.layers), gradients, strict=False))
+        scaled = (named[n] * d_entropy if n in named else None for n in parameter_names(ctx.layers))
+        return None, None, None, dz, *scaled
+
+
+class _GeneratorPass(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensors: tuple[Any, ...], s: Settings, extra: tuple[Any, ...], *parameters: Tensor) -> Any:
+        classifier, zeroed, weights = extra
+        want = any(ctx.needs_input_grad)
+        out = _run_generator((*tensors[:5], list(parameters), tensors[5]), s, classifier, zeroed, weights, want)
+        values, statistics, gradients = out[:3], out[3:9], out[9:]
+        ctx.layers = s.layers
+        ctx.save_for_backward(*gradients)
+        ctx.mark_non_differentiable(*values, *statistics)
+        total = weights.soft * values[0] + weights.similarity * values[1] + weights.diversity * values[2]
+        return total, *values, *statistics
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_total: Tensor, *_: Any) -> Any:
+        named = dict(zip(generator_names(ctx.layers), ctx.saved_tensors, strict=False))
+        scaled = (named[n] * d_total if n in named else None for n in parameter_names(ctx.layers))
+        return None, None, None, *scaled
+
+
+class Engine:
+    """stages: which implementation of the stages; edge_memory, edge_dtype: see GCAHNGLoss."""
+
+    def __init__(self, stages: str, edge_memory: str, edge_dtype: torch.dtype | None) -> None:
+        self.stages, self.edge_memory, self.edge_dtype = stages, edge_memory, edge_dtype
+
+    def metric_pass(self, network: GraphNetwork, batch: Batch) -> MetricLosses:
+        """See gcahng.reference.passes.metric_pass."""
+        s = self._settings(network, batch)
+        tensors = (batch.classes, batch.pull, batch.u, _draw(batch), buffer_list(network))
+        synthetic, entropy, *statistics = _MetricPass.apply(tensors, s, [], batch.z, *parameter_list(network))
+        if s.training:
+            _store_statistics(network, statistics)
+        return MetricLosses(synthetic, entropy)
+
+    def generator_pass(
+        self,
+        network: GraphNetwork,
+        classifier: nn.Linear,
+        batch: Batch,
+        official_order: Tensor | None,
+        weights: GeneratorWeights,
+    ) -> GeneratorLosses:
+        """See gcahng.reference.passes.generator_pass."""
+        s = self._settings(network, batch)
+        zeroed = None if official_order is None else official_own_entries(batch.views, official_order)
+        tensors = (batch.z.detach(), batch.classes, batch.pull, batch.u, _draw(batch), buffer_list(network))
+        extra = ((classifier.weight.detach(), classifier.bias.detach()), zeroed, weights)
+        total, *out = _GeneratorPass.apply(tensors, s, extra, *parameter_list(network))
+        if s.training:
+            _store_statistics(network, out[3:])
+        return GeneratorLosses(total, *out[:3])
+
+    @torch.no_grad()
+    def generate(self, network: GraphNetwork, batch: Batch, anchors: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See gcahng.reference.passes.generate."""
+        tensors = (
+            batch.z, batch.classes, batch.pull, batch.u, _draw(batch), parameter_list(network), buffer_list(network)
+        )
+        prepared = _prepare(*tensors, self._settings(network, batch), update=False)
+        with torch.autocast(batch.z.device.type, enabled=False):
+            found = passes.coefficients(*prepared)
+            negatives = mix(batch.by_view(), coefficients_by_view(found, batch.views), batch.u, batch.pull)
+        if anchors is None:
+            return negatives, found
+        rows = (anchors[:, None] * batch.views + torch.arange(batch.views, device=anchors.device)).flatten()
+        return negatives[:, anchors], found[rows]
+
+    def _settings(self, network: GraphNetwork, batch: Batch) -> Settings:
+        dropout, norm = batch.dropout, network.edge_batch_norm
+        dtype, device = batch.z.dtype, batch.z.device.type
+        compute = dtype
+        if torch.is_autocast_enabled(device) and dtype is torch.float32:
+            compute = torch.get_autocast_dtype(device)
+        return Settings(
+            layers=len(network.layers),
+            heads=network.heads,
+            views=batch.views,
+            p=0.0 if dropout is None else dropout.p,
+            seed=0 if dropout is None else dropout.seed,
+            symmetric=True if dropout is None else dropout.symmetric,
+            training=batch.training,
+            momentum=norm.momentum,
+            eps=norm.eps,
+            compute=_name(compute),
+            stages=self.stages,
+            edge_memory="store" if self.edge_memory == "auto" else self.edge_memory,
+            edge_dtype=_name(self.edge_dtype or dtype),
+        )
+
+
+def _draw(batch: Batch) -> Tensor:
+    if batch.dropout is not None:
+        return batch.dropout.draw
+    return torch.zeros((), dtype=torch.int64, device=batch.z.device)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _store_statistics(network: GraphNetwork, statistics: list[Tensor]) -> None:
+    with torch.no_grad():
+        for number, norm in enumerate((network.edge_batch_norm, network.node_batch_norm)):
+            mean, variance, count = statistics[3 * number : 3 * number + 3]
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(variance)
+            norm.num_batches_tracked.copy_(count)

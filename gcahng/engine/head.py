@@ -1,0 +1,143 @@
+"""The coefficient head on a tile's edges: BatchNorm over all n² of them, a linear map, a sigmoid; BatchNorm is a barrier each way."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gcahng.engine.schedule import Schedule, Tile
+
+
+def weighted_sum(schedule: Schedule, tile: Tile, x: Tensor) -> Tensor:
+    """Σ over the ordered pairs a tile stands for, of x (T, W) → (W,)."""
+    total = x.sum(dim=0)
+    if tile.mirrored >= tile.offsets:
+        return total
+    if tile.mirrored == 0:
+        return 2 * total
+    own = x.view(*schedule.shape(tile), x.shape[-1])[:, :, 0].sum(dim=(0, 1, 2))
+    return 2 * total - own
+
+
+class Moments:
+    """Σ e and Σ e² over the n² ordered pairs, in float64 across tiles."""
+
+    def __init__(self, schedule: Schedule, dim: int, device: torch.device) -> None:
+        self._schedule = schedule
+        self._sum = torch.zeros(dim, dtype=torch.float64, device=device)
+        self._square = torch.zeros_like(self._sum)
+
+    def add(self, tile: Tile, e: Tensor) -> None:
+        self._sum += weighted_sum(self._schedule, tile, e)
+        self._square += weighted_sum(self._schedule, tile, e * e)
+
+    def mean_and_variance(self) -> tuple[Tensor, Tensor]:
+        edges = self._schedule.nodes**2
+        mean = self._sum / edges
+        return mean, (self._square / edges - mean * mean).clamp_min(0)
+
+
+class HeadWeights(NamedTuple):
+    """BatchNorm folded into the linear map: θ = sigmoid(e Wᵀ + b), W = W_fc diag(scale), scale = γ/σ, b = b_fc + W_fc shift.
+
+    mean, rstd (D,): the statistics in force; weight_fc (D, D) in the compute dtype, for the backward.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    weight_fc: Tensor
+    scale: Tensor
+    shift: Tensor
+    mean: Tensor
+    rstd: Tensor
+
+
+def head_weights(
+    named: dict[str, Tensor],
+    norm: list[Tensor],
+    moments: Moments | None,
+    edges: int,
+    compute: torch.dtype,
+    momentum: float,
+    eps: float,
+    update: bool,
+) -> HeadWeights:
+    """norm: running mean, running variance, count and bias of the edge BatchNorm. moments None: the running statistics serve;
+    else the batch's do, and the running ones follow if update (unbiased, as torch's BatchNorm)."""
+    running_mean, running_variance, count, beta = norm
+    gamma, fc = named["edge_batch_norm.weight"], named["coefficient_head.weight"]
+    if moments is None:
+        mean, variance = running_mean, running_variance
+    else:
+        mean, variance = moments.mean_and_variance()
+        if update:
+            count.add_(1)
+            unbiased = variance * (edges / (edges - 1))
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            running_variance.lerp_(unbiased.to(running_variance.dtype), momentum)
+    rstd = torch.rsqrt(variance + eps).to(fc.dtype)
+    mean = mean.to(fc.dtype)
+    scale = gamma * rstd
+    shift = beta - mean * scale
+    bias = named["coefficient_head.bias"] + fc @ shift
+    return HeadWeights((fc * scale).to(compute), bias, fc.to(compute), scale, shift, mean, rstd)
+
+
+class HeadGradients:
+    """Sums over all edges: Σ dpre ⊗ e, Σ dpre, and BatchNorm's Σ dy and Σ dy ∘ ê."""
+
+    def __init__(self, dim: int, like: Tensor) -> None:
+        self.pre_e = like.new_zeros(dim, dim)
+        self.pre = like.new_zeros(dim)
+        self.dy = like.new_zeros(dim)
+        self.dy_e = like.new_zeros(dim)
+
+    def named(self, w: HeadWeights) -> dict[str, Tensor]:
+        return {
+            "coefficient_head.weight": self.pre_e * w.scale + self.pre[:, None] * w.shift,
+            "coefficient_head.bias": self.pre,
+            "edge_batch_norm.weight": self.dy_e,
+        }
+
+
+class TorchHead:
+    """The head's stages in plain torch."""
+
+    def __init__(self, schedule: Schedule, compute: torch.dtype) -> None:
+        self.schedule, self.compute = schedule, compute
+
+    def head(self, w: HeadWeights, e: Tensor, out: Tensor | None = None) -> Tensor:
+        """e (T, D) → θ (T, D)."""
+        pre = torch.mm(e.to(self.compute), w.weight.T).to(w.bias.dtype)
+        return torch.sigmoid(pre.add_(w.bias), out=out)
+
+    def head_backward(
+        self, w: HeadWeights, e: Tensor, theta: Tensor, dtheta: Tensor, into: HeadGradients | None
+    ) -> Tensor:
+        """dθ (T, D), both directions of an edge together → dy, the gradient of BatchNorm's output (T, D)."""
+        dpre = dtheta * (theta * (1 - theta))
+        low = dpre.to(self.compute)
+        dy = torch.mm(low, w.weight_fc).to(e.dtype)
+        if into is not None:
+            product = torch.mm(low.T, e.to(self.compute))
+            into.pre_e += product
+            into.pre += dpre.sum(dim=0)
+            into.dy += dy.sum(dim=0)
+            into.dy_e += (dy * ((e - w.mean) * w.rstd)).sum(dim=0)
+        return dy
+
+    def norm_backward(
+        self, tile: Tile, w: HeadWeights, e: Tensor, dy: Tensor, sums: HeadGradients | None
+    ) -> Tensor:
+        """dy → de (T, D), both directions of an edge together. sums None: running statistics, no terms through them."""
+        if sums is None:
+            return dy * w.scale
+        edges = self.schedule.nodes**2
+        normalised = (e - w.mean) * w.rstd
+        through = (sums.dy + normalised * sums.dy_e) / edges
+        if tile.mirrored < tile.offsets:
+            grid = through.view(*self.schedule.shape(tile), through.shape[-1])
+            grid[:, :, tile.mirrored :].mul_(2)
+        return (dy - through).mul_(w.scale)

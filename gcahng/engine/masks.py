@@ -1,0 +1,73 @@
+"""Dropout masks of the edges of a sweep, drawn again wherever they are needed and never stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gcahng.engine.schedule import Schedule, Tile
+from gcahng.reference.philox import dropout_threshold, philox_4x32
+
+_CHUNK = 1 << 15
+
+
+class EdgeDropout(NamedTuple):
+    """p; seed; draw: 0-dim int64, the number of the pass."""
+
+    p: float
+    seed: int
+    draw: Tensor
+
+
+class MaskSource:
+    """One layer's masks, tile by tile in the order of the schedule; a few tiles are drawn at a time.
+
+    A mask depends on the edge, the layer and the draw alone: counter (i, j, layer, draw), tied to (min, max) in a symmetric
+    schedule (see gcahng.reference.philox).
+    """
+
+    def __init__(self, schedule: Schedule, layer: int, dropout: EdgeDropout, dtype: torch.dtype) -> None:
+        self._schedule, self._layer, self._dropout, self._dtype = schedule, layer, dropout, dtype
+        self._drawn: dict[int, Tensor] = {}
+
+    def __call__(self, number: int) -> Tensor:
+        """(A, K, O, K, 2): what the attention weights of i and j are multiplied with, 0 or 1/(1-p)."""
+        if number not in self._drawn:
+            self._drawn = self._draw(number)
+        return self._drawn[number]
+
+    def _draw(self, first: int) -> dict[int, Tensor]:
+        tiles, last, edges = self._schedule.tiles, first, 0
+        while last < len(tiles) and edges < _CHUNK:
+            edges += tiles[last].rows
+            last += 1
+        pairs = [_nodes(self._schedule, tile, self._dropout.draw.device) for tile in tiles[first:last]]
+        i = torch.cat([pair[0] for pair in pairs])
+        j = torch.cat([pair[1] for pair in pairs])
+        low, high = (torch.minimum(i, j), torch.maximum(i, j)) if self._schedule.symmetric else (i, j)
+        stream = torch.full_like(self._dropout.draw, self._layer)
+        word0, word1, _, _ = philox_4x32((low, high, stream, self._dropout.draw), self._dropout.seed)
+        words = torch.stack((word0, word1), dim=-1)
+        if self._schedule.symmetric:
+            words = torch.where((i <= j)[:, None], words, words.flip(-1))
+        keep = (words >= dropout_threshold(self._dropout.p)).to(self._dtype) / (1 - self._dropout.p)
+        parts = keep.split([tile.rows for tile in tiles[first:last]])
+        return {
+            first + step: part.view(*self._schedule.shape(tiles[first + step]), 2) for step, part in enumerate(parts)
+        }
+
+
+def _nodes(schedule: Schedule, tile: Tile, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The nodes i and j of a tile's edges, (T,) each."""
+    view = torch.arange(schedule.views, device=device)
+    first = torch.arange(tile.first_class, tile.first_class + tile.classes, device=device)
+    i = (first[:, None] * schedule.views + view)[:, :, None, None]
+    j = (schedule.column_classes(tile, device)[..., None] * schedule.views + view)[:, None]
+    i, j = torch.broadcast_tensors(i, j)
+    return i.reshape(-1), j.reshape(-1)
+
+
+Keep = Callable[[int], Tensor]

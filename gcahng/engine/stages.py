@@ -1,0 +1,233 @@
+"""What happens to a tile's edges between two matrix products: plain torch on any device. Other implementations override these.
+
+Shapes: T edges of a tile, also seen as (A, K, O, K) (see schedule). Products are in the compute dtype; everything else, the
+edges included, is in the accumulating dtype (fp32, or fp64). docs/math derives the backward of each stage.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gcahng.engine.schedule import Band, NodeSum, Schedule, Tile
+from gcahng.engine.weights import EdgeGradients, EdgeWeights, ToNodeWeights
+
+NORM_EPS = 1e-5
+
+
+class Tokens(NamedTuple):
+    """A layer's gate inputs, as bands: U (D wide), c (1 wide), V (D wide)."""
+
+    u: Band
+    c: Band
+    v: Band
+
+
+class TokenSums:
+    """Gradients of U, c and V, summed over edges."""
+
+    def __init__(self, schedule: Schedule, dim: int, like: Tensor) -> None:
+        self.u = NodeSum(schedule, dim, like=like)
+        self.c = NodeSum(schedule, 1, like=like)
+        self.v = NodeSum(schedule, dim, like=like)
+
+
+class Gate(NamedTuple):
+    """What the gate's backward needs of its forward: p (A, K, O, K), the two attention weights after dropout, and the sum t (T, D)."""
+
+    p: Tensor
+    weight_i: Tensor
+    weight_j: Tensor
+    t: Tensor
+
+
+class TorchStages:
+    """Every stage in plain torch."""
+
+    def __init__(self, schedule: Schedule, dim: int, compute: torch.dtype, like: Tensor) -> None:
+        self.schedule, self.dim, self.compute = schedule, dim, compute
+        self.like = like
+
+    # -- edge start: e⁰ = x̂_i ∘ x̂_j
+
+    def edge_start(self, tile: Tile, x: Band) -> Tensor:
+        """x̂ → e⁰ (T, D)."""
+        product = x.rows(tile)[:, :, None, None] * x.columns(tile)[:, None]
+        return product.view(tile.rows, self.dim)
+
+    def edge_start_backward(self, tile: Tile, x: Band, de: Tensor, into: NodeSum) -> None:
+        de = self._grid(tile, de)
+        into.add_rows(tile, (de * x.columns(tile)[:, None]).sum(dim=(2, 3)))
+        into.add_columns(tile, (de * x.rows(tile)[:, :, None, None]).sum(dim=1))
+
+    # -- norm: LayerNorm(GELU(·)), behind the gate and behind the MLP
+
+    def norm_gelu(self, w: EdgeWeights, t: Tensor) -> Tensor:
+        return F.layer_norm(F.gelu(t), (self.dim,), w.gamma, w.beta, NORM_EPS)
+
+    def norm_gelu_backward(self, w: EdgeWeights, t: Tensor, dy: Tensor, into: EdgeGradients | None) -> Tensor:
+        """d of the pre-norm sum t (T, D), given dy (T, D)."""
+        g = F.gelu(t)
+        variance, mean = torch.var_mean(g, dim=1, correction=0, keepdim=True)
+        rstd = torch.rsqrt(variance + NORM_EPS)
+        normalised = g.sub_(mean).mul_(rstd)
+        if into is not None:
+            into.gamma += (dy * normalised).sum(dim=0)
+            into.beta += dy.sum(dim=0)
+        dn = dy * w.gamma
+        along = (dn * normalised).mean(dim=1, keepdim=True)
+        dn.sub_(dn.mean(dim=1, keepdim=True)).sub_(normalised.mul_(along)).mul_(rstd)
+        return torch.ops.aten.gelu_backward(dn, t)
+
+    # -- edge to node: S_i = Σ_j GELU(W_e e_ij + b_e)
+
+    def edge_to_node(self, tile: Tile, w: ToNodeWeights, e: Tensor, into: NodeSum) -> None:
+        g = self._grid(tile, F.gelu(F.linear(e.to(self.compute), w.weight, w.bias.to(self.compute))))
+        accumulate = self.like.dtype
+        into.add_rows(tile, g.sum(dim=(2, 3), dtype=accumulate))
+        if tile.mirrored < tile.offsets:
+            into.add_columns(tile, g[:, :, tile.mirrored :].sum(dim=1, dtype=accumulate), skip=tile.mirrored)
+
+    def edge_to_node_backward(
+        self,
+        tile: Tile,
+        w: ToNodeWeights,
+        e: Tensor,
+        ds: Band,
+        into: tuple[Tensor, Tensor] | None,
+        de: Tensor | None,
+    ) -> None:
+        """ds: gradient of S, as a band. Adds to de (T, D) if given; the parameters' gradients to into = (weight, bias)."""
+        low = e.to(self.compute)
+        p = F.linear(low, w.weight, w.bias.to(self.compute)).to(self.like.dtype)
+        both = ds.rows(tile)[:, :, None, None].expand(*self.schedule.shape(tile), self.dim).contiguous()
+        if tile.mirrored < tile.offsets:
+            both[:, :, tile.mirrored :] += ds.columns(tile)[:, None, tile.mirrored :]
+        dp = torch.ops.aten.gelu_backward(both.view(tile.rows, self.dim), p)
+        if into is not None:
+            into[1].add_(dp.sum(dim=0))
+        dp = dp.to(self.compute)
+        if into is not None:
+            self._accumulate_product(into[0], dp, low)
+        if de is not None:
+            self._add_product(de, dp, w.weight)
+
+    # -- gate: attention of an edge to its two tokens
+
+    def gate(self, tile: Tile, w: EdgeWeights, tokens: Tokens, e: Tensor, keep: Tensor | None) -> tuple[Tensor, Gate]:
+        """e (T, D), keep (A, K, O, K, 2) or None (kept weights' scale, 0 where dropped) → e¹ (T, D) and what its backward needs."""
+        grid = self._grid(tile, e)
+        anchors, views, offsets, _ = self.schedule.shape(tile)
+        rows = e.view(anchors, views, offsets * views, self.dim)
+        along_i = torch.matmul(rows, tokens.u.rows(tile)[..., None]).view(anchors, views, offsets, views)
+        along_j = (grid * tokens.u.columns(tile)[:, None]).sum(dim=-1)
+        c_i, c_j = tokens.c.rows(tile)[..., None], tokens.c.columns(tile)[:, None, ..., 0]
+        logit = (along_i - along_j + (c_i - c_j)) * self.dim**-0.5
+        p = torch.sigmoid(logit)
+        weight_i, weight_j = p, torch.sigmoid(-logit)
+        if keep is not None:
+            weight_i, weight_j = weight_i * keep[..., 0], weight_j * keep[..., 1]
+        t = torch.addcmul(grid, weight_i[..., None], tokens.v.rows(tile)[:, :, None, None])
+        t.addcmul_(weight_j[..., None], tokens.v.columns(tile)[:, None])
+        t = t.view(tile.rows, self.dim)
+        return self.norm_gelu(w, t), Gate(p, weight_i, weight_j, t)
+
+    def gate_backward(
+        self,
+        tile: Tile,
+        w: EdgeWeights,
+        tokens: Tokens,
+        e: Tensor,
+        keep: Tensor | None,
+        gate: Gate,
+        de1: Tensor,
+        into: tuple[EdgeGradients, TokenSums] | None,
+        want_edge: bool,
+    ) -> Tensor | None:
+        """de¹ (T, D) → de (T, D) if wanted; parameter and token gradients are added to `into` if given."""
+        grid = self._grid(tile, e)
+        dt = self._grid(tile, self.norm_gelu_backward(w, gate.t, de1, into and into[0]))
+        v_i, v_j = tokens.v.rows(tile)[:, :, None, None], tokens.v.columns(tile)[:, None]
+        dp_i, dp_j = (dt * v_i).sum(dim=-1), (dt * v_j).sum(dim=-1)
+        if keep is not None:
+            dp_i, dp_j = dp_i * keep[..., 0], dp_j * keep[..., 1]
+        dlogit = (dp_i - dp_j) * (gate.p * (1 - gate.p)) * self.dim**-0.5
+        if into is not None:
+            sums = into[1]
+            scaled = dlogit[..., None] * grid
+            sums.u.add_rows(tile, scaled.sum(dim=(2, 3)))
+            sums.u.add_columns(tile, -scaled.sum(dim=1))
+            sums.c.add_rows(tile, dlogit.sum(dim=(2, 3))[..., None])
+            sums.c.add_columns(tile, -dlogit.sum(dim=1)[..., None])
+            sums.v.add_rows(tile, (dt * gate.weight_i[..., None]).sum(dim=(2, 3)))
+            sums.v.add_columns(tile, (dt * gate.weight_j[..., None]).sum(dim=1))
+        if not want_edge:
+            return None
+        difference = tokens.u.rows(tile)[:, :, None, None] - tokens.u.columns(tile)[:, None]
+        return dt.addcmul_(dlogit[..., None], difference).view(tile.rows, self.dim)
+
+    # -- hidden and close: the edge MLP
+
+    def hidden(self, w: EdgeWeights, e1: Tensor, keep_h: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """e¹ (T, D) → g = GELU(e¹ W₁ᵀ + b₁) (T, 4D) in the compute dtype, its row mean and 1/σ (T, 1). keep_h (T, 4D), if
+        given, receives e¹ W₁ᵀ + b₁."""
+        h = torch.addmm(w.b1.to(self.compute), e1.to(self.compute), w.w1.T, out=keep_h)
+        g = F.gelu(h)
+        return g, *self._row_moments(g)
+
+    def close(self, w: EdgeWeights, e1: Tensor, g: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+        """The pre-norm sum s = (g W₂'ᵀ - μ w)/σ + d + e¹ (T, D)."""
+        out = torch.mm(g, w.w2.T).to(e1.dtype)
+        return out.addcmul_(mean, w.w, value=-1).mul_(rstd).add_(w.d).add_(e1)
+
+    def mlp_backward(
+        self, w: EdgeWeights, e1: Tensor, s: Tensor, ds: Tensor, h: Tensor | None, into: EdgeGradients | None
+    ) -> Tensor:
+        """ds (T, D) → de¹ (T, D). h (T, 4D): what `hidden` kept, or None to replay its product."""
+        low = e1.to(self.compute)
+        if h is None:
+            h = torch.addmm(w.b1.to(self.compute), low, w.w1.T)
+        g = F.gelu(h)
+        mean, rstd = self._row_moments(g)
+        # LayerNorm's two row means, from D-vectors: n·dn = ds·(O - d) with O - d = s - e¹ - d.
+        mean_dn = (ds @ w.w)[:, None] / (4 * self.dim)
+        mean_n_dn = (ds * (s - e1 - w.d)).sum(dim=1, keepdim=True) / (4 * self.dim)
+        dn = torch.mm(ds.to(self.compute), w.w2)
+        normalised = (g - mean) * rstd
+        dg = (dn - mean_dn - normalised * mean_n_dn) * rstd
+        dh = torch.ops.aten.gelu_backward(dg, h.to(dg.dtype))
+        if into is not None:
+            scaled = ds * rstd
+            self._accumulate_product(into.out_g, scaled.to(self.compute), g)
+            into.out_mean += (scaled * mean).sum(dim=0)
+            into.out += ds.sum(dim=0)
+            into.b1 += dh.sum(dim=0)
+        dh = dh.to(self.compute)
+        if into is not None:
+            self._accumulate_product(into.w1, dh, low)
+        de1 = ds.clone()
+        self._add_product(de1, dh, w.w1)
+        return de1
+
+    # -- products
+
+    def _row_moments(self, g: Tensor) -> tuple[Tensor, Tensor]:
+        variance, mean = torch.var_mean(g.to(self.like.dtype), dim=1, correction=0, keepdim=True)
+        return mean, torch.rsqrt(variance + NORM_EPS)
+
+    def _accumulate_product(self, into: Tensor, a: Tensor, b: Tensor) -> None:
+        """into += aᵀ b"""
+        self._add_product(into, a.T, b)
+
+    def _add_product(self, into: Tensor, a: Tensor, b: Tensor) -> None:
+        """into += a b"""
+        if into.dtype is a.dtype:
+            into.addmm_(a, b)
+        else:
+            into += torch.mm(a, b)
+
+    def _grid(self, tile: Tile, x: Tensor) -> Tensor:
+        return x.view(*self.schedule.shape(tile), x.shape[-1])

@@ -1,0 +1,122 @@
+"""The graph network's parameters as the engine sees them: a flat list in a fixed order, and what is prepared from it once a pass."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from gcahng.nn import GraphNetwork
+
+_NODE_LINEARS = ("query", "key", "value", "output", "edge_to_node", "mlp_in", "mlp_out", "norm")
+_EDGE_LINEARS = ("query", "key", "value", "node_to_edge", "norm", "mlp_in", "mlp_norm", "mlp_out")
+
+
+def _pairs(*modules: str) -> list[str]:
+    return [f"{module}.{kind}" for module in modules for kind in ("weight", "bias")]
+
+
+def parameter_names(layers: int) -> list[str]:
+    """Every trainable parameter of GraphNetwork, in the order in which the engine passes them."""
+    names = _pairs("node_input")
+    for layer in range(layers):
+        names += _pairs(*(f"layers.{layer}.node.{part}" for part in _NODE_LINEARS))
+        names += _pairs(*(f"layers.{layer}.edge.{part}" for part in _EDGE_LINEARS))
+    return [*names, "edge_batch_norm.weight", *_pairs("coefficient_head"), "node_batch_norm.weight", *_pairs("class_head")]
+
+
+def metric_names(layers: int) -> list[str]:
+    """Those with a gradient in phase 1: θ is held fixed, so the last edge update and the coefficient head have none."""
+    without = (f"layers.{layers - 1}.edge.", "edge_batch_norm.", "coefficient_head.")
+    return [name for name in parameter_names(layers) if not name.startswith(without)]
+
+
+def generator_names(layers: int) -> list[str]:
+    """Those with a gradient in phase 3: the node head has none."""
+    return [name for name in parameter_names(layers) if not name.startswith(("class_head.", "node_batch_norm."))]
+
+
+def parameter_list(network: GraphNetwork) -> list[Tensor]:
+    named = dict(network.named_parameters())
+    return [named[name] for name in parameter_names(len(network.layers))]
+
+
+def buffer_list(network: GraphNetwork) -> list[Tensor]:
+    """The running statistics and frozen biases: edges first, then nodes; running mean, running variance, count, bias."""
+    norms = (network.edge_batch_norm, network.node_batch_norm)
+    return [t for norm in norms for t in (norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.bias.detach())]
+
+
+class EdgeWeights(NamedTuple):
+    """One layer's edge parameters, prepared: products in the compute dtype, vectors in the accumulating one.
+
+    The LayerNorm over the 4D hidden channels is folded into the second product: with W₂' = W₂ diag(γ), w = W₂' 1 and
+    d = W₂ β + b₂, LN(g) W₂ᵀ + b₂ = (g W₂'ᵀ - μ w) / σ + d.
+    """
+
+    w1: Tensor  # (4D, D)
+    b1: Tensor  # (4D,)
+    w2: Tensor  # W₂' (D, 4D)
+    w: Tensor  # (D,)
+    d: Tensor  # (D,)
+    gamma: Tensor  # (D,) of the edge norm
+    beta: Tensor  # (D,)
+
+
+class ToNodeWeights(NamedTuple):
+    """One layer's edge-to-node projection: weight (D, D) in the compute dtype, bias (D,)."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+def edge_weights(named: dict[str, Tensor], layer: int, compute: torch.dtype) -> EdgeWeights:
+    at = f"layers.{layer}.edge"
+    gamma4, beta4 = named[f"{at}.mlp_norm.weight"], named[f"{at}.mlp_norm.bias"]
+    w2 = named[f"{at}.mlp_out.weight"]
+    folded = (w2 * gamma4).to(compute)
+    return EdgeWeights(
+        w1=named[f"{at}.mlp_in.weight"].to(compute),
+        b1=named[f"{at}.mlp_in.bias"],
+        w2=folded,
+        w=folded.to(w2.dtype).sum(dim=1),
+        d=w2 @ beta4 + named[f"{at}.mlp_out.bias"],
+        gamma=named[f"{at}.norm.weight"],
+        beta=named[f"{at}.norm.bias"],
+    )
+
+
+def to_node_weights(named: dict[str, Tensor], layer: int, compute: torch.dtype) -> ToNodeWeights:
+    at = f"layers.{layer}.node.edge_to_node"
+    return ToNodeWeights(named[f"{at}.weight"].to(compute), named[f"{at}.bias"])
+
+
+class EdgeGradients:
+    """Sums over all tiles from which one layer's edge-parameter gradients follow."""
+
+    def __init__(self, dim: int, like: Tensor) -> None:
+        self.w1 = like.new_zeros(4 * dim, dim)
+        self.b1 = like.new_zeros(4 * dim)
+        self.out_g = like.new_zeros(dim, 4 * dim)  # Σ (ds / σ) ⊗ g
+        self.out_mean = like.new_zeros(dim)  # Σ (ds / σ) μ
+        self.out = like.new_zeros(dim)  # Σ ds
+        self.gamma = like.new_zeros(dim)
+        self.beta = like.new_zeros(dim)
+
+    def named(self, named: dict[str, Tensor], layer: int) -> dict[str, Tensor]:
+        """The gradients of mlp_in, mlp_norm, mlp_out and norm."""
+        at = f"layers.{layer}.edge"
+        gamma4, beta4, w2 = (named[f"{at}.{name}"] for name in ("mlp_norm.weight", "mlp_norm.bias", "mlp_out.weight"))
+        normalised = self.out_g - self.out_mean[:, None]  # Σ ds ⊗ (g - μ) / σ
+        return {
+            f"{at}.mlp_in.weight": self.w1,
+            f"{at}.mlp_in.bias": self.b1,
+            f"{at}.mlp_out.weight": normalised * gamma4 + self.out[:, None] * beta4,
+            f"{at}.mlp_out.bias": self.out,
+            f"{at}.mlp_norm.weight": (w2 * normalised).sum(dim=0),
+            f"{at}.mlp_norm.bias": self.out @ w2,
+            f"{at}.norm.weight": self.gamma,
+            f"{at}.norm.bias": self.beta,
+        }
