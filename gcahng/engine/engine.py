@@ -12,17 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from gcahng.engine import passes
-from gcahng.engine.graph import GraphOptions
+from gcahng.engine.graph import GraphOptions, GraphPass
+from gcahng.engine.head import TorchHead
 from gcahng.engine.masks import EdgeDropout
-from gcahng.engine.schedule import Schedule, default_tile_rows, make_schedule
+from gcahng.engine.mixing import TorchMixer, mixing_weights
+from gcahng.engine.schedule import default_tile_rows, make_schedule
 from gcahng.engine.stages import TorchStages
 from gcahng.engine.weights import buffer_list, generator_names, metric_names, parameter_list, parameter_names
+from gcahng.engine.workspace import Workspace
 from gcahng.nn import GraphNetwork
 from gcahng.reference.losses import official_own_entries
 from gcahng.reference.mix import mix
 from gcahng.reference.passes import Batch, GeneratorLosses, GeneratorWeights, MetricLosses, coefficients_by_view
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+_workspace = Workspace()
 
 
 class Settings(NamedTuple):
@@ -43,6 +47,13 @@ class Settings(NamedTuple):
     edge_dtype: str
 
 
+class _Pass(NamedTuple):
+    graph: GraphPass
+    mixer: TorchMixer
+    classes: Tensor
+    buffers: list[Tensor]
+
+
 def _prepare(
     z: Tensor,
     classes: Tensor,
@@ -52,22 +63,33 @@ def _prepare(
     parameters: list[Tensor],
     buffers: list[Tensor],
     s: Settings,
+    record: bool,
     update: bool,
-) -> tuple[passes.PassInput, Schedule, TorchStages, GraphOptions]:
-    dim = z.shape[1]
+) -> _Pass:
+    dim, z = z.shape[1], z.detach()
     named = dict(zip(parameter_names(s.layers), (p.detach() for p in parameters), strict=True))
-    schedule = make_schedule(
-        z.shape[0] // s.views, s.views, symmetric=s.symmetric, tile_rows=default_tile_rows(dim)
-    )
     compute = _DTYPES[s.compute]
-    stages = TorchStages(schedule, dim, compute, z)
+    rows = default_tile_rows(dim, compute)
+    schedule = make_schedule(z.shape[0] // s.views, s.views, symmetric=s.symmetric, tile_rows=rows)
     options = GraphOptions(
         s.heads, compute, s.training, update, s.momentum, s.eps, s.edge_memory, _DTYPES[s.edge_dtype]
     )
     dropout = EdgeDropout(s.p, s.seed, draw) if s.training and s.p > 0 else None
+    kappa = mixing_weights(u)
+    if s.stages == "cpp":
+        from gcahng.engine.cpp import CppHead, CppMixer, CppStages
+
+        stages = CppStages(schedule, dim, compute, z, dropout, s.layers, _workspace)
+        head = CppHead(schedule, compute, z, _workspace)
+        mixer = CppMixer(schedule, z, pull, kappa, _workspace)
+    else:
+        stages = TorchStages(schedule, dim, compute, z, dropout, s.layers)
+        head = TorchHead(schedule, compute)
+        mixer = TorchMixer(schedule, z, pull, kappa)
     # The operator is functional: running statistics are copied here and copied back by its caller.
-    batch = passes.PassInput(z.detach(), classes, pull, u, named, [b.clone() for b in buffers], dropout)
-    return batch, schedule, stages, options
+    copies = [b.clone() for b in buffers]
+    graph = GraphPass(named, copies, z, schedule, stages, head, options, record)
+    return _Pass(graph, mixer, classes, copies)
 
 
 def _statistics(buffers: list[Tensor]) -> list[Tensor]:
@@ -76,24 +98,29 @@ def _statistics(buffers: list[Tensor]) -> list[Tensor]:
 
 
 def _run_metric(tensors: tuple[Any, ...], s: Settings, want_z: bool, want_parameters: bool) -> list[Tensor]:
-    batch, schedule, stages, options = _prepare(*tensors, s, update=s.training)
-    with torch.autocast(batch.z.device.type, enabled=False):
-        found = passes.metric_pass(batch, schedule, stages, options, want_z, want_parameters)
-    empty = batch.z.new_empty(0)
+    z = tensors[0]
+    with torch.autocast(z.device.type, enabled=False):
+        run = _prepare(*tensors, s, record=want_z or want_parameters, update=s.training)
+        found = passes.metric_pass(run.graph, run.mixer, run.classes, want_z)
     gradients = [found.parameters[n] for n in metric_names(s.layers)] if want_parameters else []
-    dz = [empty if d is None else d for d in (found.dz_synthetic, found.dz_entropy)]
-    return [found.synthetic, found.node_entropy, *_statistics(batch.buffers), *dz, *gradients]
+    dz = [z.new_empty(0) if d is None else d for d in (found.dz_synthetic, found.dz_entropy)]
+    return [found.synthetic, found.node_entropy, *_statistics(run.buffers), *dz, *gradients]
 
 
 def _run_generator(
-    tensors: tuple[Any, ...], s: Settings, classifier: tuple[Tensor, Tensor], zeroed: Tensor | None, weights: GeneratorWeights, want: bool
+    tensors: tuple[Any, ...],
+    s: Settings,
+    classifier: tuple[Tensor, Tensor],
+    zeroed: Tensor | None,
+    weights: GeneratorWeights,
+    want: bool,
 ) -> list[Tensor]:
-    batch, schedule, stages, options = _prepare(*tensors, s, update=s.training)
-    with torch.autocast(batch.z.device.type, enabled=False):
-        found = passes.generator_pass(batch, schedule, stages, options, classifier, zeroed, weights, want)
+    with torch.autocast(tensors[0].device.type, enabled=False):
+        run = _prepare(*tensors, s, record=want, update=s.training)
+        found = passes.generator_pass(run.graph, run.mixer, run.classes, classifier, zeroed, weights)
     gradients = [found.parameters[n] for n in generator_names(s.layers)] if want else []
     values = [found.negative_entropy, found.dissimilarity, found.diversity]
-    return [*values, *_statistics(batch.buffers), *gradients]
+    return [*values, *_statistics(run.buffers), *gradients]
 
 
 class _MetricPass(torch.autograd.Function):
@@ -178,9 +205,9 @@ class Engine:
         tensors = (
             batch.z, batch.classes, batch.pull, batch.u, _draw(batch), parameter_list(network), buffer_list(network)
         )
-        prepared = _prepare(*tensors, self._settings(network, batch), update=False)
         with torch.autocast(batch.z.device.type, enabled=False):
-            found = passes.coefficients(*prepared)
+            run = _prepare(*tensors, self._settings(network, batch), record=False, update=False)
+            found = passes.coefficients(run.graph)
             negatives = mix(batch.by_view(), coefficients_by_view(found, batch.views), batch.u, batch.pull)
         if anchors is None:
             return negatives, found

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gcahng.engine.schedule import Schedule, Tile
+from gcahng.engine.stages import Edges
 
 
 def weighted_sum(schedule: Schedule, tile: Tile, x: Tensor) -> Tensor:
@@ -19,24 +20,6 @@ def weighted_sum(schedule: Schedule, tile: Tile, x: Tensor) -> Tensor:
         return 2 * total
     own = x.view(*schedule.shape(tile), x.shape[-1])[:, :, 0].sum(dim=(0, 1, 2))
     return 2 * total - own
-
-
-class Moments:
-    """Σ e and Σ e² over the n² ordered pairs, in float64 across tiles."""
-
-    def __init__(self, schedule: Schedule, dim: int, device: torch.device) -> None:
-        self._schedule = schedule
-        self._sum = torch.zeros(dim, dtype=torch.float64, device=device)
-        self._square = torch.zeros_like(self._sum)
-
-    def add(self, tile: Tile, e: Tensor) -> None:
-        self._sum += weighted_sum(self._schedule, tile, e)
-        self._square += weighted_sum(self._schedule, tile, e * e)
-
-    def mean_and_variance(self) -> tuple[Tensor, Tensor]:
-        edges = self._schedule.nodes**2
-        mean = self._sum / edges
-        return mean, (self._square / edges - mean * mean).clamp_min(0)
 
 
 class HeadWeights(NamedTuple):
@@ -57,21 +40,23 @@ class HeadWeights(NamedTuple):
 def head_weights(
     named: dict[str, Tensor],
     norm: list[Tensor],
-    moments: Moments | None,
+    moments: Tensor | None,
     edges: int,
     compute: torch.dtype,
     momentum: float,
     eps: float,
     update: bool,
 ) -> HeadWeights:
-    """norm: running mean, running variance, count and bias of the edge BatchNorm. moments None: the running statistics serve;
-    else the batch's do, and the running ones follow if update (unbiased, as torch's BatchNorm)."""
+    """norm: running mean, running variance, count and bias of the edge BatchNorm. moments (2, D) float64: means of e and e² over
+    the n² ordered pairs, whose statistics serve, and the running ones follow if update (unbiased, as torch's BatchNorm); None: the
+    running statistics serve."""
     running_mean, running_variance, count, beta = norm
     gamma, fc = named["edge_batch_norm.weight"], named["coefficient_head.weight"]
     if moments is None:
         mean, variance = running_mean, running_variance
     else:
-        mean, variance = moments.mean_and_variance()
+        mean = moments[0]
+        variance = (moments[1] - mean * mean).clamp_min(0)
         if update:
             count.add_(1)
             unbiased = variance * (edges / (edges - 1))
@@ -86,19 +71,18 @@ def head_weights(
 
 
 class HeadGradients:
-    """Sums over all edges: Σ dpre ⊗ e, Σ dpre, and BatchNorm's Σ dy and Σ dy ∘ ê."""
+    """Sums over all edges: Σ dpre ⊗ e, Σ dpre, and BatchNorm's Σ dy and Σ dy ∘ ê (2, D)."""
 
     def __init__(self, dim: int, like: Tensor) -> None:
         self.pre_e = like.new_zeros(dim, dim)
         self.pre = like.new_zeros(dim)
-        self.dy = like.new_zeros(dim)
-        self.dy_e = like.new_zeros(dim)
+        self.sums = like.new_zeros(2, dim)
 
     def named(self, w: HeadWeights) -> dict[str, Tensor]:
         return {
             "coefficient_head.weight": self.pre_e * w.scale + self.pre[:, None] * w.shift,
             "coefficient_head.bias": self.pre,
-            "edge_batch_norm.weight": self.dy_e,
+            "edge_batch_norm.weight": self.sums[1],
         }
 
 
@@ -108,35 +92,41 @@ class TorchHead:
     def __init__(self, schedule: Schedule, compute: torch.dtype) -> None:
         self.schedule, self.compute = schedule, compute
 
-    def head(self, w: HeadWeights, e: Tensor, out: Tensor | None = None) -> Tensor:
+    def moments(self, dim: int, like: Tensor) -> Tensor:
+        """(2, D) float64 zeros, for add_moments."""
+        return torch.zeros(2, dim, dtype=torch.float64, device=like.device)
+
+    def add_moments(self, tile: Tile, e: Edges, into: Tensor) -> None:
+        """Adds Σ e and Σ e² over the ordered pairs that a tile stands for."""
+        into[0] += weighted_sum(self.schedule, tile, e.full)
+        into[1] += weighted_sum(self.schedule, tile, e.full.square())
+
+    def head(self, w: HeadWeights, e: Edges, out: Tensor | None = None) -> Tensor:
         """e (T, D) → θ (T, D)."""
-        pre = torch.mm(e.to(self.compute), w.weight.T).to(w.bias.dtype)
+        pre = torch.mm(e.low, w.weight.T).to(w.bias.dtype)
         return torch.sigmoid(pre.add_(w.bias), out=out)
 
     def head_backward(
-        self, w: HeadWeights, e: Tensor, theta: Tensor, dtheta: Tensor, into: HeadGradients | None
+        self, w: HeadWeights, e: Edges, theta: Tensor, dtheta: Tensor, into: HeadGradients | None
     ) -> Tensor:
         """dθ (T, D), both directions of an edge together → dy, the gradient of BatchNorm's output (T, D)."""
         dpre = dtheta * (theta * (1 - theta))
         low = dpre.to(self.compute)
-        dy = torch.mm(low, w.weight_fc).to(e.dtype)
+        dy = torch.mm(low, w.weight_fc).to(e.full.dtype)
         if into is not None:
-            product = torch.mm(low.T, e.to(self.compute))
-            into.pre_e += product
+            into.pre_e += torch.mm(low.T, e.low)
             into.pre += dpre.sum(dim=0)
-            into.dy += dy.sum(dim=0)
-            into.dy_e += (dy * ((e - w.mean) * w.rstd)).sum(dim=0)
+            into.sums[0] += dy.sum(dim=0)
+            into.sums[1] += (dy * ((e.full - w.mean) * w.rstd)).sum(dim=0)
         return dy
 
-    def norm_backward(
-        self, tile: Tile, w: HeadWeights, e: Tensor, dy: Tensor, sums: HeadGradients | None
-    ) -> Tensor:
+    def norm_backward(self, tile: Tile, w: HeadWeights, e: Edges, dy: Tensor, sums: HeadGradients | None) -> Tensor:
         """dy → de (T, D), both directions of an edge together. sums None: running statistics, no terms through them."""
         if sums is None:
             return dy * w.scale
         edges = self.schedule.nodes**2
-        normalised = (e - w.mean) * w.rstd
-        through = (sums.dy + normalised * sums.dy_e) / edges
+        normalised = (e.full - w.mean) * w.rstd
+        through = (sums.sums[0] + normalised * sums.sums[1]) / edges
         if tile.mirrored < tile.offsets:
             grid = through.view(*self.schedule.shape(tile), through.shape[-1])
             grid[:, :, tile.mirrored :].mul_(2)

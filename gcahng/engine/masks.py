@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -69,5 +68,3 @@ def _nodes(schedule: Schedule, tile: Tile, device: torch.device) -> tuple[Tensor
     i, j = torch.broadcast_tensors(i, j)
     return i.reshape(-1), j.reshape(-1)
 
-
-Keep = Callable[[int], Tensor]

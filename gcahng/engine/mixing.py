@@ -2,7 +2,10 @@
 
 With ρ = min(d⁺/d⁻, 1), a negative's share is r = ρ + (1 - ρ) θ · pull (1 where the negative is nearer than the positive),
 and N = a + Σ_v κ_v (b_v - a) r_v, where κ_v = (1 - u_v) Π_{w>v} u_w (u_0 = 0) sums to 1: no chain to walk.
-A tile holds both directions of a pair of classes: from its anchors to its columns, and back.
+
+A tile holds both directions of a pair of classes: forward, its anchors against the columns, and back. A tile's mixes are
+numbered forward (A, K, O), then, where offsets are mirrored, back (A, O', K): the anchor is a column, the negatives are
+the anchor class's views.
 """
 
 from __future__ import annotations
@@ -27,123 +30,161 @@ def mixing_weights(u: Tensor) -> Tensor:
     return torch.stack(kappa, dim=1)
 
 
-class Direction(NamedTuple):
-    """One direction of a tile: anchors (A, Ka, O, 1, D) and negatives (A, ·, O, Kb, D), broadcasting; θ (A, Ka, O, Kb, D);
-    to_positive (A, Ka, ·, 1): d⁺; index: where an (A, Ka, O) array lies in a (K, C, C) one; classes: the negatives' classes,
-    broadcasting to (A, Ka, O); own: whether offset 0 holds a class's negatives of its own."""
+class MixIndex(NamedTuple):
+    """Of each of a tile's mixes (N,): the anchor's view k and class a, the negatives' class c (places), and the anchor's node."""
+
+    view: Tensor
+    anchor: Tensor
+    negative: Tensor
+    node: Tensor
+
+    @property
+    def place(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Where the mixes lie in a (K, C, C) array."""
+        return self.view, self.anchor, self.negative
+
+
+def mix_index(schedule: Schedule, tile: Tile, device: torch.device) -> MixIndex:
+    """See MixIndex."""
+    first = torch.arange(tile.first_class, tile.first_class + tile.classes, device=device)[:, None, None]
+    view = torch.arange(schedule.views, device=device)
+    columns = schedule.column_classes(tile, device)
+    parts = [torch.broadcast_tensors(view[:, None], first, columns[:, None])]
+    if tile.mirrored < tile.offsets:
+        parts.append(torch.broadcast_tensors(view, columns[:, tile.mirrored :, None], first))
+    k, a, c = (torch.cat([part[axis].reshape(-1) for part in parts]) for axis in range(3))
+    return MixIndex(k, a, c, a * schedule.views + k)
+
+
+class _Direction(NamedTuple):
+    """One direction of a tile: anchors (A, Ka, O, 1, D) and negatives (A, ·, O, Kb, D), broadcasting; θ (A, Ka, O, Kb, D) or None;
+    to_positive (A, Ka, ·, 1): d⁺."""
 
     forward: bool
-    skip: int
     anchors: Tensor
     negatives: Tensor
-    theta: Tensor
+    theta: Tensor | None
     to_positive: Tensor
-    index: tuple[Tensor, Tensor, Tensor]
-    classes: Tensor
-    own: bool
 
 
-class Mixed(NamedTuple):
-    """negatives N (A, Ka, O, D) and what the backward needs."""
+class _Shares(NamedTuple):
+    """difference b - a (A, Ka, O, Kb, D); ratio ρ, d⁻ and d⁺ < d⁻ (A, Ka, O, Kb)."""
 
-    negatives: Tensor
     difference: Tensor
     ratio: Tensor
-    share: Tensor
     to_negative: Tensor
     easy: Tensor
 
 
-class Mixer:
-    """The mixing of one pass. z: embeddings (n, D) as a band; pull: 0-dim; kappa (K, K)."""
+class TorchMixer:
+    """The mixing of one pass, in plain torch. z: embeddings (n, D); pull: 0-dim; kappa (K, K)."""
 
     def __init__(self, schedule: Schedule, z: Tensor, pull: Tensor, kappa: Tensor) -> None:
         self.schedule, self.pull, self.kappa = schedule, pull, kappa
         views = z.view(schedule.classes, schedule.views, -1)
-        self.step = views - views.roll(-1, dims=1) + SMALL
-        self.to_positive = self.step.norm(dim=-1, keepdim=True)
+        self._step = views - views.roll(-1, dims=1) + SMALL
+        self._to_positive = self._step.norm(dim=-1, keepdim=True)
         self.z = Band(schedule, z)
-        self.d_plus = Band(schedule, self.to_positive.view(-1, 1))
+        self.d_plus = Band(schedule, self._to_positive.view(-1, 1))
 
-    def directions(self, tile: Tile, theta: Tensor) -> Iterator[Direction]:
-        """θ (T, D), seen from either end."""
-        grid = theta.view(*self.schedule.shape(tile), theta.shape[-1])
-        device = theta.device
-        view = torch.arange(self.schedule.views, device=device)[None, :, None]
-        first = torch.arange(tile.first_class, tile.first_class + tile.classes, device=device)[:, None, None]
-        columns = self.schedule.column_classes(tile, device)[:, None]
-        rows, across = self.z.rows(tile), self.z.columns(tile)
-        yield Direction(
-            True,
-            0,
-            rows[:, :, None, None],
-            across[:, None],
-            grid,
-            self.d_plus.rows(tile)[:, :, None],
-            (view, first, columns),
-            columns,
-            tile.first_offset == 0,
-        )
-        if tile.mirrored < tile.offsets:
-            skip = tile.mirrored
-            across, columns = across[:, skip:], columns[..., skip:]
-            yield Direction(
-                False,
-                skip,
-                across.transpose(1, 2)[:, :, :, None],
-                rows[:, None, None],
-                grid[:, :, skip:].transpose(1, 3),
-                self.d_plus.columns(tile)[:, skip:].transpose(1, 2),
-                (view, columns, first),
-                first,
-                False,
-            )
+    def negatives(self, tile: Tile, theta: Tensor) -> Tensor:
+        """θ (T, D) → N (mixes, D)."""
+        parts = []
+        for d in self._directions(tile, theta):
+            mixed = self._mix(d, self._shares(d))
+            parts.append((mixed if d.forward else mixed.transpose(1, 2)).reshape(-1, theta.shape[-1]))
+        return torch.cat(parts)
 
-    def mix(self, d: Direction) -> Mixed:
-        difference = d.negatives - d.anchors
-        to_negative = (difference - SMALL).norm(dim=-1)
-        easy = d.to_positive < to_negative
-        ratio = torch.where(easy, d.to_positive / to_negative, 1.0)
-        share = torch.addcmul(ratio[..., None], (1 - ratio)[..., None] * self.pull, d.theta)
-        weights = self.kappa[:, None, :, None]
-        negatives = (share * difference * weights).sum(dim=3) + d.anchors[:, :, :, 0]
-        return Mixed(negatives, difference, ratio, share, to_negative, easy)
+    def logits(self, tile: Tile, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """θ (T, D) → a·N and ‖N‖² (mixes,)."""
+        negatives = self.negatives(tile, theta)
+        anchors = self.anchors(mix_index(self.schedule, tile, theta.device))
+        return (negatives * anchors).sum(dim=1), negatives.square().sum(dim=1)
 
-    def backward_to_theta(self, m: Mixed, dn: Tensor) -> Tensor:
-        """dN (A, Ka, O, D) → dθ (A, Ka, O, Kb, D)."""
-        scale = (1 - m.ratio) * self.kappa[:, None, :] * self.pull
-        return dn[:, :, :, None] * m.difference * scale[..., None]
+    def anchors(self, index: MixIndex) -> Tensor:
+        """The anchors of mixes (mixes, D)."""
+        return self.z.nodes.view(self.schedule.nodes, -1)[index.node]
 
-    def backward_to_embeddings(
-        self, tile: Tile, d: Direction, m: Mixed, dn: Tensor, into: NodeSum, into_positive: NodeSum
+    def backward_theta(self, tile: Tile, dn: Tensor) -> Tensor:
+        """dN (mixes, D) → dθ (T, D), both directions of an edge together."""
+        dtheta = None
+        for d, part in self._paired(tile, dn):
+            m = self._shares(d)
+            scale = (1 - m.ratio) * self.kappa[:, None, :] * self.pull
+            found = part[:, :, :, None] * m.difference * scale[..., None]
+            if d.forward:
+                dtheta = found
+            else:
+                dtheta[:, :, tile.mirrored :] += found.transpose(1, 3)
+        return dtheta.reshape(tile.rows, -1)
+
+    def backward_z(
+        self, tile: Tile, theta: Tensor, dlogits: Tensor, square: float, into: NodeSum, into_positive: NodeSum
     ) -> None:
-        """dN (A, Ka, O, D) → gradients of z, and of d⁺ (n, 1), summed over nodes."""
-        weighted = dn[:, :, :, None] * self.kappa[:, None, :, None]
-        d_ratio = (weighted * m.difference * (1 - self.pull * d.theta)).sum(dim=-1) * m.easy
-        d_difference = weighted * m.share
-        along = -d_ratio * m.ratio / m.to_negative.square()
-        d_difference.addcmul_(along[..., None], m.difference - SMALL)
-        d_anchors = dn - d_difference.sum(dim=3)
-        d_positive = (d_ratio / m.to_negative).sum(dim=3)[..., None]
-        if d.forward:
-            into.add_rows(tile, d_anchors.sum(dim=2))
-            into.add_columns(tile, d_difference.sum(dim=1))
-            into_positive.add_rows(tile, d_positive.sum(dim=2))
-        else:
-            into.add_columns(tile, d_anchors.transpose(1, 2), skip=d.skip)
-            into.add_rows(tile, d_difference.sum(dim=(1, 2)))
-            into_positive.add_columns(tile, d_positive.transpose(1, 2), skip=d.skip)
+        """Gradients of the logits (mixes,), and the weight of ‖N‖², to z and to d⁺ (n, 1). A class's mixes with itself, no
+        negatives, are left out."""
+        for d, g in self._paired(tile, dlogits[:, None], theta):
+            m = self._shares(d)
+            negatives = self._mix(d, m)
+            anchors = d.anchors[:, :, :, 0]
+            dn = torch.addcmul(square * negatives, g, anchors)
+            if d.forward and tile.first_offset == 0:
+                dn[:, :, 0] = 0
+                g = torch.cat((torch.zeros_like(g[:, :, :1]), g[:, :, 1:]), dim=2)
+            weighted = dn[:, :, :, None] * self.kappa[:, None, :, None]
+            d_ratio = (weighted * m.difference * (1 - self.pull * d.theta)).sum(dim=-1) * m.easy
+            d_difference = weighted * self._share(d, m)
+            along = -d_ratio * m.ratio / m.to_negative.square()
+            d_difference.addcmul_(along[..., None], m.difference - SMALL)
+            d_anchors = dn - d_difference.sum(dim=3) + g * negatives
+            d_positive = (d_ratio / m.to_negative).sum(dim=3)[..., None]
+            if d.forward:
+                into.add_rows(tile, d_anchors.sum(dim=2))
+                into.add_columns(tile, d_difference.sum(dim=1))
+                into_positive.add_rows(tile, d_positive.sum(dim=2))
+            else:
+                into.add_columns(tile, d_anchors.transpose(1, 2), skip=tile.mirrored)
+                into.add_rows(tile, d_difference.sum(dim=(1, 2)))
+                into_positive.add_columns(tile, d_positive.transpose(1, 2), skip=tile.mirrored)
 
     def positive_backward(self, d_positive: Tensor) -> Tensor:
         """Gradient of d⁺ (n, 1) → of z (n, D)."""
-        unit = self.step / self.to_positive
-        d = d_positive.view_as(self.to_positive) * unit
+        d = d_positive.view_as(self._to_positive) * (self._step / self._to_positive)
         return (d - d.roll(1, dims=1)).reshape(d_positive.shape[0], -1)
 
-    def merge(self, tile: Tile, d: Direction, dtheta: Tensor, into: Tensor) -> None:
-        """Adds a direction's dθ (A, Ka, O, Kb, D) to the tile's (T, D)."""
-        grid = into.view(*self.schedule.shape(tile), into.shape[-1])
-        if d.forward:
-            grid += dtheta
-        else:
-            grid[:, :, d.skip :] += dtheta.transpose(1, 3)
+    # -- parts
+
+    def _directions(self, tile: Tile, theta: Tensor | None) -> Iterator[_Direction]:
+        """θ (T, D), seen from either end."""
+        grid = None if theta is None else theta.view(*self.schedule.shape(tile), theta.shape[-1])
+        rows, across = self.z.rows(tile), self.z.columns(tile)
+        d_plus = self.d_plus.rows(tile)[:, :, None]
+        yield _Direction(True, rows[:, :, None, None], across[:, None], grid, d_plus)
+        if tile.mirrored < tile.offsets:
+            across = across[:, tile.mirrored :]
+            back = None if grid is None else grid[:, :, tile.mirrored :].transpose(1, 3)
+            d_plus = self.d_plus.columns(tile)[:, tile.mirrored :].transpose(1, 2)
+            yield _Direction(False, across.transpose(1, 2)[:, :, :, None], rows[:, None, None], back, d_plus)
+
+    def _paired(self, tile: Tile, x: Tensor, theta: Tensor | None = None) -> Iterator[tuple[_Direction, Tensor]]:
+        """Each direction with its part of x (mixes, W), as (A, Ka, O, W)."""
+        anchors, views, offsets, _ = self.schedule.shape(tile)
+        count = anchors * views * offsets
+        for d in self._directions(tile, theta):
+            if d.forward:
+                yield d, x[:count].view(anchors, views, offsets, -1)
+            else:
+                yield d, x[count:].view(anchors, offsets - tile.mirrored, views, -1).transpose(1, 2)
+
+    def _shares(self, d: _Direction) -> _Shares:
+        difference = d.negatives - d.anchors
+        to_negative = (difference - SMALL).norm(dim=-1)
+        easy = d.to_positive < to_negative
+        return _Shares(difference, torch.where(easy, d.to_positive / to_negative, 1.0), to_negative, easy)
+
+    def _share(self, d: _Direction, m: _Shares) -> Tensor:
+        return torch.addcmul(m.ratio[..., None], (1 - m.ratio)[..., None] * self.pull, d.theta)
+
+    def _mix(self, d: _Direction, m: _Shares) -> Tensor:
+        weighted = self._share(d, m) * m.difference * self.kappa[:, None, :, None]
+        return weighted.sum(dim=3) + d.anchors[:, :, :, 0]

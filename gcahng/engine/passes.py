@@ -1,40 +1,23 @@
-"""The two passes of a training step and the generation of negatives, over tiles. Losses and their gradients are formed together."""
+"""The two passes of a training step and the coefficients of a batch, over tiles. Losses and their gradients are formed together."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gcahng.engine.graph import GraphOptions, GraphPass
-from gcahng.engine.head import HeadGradients, TorchHead, weighted_sum
-from gcahng.engine.masks import EdgeDropout
-from gcahng.engine.mixing import Direction, Mixer, mixing_weights
+from gcahng.engine.graph import GraphPass
+from gcahng.engine.head import HeadGradients, weighted_sum
+from gcahng.engine.mixing import TorchMixer, mix_index
 from gcahng.engine.schedule import Band, NodeSum, Schedule, Tile
-from gcahng.engine.stages import TorchStages
+from gcahng.engine.stages import Edges
 from gcahng.reference.losses import L2_WEIGHT
 from gcahng.reference.passes import GeneratorWeights
 
 LOGITS_AT_ONCE = 1 << 22
-
-
-class PassInput(NamedTuple):
-    """One batch in canonical order: z (n, D), classes (C,), pull 0-dim, u (K, K-1), parameters and buffers as lists."""
-
-    z: Tensor
-    classes: Tensor
-    pull: Tensor
-    u: Tensor
-    named: dict[str, Tensor]
-    buffers: list[Tensor]
-    dropout: EdgeDropout | None
-
-
-def _graph(batch: PassInput, schedule: Schedule, stages: TorchStages, options: GraphOptions, record: bool) -> GraphPass:
-    return GraphPass(batch.named, batch.buffers, batch.z, schedule, stages, batch.dropout, options, record)
-
 
 # -- phase 1
 
@@ -49,28 +32,24 @@ class MetricResult(NamedTuple):
     parameters: dict[str, Tensor]
 
 
-def metric_pass(
-    batch: PassInput, schedule: Schedule, stages: TorchStages, options: GraphOptions, want_z: bool, want_parameters: bool
-) -> MetricResult:
-    """J_syn with θ held fixed, and J_gce."""
-    record = want_z or want_parameters
-    graph = _graph(batch, schedule, stages, options, record)
+def metric_pass(graph: GraphPass, mixer: TorchMixer, classes: Tensor, want_z: bool) -> MetricResult:
+    """J_syn with θ held fixed, and J_gce. classes (C,)."""
+    schedule, z = graph.schedule, graph.z
     f = graph.forward()
-    theta, mixer, logits, norms = _synthetic_logits(graph, batch)
-    synthetic, dlogits, dz_synthetic = _synthetic_npair(batch.z, schedule, logits, norms, want_z)
+    # θ takes the place of the last edges, which nothing else needs: here they get no gradient.
+    theta, graph.s[-1] = graph.s[-1], graph.s[-1] if not graph.stored else None
+    logits, norms = _synthetic_logits(graph, mixer, theta)
+    synthetic, dlogits, dz_synthetic = _synthetic_npair(z, schedule, logits, norms, want_z)
     if want_z:
-        dz_synthetic += _synthetic_backward(graph, theta, mixer, dlogits)
-    graph.s[-1] = None
-    if theta is not None:
-        graph.buffer = theta  # θ is done with: its memory takes the edges' gradients
+        dz_synthetic += _synthetic_backward(graph, mixer, theta, dlogits)
+    graph.buffer = theta  # done with: its memory takes the edges' gradients
 
     segment = graph.node_head(f)
-    node_logits = segment.outputs[0]
-    labels = batch.classes.repeat_interleave(schedule.views)
-    log_p = F.log_softmax(node_logits.detach().to(batch.z.dtype), dim=1)
+    labels = classes.repeat_interleave(schedule.views)
+    log_p = F.log_softmax(segment.outputs[0].detach().to(z.dtype), dim=1)
     entropy = F.nll_loss(log_p, labels)
     dz = None
-    if record:
+    if graph.record:
         d = log_p.exp_()
         d[torch.arange(len(labels), device=d.device), labels] -= 1
         (df,) = segment.backward([d.div_(len(labels))], graph.gradients)
@@ -78,30 +57,26 @@ def metric_pass(
     return MetricResult(synthetic, entropy, dz_synthetic, dz, graph.gradients)
 
 
-def _coefficients(graph: GraphPass, head: TorchHead, weights, number: int, tile: Tile) -> Tensor:  # noqa: ANN001
-    return head.head(weights, graph.edge(graph.layers, number, tile))
-
-
-def _synthetic_logits(graph: GraphPass, batch: PassInput) -> tuple[Tensor | None, Mixer, Tensor, Tensor]:
-    """θ of all tiles where edges are stored (in place of the last edges), the mixer, logits a·N (K, C, C) and Σ‖N‖² (over
-    a ≠ c)."""
+def _synthetic_logits(graph: GraphPass, mixer: TorchMixer, theta: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Logits a·N (K, C, C) and Σ‖N‖² over a ≠ c. theta: the last layer's stored sums, overwritten with θ."""
     schedule = graph.schedule
-    graph.head = TorchHead(schedule, graph.options.compute)
-    graph.weights = graph.head_weights()
-    mixer = Mixer(schedule, batch.z, batch.pull, mixing_weights(batch.u))
-    logits = batch.z.new_empty(schedule.views, schedule.classes, schedule.classes)
-    norms = torch.zeros((), dtype=torch.float64, device=batch.z.device)
-    store = graph.s[-1]
+    logits = graph.z.new_empty(schedule.views, schedule.classes, schedule.classes)
+    norms = torch.zeros((), dtype=torch.float64, device=graph.z.device)
     for number, tile in enumerate(schedule.tiles):
-        theta = _coefficients(graph, graph.head, graph.weights, number, tile)
-        if store is not None:
-            graph._rows(store, tile).copy_(theta)
-        for d in mixer.directions(tile, theta):
-            negatives = mixer.mix(d).negatives
-            logits[d.index] = (negatives * d.anchors[:, :, :, 0]).sum(dim=-1)
-            square = negatives.square().sum(dim=-1)
-            norms += (square[:, :, 1:] if d.own else square).sum()
-    return store, mixer, logits, norms
+        coefficients = graph.coefficients(_last_edges(graph, theta, number, tile))
+        if theta is not None:
+            graph.rows(theta, tile).copy_(coefficients)
+        index = mix_index(schedule, tile, logits.device)
+        found, squares = mixer.logits(tile, coefficients)
+        logits[index.place] = found
+        norms += (squares * (index.anchor != index.negative)).sum()
+    return logits, norms
+
+
+def _last_edges(graph: GraphPass, s: Tensor | None, number: int, tile: Tile) -> Edges:
+    if s is None:
+        return graph.edge(graph.layers, number, tile)
+    return graph.stages.norm_gelu(graph.edge_weights[-1], graph.rows(s, tile).to(graph.z.dtype), "in")
 
 
 def _synthetic_npair(
@@ -129,29 +104,18 @@ def _synthetic_npair(
     return loss, d, dx.reshape(z.shape)
 
 
-def _synthetic_backward(graph: GraphPass, theta: Tensor | None, mixer: Mixer, dlogits: Tensor) -> Tensor:
+def _synthetic_backward(graph: GraphPass, mixer: TorchMixer, theta: Tensor | None, dlogits: Tensor) -> Tensor:
     """dlogits (K, C, C) → dz through every synthetic negative."""
     schedule, z = graph.schedule, graph.z
     into, into_positive = NodeSum(schedule, z.shape[1], like=z), NodeSum(schedule, 1, like=z)
-    norm = 2 * L2_WEIGHT / (schedule.views * schedule.classes**2)
+    square = 2 * L2_WEIGHT / (schedule.views * schedule.classes**2)
     for number, tile in enumerate(schedule.tiles):
         if theta is not None:
-            coefficients = graph._rows(theta, tile).to(z.dtype)
+            coefficients = graph.rows(theta, tile).to(z.dtype)
         else:
-            coefficients = _coefficients(graph, graph.head, graph.weights, number, tile)
-        for d in mixer.directions(tile, coefficients):
-            m = mixer.mix(d)
-            g = dlogits[d.index][..., None]
-            anchors = d.anchors[:, :, :, 0]
-            dn = torch.addcmul(norm * m.negatives, g, anchors)
-            direct = g * m.negatives
-            if d.own:
-                dn[:, :, 0] = 0
-            mixer.backward_to_embeddings(tile, d, m, dn, into, into_positive)
-            if d.forward:
-                into.add_rows(tile, direct.sum(dim=2))
-            else:
-                into.add_columns(tile, direct.transpose(1, 2), skip=d.skip)
+            coefficients = graph.coefficients(graph.edge(graph.layers, number, tile))
+        index = mix_index(schedule, tile, z.device)
+        mixer.backward_z(tile, coefficients, dlogits[index.place], square, into, into_positive)
     return into.total() + mixer.positive_backward(into_positive.total())
 
 
@@ -168,67 +132,75 @@ class GeneratorResult(NamedTuple):
 
 
 def generator_pass(
-    batch: PassInput,
-    schedule: Schedule,
-    stages: TorchStages,
-    options: GraphOptions,
+    graph: GraphPass,
+    mixer: TorchMixer,
+    classes: Tensor,
     classifier: tuple[Tensor, Tensor],
     zeroed: Tensor | None,
     weights: GeneratorWeights,
-    want_parameters: bool,
 ) -> GeneratorResult:
     """J_gen's parts, through θ alone. zeroed (K, C, C) bool: similarities that do not count; None: those of a = c."""
-    graph = _graph(batch, schedule, stages, options, want_parameters)
+    schedule, z = graph.schedule, graph.z
     graph.node_statistics(graph.forward())
-    graph.head = TorchHead(schedule, options.compute)
-    graph.weights = graph.head_weights()
-    mixer = Mixer(schedule, batch.z, batch.pull, mixing_weights(batch.u))
-    spread = _Spread(graph)
-    losses = _NegativeLosses(graph, mixer, batch, classifier, zeroed, weights)
-    stored = options.edge_memory != "recompute"
-    sums = HeadGradients(graph.dim, batch.z)
+    spread = _Spread(graph, weights.diversity)
+    losses = _NegativeLosses(graph, mixer, classes, classifier, zeroed, weights)
+    sums = HeadGradients(graph.dim, z)
     for number, tile in enumerate(schedule.tiles):
-        e = graph.edge(graph.layers, number, tile)
-        theta = graph.head.head(graph.weights, e)
-        dtheta = losses.tile(tile, theta, want_parameters, count=True)
-        if want_parameters:
-            spread.add_gradient(tile, theta, dtheta, weights.diversity)
-            dy = graph.head.head_backward(graph.weights, e, theta, dtheta, sums)
-            if stored:
-                graph._rows(graph.gradient_buffer(), tile).copy_(dy)
-    if want_parameters:
-
-        def top_gradient(number: int, tile: Tile, e: Tensor) -> Tensor:
-            if stored:
-                dy = graph._rows(graph.gradient_buffer(), tile).to(e.dtype)
-            else:
-                theta = graph.head.head(graph.weights, e)
-                dtheta = losses.tile(tile, theta, True, count=False)
-                spread.add_gradient(tile, theta, dtheta, weights.diversity)
-                dy = graph.head.head_backward(graph.weights, e, theta, dtheta, None)
-            return graph.head.norm_backward(tile, graph.weights, e, dy, sums if options.training else None)
-
-        graph.gradients |= sums.named(graph.weights)
-        graph.backward(None, graph.layers - 1, top_gradient, want_z=False)
+        dy = _head_gradient(graph, mixer, losses, spread, tile, graph.edge(graph.layers, number, tile), sums)
+        if graph.record and graph.stored:
+            graph.rows(graph.gradient_buffer(), tile).copy_(dy)
+    if graph.record:
+        graph.gradients |= sums.named(graph.head_weights)
+        losses.counting = False
+        top = _top_gradient(graph, mixer, losses, spread, sums if graph.options.training else None)
+        graph.backward(None, graph.layers - 1, top, want_z=False)
     count = schedule.views * schedule.classes**2
-    return GeneratorResult(
-        (losses.entropy / count).to(batch.z.dtype),
-        (losses.dissimilarity / count).to(batch.z.dtype),
-        spread.diversity().to(batch.z.dtype),
-        graph.gradients,
-    )
+    values = (losses.entropy / count, losses.dissimilarity / count, spread.diversity)
+    return GeneratorResult(*(value.to(z.dtype) for value in values), graph.gradients)
+
+
+def _head_gradient(
+    graph: GraphPass,
+    mixer: TorchMixer,
+    losses: _NegativeLosses,
+    spread: _Spread,
+    tile: Tile,
+    e: Edges,
+    sums: HeadGradients | None,
+) -> Tensor | None:
+    """The losses of a tile → dy, the gradient of the edge BatchNorm's output (T, D), where a gradient is recorded."""
+    theta = graph.coefficients(e)
+    dn = losses.tile(tile, mixer.negatives(tile, theta))
+    if dn is None:
+        return None
+    dtheta = mixer.backward_theta(tile, dn)
+    spread.add_gradient(tile, theta, dtheta)
+    return graph.head.head_backward(graph.head_weights, e, theta, dtheta, sums)
+
+
+def _top_gradient(
+    graph: GraphPass, mixer: TorchMixer, losses: _NegativeLosses, spread: _Spread, sums: HeadGradients | None
+) -> Callable[[Tile, Edges], Tensor]:
+    def gradient(tile: Tile, e: Edges) -> Tensor:
+        if graph.stored:
+            dy = graph.rows(graph.gradient_buffer(), tile).to(e.full.dtype)
+        else:
+            dy = _head_gradient(graph, mixer, losses, spread, tile, e, None)
+        return graph.head.norm_backward(tile, graph.head_weights, e, dy, sums)
+
+    return gradient
 
 
 class _Spread:
     """J_div and its gradient: row means of θ and Σθ², gathered in a sweep of their own. Sums are of θ - ½, which θ is close to."""
 
-    def __init__(self, graph: GraphPass) -> None:
-        self.graph = graph
-        schedule, z = graph.schedule, graph.z
+    def __init__(self, graph: GraphPass, weight: float) -> None:
+        self._schedule = schedule = graph.schedule
+        z = graph.z
         sums = NodeSum(schedule, graph.dim, like=z)
         square = torch.zeros((), dtype=torch.float64, device=z.device)
         for number, tile in enumerate(schedule.tiles):
-            theta = _coefficients(graph, graph.head, graph.weights, number, tile).sub_(0.5)
+            theta = graph.coefficients(graph.edge(graph.layers, number, tile)).sub_(0.5)
             grid = theta.view(*schedule.shape(tile), -1)
             sums.add_rows(tile, grid.sum(dim=(2, 3)))
             if tile.mirrored < tile.offsets:
@@ -236,26 +208,19 @@ class _Spread:
             square += weighted_sum(schedule, tile, theta.square()).sum()
         n = schedule.nodes
         mean = sums.total() / n
-        self.variance = square / n**2 - mean.double().square().sum() / n
-        self.mean = mean + 0.5
-        self.band = None
+        deviation = torch.sqrt(square / n**2 - mean.double().square().sum() / n)
+        self.diversity = 0.01 * (1 - deviation)
+        self._mean = Band(schedule, mean + 0.5)
+        self._scale = (-0.01 * weight / (n**2 * deviation)).to(z.dtype)
 
-    def diversity(self) -> Tensor:
-        return 0.01 * (1 - torch.sqrt(self.variance))
-
-    def add_gradient(self, tile: Tile, theta: Tensor, into: Tensor, weight: float) -> None:
-        """Adds weight · ∂J_div/∂θ_ij = -0.01 (θ_ij - m_i) / (n² √S/n), both directions of an edge."""
-        schedule = self.graph.schedule
-        if self.band is None:
-            self.band = Band(schedule, self.mean)
-            self.scale = (-0.01 / schedule.nodes**2 / torch.sqrt(self.variance)).to(theta.dtype)
-        shape = (*schedule.shape(tile), theta.shape[-1])
+    def add_gradient(self, tile: Tile, theta: Tensor, into: Tensor) -> None:
+        """Adds weight · ∂J_div/∂θ_ij = -0.01 weight (θ_ij - m_i) / (n² √(S/n²)), both directions of an edge."""
+        shape = (*self._schedule.shape(tile), theta.shape[-1])
         grid, out = theta.view(shape), into.view(shape)
-        scale = self.scale * weight
-        out += (grid - self.band.rows(tile)[:, :, None, None]) * scale
+        out += (grid - self._mean.rows(tile)[:, :, None, None]) * self._scale
         if tile.mirrored < tile.offsets:
             skip = tile.mirrored
-            out[:, :, skip:] += (grid[:, :, skip:] - self.band.columns(tile)[:, None, skip:]) * scale
+            out[:, :, skip:] += (grid[:, :, skip:] - self._mean.columns(tile)[:, None, skip:]) * self._scale
 
 
 class _NegativeLosses:
@@ -264,79 +229,69 @@ class _NegativeLosses:
     def __init__(
         self,
         graph: GraphPass,
-        mixer: Mixer,
-        batch: PassInput,
+        mixer: TorchMixer,
+        classes: Tensor,
         classifier: tuple[Tensor, Tensor],
         zeroed: Tensor | None,
         weights: GeneratorWeights,
     ) -> None:
-        self.mixer, self.classes, self.zeroed = mixer, batch.classes, zeroed
-        self.compute = graph.options.compute
-        self.weight, self.bias = classifier[0].to(self.compute), classifier[1]
+        self._mixer, self._classes, self._zeroed = mixer, classes, zeroed
+        self._want, self._compute = graph.record, graph.options.compute
+        self._weight, self._bias = classifier[0].to(self._compute), classifier[1]
         count = graph.schedule.views * graph.schedule.classes**2
-        self.soft, self.similarity = weights.soft / count, weights.similarity / count
-        self.entropy = torch.zeros((), dtype=torch.float64, device=batch.z.device)
+        self._soft, self._similarity = weights.soft / count, weights.similarity / count
+        self.entropy = torch.zeros((), dtype=torch.float64, device=graph.z.device)
         self.dissimilarity = torch.zeros_like(self.entropy)
+        self.counting = True
 
-    def tile(self, tile: Tile, theta: Tensor, want: bool, count: bool) -> Tensor | None:
-        """θ (T, D) → dθ (T, D) if wanted; the values are added up if they count."""
-        dtheta = torch.zeros_like(theta) if want else None
-        for d in self.mixer.directions(tile, theta):
-            m = self.mixer.mix(d)
-            dn = self._entropy(d, m.negatives, want, count)
-            self._similarity(d, m.negatives, dn, count)
-            if want:
-                self.mixer.merge(tile, d, self.mixer.backward_to_theta(m, dn), dtheta)
-        return dtheta
+    def tile(self, tile: Tile, negatives: Tensor) -> Tensor | None:
+        """N (mixes, D) → dN (mixes, D) if a gradient is recorded; the values are added up while counting."""
+        index = mix_index(self._mixer.schedule, tile, negatives.device)
+        dn = self._entropy(negatives, self._classes[index.negative])
+        counted = ~self._zeroed[index.place] if self._zeroed is not None else index.anchor != index.negative
+        self._similarity_of(self._mixer.anchors(index), negatives, counted[:, None].to(negatives.dtype), dn)
+        return dn
 
-    def _entropy(self, d: Direction, negatives: Tensor, want: bool, count: bool) -> Tensor | None:
-        rows = negatives.reshape(-1, negatives.shape[-1])
-        labels = self.classes[d.classes].expand(negatives.shape[:-1]).reshape(-1)
-        dn = torch.empty_like(rows) if want else None
-        step = max(1, LOGITS_AT_ONCE // self.weight.shape[0])
-        for start in range(0, len(rows), step):
-            part, label = rows[start : start + step], labels[start : start + step]
-            logits = torch.mm(part.to(self.compute), self.weight.T).to(rows.dtype).add_(self.bias)
+    def _entropy(self, negatives: Tensor, labels: Tensor) -> Tensor | None:
+        dn = torch.empty_like(negatives) if self._want else None
+        step = max(1, LOGITS_AT_ONCE // self._weight.shape[0])
+        for start in range(0, len(negatives), step):
+            part, label = negatives[start : start + step], labels[start : start + step]
+            logits = torch.mm(part.to(self._compute), self._weight.T).to(negatives.dtype).add_(self._bias)
             log_p = F.log_softmax(logits, dim=1)
-            if count:
+            if self.counting:
                 self.entropy += F.nll_loss(log_p, label, reduction="sum")
-            if want:
+            if dn is not None:
                 p = log_p.exp_()
                 p[torch.arange(len(part), device=p.device), label] -= 1
-                dn[start : start + step] = torch.mm(p.mul_(self.soft).to(self.compute), self.weight)
-        return None if dn is None else dn.view_as(negatives)
+                dn[start : start + step] = torch.mm(p.mul_(self._soft).to(self._compute), self._weight)
+        return dn
 
-    def _similarity(self, d: Direction, negatives: Tensor, dn: Tensor | None, count: bool) -> None:
-        """Adds the gradient of 1 - cos(a, N) to dn."""
-        anchors = d.anchors[:, :, :, 0]
+    def _similarity_of(self, anchors: Tensor, negatives: Tensor, counted: Tensor, dn: Tensor | None) -> None:
+        """1 - cos(a, N), and its gradient added to dn."""
         floor = 1e-8
-        norm_a = anchors.norm(dim=-1, keepdim=True).clamp_min(floor)
-        norm_n = negatives.norm(dim=-1, keepdim=True).clamp_min(floor)
-        cosine = (anchors * negatives).sum(dim=-1, keepdim=True) / (norm_a * norm_n)
-        counted = torch.ones_like(cosine)
-        if self.zeroed is not None:
-            counted = (~self.zeroed[d.index])[..., None].to(cosine.dtype)
-        elif d.own:
-            counted[:, :, 0] = 0
-        if count:
+        norm_a = anchors.norm(dim=1, keepdim=True).clamp_min(floor)
+        norm_n = negatives.norm(dim=1, keepdim=True).clamp_min(floor)
+        cosine = (anchors * negatives).sum(dim=1, keepdim=True) / (norm_a * norm_n)
+        if self.counting:
             self.dissimilarity += ((1 - cosine) * counted).sum()
         if dn is not None:
-            scale = counted * (self.similarity / norm_n)
+            scale = counted * (self._similarity / norm_n)
             dn.addcmul_(scale / norm_a, anchors, value=-1).addcmul_(scale * cosine / norm_n, negatives)
 
 
 # -- generation
 
 
-def coefficients(batch: PassInput, schedule: Schedule, stages: TorchStages, options: GraphOptions) -> Tensor:
-    """θ of every ordered pair (n, n, D), without touching any state."""
-    graph = _graph(batch, schedule, stages, options, record=False)
+def coefficients(graph: GraphPass) -> Tensor:
+    """θ of every ordered pair (n, n, D), in canonical order."""
+    schedule = graph.schedule
     graph.forward()
-    head, weights = TorchHead(schedule, options.compute), graph.head_weights()
     classes, views = schedule.classes, schedule.views
-    out = batch.z.new_empty(classes, views, classes, views, graph.dim)
+    out = graph.z.new_empty(classes, views, classes, views, graph.dim)
     for number, tile in enumerate(schedule.tiles):
-        grid = _coefficients(graph, head, weights, number, tile).view(*schedule.shape(tile), -1)
+        theta = graph.coefficients(graph.edge(graph.layers, number, tile))
+        grid = theta.view(*schedule.shape(tile), -1)
         first = torch.arange(tile.first_class, tile.first_class + tile.classes, device=out.device)[:, None]
         columns = schedule.column_classes(tile, out.device)
         # Two index tensors apart put their dimensions first: (A, O, K, K, D).
@@ -345,4 +300,3 @@ def coefficients(batch: PassInput, schedule: Schedule, stages: TorchStages, opti
             skip = tile.mirrored
             out[columns[:, skip:], :, first] = grid[:, :, skip:].permute(0, 2, 3, 1, 4)
     return out.view(schedule.nodes, schedule.nodes, -1)
-

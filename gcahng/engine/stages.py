@@ -12,10 +12,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gcahng.engine.masks import EdgeDropout, MaskSource
 from gcahng.engine.schedule import Band, NodeSum, Schedule, Tile
 from gcahng.engine.weights import EdgeGradients, EdgeWeights, ToNodeWeights
 
 NORM_EPS = 1e-5
+
+
+class Edges(NamedTuple):
+    """A tile's edges (T, D): full in the accumulating dtype, low as an operand of products (one tensor where they agree)."""
+
+    full: Tensor
+    low: Tensor
 
 
 class Tokens(NamedTuple):
@@ -36,27 +44,43 @@ class TokenSums:
 
 
 class Gate(NamedTuple):
-    """What the gate's backward needs of its forward: p (A, K, O, K), the two attention weights after dropout, and the sum t (T, D)."""
+    """What the gate's backward needs of its forward, whatever the implementation keeps (see its gate)."""
 
+    keep: Tensor | None
     p: Tensor
-    weight_i: Tensor
-    weight_j: Tensor
-    t: Tensor
+    q: Tensor
+    t: Tensor | None
+
+
+class RowMoments(NamedTuple):
+    """mean and 1/σ (T, 1) of each row's 4D hidden channels."""
+
+    mean: Tensor
+    rstd: Tensor
 
 
 class TorchStages:
-    """Every stage in plain torch."""
+    """Every stage in plain torch.
 
-    def __init__(self, schedule: Schedule, dim: int, compute: torch.dtype, like: Tensor) -> None:
-        self.schedule, self.dim, self.compute = schedule, dim, compute
-        self.like = like
+    slot: a name for the memory of a result; results of one slot overwrite each other in implementations with a workspace.
+    """
+
+    def __init__(
+        self, schedule: Schedule, dim: int, compute: torch.dtype, like: Tensor, dropout: EdgeDropout | None, layers: int
+    ) -> None:
+        self.schedule, self.dim, self.compute, self.like = schedule, dim, compute, like
+        self.masks = [MaskSource(schedule, layer, dropout, like.dtype) if dropout else None for layer in range(layers)]
+
+    def scratch(self, slot: str, rows: int, width: int, wide: bool = False) -> Tensor:
+        """Memory (rows, width) of the compute dtype, or (wide) of the accumulating one."""
+        return self.like.new_empty(rows, width, dtype=self.like.dtype if wide else self.compute)
 
     # -- edge start: e⁰ = x̂_i ∘ x̂_j
 
-    def edge_start(self, tile: Tile, x: Band) -> Tensor:
+    def edge_start(self, tile: Tile, x: Band, slot: str) -> Edges:
         """x̂ → e⁰ (T, D)."""
         product = x.rows(tile)[:, :, None, None] * x.columns(tile)[:, None]
-        return product.view(tile.rows, self.dim)
+        return self._edges(product.view(tile.rows, self.dim))
 
     def edge_start_backward(self, tile: Tile, x: Band, de: Tensor, into: NodeSum) -> None:
         de = self._grid(tile, de)
@@ -65,10 +89,10 @@ class TorchStages:
 
     # -- norm: LayerNorm(GELU(·)), behind the gate and behind the MLP
 
-    def norm_gelu(self, w: EdgeWeights, t: Tensor) -> Tensor:
-        return F.layer_norm(F.gelu(t), (self.dim,), w.gamma, w.beta, NORM_EPS)
+    def norm_gelu(self, w: EdgeWeights, t: Tensor, slot: str) -> Edges:
+        return self._edges(F.layer_norm(F.gelu(t), (self.dim,), w.gamma, w.beta, NORM_EPS))
 
-    def norm_gelu_backward(self, w: EdgeWeights, t: Tensor, dy: Tensor, into: EdgeGradients | None) -> Tensor:
+    def _norm_gelu_backward(self, w: EdgeWeights, t: Tensor, dy: Tensor, into: EdgeGradients | None) -> Tensor:
         """d of the pre-norm sum t (T, D), given dy (T, D)."""
         g = F.gelu(t)
         variance, mean = torch.var_mean(g, dim=1, correction=0, keepdim=True)
@@ -84,8 +108,8 @@ class TorchStages:
 
     # -- edge to node: S_i = Σ_j GELU(W_e e_ij + b_e)
 
-    def edge_to_node(self, tile: Tile, w: ToNodeWeights, e: Tensor, into: NodeSum) -> None:
-        g = self._grid(tile, F.gelu(F.linear(e.to(self.compute), w.weight, w.bias.to(self.compute))))
+    def edge_to_node(self, tile: Tile, w: ToNodeWeights, e: Edges, into: NodeSum) -> None:
+        g = self._grid(tile, F.gelu(F.linear(e.low, w.weight, w.bias.to(self.compute))))
         accumulate = self.like.dtype
         into.add_rows(tile, g.sum(dim=(2, 3), dtype=accumulate))
         if tile.mirrored < tile.offsets:
@@ -95,14 +119,13 @@ class TorchStages:
         self,
         tile: Tile,
         w: ToNodeWeights,
-        e: Tensor,
+        e: Edges,
         ds: Band,
         into: tuple[Tensor, Tensor] | None,
         de: Tensor | None,
     ) -> None:
         """ds: gradient of S, as a band. Adds to de (T, D) if given; the parameters' gradients to into = (weight, bias)."""
-        low = e.to(self.compute)
-        p = F.linear(low, w.weight, w.bias.to(self.compute)).to(self.like.dtype)
+        p = F.linear(e.low, w.weight, w.bias.to(self.compute)).to(self.like.dtype)
         both = ds.rows(tile)[:, :, None, None].expand(*self.schedule.shape(tile), self.dim).contiguous()
         if tile.mirrored < tile.offsets:
             both[:, :, tile.mirrored :] += ds.columns(tile)[:, None, tile.mirrored :]
@@ -111,93 +134,120 @@ class TorchStages:
             into[1].add_(dp.sum(dim=0))
         dp = dp.to(self.compute)
         if into is not None:
-            self._accumulate_product(into[0], dp, low)
+            self._accumulate_product(into[0], dp, e.low)
         if de is not None:
             self._add_product(de, dp, w.weight)
 
     # -- gate: attention of an edge to its two tokens
 
-    def gate(self, tile: Tile, w: EdgeWeights, tokens: Tokens, e: Tensor, keep: Tensor | None) -> tuple[Tensor, Gate]:
-        """e (T, D), keep (A, K, O, K, 2) or None (kept weights' scale, 0 where dropped) → e¹ (T, D) and what its backward needs."""
-        grid = self._grid(tile, e)
+    def gate(
+        self, layer: int, number: int, tile: Tile, w: EdgeWeights, tokens: Tokens, e: Edges, slot: str
+    ) -> tuple[Edges, Gate]:
+        """e → e¹ (T, D) and what its backward needs: keep (A, K, O, K, 2), p and 1 - p (A, K, O, K), the pre-norm sum t (T, D)."""
+        keep = self.masks[layer](number) if self.masks[layer] is not None else None
+        grid = self._grid(tile, e.full)
         anchors, views, offsets, _ = self.schedule.shape(tile)
-        rows = e.view(anchors, views, offsets * views, self.dim)
+        rows = e.full.view(anchors, views, offsets * views, self.dim)
         along_i = torch.matmul(rows, tokens.u.rows(tile)[..., None]).view(anchors, views, offsets, views)
         along_j = (grid * tokens.u.columns(tile)[:, None]).sum(dim=-1)
         c_i, c_j = tokens.c.rows(tile)[..., None], tokens.c.columns(tile)[:, None, ..., 0]
         logit = (along_i - along_j + (c_i - c_j)) * self.dim**-0.5
-        p = torch.sigmoid(logit)
-        weight_i, weight_j = p, torch.sigmoid(-logit)
-        if keep is not None:
-            weight_i, weight_j = weight_i * keep[..., 0], weight_j * keep[..., 1]
+        p, q = torch.sigmoid(logit), torch.sigmoid(-logit)
+        weight_i, weight_j = self._kept(keep, p, q)
         t = torch.addcmul(grid, weight_i[..., None], tokens.v.rows(tile)[:, :, None, None])
         t.addcmul_(weight_j[..., None], tokens.v.columns(tile)[:, None])
         t = t.view(tile.rows, self.dim)
-        return self.norm_gelu(w, t), Gate(p, weight_i, weight_j, t)
+        return self.norm_gelu(w, t, slot), Gate(keep, p, q, t)
 
     def gate_backward(
         self,
+        layer: int,
+        number: int,
         tile: Tile,
         w: EdgeWeights,
         tokens: Tokens,
-        e: Tensor,
-        keep: Tensor | None,
+        e: Edges,
         gate: Gate,
         de1: Tensor,
         into: tuple[EdgeGradients, TokenSums] | None,
         want_edge: bool,
     ) -> Tensor | None:
         """de¹ (T, D) → de (T, D) if wanted; parameter and token gradients are added to `into` if given."""
-        grid = self._grid(tile, e)
-        dt = self._grid(tile, self.norm_gelu_backward(w, gate.t, de1, into and into[0]))
+        grid = self._grid(tile, e.full)
+        dt = self._grid(tile, self._norm_gelu_backward(w, gate.t, de1, into and into[0]))
         v_i, v_j = tokens.v.rows(tile)[:, :, None, None], tokens.v.columns(tile)[:, None]
-        dp_i, dp_j = (dt * v_i).sum(dim=-1), (dt * v_j).sum(dim=-1)
-        if keep is not None:
-            dp_i, dp_j = dp_i * keep[..., 0], dp_j * keep[..., 1]
-        dlogit = (dp_i - dp_j) * (gate.p * (1 - gate.p)) * self.dim**-0.5
+        dp, dq = self._kept(gate.keep, (dt * v_i).sum(dim=-1), (dt * v_j).sum(dim=-1))
+        dlogit = (dp - dq) * (gate.p * gate.q) * self.dim**-0.5
         if into is not None:
             sums = into[1]
+            weight_i, weight_j = self._kept(gate.keep, gate.p, gate.q)
             scaled = dlogit[..., None] * grid
             sums.u.add_rows(tile, scaled.sum(dim=(2, 3)))
             sums.u.add_columns(tile, -scaled.sum(dim=1))
             sums.c.add_rows(tile, dlogit.sum(dim=(2, 3))[..., None])
             sums.c.add_columns(tile, -dlogit.sum(dim=1)[..., None])
-            sums.v.add_rows(tile, (dt * gate.weight_i[..., None]).sum(dim=(2, 3)))
-            sums.v.add_columns(tile, (dt * gate.weight_j[..., None]).sum(dim=1))
+            sums.v.add_rows(tile, (dt * weight_i[..., None]).sum(dim=(2, 3)))
+            sums.v.add_columns(tile, (dt * weight_j[..., None]).sum(dim=1))
         if not want_edge:
             return None
         difference = tokens.u.rows(tile)[:, :, None, None] - tokens.u.columns(tile)[:, None]
         return dt.addcmul_(dlogit[..., None], difference).view(tile.rows, self.dim)
 
+    @staticmethod
+    def _kept(keep: Tensor | None, at_i: Tensor, at_j: Tensor) -> tuple[Tensor, Tensor]:
+        return (at_i, at_j) if keep is None else (at_i * keep[..., 0], at_j * keep[..., 1])
+
     # -- hidden and close: the edge MLP
 
-    def hidden(self, w: EdgeWeights, e1: Tensor, keep_h: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """e¹ (T, D) → g = GELU(e¹ W₁ᵀ + b₁) (T, 4D) in the compute dtype, its row mean and 1/σ (T, 1). keep_h (T, 4D), if
-        given, receives e¹ W₁ᵀ + b₁."""
-        h = torch.addmm(w.b1.to(self.compute), e1.to(self.compute), w.w1.T, out=keep_h)
+    def hidden(
+        self, w: EdgeWeights, e1: Edges, keep_h: Tensor | None, keep_moments: RowMoments | None
+    ) -> tuple[Tensor, RowMoments]:
+        """e¹ → g = GELU(e¹ W₁ᵀ + b₁) (T, 4D) in the compute dtype, and its row moments. keep_h (T, 4D) and keep_moments, if given,
+        receive what mlp_backward takes as h and moments."""
+        h = torch.addmm(w.b1.to(self.compute), e1.low, w.w1.T)
+        if keep_h is not None:
+            keep_h.copy_(h)
         g = F.gelu(h)
-        return g, *self._row_moments(g)
+        variance, mean = torch.var_mean(g.to(self.like.dtype), dim=1, correction=0, keepdim=True)
+        moments = RowMoments(mean, torch.rsqrt(variance + NORM_EPS))
+        if keep_moments is not None:
+            keep_moments.mean.copy_(moments.mean)
+            keep_moments.rstd.copy_(moments.rstd)
+        return g, moments
 
-    def close(self, w: EdgeWeights, e1: Tensor, g: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
-        """The pre-norm sum s = (g W₂'ᵀ - μ w)/σ + d + e¹ (T, D)."""
-        out = torch.mm(g, w.w2.T).to(e1.dtype)
-        return out.addcmul_(mean, w.w, value=-1).mul_(rstd).add_(w.d).add_(e1)
+    def close(
+        self, w: EdgeWeights, e1: Edges, g: Tensor, moments: RowMoments, keep_s: Tensor | None, slot: str
+    ) -> tuple[Tensor, Edges]:
+        """The pre-norm sum s = (g W₂'ᵀ - μ w)/σ + d + e¹ (T, D), and the edges LayerNorm(GELU(s)). keep_s (T, D), if given,
+        receives s, and s is then as it was kept."""
+        s = torch.mm(g, w.w2.T).to(self.like.dtype)
+        s.addcmul_(moments.mean, w.w, value=-1).mul_(moments.rstd).add_(w.d).add_(e1.full)
+        if keep_s is not None:
+            keep_s.copy_(s)
+            s = keep_s.to(s.dtype)
+        return s, self.norm_gelu(w, s, slot)
 
     def mlp_backward(
-        self, w: EdgeWeights, e1: Tensor, s: Tensor, ds: Tensor, h: Tensor | None, into: EdgeGradients | None
+        self,
+        w: EdgeWeights,
+        e1: Edges,
+        s: Tensor,
+        d: Tensor,
+        h: Tensor | None,
+        moments: RowMoments,
+        into: EdgeGradients | None,
     ) -> Tensor:
-        """ds (T, D) → de¹ (T, D). h (T, 4D): what `hidden` kept, or None to replay its product."""
-        low = e1.to(self.compute)
+        """Gradient d (T, D) of LayerNorm(GELU(s)) → de¹ (T, D). h (T, 4D): what `hidden` kept, or None to replay its product."""
+        ds = self._norm_gelu_backward(w, s, d, into)
         if h is None:
-            h = torch.addmm(w.b1.to(self.compute), low, w.w1.T)
+            h = torch.addmm(w.b1.to(self.compute), e1.low, w.w1.T)
         g = F.gelu(h)
-        mean, rstd = self._row_moments(g)
+        mean, rstd = moments
         # LayerNorm's two row means, from D-vectors: n·dn = ds·(O - d) with O - d = s - e¹ - d.
         mean_dn = (ds @ w.w)[:, None] / (4 * self.dim)
-        mean_n_dn = (ds * (s - e1 - w.d)).sum(dim=1, keepdim=True) / (4 * self.dim)
+        mean_n_dn = (ds * (s - e1.full - w.d)).sum(dim=1, keepdim=True) / (4 * self.dim)
         dn = torch.mm(ds.to(self.compute), w.w2)
-        normalised = (g - mean) * rstd
-        dg = (dn - mean_dn - normalised * mean_n_dn) * rstd
+        dg = (dn - mean_dn - (g - mean) * (rstd * mean_n_dn)) * rstd
         dh = torch.ops.aten.gelu_backward(dg, h.to(dg.dtype))
         if into is not None:
             scaled = ds * rstd
@@ -207,16 +257,14 @@ class TorchStages:
             into.b1 += dh.sum(dim=0)
         dh = dh.to(self.compute)
         if into is not None:
-            self._accumulate_product(into.w1, dh, low)
-        de1 = ds.clone()
-        self._add_product(de1, dh, w.w1)
-        return de1
+            self._accumulate_product(into.w1, dh, e1.low)
+        self._add_product(ds, dh, w.w1)
+        return ds
 
     # -- products
 
-    def _row_moments(self, g: Tensor) -> tuple[Tensor, Tensor]:
-        variance, mean = torch.var_mean(g.to(self.like.dtype), dim=1, correction=0, keepdim=True)
-        return mean, torch.rsqrt(variance + NORM_EPS)
+    def _edges(self, full: Tensor) -> Edges:
+        return Edges(full, full.to(self.compute))
 
     def _accumulate_product(self, into: Tensor, a: Tensor, b: Tensor) -> None:
         """into += aᵀ b"""

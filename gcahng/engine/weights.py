@@ -100,10 +100,9 @@ class EdgeGradients:
         self.w1 = like.new_zeros(4 * dim, dim)
         self.b1 = like.new_zeros(4 * dim)
         self.out_g = like.new_zeros(dim, 4 * dim)  # Σ (ds / σ) ⊗ g
-        self.out_mean = like.new_zeros(dim)  # Σ (ds / σ) μ
-        self.out = like.new_zeros(dim)  # Σ ds
-        self.gamma = like.new_zeros(dim)
-        self.beta = like.new_zeros(dim)
+        # The edge norm's dγ and dβ, Σ ds, and Σ (ds / σ) μ.
+        self.close_sums = like.new_zeros(4, dim)
+        self.gamma, self.beta, self.out, self.out_mean = self.close_sums
 
     def named(self, named: dict[str, Tensor], layer: int) -> dict[str, Tensor]:
         """The gradients of mlp_in, mlp_norm, mlp_out and norm."""

@@ -8,10 +8,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from gcahng.errors import UserError
 from gcahng.nn import GraphNetwork
+from gcahng.ops._implementations import Op, register, resolve
 from gcahng.reference import passes as reference
 from gcahng.reference.passes import Batch, GeneratorLosses, GeneratorWeights, MetricLosses
+
+register("loss", Op(cpu=("cpp", "torch", "reference"), cuda=("torch", "reference")))
 
 
 class Passes(Protocol):
@@ -34,10 +36,9 @@ class Passes(Protocol):
 @lru_cache
 def passes_for(impl: str, device: torch.device, edge_memory: str, edge_dtype: torch.dtype | None) -> Passes:
     """The implementation of this name on this device. UserError for one that is not available."""
-    if impl == "reference":
+    chosen = resolve(impl, device.type, "loss")
+    if chosen == "reference":
         return reference
-    if impl in ("auto", "torch"):
-        from gcahng.engine.engine import Engine
+    from gcahng.engine.engine import Engine
 
-        return Engine("torch", edge_memory, edge_dtype)
-    raise UserError(f"impl={impl!r} is not there for the loss on {device.type} yet; impl='torch' (or 'auto') is")
+    return Engine(chosen, edge_memory, edge_dtype)

@@ -1,0 +1,74 @@
+#include "../hidden.h"
+
+#include "rows.h"
+
+namespace gcahng {
+namespace {
+
+void forward(DType dtype, DType low_type, const void* h, const void* b, void* g, void* mean, void* rstd, int64_t begin,
+             int64_t end, int64_t W) {
+  with_types(dtype, low_type, [&]<class T, class L>(T*, L*) {
+    GCAHNG_SCRATCH(T, scratch, W);
+    const T* bias = static_cast<const T*>(b);
+    for (int64_t r = begin; r < end; ++r) {
+      const L* in = static_cast<const L*>(h) + r * W;
+      L* out = static_cast<L*>(g) + r * W;
+      T sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t d = 0; d < W; ++d) {
+        const L rounded = narrow<L>(gelu(static_cast<T>(widen(in[d])) + bias[d]));
+        out[d] = rounded;
+        const T value = widen(rounded);
+        scratch[d] = value;
+        sum += value;
+      }
+      const T center = sum / T(W);
+      T square = 0;
+#pragma omp simd reduction(+ : square)
+      for (int64_t d = 0; d < W; ++d) square += (scratch[d] - center) * (scratch[d] - center);
+      static_cast<T*>(mean)[r] = center;
+      static_cast<T*>(rstd)[r] = inverse_root(square / T(W) + T(kNormEps));
+    }
+  });
+}
+
+void backward(DType dtype, DType low_type, const void* h, const void* b, const void* dn, const void* mean,
+              const void* rstd, const void* m1, const void* m2, void* g, void* dh, void* db, int64_t begin, int64_t end,
+              int64_t block, int64_t T_rows, int64_t W) {
+  with_types(dtype, low_type, [&]<class T, class L>(T*, L*) {
+    const T* __restrict bias = static_cast<const T*>(b);
+    GCAHNG_SCRATCH(T, none, W);
+    for (int64_t unit = begin; unit < end; ++unit) {
+      T* __restrict sum = db ? static_cast<T*>(db) + unit * W : none;
+      fill(sum, W);
+      const int64_t stop = (unit + 1) * block < T_rows ? (unit + 1) * block : T_rows;
+      for (int64_t r = unit * block; r < stop; ++r) {
+        const L* in = static_cast<const L*>(h) + r * W;
+        const L* d_in = static_cast<const L*>(dn) + r * W;
+        L* out = static_cast<L*>(g) + r * W;
+        L* d_out = static_cast<L*>(dh) + r * W;
+        const T center = static_cast<const T*>(mean)[r], inverse = static_cast<const T*>(rstd)[r];
+        const T a = static_cast<const T*>(m1)[r], c = static_cast<const T*>(m2)[r] * inverse;
+#pragma omp simd
+        for (int64_t d = 0; d < W; ++d) {
+          const T x = static_cast<T>(widen(in[d])) + bias[d];
+          const T cdf = normal_cdf(x);
+          const L rounded = narrow<L>(x * cdf);
+          const T dg = (static_cast<T>(widen(d_in[d])) - a - (static_cast<T>(widen(rounded)) - center) * c) * inverse;
+          const T value = dg * gelu_slope(x, cdf);
+          out[d] = rounded;
+          d_out[d] = narrow<L>(value);
+          sum[d] += value;
+        }
+      }
+    }
+  });
+}
+
+}  // namespace
+
+namespace GCAHNG_ARCH {
+extern const HiddenCpu hidden = {forward, backward};
+}
+
+}  // namespace gcahng

@@ -1,0 +1,116 @@
+// Pieces of a row that several stems share. Included by csrc/cpu/<stem>.cpp alone: internal linkage throughout.
+#pragma once
+#include "../common/gelu.h"
+#include "../common/tile.h"
+
+namespace gcahng {
+namespace {
+
+constexpr double kNormEps = 1e-5;
+
+template <class T>
+inline T inverse_root(T x) {
+  return T(1) / (sizeof(T) == 4 ? T(__builtin_sqrtf(static_cast<float>(x))) : T(__builtin_sqrt(x)));
+}
+
+template <class T>
+struct Moments {
+  T mean, rstd;
+};
+
+// Mean and 1/sigma of a row, in two passes.
+template <class T>
+inline Moments<T> moments(const T* __restrict x, int64_t n) {
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t d = 0; d < n; ++d) sum += x[d];
+  const T mean = sum / T(n);
+  T square = 0;
+#pragma omp simd reduction(+ : square)
+  for (int64_t d = 0; d < n; ++d) square += (x[d] - mean) * (x[d] - mean);
+  return {mean, inverse_root(square / T(n) + T(kNormEps))};
+}
+
+// y = LayerNorm(GELU(t)); low, if given, is the same in the products' type. scratch: n values.
+template <class T, class L>
+inline void norm_gelu_row(const T* __restrict t, const T* __restrict gamma, const T* __restrict beta, T* __restrict y,
+                          L* __restrict low, T* __restrict scratch, int64_t n) {
+#pragma omp simd
+  for (int64_t d = 0; d < n; ++d) scratch[d] = gelu(t[d]);
+  const auto m = moments(scratch, n);
+  if (y) {
+#pragma omp simd
+    for (int64_t d = 0; d < n; ++d) y[d] = (scratch[d] - m.mean) * m.rstd * gamma[d] + beta[d];
+  }
+  if (low) {
+#pragma omp simd
+    for (int64_t d = 0; d < n; ++d) low[d] = narrow<L>((scratch[d] - m.mean) * m.rstd * gamma[d] + beta[d]);
+  }
+}
+
+// dt of y = LayerNorm(GELU(t)), given dy; adds to dgamma and dbeta if given. scratch: 2 n values. dt may be dy.
+template <class T>
+inline void norm_gelu_row_backward(const T* t, const T* __restrict gamma, const T* dy, T* dt, T* __restrict dgamma,
+                                   T* __restrict dbeta, T* __restrict scratch, int64_t n) {
+  T* __restrict normalised = scratch;
+  T* __restrict slope = scratch + n;
+#pragma omp simd
+  for (int64_t d = 0; d < n; ++d) {
+    const T cdf = normal_cdf(t[d]);
+    normalised[d] = t[d] * cdf;
+    slope[d] = gelu_slope(t[d], cdf);
+  }
+  const auto m = moments(normalised, n);
+  T sum = 0, along = 0;
+#pragma omp simd reduction(+ : sum, along)
+  for (int64_t d = 0; d < n; ++d) {
+    const T x = (normalised[d] - m.mean) * m.rstd;
+    const T dn = dy[d] * gamma[d];
+    normalised[d] = x;
+    sum += dn;
+    along += dn * x;
+  }
+  sum /= T(n);
+  along /= T(n);
+  if (dgamma) {
+#pragma omp simd
+    for (int64_t d = 0; d < n; ++d) {
+      dgamma[d] += dy[d] * normalised[d];
+      dbeta[d] += dy[d];
+    }
+  }
+#pragma omp simd
+  for (int64_t d = 0; d < n; ++d) dt[d] = (dy[d] * gamma[d] - sum - normalised[d] * along) * m.rstd * slope[d];
+}
+
+template <class T>
+inline T dot(const T* __restrict a, const T* __restrict b, int64_t n) {
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t d = 0; d < n; ++d) sum += a[d] * b[d];
+  return sum;
+}
+
+template <class T>
+inline void fill(T* x, int64_t n) {
+  for (int64_t d = 0; d < n; ++d) x[d] = 0;
+}
+
+template <class T>
+inline T sigmoid(T x) {
+  const T e = x < 0 ? T(__builtin_exp(static_cast<double>(x))) : T(__builtin_exp(static_cast<double>(-x)));
+  return x < 0 ? e / (T(1) + e) : T(1) / (T(1) + e);
+}
+
+// Calls f with null pointers of the accumulating type (float or double) and of the products' type (that, or bf16).
+template <class F>
+inline void with_types(DType dtype, DType low, F f) {
+  if (dtype == DType::f64) return f(static_cast<double*>(nullptr), static_cast<double*>(nullptr));
+  if (low == DType::bf16) return f(static_cast<float*>(nullptr), static_cast<bf16*>(nullptr));
+  f(static_cast<float*>(nullptr), static_cast<float*>(nullptr));
+}
+
+#define GCAHNG_SCRATCH(T, name, count) T* name = static_cast<T*>(__builtin_alloca(sizeof(T) * (count)))
+
+}  // namespace
+}  // namespace gcahng

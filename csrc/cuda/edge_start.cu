@@ -1,0 +1,111 @@
+#include "../edge_start.h"
+
+#include "launch.h"
+
+namespace gcahng::cuda {
+namespace {
+
+constexpr int kLanes = 32;     // threads along the channels
+constexpr int kRows = 8;       // threads along the rows
+constexpr int64_t kTile = 32;  // columns j that a block of the forward writes
+
+// e[i, j, :] = x_i[i, :] * x_j[j, :]. A block takes one i and kTile of the j.
+template <class T, int N>
+__global__ void __launch_bounds__(kLanes* kRows)
+    edge_start_forward_kernel(const T* __restrict__ x_i, const T* __restrict__ x_j, T* __restrict__ e, int64_t J,
+                              int64_t D, int64_t tiles) {
+  const int64_t i = blockIdx.x / tiles, first = (blockIdx.x % tiles) * kTile;
+  const int64_t stop = first + kTile < J ? first + kTile : J;
+  for (int64_t d = threadIdx.x * N; d < D; d += kLanes * N) {
+    const Pack<T, N> a = load<N>(x_i + i * D + d);
+    for (int64_t j = first + threadIdx.y; j < stop; j += kRows) {
+      const Pack<T, N> b = load<N>(x_j + j * D + d);
+      Pack<T, N> product;
+#pragma unroll
+      for (int k = 0; k < N; ++k) product.v[k] = narrow<T>(widen(a.v[k]) * widen(b.v[k]));
+      store<N>(e + (i * J + j) * D + d, product);
+    }
+  }
+}
+
+// out[o, :] = sum over s < count of g[o * outer + s * inner + :] * x[s, :]. A block takes one o and kLanes * N
+// channels; its kRows partial sums are added in their order, so that the bits do not depend on the schedule.
+template <class T, int N>
+__global__ void __launch_bounds__(kLanes* kRows)
+    edge_start_node_sum_kernel(const T* __restrict__ g, const T* __restrict__ x, T* __restrict__ out, int64_t count,
+                               int64_t D, int64_t outer, int64_t inner, int64_t tiles) {
+  GCAHNG_SHARED(compute_t<T>, partial, kRows * N * kLanes);
+  const int64_t o = blockIdx.x / tiles, d = ((blockIdx.x % tiles) * kLanes + threadIdx.x) * N;
+  compute_t<T> sum[N] = {};
+  if (d < D) {
+    for (int64_t s = threadIdx.y; s < count; s += kRows) {
+      const Pack<T, N> a = load<N>(g + o * outer + s * inner + d);
+      const Pack<T, N> b = load<N>(x + s * D + d);
+#pragma unroll
+      for (int k = 0; k < N; ++k) sum[k] += widen(a.v[k]) * widen(b.v[k]);
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < N; ++k) partial[(threadIdx.y * N + k) * kLanes + threadIdx.x] = sum[k];
+  __syncthreads();
+  if (threadIdx.y != 0 || d >= D) return;
+  Pack<T, N> total;
+#pragma unroll
+  for (int k = 0; k < N; ++k) {
+    for (int row = 1; row < kRows; ++row) sum[k] += partial[(row * N + k) * kLanes + threadIdx.x];
+    total.v[k] = narrow<T>(sum[k]);
+  }
+  store<N>(out + o * D + d, total);
+}
+
+template <class T, int N>
+int forward(const T* x_i, const T* x_j, T* e, int64_t I, int64_t J, int64_t D, void* stream) {
+  const int64_t tiles = ceil_div(J, kTile), blocks = I * tiles;
+  if (blocks > kMaxBlocks) return cudaErrorInvalidConfiguration;
+  GCAHNG_LAUNCH((edge_start_forward_kernel<T, N>), dim3(blocks), dim3(kLanes, kRows), stream, x_i, x_j, e, J, D, tiles);
+  return cudaGetLastError();
+}
+
+template <class T, int N>
+int node_sum(const T* g, const T* x, T* out, int64_t rows, int64_t count, int64_t D, int64_t outer, int64_t inner,
+             void* stream) {
+  const int64_t tiles = ceil_div(D, kLanes * N), blocks = rows * tiles;
+  if (blocks > kMaxBlocks) return cudaErrorInvalidConfiguration;
+  if (blocks == 0) return cudaSuccess;
+  GCAHNG_LAUNCH((edge_start_node_sum_kernel<T, N>), dim3(blocks), dim3(kLanes, kRows), stream, g, x, out, count, D,
+                outer, inner, tiles);
+  return cudaGetLastError();
+}
+
+template <class T, int N>
+int backward(const T* grad_e, const T* x_i, const T* x_j, T* dx_i, T* dx_j, int64_t I, int64_t J, int64_t D,
+             void* stream) {
+  const int error = node_sum<T, N>(grad_e, x_j, dx_i, I, J, D, J * D, D, stream);
+  return error ? error : node_sum<T, N>(grad_e, x_i, dx_j, J, I, D, D, J * D, stream);
+}
+
+}  // namespace
+
+int launch_edge_start_forward(DType dtype, const void* x_i, const void* x_j, void* e, int64_t I, int64_t J, int64_t D,
+                              void* stream) {
+  if (I * J * D == 0) return cudaSuccess;
+  int error = cudaSuccess;
+  with_type<true>(dtype, [&]<class T>(T*) {
+    auto* f = wide<T>(D, x_i, x_j, e) ? forward<T, kWide<T>> : forward<T, 1>;
+    error = f(static_cast<const T*>(x_i), static_cast<const T*>(x_j), static_cast<T*>(e), I, J, D, stream);
+  });
+  return error;
+}
+
+int launch_edge_start_backward(DType dtype, const void* grad_e, const void* x_i, const void* x_j, void* dx_i,
+                               void* dx_j, int64_t I, int64_t J, int64_t D, void* stream) {
+  int error = cudaSuccess;
+  with_type<true>(dtype, [&]<class T>(T*) {
+    auto* f = wide<T>(D, grad_e, x_i, x_j, dx_i, dx_j) ? backward<T, kWide<T>> : backward<T, 1>;
+    error = f(static_cast<const T*>(grad_e), static_cast<const T*>(x_i), static_cast<const T*>(x_j),
+              static_cast<T*>(dx_i), static_cast<T*>(dx_j), I, J, D, stream);
+  });
+  return error;
+}
+
+}  // namespace gcahng::cuda

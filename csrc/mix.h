@@ -1,0 +1,35 @@
+// Mixing on a tile, in both directions of its pairs of classes. See docs/math/mix.md. float or double throughout.
+//
+// A mix is numbered like the negatives: forward (A, K, O): anchor class and view, offset of the negatives' class; and behind
+// them, back (A, O', K) with O' = O - mirrored: the anchors are the columns, the negatives the anchor class's views.
+#pragma once
+#include "common/tile.h"
+#include "cpu/tables.h"
+
+namespace gcahng {
+
+// Node tensors of classes + reach classes: z (., K, D) and d_plus (., K), the distances to the positives; kappa (K, K).
+struct MixInputs {
+  const void *z, *d_plus, *kappa;
+  double pull;
+};
+// Sums of one tile: rows (units, K, D | 1) and columns (A, O, K, D | 1), of z and of d_plus.
+struct MixSums {
+  void *row_z, *row_d, *column_z, *column_d;
+};
+
+struct MixCpu {
+  // Units [begin, end): theta (T, D) -> negatives (mixes, D) if not null, and a . N and |N|^2 (mixes,) if not null.
+  void (*forward)(DType dtype, const Tile& tile, MixInputs in, const void* theta, void* negatives, void* logits,
+                  void* squares, int64_t begin, int64_t end, int64_t D);
+  // Units [begin, end): dn (mixes, D) -> dtheta (T, D), both directions together.
+  void (*backward_theta)(DType dtype, const Tile& tile, MixInputs in, const void* dn, void* dtheta, int64_t begin,
+                         int64_t end, int64_t D);
+  // Units [begin, end): dlogits (mixes,), and the weight of |N|^2 -> sums of dz and of d(d_plus). A class's mixes with itself are
+  // left out.
+  void (*backward_z)(DType dtype, const Tile& tile, MixInputs in, const void* theta, const void* dlogits,
+                     double square, MixSums sums, int64_t begin, int64_t end, int64_t D);
+};
+GCAHNG_CPU_TABLES(MixCpu, mix)
+
+}  // namespace gcahng

@@ -1,0 +1,65 @@
+"""The command line, `gcahng COMMAND …`.
+
+A command is one module of `gcahng.commands` with a function `run(arguments: list[str]) -> int`, which returns the exit
+status, and one line in `COMMANDS`. A module is imported when its command runs, so that the others start fast.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+
+from gcahng.errors import UserError
+
+COMMANDS = {
+    "train": ("gcahng.commands.train", "train an embedding network and write a run folder"),
+    "eval": ("gcahng.commands.evaluate", "retrieval metrics of a run or a checkpoint"),
+    "env": ("gcahng.commands.env", "versions, native libraries and the implementations available here"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0, 2 for a user's mistake, 130 for Ctrl-C."""
+    try:
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
+    except UserError as error:
+        print(f"gcahng: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        print(f"gcahng: {interrupt if str(interrupt) else 'interrupted'}", file=sys.stderr)
+        return getattr(interrupt, "exit_code", 130)
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    name, *rest = arguments
+    if name == "--version":
+        from gcahng import __version__
+
+        print(f"gcahng {__version__}")
+        return 0
+    if name not in COMMANDS:
+        meant = get_close_matches(name, COMMANDS, n=1)
+        hint = f"; did you mean {meant[0]}?" if meant else f"; the commands are {', '.join(COMMANDS)}"
+        raise UserError(f"{name} is no command{hint}")
+    return import_module(COMMANDS[name][0]).run(rest)
+
+
+def _help() -> str:
+    lines = [f"  {name:<8}{summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: gcahng COMMAND [options]",
+            "",
+            "Hard negatives generated from the complete graph of a batch, for metric learning.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "gcahng COMMAND --help tells a command's options; gcahng --version the version.",
+        ]
+    )

@@ -1,0 +1,14 @@
+"""gcahng env"""
+
+from __future__ import annotations
+
+from gcahng.commands._arguments import Parser
+
+
+def run(arguments: list[str]) -> int:
+    """Print versions, native libraries and the implementations available here."""
+    Parser(prog="gcahng env", description=run.__doc__).parse_args(arguments)
+    from gcahng.env import report
+
+    print(report())
+    return 0

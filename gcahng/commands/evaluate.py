@@ -1,0 +1,43 @@
+"""gcahng eval"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from gcahng.commands._arguments import Parser
+
+
+def run(arguments: list[str]) -> int:
+    """Print Recall@K, MAP@R and R-Precision of a trained network, and write them as JSON."""
+    parser = Parser(prog="gcahng eval", description=run.__doc__)
+    parser.add_argument("run", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run folder or a checkpoint file")
+    parser.add_argument("--which", choices=("last", "best"), default="last", help="checkpoint of a run folder (last)")
+    parser.add_argument("--split", choices=("test", "val", "train"), default="test", help="its classes (test)")
+    parser.add_argument("--recall_at", type=int, nargs="+", default=[1, 2, 4, 8], metavar="K", help="(1 2 4 8)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write (eval-WHICH-SPLIT.json in the run)")
+    options = parser.parse_args(arguments)
+
+    from gcahng.train.evaluate import evaluate_checkpoint
+    from gcahng.train.files import write_json
+    from gcahng.train.report import metrics_table
+
+    result = evaluate_checkpoint(
+        options.run, which=options.which, split=options.split, recall_at=options.recall_at, device=options.device
+    )
+    if not result["same_data"]:
+        print(
+            "gcahng: note: these images differ from those of the training run (another version of matplotlib?)",
+            file=sys.stderr,
+        )
+    written = options.json or _default_json(options.run, options.which, options.split)
+    write_json(written, result)
+    print(metrics_table({f"{options.split} (per cent)": result[options.split]}))
+    print(f"checkpoint  {result['checkpoint']}, step {result['steps']}")
+    print(f"written     {written}")
+    return 0
+
+
+def _default_json(run: Path, which: str, split: str) -> Path:
+    return run / f"eval-{which}-{split}.json" if run.is_dir() else run.with_suffix(f".eval-{split}.json")

@@ -1,0 +1,172 @@
+"""The `glyphs` data set: characters drawn with the DejaVu fonts that matplotlib ships, so nothing is downloaded.
+
+A class is a character, its 12 images are the 12 faces: Sans, Sans Mono and Serif, each regular, bold, slanted and both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import unicodedata
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from gcahng._extras import require
+from gcahng.data.image_set import DataSplits, ImageSet
+from gcahng.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.ft2font import FT2Font
+
+FACES = tuple(
+    family + style
+    for family, slanted in (("DejaVuSans", "Oblique"), ("DejaVuSansMono", "Oblique"), ("DejaVuSerif", "Italic"))
+    for style in ("", "-Bold", f"-{slanted}", f"-Bold{slanted}")
+)
+IMAGE_SIZE = 32
+# At 20 pixels an em the tallest drawing reaches 22.3 pixels above the baseline and the lowest 5.6 below it.
+PIXELS_PER_EM = 20
+BASELINE_ROW = 25
+SPLIT_SEED = 20250
+_POINTS_PER_INCH = 72  # at this resolution a size in points is a size in pixels
+
+
+def load_glyphs(train_classes: int = 200, val_classes: int = 100) -> DataSplits:
+    """Draw the characters and split the classes: half of all for test, training and validation from the other half.
+
+    The split is drawn once and for all: it depends on no training seed. The first `train_classes` of the other half
+    train, the last `val_classes` validate, so that asking for more training classes only adds some.
+
+    Returns:
+        Splits of (N, 32, 32) uint8 images, ink bright on black, 12 of each class; drawing them takes about a second.
+
+    Raises:
+        UserError: matplotlib is missing, or the half that is not held out has too few classes.
+    """
+    for name, value in (("train_classes", train_classes), ("val_classes", val_classes)):
+        if value < 2:
+            raise UserError(f"{name} is {value}; it must be at least 2")
+    _require_matplotlib()
+    codes, images = _drawn_once()
+    num_classes = len(codes)
+    # RandomState, unlike numpy's newer generators, promises the same numbers in every version.
+    order = np.random.RandomState(SPLIT_SEED).permutation(num_classes)
+    half = num_classes // 2
+    rest = order[half:]
+    if train_classes + val_classes > len(rest):
+        raise UserError(
+            f"train_classes is {train_classes} and val_classes {val_classes}; they must be at most {len(rest)} "
+            "together, the number of glyph classes that are not held out for test"
+        )
+    picks = {"train": rest[:train_classes], "val": rest[len(rest) - val_classes :], "test": order[:half]}
+    digest = hashlib.sha256()
+    splits = {}
+    for name, pick in picks.items():
+        chosen = np.sort(pick)
+        pixels = images[chosen]
+        digest.update(pixels.tobytes())
+        splits[name] = ImageSet(
+            images=torch.from_numpy(pixels.reshape(-1, IMAGE_SIZE, IMAGE_SIZE)),
+            labels=torch.arange(len(chosen)).repeat_interleave(len(FACES)),
+            class_names=tuple(f"U+{codes[c]:04X} {chr(codes[c])}" for c in chosen),
+        )
+    return DataSplits(**splits, digest=digest.hexdigest()[:16])
+
+
+def draw_glyphs() -> tuple[list[int], np.ndarray]:
+    """All classes as code points, ascending, and their images (classes, 12, 32, 32) uint8 in the order of `FACES`."""
+    fonts = _open_fonts()
+    codes = _class_code_points(fonts)
+    images = np.zeros((len(codes), len(fonts), IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+    for f, font in enumerate(fonts):
+        font.set_size(PIXELS_PER_EM, _POINTS_PER_INCH)
+        for c, code in enumerate(codes):
+            images[c, f] = _draw(font, code)
+    return codes, images
+
+
+_drawn_once = lru_cache(maxsize=1)(draw_glyphs)
+
+
+def _require_matplotlib() -> None:
+    require("matplotlib", extra="train", purpose="the glyphs data set is drawn with the fonts that matplotlib ships")
+
+
+def _open_fonts() -> list[FT2Font]:
+    _require_matplotlib()
+    import matplotlib
+    from matplotlib.ft2font import FT2Font
+
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    missing = [face for face in FACES if not (folder / f"{face}.ttf").is_file()]
+    if missing:
+        raise UserError(
+            f"glyphs: {folder} lacks {', '.join(missing)}; reinstall matplotlib with the fonts it ships "
+            "(pip install --force-reinstall matplotlib)"
+        )
+    return [FT2Font(str(folder / f"{face}.ttf")) for face in FACES]
+
+
+def _class_code_points(fonts: list[FT2Font]) -> list[int]:
+    """Letters, numbers, symbols and punctuation in all fonts with a drawing of their own; of equal ones the lowest."""
+    from matplotlib.ft2font import LoadFlags
+
+    shared = set.intersection(*(set(font.get_charmap()) for font in fonts))
+    seen: set[tuple[bytes, ...]] = set()
+    codes = []
+    for code in sorted(shared):
+        if unicodedata.category(chr(code))[0] not in "LNSP":
+            continue
+        if any(font.load_char(code, flags=LoadFlags.NO_SCALE).width == 0 for font in fonts):
+            continue
+        drawing = _drawing(fonts[0], code)
+        if drawing not in seen:
+            seen.add(drawing)
+            codes.append(code)
+    return codes
+
+
+def _drawing(font: FT2Font, code: int) -> tuple[bytes, ...]:
+    """The outline in font units, whatever the order of its contours, their first points and its place along the line.
+
+    Outlines, not pixels, decide which characters look alike: they do not depend on FreeType's version.
+    """
+    from matplotlib.ft2font import LoadFlags
+
+    font.load_char(code, flags=LoadFlags.NO_SCALE)
+    points, kinds = font.get_path()
+    starts = np.flatnonzero(kinds == 1)  # a contour starts where the pen moves, and ends with a closing point (79)
+    drawn = kinds != 79
+    points = points - [points[drawn, 0].min(), 0]
+    contours = []
+    for start, end in zip(starts, [*starts[1:], len(points)], strict=True):
+        contour = points[start:end][drawn[start:end]]
+        if len(contour) > 1 and (contour[0] == contour[-1]).all():
+            contour = contour[:-1]
+        first = np.lexsort((contour[:, 1], contour[:, 0]))[0]
+        contours.append(contour[first:].tobytes() + contour[:first].tobytes())
+    return tuple(sorted(contours))
+
+
+def _draw(font: FT2Font, code: int) -> np.ndarray:
+    """One (32, 32) image: the ink centred along the line, on a common baseline; the few wider than 32 are cut."""
+    from matplotlib.ft2font import LoadFlags
+
+    font.set_text(chr(code), flags=LoadFlags.NO_HINTING)
+    font.draw_glyphs_to_bitmap(antialiased=True)
+    bitmap = np.array(font.get_image())
+    rows, columns = np.flatnonzero(bitmap.any(axis=1)), np.flatnonzero(bitmap.any(axis=0))
+    ink = bitmap[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    height, width = ink.shape
+    if width > IMAGE_SIZE:
+        cut = (width - IMAGE_SIZE) // 2
+        ink, width = ink[:, cut : cut + IMAGE_SIZE], IMAGE_SIZE
+    above_baseline = math.ceil(font.load_char(code, flags=LoadFlags.NO_HINTING).horiBearingY / 64)
+    top, left = BASELINE_ROW - above_baseline, (IMAGE_SIZE - width) // 2
+    image = np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+    image[top : top + height, left : left + width] = ink
+    return image

@@ -1,0 +1,100 @@
+"""What is installed, and which implementations run here: the text of `gcahng env`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+
+import torch
+
+from gcahng import _native
+from gcahng.ops import _implementations
+
+PACKAGES = (
+    "numpy",
+    "triton",
+    "faiss-cpu",
+    "faiss-gpu",
+    "matplotlib",
+    "jsonargparse",
+    "pytorch-metric-learning",
+    "scikit-learn",
+    "tensorboard",
+    "safetensors",
+)
+
+
+def report() -> str:
+    """Versions, devices, native libraries, and for CPU and CUDA each implementation or why it is not available.
+
+    Text without a final newline. Loads the native libraries; imports no optional package.
+    """
+    lines = _table(_versions())
+    lines += ["", "Native libraries", *_table(_libraries())]
+    for device_type, title in (("cpu", "CPU"), ("cuda", "CUDA")):
+        lines += ["", f"Implementations on {title}", *_table(_implementation_rows(device_type))]
+    lines += ["", "impl='auto' chooses", *_table(_choices())]
+    return "\n".join(lines)
+
+
+def _versions() -> list[tuple[str, str]]:
+    import gcahng
+
+    rows = [
+        ("gcahng", gcahng.__version__),
+        ("Python", f"{platform.python_version()} on {platform.platform()}"),
+        ("torch", f"{torch.__version__}, {_cuda_build()}, {torch.get_num_threads()} CPU threads"),
+    ]
+    rows += [(name, _version(name)) for name in PACKAGES]
+    return rows
+
+
+def _cuda_build() -> str:
+    if torch.version.cuda is None:
+        return "built without CUDA"
+    if not torch.cuda.is_available():
+        return f"CUDA {torch.version.cuda}, no CUDA device"
+    names = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
+    return f"CUDA {torch.version.cuda}, {', '.join(names)}"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _libraries() -> list[tuple[str, str]]:
+    rows = []
+    for name in _native.NAMES:
+        library = _native.load(name)
+        rows.append((name, str(library.path) if library.path else f"not loaded: {library.reason}"))
+    rows.append(("instruction set", _native.cpu_arch() or "none: no _C_cpu"))
+    return rows
+
+
+def _implementation_rows(device_type: str) -> list[tuple[str, str]]:
+    rows = []
+    for name in _implementations.NAMES:
+        reason = _implementations.available(name, device_type)
+        rows.append((name, "available" if reason is None else f"not available: {reason}"))
+    return rows
+
+
+def _choices() -> list[tuple[str, str]]:
+    rows = []
+    for op, entry in _implementations.OPS.items():
+        chosen = []
+        for device_type in ("cpu", "cuda"):
+            order = entry.order(device_type)
+            first = next((name for name in order if _implementations.available(name, device_type, op) is None), None)
+            if first:
+                chosen.append(f"{first} on {device_type}")
+        rows.append((op, ", ".join(chosen)))
+    return rows
+
+
+def _table(rows: list[tuple[str, str]]) -> list[str]:
+    width = max(len(name) for name, _ in rows)
+    return [f"  {name:<{width}}  {text}" for name, text in rows]

@@ -1,0 +1,44 @@
+"""Networks that turn images into embeddings."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from gcahng.train.config import BackboneConfig
+
+
+class GlyphConv(nn.Module):
+    """A small convolutional network for grey images: four 3×3 convolutions and a global mean.
+
+    Each convolution is followed by BatchNorm and ReLU, the first three also by a 2×2 maximum; their widths are `width`
+    times 1, 2, 4, 8. The head on top is BatchNorm1d → Linear, as in the paper (section 4.2). The embeddings are not
+    normalised.
+
+    Args:
+        embedding_dim: D.
+        width: channels of the first convolution.
+    """
+
+    def __init__(self, embedding_dim: int = 64, width: int = 32) -> None:
+        super().__init__()
+        channels = [1, width, 2 * width, 4 * width, 8 * width]
+        stages: list[nn.Module] = []
+        for stage, (inputs, outputs) in enumerate(zip(channels, channels[1:], strict=False)):
+            stages += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+            if stage < 3:
+                stages.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*stages)
+        self.head = nn.Sequential(nn.BatchNorm1d(8 * width), nn.Linear(8 * width, embedding_dim))
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster on CPUs
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, H, W) uint8, H and W at least 8 → (n, D)."""
+        x = images[:, None].to(self.head[1].weight.dtype) / 255
+        x = self.features(x.contiguous(memory_format=torch.channels_last))
+        return self.head(x.mean(dim=(2, 3)))
+
+
+def build_backbone(config: BackboneConfig) -> nn.Module:
+    """The network that `config` describes, with fresh weights from torch's generator."""
+    return {"glyph_conv": GlyphConv}[config.name](config.embedding_dim, config.width)

@@ -1,0 +1,211 @@
+"""What a training run is made of: the fields are the command line's options, the YAML's and Python's."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
+
+from gcahng.errors import UserError
+
+LossName = Literal["gca_hng", "npair", "proxy_anchor", "supcon", "arcface"]
+BaseName = Literal["npair", "proxy_anchor", "supcon", "arcface"]
+
+
+@dataclass
+class DataConfig:
+    """Data: the set, the balanced batches, the augmentation.
+
+    Attributes:
+        name: data set. glyphs: 2,135 characters in the 12 faces of DejaVu, 32x32 grey, no download.
+        classes_per_batch: C, classes in a batch.
+        samples_per_class: K, samples of each of them; the batch has n = C·K.
+        train_classes: classes that train (glyphs).
+        val_classes: classes that choose the best checkpoint (glyphs); none of them trains or is tested.
+        max_shift: training images are shifted by up to so many pixels each way.
+    """
+
+    name: Literal["glyphs"] = "glyphs"
+    classes_per_batch: int = 16
+    samples_per_class: int = 3
+    train_classes: int = 200
+    val_classes: int = 100
+    max_shift: int = 2
+
+
+@dataclass
+class BackboneConfig:
+    """Backbone: the network that is trained to embed.
+
+    Attributes:
+        name: glyph_conv: four 3x3 convolutions for 32x32 grey images.
+        embedding_dim: D, embedding channels.
+        width: channels of glyph_conv's first convolution; the next have 2, 4 and 8 times as many.
+    """
+
+    name: Literal["glyph_conv"] = "glyph_conv"
+    embedding_dim: int = 64
+    width: int = 32
+
+
+@dataclass
+class GcaConfig:
+    """GCA-HNG (loss=gca_hng): its base loss, graph network and generator; see gcahng.GCAHNGLoss.
+
+    Attributes:
+        base: J_m, the loss on real samples that the synthetic negatives are added to.
+        layers: L, of the graph network.
+        heads: H, of its node attention; divides backbone.embedding_dim.
+        alpha: how fast negatives are pulled as the running mean of J_m falls.
+        beta: how fast the weight of J_syn grows as the running mean of J_gen falls.
+        dot_weight: of J_sim in J_gen.
+        div_weight: of J_div in J_gen.
+        softmax_factor: of the classifier's cross entropy in J_gen.
+        edge_dropout: dropout of the edges' attention weights.
+        symmetric: one dropout draw for both directions of an edge.
+        compat: official reproduces a mistake in the authors' J_sim.
+        impl: which code computes the graph network.
+        check: when the loss looks at values; see gcahng.GCAHNGLoss.
+        graph_lr: learning rate of the graph network (AdamW), a cosine to 0 over the run's epochs.
+        graph_weight_decay: of the graph network.
+        classifier_lr: learning rate of the classifier (AdamW), constant.
+        classifier_weight_decay: of the classifier.
+        clip_value: the graph network's gradients are clipped to ± this.
+    """
+
+    base: BaseName = "npair"
+    layers: int = 1
+    heads: int = 2
+    alpha: float = 5.0
+    beta: float = 20.0
+    dot_weight: float = 20.0
+    div_weight: float = 60.0
+    softmax_factor: float = 20.0
+    edge_dropout: float = 0.1
+    symmetric: bool = True
+    compat: Literal["fixed", "official"] = "fixed"
+    impl: Literal["auto", "reference", "torch", "cpp", "cuda", "triton"] = "auto"
+    check: Literal["auto", "raise", "deferred", "off"] = "auto"
+    graph_lr: float = 1.5e-4
+    graph_weight_decay: float = 1e-4
+    classifier_lr: float = 1e-3
+    classifier_weight_decay: float = 1e-2
+    clip_value: float = 10.0
+
+
+@dataclass
+class OptimizerConfig:
+    """Optimiser of the backbone (AdamW) and of a loss's proxies.
+
+    Attributes:
+        lr: learning rate of the backbone.
+        schedule: constant, or cosine: to 0 over the run.
+        weight_decay: of the backbone.
+        clip_value: gradients are clipped to ± this.
+        proxy_lr: learning rate of proxy_anchor's and arcface's class vectors; null: 100 times lr for proxy_anchor (as
+            its authors do) and 10 times lr for arcface.
+    """
+
+    lr: float = 1e-3
+    schedule: Literal["constant", "cosine"] = "constant"
+    weight_decay: float = 1e-4
+    clip_value: float = 10.0
+    proxy_lr: float | None = None
+
+
+@dataclass
+class TrainConfig:
+    """A training run.
+
+    Attributes:
+        loss: gca_hng, or the baseline npair, or pytorch-metric-learning's proxy_anchor, supcon, arcface; gca.base puts
+            gca_hng on top of each.
+        steps: optimiser steps.
+        steps_per_epoch: after so many steps an epoch ends: GCA-HNG's running means roll.
+        eval_every: steps between evaluations on the validation classes, each with a checkpoint.
+        log_every: steps between lines of metrics.jsonl, each the mean since the line before.
+        seed: of weights, batches, augmentation, dropout and mixing. The data set's split does not depend on it.
+        device: auto (cuda where there is one), cpu, cuda or cuda:N.
+        precision: bf16 runs the backbone and the graph network under autocast; evaluation is in fp32 always.
+        threads: of PyTorch on the CPU; null leaves its own choice. Bits repeat for the same seed and threads.
+        out: run folder, new or empty; null: runs/DATA-LOSS-TIME.
+    """
+
+    loss: LossName = "gca_hng"
+    steps: int = 2000
+    steps_per_epoch: int = 200
+    eval_every: int = 200
+    log_every: int = 20
+    seed: int = 0
+    device: str = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    threads: int | None = None
+    out: str | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    gca: GcaConfig = field(default_factory=GcaConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    @property
+    def loss_title(self) -> str:
+        """The loss with its base, as run folders are named: gca_hng, npair, gca_hng-proxy_anchor …"""
+        return f"{self.loss}-{self.gca.base}" if self.loss == "gca_hng" and self.gca.base != "npair" else self.loss
+
+    def check(self) -> None:
+        """Look at every value whose mistake would only show later.
+
+        Raises:
+            UserError: names the field, its value and what it must be.
+        """
+        _check_choices(self)
+        least = {"steps": 1, "steps_per_epoch": 1, "eval_every": 1, "log_every": 1, "seed": 0}
+        least |= {"data.classes_per_batch": 2, "data.samples_per_class": 2, "data.max_shift": 0}
+        least |= {"backbone.embedding_dim": 1, "backbone.width": 1}
+        least |= {"optimizer.lr": 0, "optimizer.weight_decay": 0, "optimizer.clip_value": 0}
+        if self.threads is not None:
+            least["threads"] = 1
+        if self.optimizer.proxy_lr is not None:
+            least["optimizer.proxy_lr"] = 0
+        for name, bound in least.items():
+            value: Any = self
+            for part in name.split("."):
+                value = getattr(value, part)
+            if not value >= bound:
+                raise UserError(f"{name} is {value}; it must be at least {bound}")
+
+
+_Config = TypeVar("_Config")
+
+
+def config_to_dict(config: TrainConfig) -> dict[str, Any]:
+    """Plain nested dicts, as YAML and checkpoints hold them."""
+    return asdict(config)
+
+
+def config_from_dict(values: dict[str, Any], cls: type[_Config] = TrainConfig, prefix: str = "") -> _Config:
+    """The inverse of `config_to_dict`; fields that `values` lacks take their defaults.
+
+    Raises:
+        UserError: a name that is no field.
+    """
+    hints = get_type_hints(cls)
+    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    for name in values:
+        if name not in known:
+            raise UserError(f"{prefix}{name} is no option; {prefix or 'there are '}{', '.join(sorted(known))}")
+    built = {
+        name: config_from_dict(value, hints[name], f"{prefix}{name}.") if is_dataclass(hints[name]) else value
+        for name, value in values.items()
+    }
+    return cls(**built)
+
+
+def _check_choices(config: Any, prefix: str = "") -> None:
+    """Literal fields hold one of their values: Python callers skip the command line's own check."""
+    for name, hint in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if is_dataclass(hint):
+            _check_choices(value, f"{prefix}{name}.")
+        elif (
+            (choices := get_args(hint)) and all(isinstance(choice, str) for choice in choices) and value not in choices
+        ):
+            raise UserError(f"{prefix}{name} is {value!r}; it must be one of {', '.join(choices)}")

@@ -1,0 +1,89 @@
+"""Files of a run folder: written whole or not at all, and never over another run."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from gcahng.errors import UserError
+from gcahng.train.config import TrainConfig
+
+
+def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, flush it to the disk, then rename it to `path`.
+
+    Whoever reads `path`, even after a crash at any point, finds the old content or the new one.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if hasattr(os, "O_DIRECTORY"):  # the rename itself reaches the disk; not a notion of Windows
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`atomic_write` of UTF-8 text."""
+    atomic_write(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """`atomic_write` of indented JSON."""
+    write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def check_run_folder(out: str) -> Path:
+    """The path of a run folder that is not there yet, or empty.
+
+    Raises:
+        UserError: it holds something, or is a file.
+    """
+    path = Path(out)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"out is {out}, a file; it must be a folder that is new or empty")
+    if path.is_dir() and any(path.iterdir()):
+        raise UserError(f"out is {out}, which is not empty; a run is never overwritten: name a new folder or remove it")
+    return path
+
+
+def make_run_folder(config: TrainConfig) -> Path:
+    """Create the folder of `config.out`, or runs/DATA-LOSS-TIME.
+
+    Raises:
+        UserError: it holds something, or cannot be made.
+    """
+    if config.out is not None:
+        path = check_run_folder(config.out)
+        _make(path, exist_ok=True)
+        return path
+    stem = f"{config.data.name}-{config.loss_title}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for suffix in ("", *(f"-{i}" for i in range(2, 100))):
+        path = Path("runs") / f"{stem}{suffix}"
+        try:
+            _make(path, exist_ok=False)
+        except FileExistsError:  # another run that started within this second
+            continue
+        return path
+    raise UserError(f"out is not given and runs/{stem} and 98 names like it are taken; give out")
+
+
+def _make(path: Path, *, exist_ok: bool) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=exist_ok)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise UserError(f"out is {path}, which cannot be made: {error.strerror}; name a folder that can") from error

@@ -1,0 +1,131 @@
+"""The losses that `gcahng train` offers, behind one interface: forward, finish_step, end_epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from gcahng._extras import require
+from gcahng.losses import GCAHNGLoss, npair_loss
+from gcahng.train.config import TrainConfig
+
+PROXY_LR_FACTORS = {"proxy_anchor": 100.0, "arcface": 10.0}
+
+
+class Objective(nn.Module):
+    """A loss in the training loop: loss = objective(z, labels); loss.backward(); optimizer.step(); finish_step()."""
+
+    def finish_step(self) -> dict[str, Tensor]:
+        """What remains to be done after the optimiser's step; returns the step's losses, detached and 0-dim."""
+        raise NotImplementedError
+
+    def end_epoch(self) -> None:
+        """An epoch has ended."""
+
+    def proxies(self) -> list[nn.Parameter]:
+        """The loss's parameters that the loop's optimiser steps."""
+        raise NotImplementedError
+
+
+class PlainObjective(Objective):
+    """A loss without a generator."""
+
+    def __init__(self, base: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.base = base
+        self._loss: Tensor | None = None
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        with torch.autocast(embeddings.device.type, enabled=False):
+            loss = self.base(embeddings, labels)
+        self._loss = loss.detach()
+        return loss
+
+    def finish_step(self) -> dict[str, Tensor]:
+        assert self._loss is not None
+        return {"J_m": self._loss}
+
+    def proxies(self) -> list[nn.Parameter]:
+        return list(self.parameters())
+
+
+class GcaObjective(Objective):
+    """GCA-HNG: the loss owns its generator, and the optimisers of it."""
+
+    def __init__(self, gca: GCAHNGLoss) -> None:
+        super().__init__()
+        self.gca = gca
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        return self.gca(embeddings, labels)
+
+    def finish_step(self) -> dict[str, Tensor]:
+        return self.gca.generator_step()
+
+    def end_epoch(self) -> None:
+        self.gca.end_epoch()
+
+    def proxies(self) -> list[nn.Parameter]:
+        return self.gca.base_parameters()
+
+
+def build_objective(config: TrainConfig, num_classes: int) -> Objective:
+    """The loss that `config` names, for labels 0 … num_classes - 1, with fresh weights from torch's generator.
+
+    Raises:
+        UserError: pytorch-metric-learning is needed and missing, or GCA-HNG refuses one of its arguments.
+    """
+    views, dim = config.data.samples_per_class, config.backbone.embedding_dim
+    if config.loss == "npair":
+        return PlainObjective(partial(npair_loss, num_per_class=views))
+    if config.loss != "gca_hng":
+        return PlainObjective(_pml_loss(config.loss, num_classes, dim))
+    gca = config.gca
+    loss = GCAHNGLoss(
+        num_classes,
+        dim,
+        layers=gca.layers,
+        heads=gca.heads,
+        alpha=gca.alpha,
+        beta=gca.beta,
+        dot_weight=gca.dot_weight,
+        div_weight=gca.div_weight,
+        softmax_factor=gca.softmax_factor,
+        edge_dropout=gca.edge_dropout,
+        symmetric=gca.symmetric,
+        base="npair" if gca.base == "npair" else _pml_loss(gca.base, num_classes, dim),
+        compat=gca.compat,
+        impl=gca.impl,
+        num_per_class=views,
+        check=gca.check,
+        seed=config.seed,
+        graph_lr=gca.graph_lr,
+        graph_weight_decay=gca.graph_weight_decay,
+        classifier_lr=gca.classifier_lr,
+        classifier_weight_decay=gca.classifier_weight_decay,
+        clip_value=gca.clip_value,
+        epochs=-(-config.steps // config.steps_per_epoch),
+    )
+    return GcaObjective(loss)
+
+
+def proxy_lr(config: TrainConfig) -> float:
+    """Learning rate of the class vectors of the loss in use (1 times lr for a loss that has none)."""
+    if config.optimizer.proxy_lr is not None:
+        return config.optimizer.proxy_lr
+    name = config.gca.base if config.loss == "gca_hng" else config.loss
+    return PROXY_LR_FACTORS.get(name, 1.0) * config.optimizer.lr
+
+
+def _pml_loss(name: str, num_classes: int, embedding_dim: int) -> nn.Module:
+    """pytorch-metric-learning's loss with its own defaults; all three normalise the embeddings themselves."""
+    require("pytorch_metric_learning", extra="train", purpose=f"the loss {name} is pytorch-metric-learning's")
+    from pytorch_metric_learning import losses
+
+    if name == "supcon":
+        return losses.SupConLoss()
+    cls = {"proxy_anchor": losses.ProxyAnchorLoss, "arcface": losses.ArcFaceLoss}[name]
+    return cls(num_classes=num_classes, embedding_size=embedding_dim)

@@ -1,0 +1,352 @@
+"""Pictures of a run: the curves of its losses and metrics, and a grid of retrieved images.
+
+Figures are drawn through matplotlib's objects, without pyplot: no global state, and nothing is ever shown on a screen.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gcahng._extras import require
+from gcahng.errors import UserError
+from gcahng.retrieval import nearest
+from gcahng.train.files import atomic_write
+from gcahng.train.report import metric_title
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, told apart with every kind of colour blindness.
+_GREEN, _RED, _BLUE, _ORANGE, _PURPLE, _SKY = "#009E73", "#D55E00", "#0072B2", "#E69F00", "#CC79A7", "#56B4E9"
+_INK, _GREY = "#222222", "#767676"
+_DASHES = (0, (2.0, 1.0))
+
+# The losses of a run that get a panel, in this order, and what they are.
+_LOSSES = {
+    "loss": ("Loss", "what the embedding network minimises"),
+    "J_m": (r"$J_\mathrm{m}$", "base loss on real samples"),
+    "J_syn": (r"$J_\mathrm{syn}$", "synthetic negatives, weighted"),
+    "J_gce": (r"$J_\mathrm{gce}$", "classes from graph nodes"),
+    "J_gen": (r"$J_\mathrm{gen}$", "what the generator minimises"),
+    "J_soft": (r"$J_\mathrm{soft}$", "synthetic negatives keep their class"),
+    "J_sim": (r"$J_\mathrm{sim}$", "synthetic negatives near the anchor"),
+    "J_div": (r"$J_\mathrm{div}$", "coefficients differ"),
+    "J_cls": (r"$J_\mathrm{cls}$", "classifier of embeddings"),
+}
+
+
+def plot_curves(metrics_jsonl: Path, out_png: Path) -> None:
+    """Draw the losses and the validation metrics of a run over its steps, one panel each.
+
+    Where a step was recorded twice, as after going on from a checkpoint, the later record counts. A last line cut
+    short, as by a kill while it was written, is left out.
+
+    Args:
+        metrics_jsonl: lines {"step": int, "kind": "train", "loss": ..., "J_m": ...} and {"step": int, "kind": "val",
+            "recall@1": ..., "map@r": ...}, metrics as fractions.
+        out_png: where to write; replaced as a whole or not at all.
+
+    Raises:
+        UserError: matplotlib is missing; the file is missing, or a line is no such record.
+    """
+    records = _read_records(Path(metrics_jsonl))
+    losses = {name: _series(records, "train", name) for name in _LOSSES}
+    losses = {name: series for name, series in losses.items() if series}
+    metrics = {name: _series(records, "val", name) for name in _metric_names(records)}
+    # The panel of metrics is two wide, for its legend.
+    first = 2 if metrics else 0
+    places = first + len(losses)
+    columns = 2 if places == 4 else min(max(places, 1), 4)
+    rows = max(1, math.ceil(places / columns))
+    figure = _figure(0.6 + 4.1 * columns, 0.5 + 2.75 * rows)
+    if not places:
+        figure.text(0.5, 0.5, "Nothing was recorded.", ha="center", va="center", color=_GREY, fontsize=11)
+    grid = figure.add_gridspec(rows, columns)
+    if metrics:
+        _draw_metrics(figure.add_subplot(grid[0, :2]), metrics)
+    for place, (name, series) in enumerate(losses.items(), start=first):
+        _draw_loss(figure.add_subplot(grid[place // columns, place % columns]), name, series)
+    for ax in figure.axes:
+        ax.set_xlabel("step", fontsize=8, color=_INK)
+    figure.suptitle("Training curves", x=0.012, ha="left", fontsize=13, fontweight="bold", color=_INK)
+    _save(figure, Path(out_png))
+
+
+def plot_retrieval_grid(
+    images: Tensor,
+    labels: Tensor,
+    embeddings: Tensor,
+    out_png: Path,
+    queries: int = 8,
+    neighbours: int = 8,
+    seed: int = 0,
+    class_names: Sequence[str] | None = None,
+) -> None:
+    """Draw random queries, one a row, each followed by its nearest neighbours (by cosine similarity).
+
+    Right neighbours, those of the query's class, have a green solid frame, wrong ones a red dashed frame with a cross.
+    Queries are drawn from the samples that have another one of their class, each of another class as long as there are
+    classes.
+
+    Args:
+        images: (N, H, W), (N, 1, H, W) or (N, 3, H, W) in [0, 1].
+        labels: (N,) integers.
+        embeddings: (N, D).
+        out_png: where to write; replaced as a whole or not at all.
+        queries, neighbours: rows, and images after the query; fewer where there are not as many samples.
+        seed: of the choice of queries.
+        class_names: the name of each label, written under the images; the label itself without.
+
+    Raises:
+        UserError: matplotlib is missing; shapes that do not fit; values outside [0, 1]; no sample with another of its
+            class.
+    """
+    labels = torch.as_tensor(labels).cpu()
+    pictures = _check_images(images, labels, embeddings)
+    for name, value in (("queries", queries), ("neighbours", neighbours)):
+        if value < 1:
+            raise UserError(f"{name} must be at least 1, got {value}")
+    chosen = _choose_queries(labels, queries, seed)
+    found = nearest(embeddings, min(neighbours, len(labels) - 1), queries=chosen).cpu()
+    right = labels[found] == labels[chosen].unsqueeze(1)
+    rows, columns = found.shape[0], 1 + found.shape[1]
+
+    head = 0.62  # inches for title and key
+    figure = _figure(0.3 + 1.0 * columns, head + 0.1 + 1.2 * rows, layout=None)
+    height = figure.get_figheight()
+    widths = [1.0, 0.12] + [1.0] * (columns - 1)  # a gap sets the query apart
+    grid = figure.add_gridspec(
+        rows,
+        columns + 1,
+        width_ratios=widths,
+        left=0.02,
+        right=0.98,
+        bottom=0.2 / height,
+        top=1 - (head + 0.08) / height,
+    )
+    grid.update(wspace=0.12, hspace=0.3)
+    for row, query in enumerate(chosen.tolist()):
+        _draw_picture(figure.add_subplot(grid[row, 0]), pictures[query], _name(labels[query], class_names), None)
+        for column, neighbour in enumerate(found[row].tolist()):
+            ax = figure.add_subplot(grid[row, column + 2])
+            is_right = bool(right[row, column])
+            _draw_picture(ax, pictures[neighbour], _name(labels[neighbour], class_names), is_right)
+    _draw_grid_head(figure, head / height, int(right.sum()), right.numel())
+    _save(figure, Path(out_png))
+
+
+def _read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl, in the order of the file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"metrics_jsonl must be a readable file, {path}: {error.strerror}") from None
+    *lines, last = text.split("\n")
+    records = []
+    # Whole lines end with a line break; what follows the last one was cut short, or is nothing.
+    for number, line in enumerate([*lines, last] if _is_record(last) else lines, start=1):
+        if not line.strip():
+            continue
+        if not _is_record(line):
+            raise UserError(f'metrics_jsonl must hold objects with "step" and "kind", line {number} of {path} is none')
+        records.append(json.loads(line))
+    return records
+
+
+def _is_record(line: str) -> bool:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:
+        return False
+    return isinstance(record, dict) and isinstance(record.get("step"), int) and "kind" in record
+
+
+def _series(records: list[dict[str, Any]], kind: str, name: str) -> list[tuple[int, float]]:
+    """(step, value) of one quantity by ascending step; the later of two records of a step."""
+    values = {r["step"]: float(r[name]) for r in records if r["kind"] == kind and isinstance(r.get(name), (int, float))}
+    return sorted(values.items())
+
+
+def _metric_names(records: list[dict[str, Any]]) -> list[str]:
+    """The metrics of the validation records: MAP@R and R-Precision, then Recall@K by K."""
+    names = {name for record in records if record["kind"] == "val" for name in record}
+    recalls = sorted((n for n in names if n.startswith("recall@")), key=lambda n: int(n.removeprefix("recall@")))
+    return [name for name in ("map@r", "r_precision") if name in names] + recalls
+
+
+def _draw_metrics(ax: Axes, metrics: dict[str, list[tuple[int, float]]]) -> None:
+    """One line a metric, in per cent, with its last value."""
+    colours = [_BLUE, _RED, _GREEN, _ORANGE, _PURPLE, _SKY]
+    for i, (name, series) in enumerate(metrics.items()):
+        steps, values = zip(*series, strict=True)
+        ax.plot(
+            steps,
+            [100 * value for value in values],
+            color=colours[i % len(colours)],
+            linestyle=("-", "--", ":")[i // len(colours) % 3],
+            linewidth=1.6,
+            marker="o",
+            markersize=3,
+            label=f"{metric_title(name)}  {100 * values[-1]:.1f}",
+        )
+    _style(ax, "Validation", "per cent, classes not trained on")
+    ax.legend(
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        title="last value",
+        alignment="left",
+        fontsize=8,
+        title_fontsize=8,
+        frameon=False,
+        handlelength=1.6,
+    )
+
+
+def _draw_loss(ax: Axes, name: str, series: list[tuple[int, float]]) -> None:
+    """The recorded values, thin, and their running mean over a twentieth of the records."""
+    steps, values = zip(*series, strict=True)
+    colour = _BLUE if name in ("loss", "J_m", "J_syn", "J_gce") else _RED
+    window = max(1, len(values) // 20)
+    ax.plot(
+        steps,
+        values,
+        color=colour,
+        linewidth=0.8,
+        alpha=0.35 if window > 1 else 1.0,
+        marker="o" if len(values) == 1 else None,
+    )
+    if window > 1:
+        ax.plot(steps, _running_mean(values, window), color=colour, linewidth=1.6)
+    title, meaning = _LOSSES[name]
+    _style(ax, title, meaning)
+
+
+def _running_mean(values: Sequence[float], window: int) -> list[float]:
+    """Mean of each value and up to `window` - 1 before it; values that are not finite are left out of it."""
+    means = []
+    for i in range(len(values)):
+        near = [v for v in values[max(0, i - window + 1) : i + 1] if math.isfinite(v)]
+        means.append(sum(near) / len(near) if near else math.nan)
+    return means
+
+
+def _style(ax: Axes, title: str, meaning: str) -> None:
+    ax.set_title(title, loc="left", fontsize=10, color=_INK)
+    ax.set_title(meaning, loc="right", fontsize=7.5, color=_GREY)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(_GREY)
+    ax.tick_params(labelsize=8, colors=_INK, color=_GREY)
+    ax.grid(True, color="#E6E6E6", linewidth=0.6)
+    ax.set_axisbelow(True)
+
+
+def _check_images(images: Tensor, labels: Tensor, embeddings: Tensor) -> Tensor:
+    """Images as (N, H, W, 3) on the CPU; UserError where shapes or values do not fit."""
+    images = images.detach().cpu().float()
+    if images.ndim == 3:
+        images = images.unsqueeze(1)
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise UserError(f"images must have shape (N, H, W), (N, 1, H, W) or (N, 3, H, W), got {tuple(images.shape)}")
+    if not len(images) == len(labels) == len(embeddings):
+        raise UserError(
+            f"images, labels and embeddings must be as many, got {len(images)}, {len(labels)} and {len(embeddings)}"
+        )
+    low, high = images.aminmax() if images.numel() else (0.0, 0.0)
+    if not (low >= 0 and high <= 1):
+        raise UserError(f"images must be in [0, 1], got values from {float(low):.4g} to {float(high):.4g}")
+    return images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
+
+
+def _choose_queries(labels: Tensor, queries: int, seed: int) -> Tensor:
+    """Random samples with another one of their class, (q,): first one of each class, then more of the same."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    sizes = dict(zip(*(t.tolist() for t in labels.unique(return_counts=True)), strict=True))
+    seen: set[int] = set()
+    first, later = [], []
+    for i in order.tolist():
+        label = int(labels[i])
+        if sizes[label] > 1:
+            (later if label in seen else first).append(i)
+            seen.add(label)
+    if not first:
+        raise UserError("labels must have a class with at least two samples, every sample is alone in its class")
+    return torch.tensor((first + later)[:queries])
+
+
+def _name(label: Tensor, class_names: Sequence[str] | None) -> str:
+    """What is written under an image of class `label`, short enough for its width."""
+    name = str(int(label)) if class_names is None else class_names[int(label)]
+    return name if len(name) <= 15 else name[:14] + "…"
+
+
+def _draw_picture(ax: Axes, picture: Tensor, name: str, right: bool | None) -> None:
+    """One image (H, W, 3) with its name below, framed by whether it is right; None for a query."""
+    ax.imshow(
+        picture.numpy(), vmin=0, vmax=1, interpolation="nearest" if max(picture.shape[:2]) < 64 else "antialiased"
+    )
+    ax.set_xticks([])
+    ax.set_yticks([])
+    colour = {None: _GREY, True: _GREEN, False: _RED}[right]
+    for spine in ax.spines.values():
+        spine.set(color=colour, linewidth=1.0 if right is None else 3.0)
+        if right is False:
+            spine.set(linestyle=_DASHES, capstyle="butt")
+    ax.set_xlabel(name, fontsize=7.5, color=_INK, labelpad=3, parse_math=False)
+    if right is False:
+        # A cross as well: the frame's colour is not all that tells.
+        place = {"transform": ax.transAxes, "clip_on": False, "zorder": 4}
+        ax.plot(0.9, 0.9, "o", markersize=11, color=_RED, markeredgecolor="white", **place)
+        ax.plot(0.9, 0.9, "x", markersize=4.5, color="white", markeredgewidth=1.4, **place)
+
+
+def _draw_grid_head(figure: Figure, height: float, right: int, total: int) -> None:
+    """Title, what the frames mean, and how many are right, in the top part `height` of the figure."""
+    from matplotlib.lines import Line2D
+
+    figure.text(0.02, 1 - 0.3 * height, "Nearest neighbours", fontsize=13, fontweight="bold", color=_INK, va="center")
+    figure.text(
+        0.02,
+        1 - 0.78 * height,
+        f"Random query (left), then its nearest samples, nearest first. {right} of {total} are of the query's class.",
+        fontsize=8.5,
+        color=_GREY,
+        va="center",
+    )
+    figure.legend(
+        handles=[
+            Line2D([], [], color=_GREEN, linewidth=3, label="right"),
+            Line2D([], [], color=_RED, linewidth=3, linestyle=_DASHES, label="wrong (×)"),
+        ],
+        loc="center right",
+        bbox_to_anchor=(0.98, 1 - 0.3 * height),
+        ncols=2,
+        frameon=False,
+        fontsize=8.5,
+        handlelength=2.4,
+        borderaxespad=0,
+    )
+
+
+def _figure(width: float, height: float, layout: str | None = "constrained") -> Figure:
+    """A figure of `width` x `height` inches that draws into memory."""
+    require("matplotlib", extra="train", purpose="plots")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=130, layout=layout, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, out_png: Path) -> None:
+    """Write the figure as a PNG, whole or not at all."""
+    # Without the version of matplotlib in it, equal pictures are equal files.
+    atomic_write(out_png, lambda file: figure.savefig(file, format="png", metadata={"Software": None}))

@@ -1,0 +1,126 @@
+"""What a run says on the terminal while it goes on: a progress bar, or plain lines where nobody watches."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Protocol
+
+_SHOWN = ("loss", "J_m", "J_syn", "J_gen")
+
+
+class Reporter(Protocol):
+    """Hears of a run's progress."""
+
+    def start(self, title: str, steps: int) -> None: ...
+    def losses(self, step: int, logs: Mapping[str, float]) -> None: ...
+    def validation(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def status(self, text: str) -> None: ...
+    def close(self) -> None: ...
+
+
+class Silent:
+    """Says nothing."""
+
+    def start(self, title: str, steps: int) -> None: ...
+    def losses(self, step: int, logs: Mapping[str, float]) -> None: ...
+    def validation(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def status(self, text: str) -> None: ...
+    def close(self) -> None: ...
+
+
+class Lines(Silent):
+    """One line an evaluation, for files and pipes."""
+
+    def __init__(self) -> None:
+        self._losses = ""
+        self._steps = 0
+        self._start = time.monotonic()
+
+    def start(self, title: str, steps: int) -> None:
+        self._steps = steps
+        print(title, flush=True)
+
+    def losses(self, step: int, logs: Mapping[str, float]) -> None:
+        self._losses = _losses(logs)
+
+    def validation(self, step: int, metrics: Mapping[str, float]) -> None:
+        seconds = time.monotonic() - self._start
+        print(f"step {step}/{self._steps}  {self._losses}  {_metrics(metrics)}  {seconds:.0f} s", flush=True)
+
+    def status(self, text: str) -> None:
+        print(text, flush=True)
+
+
+class Bar(Silent):
+    """rich's progress bar: the losses and the time left, and a line an evaluation above it."""
+
+    def __init__(self) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[losses]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        self._task = self._progress.add_task("train", total=None, losses="")
+
+    def start(self, title: str, steps: int) -> None:
+        self._progress.update(self._task, total=steps)
+        self._progress.start()
+        self._progress.console.print(title, highlight=False, markup=False)
+
+    def losses(self, step: int, logs: Mapping[str, float]) -> None:
+        self._progress.update(self._task, completed=step, losses=_losses(logs))
+
+    def validation(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._progress.console.print(f"step {step}  {_metrics(metrics)}", highlight=False, markup=False)
+
+    def status(self, text: str) -> None:
+        self._progress.console.print(text, highlight=False, markup=False)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def reporter(verbose: bool) -> Reporter:
+    """A bar on a terminal, lines elsewhere, nothing unless `verbose`."""
+    if not verbose:
+        return Silent()
+    return Bar() if sys.stdout.isatty() else Lines()
+
+
+def metrics_table(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """A small table in per cent: a row each of `rows`, a column each metric."""
+    names = [name for name in next(iter(rows.values())) if name not in ("queries", "queries_without_match")]
+    width = max(len(row) for row in rows)
+    head = " " * width + "".join(f"{metric_title(name):>13}" for name in names)
+    lines = [
+        f"{row:<{width}}" + "".join(f"{100 * values[name]:13.2f}" for name in names) for row, values in rows.items()
+    ]
+    return "\n".join([head, *lines])
+
+
+def metric_title(name: str) -> str:
+    """recall@1 → Recall@1, map@r → MAP@R, r_precision → R-Precision."""
+    return {"map@r": "MAP@R", "r_precision": "R-Precision"}.get(name, name.replace("recall", "Recall"))
+
+
+def _losses(logs: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {logs[name]:.3f}" for name in _SHOWN if name in logs)
+
+
+def _metrics(metrics: Mapping[str, float]) -> str:
+    return f"validation R@1 {100 * metrics['recall@1']:.2f}  MAP@R {100 * metrics['map@r']:.2f}"

@@ -1,0 +1,21 @@
+#include "cuda_emulator.h"
+// The emulator's macros must come before the kernels.
+#include "../../csrc/cuda/edge_start.cu"
+
+using gcahng::DType;
+
+extern "C" const char* emulate_edge_start_forward(int seed, int dtype, const void* x_i, const void* x_j, void* e,
+                                                  int64_t I, int64_t J, int64_t D) {
+  return emu::report(seed, [&] {
+    return gcahng::cuda::launch_edge_start_forward(static_cast<DType>(dtype), x_i, x_j, e, I, J, D, nullptr);
+  });
+}
+
+extern "C" const char* emulate_edge_start_backward(int seed, int dtype, const void* grad_e, const void* x_i,
+                                                   const void* x_j, void* dx_i, void* dx_j, int64_t I, int64_t J,
+                                                   int64_t D) {
+  return emu::report(seed, [&] {
+    return gcahng::cuda::launch_edge_start_backward(static_cast<DType>(dtype), grad_e, x_i, x_j, dx_i, dx_j, I, J, D,
+                                                    nullptr);
+  });
+}

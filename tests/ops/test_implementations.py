@@ -1,0 +1,99 @@
+"""Which implementation runs: by name or not at all, "auto" by the op's list, and what is said about it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from gcahng import UserError, _native
+from gcahng.ops import _implementations
+from gcahng.ops._implementations import NAMES, Op, available, resolve
+
+
+@pytest.fixture
+def no_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pure Python install."""
+    missing = _native.Library(None, "it was not built (no C++ compiler)")
+    monkeypatch.setattr(_native, "load", lambda name: missing)
+    monkeypatch.setattr(_implementations, "_said", set())
+
+
+def test_reference_and_torch_are_there_on_the_cpu() -> None:
+    assert available("reference", "cpu") is None
+    assert available("torch", "cpu") is None
+
+
+@pytest.mark.usefixtures("no_libraries")
+def test_by_name_is_never_replaced() -> None:
+    with pytest.raises(UserError, match=r"impl='cpp' is not available for edge_start on cpu: .*no C\+\+ compiler"):
+        resolve("cpp", "cpu", "edge_start")
+
+
+@pytest.mark.usefixtures("no_libraries")
+def test_auto_warns_once_about_what_is_missing(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="gcahng"):
+        assert resolve("auto", "cpu", "edge_start", torch.float32) == "torch"
+        assert resolve("auto", "cpu", "edge_start", torch.float32) == "torch"
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "edge_start on cpu uses impl='torch'; cpp is not: it was not built (no C++ compiler)" in record.getMessage()
+
+
+def test_auto_informs_once_about_the_best(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_implementations, "_said", set())
+    with caplog.at_level(logging.INFO, logger="gcahng"):
+        assert resolve("auto", "cpu", "edge_start", torch.float32) == "cpp"
+        assert resolve("auto", "cpu", "edge_start", torch.float32) == "cpp"
+    (record,) = caplog.records
+    assert record.levelno == logging.INFO and "uses impl='cpp'" in record.getMessage()
+
+
+def test_other_devices_get_what_runs_anywhere() -> None:
+    assert resolve("auto", "mps", "edge_start", torch.float32) == "torch"
+    for name in ("cpp", "cuda", "triton"):
+        with pytest.raises(UserError, match=f"impl='{name}' is not available for edge_start on mps: it runs on"):
+            resolve(name, "mps", "edge_start")
+
+
+def test_an_op_without_the_implementation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(_implementations.OPS, "some_op", Op(cpu=("reference",), cuda=("reference",)))
+    assert resolve("auto", "cpu", "some_op") == "reference"
+    with pytest.raises(UserError, match="some_op has no such implementation; it has reference"):
+        resolve("cpp", "cpu", "some_op")
+
+
+def test_interpreter_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert "TRITON_INTERPRET=1" in (available("triton", "cpu") or "")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert available("triton", "cpu") is None
+    assert "bfloat16" in (available("triton", "cpu", "edge_start", torch.bfloat16) or "")
+
+
+def test_every_name_has_an_answer_on_cuda_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name in NAMES:
+        assert available(name, "cuda"), name
+
+
+def test_a_library_that_does_not_load_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_native, "FOLDER", tmp_path)
+    load = _native.load.__wrapped__
+    assert "python setup.py build_ext --inplace" in (load("_C_cpu").reason or "")
+    (tmp_path / "_native_build.json").write_text('{"_C_cpu": "no cmake"}')
+    assert load("_C_cpu").reason == "_C_cpu was not built (at build time: no cmake)"
+    (tmp_path / "_C_cpu.so").write_bytes(b"not a library")
+    assert "_C_cpu.so does not load" in (load("_C_cpu").reason or "")
+
+
+def test_cpu_arch_is_checked() -> None:
+    before = _native.cpu_arch()
+    assert before in _native.CPU_ARCHES
+    _native.set_cpu_arch("base")
+    assert _native.cpu_arch() == "base"
+    _native.set_cpu_arch(before)
+    with pytest.raises(UserError, match="cpu_arch='sse9': choose one of base, avx2, avx512"):
+        _native.set_cpu_arch("sse9")

@@ -1,0 +1,77 @@
+"""A small part of glyphs, and a run on it that several tests look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gcahng.data import DataSplits, ImageSet, load_glyphs
+from gcahng.train import BackboneConfig, DataConfig, GcaConfig, TrainConfig, fit
+
+
+def first_classes(images: ImageSet, count: int) -> ImageSet:
+    chosen = images.labels < count
+    return ImageSet(images.images[chosen], images.labels[chosen], images.class_names[:count])
+
+
+@pytest.fixture(scope="session")
+def small_data() -> DataSplits:
+    """12 training, 6 validation and 40 test classes."""
+    whole = load_glyphs(train_classes=12, val_classes=6)
+    return replace(whole, test=first_classes(whole.test, 40))
+
+
+@contextmanager
+def _every_run_sees(data: DataSplits) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("gcahng.train.loop", "gcahng.train.evaluate"):
+            patch.setattr(f"{module}.load_data", lambda config: data)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def small_data_everywhere(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every run of these tests, but for the slow ones, sees `small_data`, whatever its config says of glyphs."""
+    if request.node.get_closest_marker("slow"):
+        yield
+    else:
+        with _every_run_sees(request.getfixturevalue("small_data")):
+            yield
+
+
+@pytest.fixture(scope="session")
+def small_config() -> Callable[..., TrainConfig]:
+    """A config of a few steps on small batches; keyword arguments replace fields."""
+
+    def make(**fields: Any) -> TrainConfig:
+        return TrainConfig(
+            **{
+                "steps": 6,
+                "steps_per_epoch": 3,
+                "eval_every": 4,
+                "log_every": 2,
+                "device": "cpu",
+                "threads": 1,
+                "data": DataConfig(classes_per_batch=4, samples_per_class=3, train_classes=12, val_classes=6),
+                "backbone": BackboneConfig(embedding_dim=16, width=4),
+                "gca": GcaConfig(heads=2),
+            }
+            | fields
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished_run(
+    tmp_path_factory: pytest.TempPathFactory, small_config: Callable[..., TrainConfig], small_data: DataSplits
+) -> tuple[Path, dict[str, Any]]:
+    """The folder and the summary of a run with the default loss."""
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    with _every_run_sees(small_data):
+        return out, fit(small_config(out=str(out)))

@@ -1,0 +1,205 @@
+"""A run from config to folder: what it writes, what it never overwrites, and how it stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from gcahng.data import DataSplits
+from gcahng.errors import UserError
+from gcahng.train import TrainConfig, TrainingInterrupted, fit
+from gcahng.train.checkpoint import SCHEMA, load_checkpoint
+from gcahng.train.config import config_from_dict
+from gcahng.train.evaluate import evaluate_checkpoint
+from gcahng.train.trainer import Trainer
+
+MakeConfig = Callable[..., TrainConfig]
+FinishedRun = tuple[Path, dict[str, Any]]
+
+
+def test_the_run_folder(finished_run: FinishedRun) -> None:
+    run, _ = finished_run
+    assert {path.name for path in run.iterdir()} >= {
+        "config.yaml",
+        "metrics.jsonl",
+        "summary.json",
+        "tensorboard",
+        "checkpoints",
+        "curves.png",
+        "retrieval.png",
+    }
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"last.pt", "best.pt"}
+    assert not [path for path in run.rglob("*.tmp")]
+    for picture in ("curves.png", "retrieval.png"):
+        assert (run / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_summary(finished_run: FinishedRun) -> None:
+    run, returned = finished_run
+    summary = json.loads((run / "summary.json").read_text())
+    assert returned == {**summary, "out": str(run)}
+    assert {"recall@1", "recall@2", "map@r", "r_precision"} <= set(summary["test"])
+    assert all(0 <= summary["test"][name] <= 1 for name in ("recall@1", "recall@2", "map@r", "r_precision"))
+    assert summary["test"]["queries"] == 40 * 12
+    assert summary["steps"] == 6 and summary["seconds"] > 0
+    assert summary["versions"]["torch"] == torch.__version__
+
+
+def test_the_config_holds_every_option_and_can_be_used_again(
+    finished_run: FinishedRun, small_config: MakeConfig
+) -> None:
+    run, _ = finished_run
+    text = (run / "config.yaml").read_text()
+    assert text.startswith("# Made with gcahng ") and torch.__version__ in text.splitlines()[0]
+    assert config_from_dict(yaml.safe_load(text)) == small_config(out=str(run))
+
+
+def test_metrics_lines(finished_run: FinishedRun) -> None:
+    run, summary = finished_run
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "train"] == [2, 4, 6]
+    assert [line["step"] for line in lines if line["kind"] == "val"] == [4, 6]
+    train = next(line for line in lines if line["kind"] == "train")
+    assert {"loss", "J_m", "J_syn", "J_gce", "J_cls", "J_soft", "J_sim", "J_div", "J_gen"} <= set(train)
+    assert {"recall@1", "map@r"} <= set(lines[-1])
+    assert {name: lines[-1][name] for name in summary["val"]} == summary["val"]
+
+
+def test_train_lines_are_means_since_the_line_before(
+    finished_run: FinishedRun, small_config: MakeConfig, small_data: DataSplits
+) -> None:
+    run, _ = finished_run
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    written = [line["J_m"] for line in lines if line["kind"] == "train"]
+    with torch.random.fork_rng():
+        torch.set_num_threads(1)
+        trainer = Trainer(small_config(), small_data)
+        seen = [trainer.train_step()["J_m"].item() for _ in range(6)]
+    assert written == pytest.approx([(seen[i] + seen[i + 1]) / 2 for i in (0, 2, 4)], rel=1e-12)
+
+
+def test_tensorboard_events(finished_run: FinishedRun) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run, summary = finished_run
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    assert {"train/loss", "train/J_gen", "val/map@r"} <= set(events.Tags()["scalars"])
+    values = [(event.step, event.value) for event in events.Scalars("val/map@r")]
+    assert [step for step, _ in values] == [4, 6]
+    assert values[-1][1] == pytest.approx(summary["val"]["map@r"])
+
+
+def test_checkpoints(finished_run: FinishedRun) -> None:
+    run, summary = finished_run
+    last = load_checkpoint(run / "checkpoints" / "last.pt")
+    assert last["schema"] == SCHEMA and last["step"] == 6 and last["best"] == summary["best"]
+    best = load_checkpoint(run / "checkpoints" / "best.pt")
+    assert best["step"] == summary["best"]["step"]
+    assert best["best"]["val"]["map@r"] >= summary["val"]["map@r"]
+
+
+def test_evaluating_the_run_equals_the_summary(finished_run: FinishedRun) -> None:
+    run, summary = finished_run
+    result = evaluate_checkpoint(run)
+    assert result["test"] == summary["test"]
+    assert result["same_data"] and result["steps"] == 6
+    assert evaluate_checkpoint(run, split="val")["val"] == summary["val"]
+    assert evaluate_checkpoint(run, which="best", split="val")["val"] == summary["best"]["val"]
+
+
+def test_the_same_seed_gives_the_same_run(finished_run: FinishedRun, small_config: MakeConfig, tmp_path: Path) -> None:
+    run, summary = finished_run
+    torch.manual_seed(4321)
+    generator = torch.get_rng_state()
+    again = fit(small_config(out=str(tmp_path / "again")))
+    assert torch.equal(torch.get_rng_state(), generator)  # the caller's generator is left alone
+    assert again["test"] == summary["test"] and again["best"] == summary["best"]
+    states = [load_checkpoint(path / "checkpoints" / "last.pt")["model"] for path in (run, tmp_path / "again")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_run_is_never_overwritten(finished_run: FinishedRun, small_config: MakeConfig) -> None:
+    run, _ = finished_run
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    with pytest.raises(UserError, match="not empty; a run is never overwritten"):
+        fit(small_config(out=str(run)))
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_out_must_be_a_folder_that_can_be_made(small_config: MakeConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="a file; it must be a folder"):
+        fit(small_config(out=str(tmp_path / "file")))
+    with pytest.raises(UserError, match="cannot be made"):
+        fit(small_config(out=str(tmp_path / "file" / "below")))
+
+
+def test_default_folders_do_not_collide(small_config: MakeConfig, tmp_path: Path, monkeypatch: Any) -> None:
+    from gcahng.train.files import make_run_folder
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda _: "20260102-030405")
+    made = [str(make_run_folder(small_config())) for _ in range(3)]
+    stem = os.path.join("runs", "glyphs-gca_hng-20260102-030405")
+    assert made == [stem, f"{stem}-2", f"{stem}-3"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_step_and_saves(
+    number: signal.Signals, small_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Trainer.train_step
+
+    def step_then_signal(self: Trainer) -> dict[str, torch.Tensor]:
+        logs = real(self)
+        if self.step == 3:
+            os.kill(os.getpid(), number)
+        return logs
+
+    monkeypatch.setattr(Trainer, "train_step", step_then_signal)
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(TrainingInterrupted, match="interrupted after step 3 of 6; .*last.pt") as caught:
+        fit(small_config(out=str(tmp_path / "run")))
+    assert caught.value.exit_code == 128 + number
+    assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["step"] == 3
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_a_loss_that_is_not_finite_stops_before_a_checkpoint(
+    small_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Trainer.train_step
+
+    def broken(self: Trainer) -> dict[str, torch.Tensor]:
+        logs = real(self)
+        return logs | {"J_gce": logs["J_gce"] / 0} if self.step == 5 else logs
+
+    monkeypatch.setattr(Trainer, "train_step", broken)
+    with pytest.raises(UserError, match="J_gce is inf at or shortly before step 6"):
+        fit(small_config(out=str(tmp_path / "run")))
+    assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["step"] == 4
+
+
+def test_verbose_lines(small_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(small_config(out=str(tmp_path / "run"), loss="npair"), verbose=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("npair on glyphs, 12 classes; 6 steps of 4 x 3 on cpu")
+    assert lines[1].startswith("step 4/6") and "J_m" in lines[1] and "MAP@R" in lines[1]
+    assert lines[2].startswith("step 6/6")
+    assert len(lines) == 4  # quiet: the title, a line an evaluation, and the test
+    assert not any("\r" in line or "\x1b" in line for line in lines)
+
+
+def test_silent_by_default(small_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(small_config(out=str(tmp_path / "run"), loss="supcon", steps=1))
+    assert capsys.readouterr() == ("", "")

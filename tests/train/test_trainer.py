@@ -1,0 +1,140 @@
+"""The training step: every loss steps, the seed decides the bits, and a saved state goes on with the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from gcahng.data import DataSplits
+from gcahng.errors import UserError
+from gcahng.train import GcaConfig, OptimizerConfig, TrainConfig
+from gcahng.train.checkpoint import load_checkpoint, save_checkpoint
+from gcahng.train.trainer import Trainer
+
+MakeConfig = Callable[..., TrainConfig]
+GCA_LOGS = {"loss", "J_m", "J_syn", "J_gce", "J_cls", "J_soft", "J_sim", "J_div", "J_gen"}
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    state = {f"model.{name}": value.clone() for name, value in trainer.model.state_dict().items()}
+    for name, value in trainer.objective.state_dict().items():
+        if isinstance(value, torch.Tensor):
+            state[f"loss.{name}"] = value.clone()
+    return state
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def steps(trainer: Trainer, count: int) -> list[float]:
+    return [trainer.train_step()["loss"].item() for _ in range(count)]
+
+
+@pytest.mark.parametrize("on_top", [False, True], ids=["alone", "with_gca_hng"])
+@pytest.mark.parametrize("base", ["npair", "proxy_anchor", "supcon", "arcface"])
+def test_every_loss_trains(base: str, on_top: bool, small_config: MakeConfig, small_data: DataSplits) -> None:
+    config = small_config(loss="gca_hng", gca=GcaConfig(base=base)) if on_top else small_config(loss=base)
+    trainer = Trainer(config, small_data)
+    before = weights(trainer)
+    for _ in range(4):
+        logs = trainer.train_step()
+        assert set(logs) == (GCA_LOGS if on_top else {"loss", "J_m"})
+        assert all(value.ndim == 0 and not value.requires_grad and value.isfinite() for value in logs.values())
+    after = weights(trainer)
+    for name, _ in trainer.model.named_parameters():
+        assert not torch.equal(before[f"model.{name}"], after[f"model.{name}"]), name
+    for name, value in trainer.objective.named_parameters():
+        if value.requires_grad:
+            moved = not torch.equal(before[f"loss.{name}"], after[f"loss.{name}"])
+            assert moved or name.endswith(UNMOVED), name
+
+
+def test_same_seed_same_weights(small_config: MakeConfig, small_data: DataSplits) -> None:
+    runs = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(1000 + len(runs))  # what the caller's generator holds must not matter
+        trainer = Trainer(small_config(seed=seed), small_data)
+        steps(trainer, 5)
+        runs.append(weights(trainer))
+    assert same(runs[0], runs[1])
+    assert not same(runs[0], runs[2])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"loss": "npair", "optimizer": OptimizerConfig(schedule="cosine")},
+        {"gca": GcaConfig(base="proxy_anchor")},
+    ],
+    ids=["gca_hng", "npair-cosine", "gca_hng-proxy_anchor"],
+)
+def test_a_checkpoint_goes_on_with_the_same_bits(
+    fields: dict[str, object], small_config: MakeConfig, small_data: DataSplits, tmp_path: Path
+) -> None:
+    config = small_config(**fields)
+    trainer = Trainer(config, small_data)
+    steps(trainer, 4)  # past the end of an epoch, and into the next
+    save_checkpoint(tmp_path / "checkpoints" / "last.pt", trainer.state_dict())
+    expected = steps(trainer, 4)
+
+    torch.manual_seed(77)
+    resumed = Trainer(config, small_data)
+    resumed.load_state_dict(load_checkpoint(tmp_path / "checkpoints" / "last.pt"))
+    assert resumed.step == 4
+    assert steps(resumed, 4) == expected
+    assert same(weights(resumed), weights(trainer))
+
+
+def test_a_checkpoint_of_other_data_is_refused(small_config: MakeConfig, small_data: DataSplits) -> None:
+    state = Trainer(small_config(), small_data).state_dict()
+    with pytest.raises(UserError, match="other options of data"):
+        Trainer(small_config(), replace(small_data, digest="0" * 16)).load_state_dict(state)
+
+
+def test_running_means_roll_every_epoch(small_config: MakeConfig, small_data: DataSplits) -> None:
+    trainer = Trainer(small_config(steps_per_epoch=3), small_data)
+    seen = [trainer.train_step()["J_m"] for _ in range(3)]
+    torch.testing.assert_close(trainer.objective.gca.mean_metric, torch.stack(seen).mean(), rtol=1e-6, atol=0)
+    rolled = trainer.objective.gca.mean_metric.clone()
+    trainer.train_step()
+    assert torch.equal(trainer.objective.gca.mean_metric, rolled)
+
+
+def test_learning_rates(small_config: MakeConfig, small_data: DataSplits) -> None:
+    def rates(**fields: object) -> list[list[float]]:
+        trainer = Trainer(small_config(**fields), small_data)
+        found = []
+        for _ in range(6):
+            trainer.train_step()
+            found.append([group["lr"] for group in trainer.optimizer.param_groups])
+        return found
+
+    assert rates(loss="npair", optimizer=OptimizerConfig(lr=1e-3)) == [[1e-3]] * 6
+    cosine = [rate for (rate,) in rates(loss="supcon", optimizer=OptimizerConfig(lr=1.0, schedule="cosine"))]
+    assert cosine == pytest.approx([1.0, 0.9330127, 0.75, 0.5, 0.25, 0.0669873], abs=1e-7)
+    assert rates(loss="proxy_anchor")[0] == pytest.approx([1e-3, 0.1])
+    assert rates(loss="arcface")[0] == pytest.approx([1e-3, 0.01])
+    assert rates(gca=GcaConfig(base="arcface"), optimizer=OptimizerConfig(proxy_lr=0.5))[0] == [1e-3, 0.5]
+
+
+def test_gradients_are_clipped_by_value(small_config: MakeConfig, small_data: DataSplits) -> None:
+    trainer = Trainer(small_config(loss="npair", optimizer=OptimizerConfig(clip_value=1e-3)), small_data)
+    trainer.train_step()
+    largest = max(p.grad.abs().max().item() for p in trainer.model.parameters())
+    assert largest == pytest.approx(1e-3)
+
+
+def test_bf16_trains_under_autocast(small_config: MakeConfig, small_data: DataSplits) -> None:
+    lines = {}
+    for precision in ("fp32", "bf16"):
+        trainer = Trainer(small_config(precision=precision), small_data)
+        lines[precision] = steps(trainer, 3)
+        assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+    assert lines["bf16"] != lines["fp32"]
+    assert lines["bf16"] == pytest.approx(lines["fp32"], rel=0.1)
