@@ -1,0 +1,101 @@
+"""The command line as a whole: help, version, mistakes, and a light start."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gcahng
+from gcahng.cli import COMMANDS, main
+
+ROOT = Path(gcahng.__file__).parents[1]
+
+
+def run(*arguments: str, code: str | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *(["-c", code] if code else ["-m", "gcahng"]), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_help_lists_every_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("usage: gcahng COMMAND")
+    for name, (_, summary) in COMMANDS.items():
+        assert f"  {name}" in out and summary in out
+
+
+def test_version() -> None:
+    result = run("--version")
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"gcahng {gcahng.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "trian is no command; did you mean train?"),
+        (["frobnicate"], "frobnicate is no command; the commands are train, eval, env"),
+        (["--verbose"], "--verbose is no command"),
+        (["env", "--x"], "unrecognized arguments: --x; see gcahng env --help"),
+        (["eval"], "the following arguments are required: RUN_OR_CHECKPOINT"),
+        (["eval", "nowhere"], "nowhere does not exist; name a run folder or a checkpoint file"),
+        (["eval", "nowhere", "--split", "all"], "argument --split: invalid choice: 'all'"),
+        (["eval", "nowhere", "--recall_at", "x"], "argument --recall_at: invalid int value: 'x'"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"gcahng: error: {message}")
+    assert err.count("\n") == 1 and err.endswith("\n")
+
+
+def test_a_mistake_in_a_fresh_process_has_no_traceback() -> None:
+    result = run("train", "--stepz", "3")
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr == "gcahng: error: --stepz is no option; did you mean --steps?; see gcahng train --help\n"
+
+
+@pytest.mark.parametrize("command", [[], ["--help"], ["--version"], ["env"]])
+def test_these_start_without_the_extras(command: list[str]) -> None:
+    extras = "jsonargparse matplotlib rich tqdm tensorboard sklearn pytorch_metric_learning yaml PIL faiss safetensors"
+    code = f"""
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {extras.split()!r}:
+            raise ImportError(name + " is blocked")
+sys.meta_path.insert(0, Blocked())
+from gcahng.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+    result = run(*command, code=code)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout
+
+
+def test_without_jsonargparse_one_line_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "jsonargparse", None)
+    assert main(["train"]) == 2
+    assert 'jsonargparse is not installed; pip install "gcahng[train]"' in capsys.readouterr().err
+
+
+def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(arguments: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gcahng.commands.env.run", interrupted)
+    assert main(["env"]) == 130
+    assert capsys.readouterr().err == "gcahng: interrupted\n"
+
+
+def test_env_prints_the_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("gcahng.env.report", lambda: "the report")
+    assert main(["env"]) == 0
+    assert capsys.readouterr().out == "the report\n"

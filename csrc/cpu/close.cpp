@@ -18,7 +18,7 @@ void forward(DType dtype, DType low_type, const void* out, const void* e1, const
       const T center = static_cast<const T*>(mean)[r], inverse = static_cast<const T*>(rstd)[r];
 #pragma omp simd
       for (int64_t k = 0; k < D; ++k)
-        sum[k] = (static_cast<T>(widen(o[k])) - center * fold[k]) * inverse + shift[k] + residual[k];
+        sum[k] = (load(o, k) - center * fold[k]) * inverse + shift[k] + residual[k];
       if (y || low)
         norm_gelu_row(sum, static_cast<const T*>(gamma), static_cast<const T*>(beta),
                       y ? static_cast<T*>(y) + r * D : nullptr, low ? static_cast<L*>(low) + r * D : nullptr, scratch,
@@ -66,12 +66,12 @@ void backward(DType dtype, DType low_type, const void* s, const void* e1, const 
         if (low) {
           L* __restrict narrowed = static_cast<L*>(low) + r * D;
 #pragma omp simd
-          for (int64_t k = 0; k < D; ++k) narrowed[k] = narrow<L>(out[k]);
+          for (int64_t k = 0; k < D; ++k) store(narrowed, k, out[k]);
         }
         if (scaled) {
           L* __restrict narrowed = static_cast<L*>(scaled) + r * D;
 #pragma omp simd
-          for (int64_t k = 0; k < D; ++k) narrowed[k] = narrow<L>(out[k] * inverse);
+          for (int64_t k = 0; k < D; ++k) store(narrowed, k, out[k] * inverse);
         }
         if (all) {
 #pragma omp simd

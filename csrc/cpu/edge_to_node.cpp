@@ -23,13 +23,13 @@ void forward(DType dtype, DType low_type, const Tile& tile, const void* p, const
             if (o >= tile.mirrored) {
 #pragma omp simd
               for (int64_t d = 0; d < D; ++d) {
-                const T g = gelu(static_cast<T>(widen(in[d])) + bias[d]);
+                const T g = gelu(load(in, d) + bias[d]);
                 row[d] += g;
                 column[d] += g;
               }
             } else {
 #pragma omp simd
-              for (int64_t d = 0; d < D; ++d) row[d] += gelu(static_cast<T>(widen(in[d])) + bias[d]);
+              for (int64_t d = 0; d < D; ++d) row[d] += gelu(load(in, d) + bias[d]);
             }
           }
       }
@@ -59,9 +59,9 @@ void backward(DType dtype, DType low_type, const Tile& tile, const void* p, cons
             const T* ds_j = o >= tile.mirrored ? static_cast<const T*>(ds) + tile.column(a, o, v) * D : zero;
 #pragma omp simd
             for (int64_t d = 0; d < D; ++d) {
-              const T x = static_cast<T>(widen(in[d])) + bias[d];
+              const T x = load(in, d) + bias[d];
               const T value = (ds_i[d] + ds_j[d]) * gelu_slope(x, normal_cdf(x));
-              out[d] = narrow<L>(value);
+              store(out, d, value);
               sum[d] += value;
             }
           }

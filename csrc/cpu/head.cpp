@@ -45,7 +45,7 @@ void forward(DType dtype, DType low_type, const void* p, const void* b, void* th
       const L* in = static_cast<const L*>(p) + r * D;
       T* out = static_cast<T*>(theta) + r * D;
 #pragma omp simd
-      for (int64_t d = 0; d < D; ++d) out[d] = logistic(static_cast<T>(widen(in[d])) + bias[d]);
+      for (int64_t d = 0; d < D; ++d) out[d] = logistic(load(in, d) + bias[d]);
     }
   });
 }
@@ -64,7 +64,7 @@ void backward(DType dtype, DType low_type, const void* theta, const void* dtheta
 #pragma omp simd
         for (int64_t d = 0; d < D; ++d) {
           const T value = g[d] * t[d] * (T(1) - t[d]);
-          out[d] = narrow<L>(value);
+          store(out, d, value);
           sum[d] += value;
         }
       }
@@ -88,7 +88,7 @@ void sum_up(DType dtype, DType low_type, const void* dy, const void* e, const vo
         T* out = static_cast<T*>(wide) + r * D;
 #pragma omp simd
         for (int64_t d = 0; d < D; ++d) {
-          const T value = static_cast<T>(widen(g[d]));
+          const T value = load(g, d);
           out[d] = value;
           sum[d] += value;
           along[d] += value * (x[d] - center[d]) * inverse[d];

@@ -16,9 +16,7 @@ void forward(DType dtype, DType low_type, const void* h, const void* b, void* g,
       T sum = 0;
 #pragma omp simd reduction(+ : sum)
       for (int64_t d = 0; d < W; ++d) {
-        const L rounded = narrow<L>(gelu(static_cast<T>(widen(in[d])) + bias[d]));
-        out[d] = rounded;
-        const T value = widen(rounded);
+        const T value = store(out, d, gelu(load(in, d) + bias[d]));
         scratch[d] = value;
         sum += value;
       }
@@ -51,13 +49,12 @@ void backward(DType dtype, DType low_type, const void* h, const void* b, const v
         const T a = static_cast<const T*>(m1)[r], c = static_cast<const T*>(m2)[r] * inverse;
 #pragma omp simd
         for (int64_t d = 0; d < W; ++d) {
-          const T x = static_cast<T>(widen(in[d])) + bias[d];
+          const T x = load(in, d) + bias[d];
           const T cdf = normal_cdf(x);
-          const L rounded = narrow<L>(x * cdf);
-          const T dg = (static_cast<T>(widen(d_in[d])) - a - (static_cast<T>(widen(rounded)) - center) * c) * inverse;
+          const T rounded = store(out, d, x * cdf);
+          const T dg = (load(d_in, d) - a - (rounded - center) * c) * inverse;
           const T value = dg * gelu_slope(x, cdf);
-          out[d] = rounded;
-          d_out[d] = narrow<L>(value);
+          store(d_out, d, value);
           sum[d] += value;
         }
       }

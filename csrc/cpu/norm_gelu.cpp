@@ -38,7 +38,7 @@ void start(DType dtype, DType low_type, const Tile& tile, const void* x, void* e
             if (low) {
               L* __restrict out = static_cast<L*>(low) + row * D;
 #pragma omp simd
-              for (int64_t d = 0; d < D; ++d) out[d] = narrow<L>(p[d] * q[d]);
+              for (int64_t d = 0; d < D; ++d) store(out, d, p[d] * q[d]);
             }
           }
     }

@@ -8,6 +8,18 @@ namespace {
 
 constexpr double kNormEps = 1e-5;
 
+// Reads and writes by plain words: the compiler does not vectorise over structs. store returns the value as it was stored.
+inline float load(const float* x, int64_t d) { return x[d]; }
+inline double load(const double* x, int64_t d) { return x[d]; }
+inline float load(const bf16* x, int64_t d) { return widen(bf16{reinterpret_cast<const uint16_t*>(x)[d]}); }
+inline float store(float* x, int64_t d, float value) { return x[d] = value; }
+inline double store(double* x, int64_t d, double value) { return x[d] = value; }
+inline float store(bf16* x, int64_t d, float value) {
+  const uint16_t bits = narrow<bf16>(value).bits;
+  reinterpret_cast<uint16_t*>(x)[d] = bits;
+  return widen(bf16{bits});
+}
+
 template <class T>
 inline T inverse_root(T x) {
   return T(1) / (sizeof(T) == 4 ? T(__builtin_sqrtf(static_cast<float>(x))) : T(__builtin_sqrt(x)));
@@ -44,7 +56,7 @@ inline void norm_gelu_row(const T* __restrict t, const T* __restrict gamma, cons
   }
   if (low) {
 #pragma omp simd
-    for (int64_t d = 0; d < n; ++d) low[d] = narrow<L>((scratch[d] - m.mean) * m.rstd * gamma[d] + beta[d]);
+    for (int64_t d = 0; d < n; ++d) store(low, d, (scratch[d] - m.mean) * m.rstd * gamma[d] + beta[d]);
   }
 }
 

@@ -21,6 +21,8 @@ from gcahng.engine.stages import TorchStages
 from gcahng.engine.weights import buffer_list, generator_names, metric_names, parameter_list, parameter_names
 from gcahng.engine.workspace import Workspace
 from gcahng.nn import GraphNetwork
+from gcahng.ops._once import once
+from gcahng.ops._schemas import NATIVE, library
 from gcahng.reference.losses import official_own_entries
 from gcahng.reference.mix import mix
 from gcahng.reference.passes import Batch, GeneratorLosses, GeneratorWeights, MetricLosses, coefficients_by_view
@@ -123,26 +125,80 @@ def _run_generator(
     return [*values, *_statistics(run.buffers), *gradients]
 
 
-class _MetricPass(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensors: tuple[Any, ...], s: Settings, count: list[int], z: Tensor, *parameters: Tensor) -> Any:
-        want_z, want_parameters = ctx.needs_input_grad[3], any(ctx.needs_input_grad[4:])
-        out = _run_metric((z, *tensors[:4], list(parameters), tensors[4]), s, want_z, want_parameters)
-        synthetic, entropy, *rest = out
-        statistics, (dz_synthetic, dz_entropy), gradients = rest[:6], rest[6:8], rest[8:]
-        ctx.layers, ctx.want_z = s.layers, want_z
-        ctx.save_for_backward(dz_synthetic, dz_entropy, *gradients)
-        ctx.mark_non_differentiable(*statistics)
-        return synthetic, entropy, *statistics
+# -- phase 1 as an operator: losses and their gradients out of one call, so that torch.compile sees a single node
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, d_synthetic: Tensor, d_entropy: Tensor, *_: Any) -> Any:
-        dz_synthetic, dz_entropy, *gradients = ctx.saved_tensors
-        dz = dz_synthetic * d_synthetic + dz_entropy * d_entropy if ctx.want_z else None
-        named = dict(zip(metric_names(ctx.layers), gradients, strict=False))
-        scaled = (named[n] * d_entropy if n in named else None for n in parameter_names(ctx.layers))
-        return None, None, None, dz, *scaled
+
+def _metric_op(
+    z: Tensor,
+    classes: Tensor,
+    pull: Tensor,
+    u: Tensor,
+    draw: Tensor,
+    parameters: list[Tensor],
+    buffers: list[Tensor],
+    *options: Any,
+) -> list[Tensor]:
+    *settings, want_z, want_parameters = options
+    return _run_metric((z, classes, pull, u, draw, parameters, buffers), Settings(*settings), want_z, want_parameters)
+
+
+def _metric_fake(
+    z: Tensor,
+    classes: Tensor,
+    pull: Tensor,
+    u: Tensor,
+    draw: Tensor,
+    parameters: list[Tensor],
+    buffers: list[Tensor],
+    *options: Any,
+) -> list[Tensor]:
+    *settings, want_z, want_parameters = options
+    layers = Settings(*settings).layers
+    named = dict(zip(parameter_names(layers), parameters, strict=True))
+    gradients = [torch.empty_like(named[n]) for n in metric_names(layers)] if want_parameters else []
+    dz = [torch.empty_like(z) if want_z else z.new_empty(0) for _ in range(2)]
+    return [z.new_empty(()), z.new_empty(()), *map(torch.empty_like, _statistics(buffers)), *dz, *gradients]
+
+
+def _metric_setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    ctx.layers, ctx.rest = inputs[7], len(inputs) - 6
+    ctx.want_z, ctx.want_parameters = inputs[-2:]
+    ctx.buffers = len(inputs[6])
+    ctx.save_for_backward(*output[_GRADIENTS:])
+
+
+def _metric_backward(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
+    d_synthetic, d_entropy, *_ = gradients
+    dz_synthetic, dz_entropy, *found = once("the engine", _scale, *ctx.saved_tensors, d_synthetic, d_entropy)
+    dz = dz_synthetic + dz_entropy if ctx.want_z else None
+    named = dict(zip(metric_names(ctx.layers), found, strict=True)) if ctx.want_parameters else {}
+    parameters = [named.get(n) for n in parameter_names(ctx.layers)]
+    return dz, None, None, None, None, parameters, [None] * ctx.buffers, *[None] * (ctx.rest - 1)
+
+
+def _scale(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """dz of J_syn, dz of J_gce and the parameters' gradients, times the upstream gradients of the two losses."""
+    dz_synthetic, dz_entropy, *parameters, d_synthetic, d_entropy = tensors
+    return dz_synthetic * d_synthetic, dz_entropy * d_entropy, *(g * d_entropy for g in parameters)
+
+
+_GRADIENTS = 8  # of the operator's outputs: behind two losses and six statistics
+_SETTINGS = (
+    "int layers, int heads, int views, float p, int seed, bool symmetric, bool training, float momentum, float eps, "
+    "str compute, str stages, str edge_memory, str edge_dtype"
+)
+_library = library(NATIVE)
+_library.define(
+    "metric_pass(Tensor z, Tensor classes, Tensor pull, Tensor u, Tensor draw, Tensor[] parameters, Tensor[] buffers, "
+    f"{_SETTINGS}, bool want_z, bool want_parameters) -> Tensor[]",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+for _key in ("CPU", "CUDA"):
+    _library.impl("metric_pass", _metric_op, _key)
+torch.library.register_fake("gcahng::metric_pass", _metric_fake, lib=_library)
+torch.library.register_autograd("gcahng::metric_pass", _metric_backward, setup_context=_metric_setup, lib=_library)
+
+# -- phase 3, eager
 
 
 class _GeneratorPass(torch.autograd.Function):
@@ -159,10 +215,10 @@ class _GeneratorPass(torch.autograd.Function):
         return total, *values, *statistics
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_total: Tensor, *_: Any) -> Any:
-        named = dict(zip(generator_names(ctx.layers), ctx.saved_tensors, strict=False))
-        scaled = (named[n] * d_total if n in named else None for n in parameter_names(ctx.layers))
+        found = once("the engine", lambda *g: tuple(x * g[-1] for x in g[:-1]), *ctx.saved_tensors, d_total)
+        named = dict(zip(generator_names(ctx.layers), found, strict=False))
+        scaled = (named.get(n) for n in parameter_names(ctx.layers))
         return None, None, None, *scaled
 
 
@@ -175,10 +231,14 @@ class Engine:
     def metric_pass(self, network: GraphNetwork, batch: Batch) -> MetricLosses:
         """See gcahng.reference.passes.metric_pass."""
         s = self._settings(network, batch)
-        tensors = (batch.classes, batch.pull, batch.u, _draw(batch), buffer_list(network))
-        synthetic, entropy, *statistics = _MetricPass.apply(tensors, s, [], batch.z, *parameter_list(network))
+        parameters = parameter_list(network)
+        record = torch.is_grad_enabled()
+        want_z = record and batch.z.requires_grad
+        want_parameters = record and any(p.requires_grad for p in parameters)
+        tensors = (batch.z, batch.classes, batch.pull, batch.u, _draw(batch), parameters, buffer_list(network))
+        synthetic, entropy, *rest = torch.ops.gcahng.metric_pass(*tensors, *s, want_z, want_parameters)
         if s.training:
-            _store_statistics(network, statistics)
+            _store_statistics(network, rest[:6])
         return MetricLosses(synthetic, entropy)
 
     def generator_pass(

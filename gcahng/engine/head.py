@@ -82,7 +82,7 @@ class HeadGradients:
         return {
             "coefficient_head.weight": self.pre_e * w.scale + self.pre[:, None] * w.shift,
             "coefficient_head.bias": self.pre,
-            "edge_batch_norm.weight": self.sums[1],
+            "edge_batch_norm.weight": self.sums[1].clone(),
         }
 
 

@@ -105,7 +105,7 @@ class EdgeGradients:
         self.gamma, self.beta, self.out, self.out_mean = self.close_sums
 
     def named(self, named: dict[str, Tensor], layer: int) -> dict[str, Tensor]:
-        """The gradients of mlp_in, mlp_norm, mlp_out and norm."""
+        """The gradients of mlp_in, mlp_norm, mlp_out and norm, none a view of another (an operator must not return such)."""
         at = f"layers.{layer}.edge"
         gamma4, beta4, w2 = (named[f"{at}.{name}"] for name in ("mlp_norm.weight", "mlp_norm.bias", "mlp_out.weight"))
         normalised = self.out_g - self.out_mean[:, None]  # Σ ds ⊗ (g - μ) / σ
@@ -113,9 +113,9 @@ class EdgeGradients:
             f"{at}.mlp_in.weight": self.w1,
             f"{at}.mlp_in.bias": self.b1,
             f"{at}.mlp_out.weight": normalised * gamma4 + self.out[:, None] * beta4,
-            f"{at}.mlp_out.bias": self.out,
+            f"{at}.mlp_out.bias": self.out.clone(),
             f"{at}.mlp_norm.weight": (w2 * normalised).sum(dim=0),
             f"{at}.mlp_norm.bias": self.out @ w2,
-            f"{at}.norm.weight": self.gamma,
-            f"{at}.norm.bias": self.beta,
+            f"{at}.norm.weight": self.gamma.clone(),
+            f"{at}.norm.bias": self.beta.clone(),
         }

@@ -174,11 +174,12 @@ class GCAHNGLoss(nn.Module):
         self._epoch = 0
         self._warned_of_epoch = False
         self._pending: _Pending | None = None
+        # Fused: one pass over memory for each parameter; with small batches the optimisers are a good part of a step.
         self.graph_optimizer = torch.optim.AdamW(
-            self.graph_network.trainable(), lr=graph_lr, weight_decay=graph_weight_decay
+            self.graph_network.trainable(), lr=graph_lr, weight_decay=graph_weight_decay, fused=True
         )
         self.classifier_optimizer = torch.optim.AdamW(
-            self.classifier.parameters(), lr=classifier_lr, weight_decay=classifier_weight_decay
+            self.classifier.parameters(), lr=classifier_lr, weight_decay=classifier_weight_decay, fused=True
         )
 
     # -- the step
@@ -379,7 +380,7 @@ class GCAHNGLoss(nn.Module):
                 state = optimizer.state.pop(parameter, {})
                 if state:
                     optimizer.state[moved[parameter]] = {
-                        name: value if name == "step" or not isinstance(value, Tensor) else fn(value)
+                        name: value.to(moved[parameter].device) if name == "step" else fn(value)
                         for name, value in state.items()
                     }
             group["params"] = [moved[parameter] for parameter in group["params"]]

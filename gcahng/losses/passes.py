@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -33,7 +32,6 @@ class Passes(Protocol):
     def generate(self, network: GraphNetwork, batch: Batch, anchors: Tensor | None) -> tuple[Tensor, Tensor]: ...
 
 
-@lru_cache
 def passes_for(impl: str, device: torch.device, edge_memory: str, edge_dtype: torch.dtype | None) -> Passes:
     """The implementation of this name on this device. UserError for one that is not available."""
     chosen = resolve(impl, device.type, "loss")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -94,8 +95,8 @@ def test_cuda_library_holds_code_for_every_target() -> None:
     listed = subprocess.run(
         [str(tool), "--list-elf", "--list-ptx", str(library.path)], capture_output=True, text=True
     ).stdout
-    for target in ("sm_80.cubin", "sm_90a.cubin", "sm_100.cubin", ".ptx"):
-        assert target in listed, listed
+    for target in (r"sm_80\.cubin", r"sm_90a?\.cubin", r"sm_100\.cubin", r"sm_100\.ptx"):  # older tools leave out the a
+        assert re.search(target, listed), listed
 
 
 def test_triton_kernels_compile_for_gpus() -> None:

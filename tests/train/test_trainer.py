@@ -17,6 +17,8 @@ from gcahng.train.trainer import Trainer
 
 MakeConfig = Callable[..., TrainConfig]
 GCA_LOGS = {"loss", "J_m", "J_syn", "J_gce", "J_cls", "J_soft", "J_sim", "J_div", "J_gen"}
+# Adds the same to every logit of an edge, so that its gradient is zero, and it starts at zero.
+UNMOVED = "edge.key.bias"
 
 
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
