@@ -1,5 +1,6 @@
-// The CPU implementations of the engine's stages (gcahng/ops/_stages.py declares them). Results are written into tensors
-// that the engine owns and reuses; sums are formed unit by unit and added up in order, whatever the number of threads.
+// The CPU implementations of the engine's stages (gcahng/ops/_stages.py declares them). Results are written into
+// tensors that the engine owns and reuses; sums are formed unit by unit and added up in order, whatever the number of
+// threads.
 #include <algorithm>
 #include <vector>
 
@@ -39,7 +40,8 @@ DType type_of(const Tensor& tensor, const char* op) { return dtype_of(tensor, op
 void* data(const Tensor& tensor, int64_t values, DType dtype, const char* op, const char* name) {
   STD_TORCH_CHECK(tensor.is_contiguous() && tensor.numel() == values, op, ": ", name, " must be contiguous, of ",
                   values, " values");
-  STD_TORCH_CHECK(type_of(tensor, op) == dtype, op, ": ", name, " has another dtype than the op's other arguments ask for");
+  STD_TORCH_CHECK(type_of(tensor, op) == dtype, op, ": ", name,
+                  " has another dtype than the op's other arguments ask for");
   return tensor.mutable_data_ptr();
 }
 void* data(const Maybe& tensor, int64_t values, DType dtype, const char* op, const char* name) {
@@ -97,7 +99,8 @@ struct Scratch {
   char* at;
   int64_t size;
   Scratch(const Tensor& like, DType dtype, int64_t values)
-      : tensor(torch::stable::new_empty(like, {values})), at(static_cast<char*>(tensor.mutable_data_ptr())),
+      : tensor(torch::stable::new_empty(like, {values})),
+        at(static_cast<char*>(tensor.mutable_data_ptr())),
         size(dtype == DType::f64 ? 8 : 4) {}
   void* take(int64_t values) {
     void* here = at;
@@ -136,8 +139,11 @@ void edge_start_tile(const Ints& tile_, const Tensor& x, const Maybe& e, const M
 
 Dropout dropout_of(const Ints& d, double scale, const Tensor& draw) {
   STD_TORCH_CHECK(d.size() == 4, "gcahng::gate_: dropout is (seed, layer, threshold, tied)");
-  return {static_cast<uint64_t>(d[0]), static_cast<uint32_t>(d[1]),
-          static_cast<uint32_t>(*static_cast<const int64_t*>(draw.const_data_ptr())), static_cast<uint32_t>(d[2]), scale,
+  return {static_cast<uint64_t>(d[0]),
+          static_cast<uint32_t>(d[1]),
+          static_cast<uint32_t>(*static_cast<const int64_t*>(draw.const_data_ptr())),
+          static_cast<uint32_t>(d[2]),
+          scale,
           d[3] != 0};
 }
 
@@ -260,8 +266,8 @@ void close_bwd(const Tensor& s, const Tensor& e1, const Tensor& dy, const Tensor
   const int64_t D = width_of(e1), T = e1.numel() / D, blocks = blocks_of(T);
   const void *ps = data(s, T * D, dtype, op, "s"), *pe = data(e1, T * D, dtype, op, "e1"),
              *py = data(dy, T * D, dtype, op, "dy"), *pm = data(mean, T, dtype, op, "mean"),
-             *pr = data(rstd, T, dtype, op, "rstd"), *pw = data(w, D, dtype, op, "w"),
-             *pd = data(d, D, dtype, op, "d"), *pg = data(gamma, D, dtype, op, "gamma");
+             *pr = data(rstd, T, dtype, op, "rstd"), *pw = data(w, D, dtype, op, "w"), *pd = data(d, D, dtype, op, "d"),
+             *pg = data(gamma, D, dtype, op, "gamma");
   void *po = data(ds, T * D, dtype, op, "ds"), *pl = data(low, T * D, low_type, op, "low"),
        *pc = data(scaled, T * D, low_type, op, "scaled"), *p1 = data(m1, T, dtype, op, "m1"),
        *p2 = data(m2, T, dtype, op, "m2");
@@ -316,8 +322,8 @@ void edge_to_node_bwd(const Ints& tile_, const Tensor& p, const Tensor& b, const
 
 int64_t mixes_of(const Tile& tile) { return tile.A * tile.K * (2 * tile.O - tile.mirrored); }
 
-MixInputs mix_inputs(const Tile& tile, const Tensor& z, const Tensor& d_plus, const Tensor& kappa, double pull, DType dtype,
-                     const char* op) {
+MixInputs mix_inputs(const Tile& tile, const Tensor& z, const Tensor& d_plus, const Tensor& kappa, double pull,
+                     DType dtype, const char* op) {
   return {nodes(z, tile, width_of(z), dtype, op, "z"), nodes(d_plus, tile, 1, dtype, op, "d_plus"),
           data(kappa, tile.K * tile.K, dtype, op, "kappa"), pull};
 }
@@ -349,9 +355,8 @@ void mix_bwd_theta(const Ints& tile_, const Tensor& z, const Tensor& d_plus, con
   const void* pn = data(dn, mixes_of(tile) * D, dtype, op, "dn");
   void* pt = data(dtheta, tile.rows() * D, dtype, op, "dtheta");
   const auto& stem = GCAHNG_CPU(mix);
-  parallel_for(0, tile.units(), 1, [=, &stem](int64_t begin, int64_t end) {
-    stem.backward_theta(dtype, tile, in, pn, pt, begin, end, D);
-  });
+  parallel_for(0, tile.units(), 1,
+               [=, &stem](int64_t begin, int64_t end) { stem.backward_theta(dtype, tile, in, pn, pt, begin, end, D); });
 }
 
 void mix_bwd_z(const Ints& tile_, const Tensor& z, const Tensor& d_plus, const Tensor& kappa, double pull,
@@ -381,16 +386,13 @@ void head_moments(const Ints& tile_, const Tensor& e, const Tensor& sums) {
   const int64_t D = width_of(e), units = tile.units();
   const void* pe = data(e, tile.rows() * D, dtype, op, "e");
   double* into = static_cast<double*>(data(sums, 2 * D, DType::f64, op, "sums"));
-  Scratch scratch(e, dtype, 2 * units * D);
-  void* part = scratch.take(2 * units * D);
+  Scratch scratch(sums, DType::f64, 2 * units * D);
+  double* part = static_cast<double*>(scratch.take(2 * units * D));
   const auto& stem = GCAHNG_CPU(head);
-  parallel_for(0, units, 1, [=, &stem](int64_t begin, int64_t end) {
-    stem.moments(dtype, tile, pe, part, begin, end, D);
-  });
-  with_float(dtype, [&]<class T>(T*) {
-    add_in_order(static_cast<const T*>(part), units, D, into, D);
-    add_in_order(static_cast<const T*>(part) + units * D, units, D, into + D, D);
-  });
+  parallel_for(0, units, 1,
+               [=, &stem](int64_t begin, int64_t end) { stem.moments(dtype, tile, pe, part, begin, end, D); });
+  add_in_order(part, units, D, into, D);
+  add_in_order(part + units * D, units, D, into + D, D);
 }
 
 void head_fwd(const Tensor& p, const Tensor& b, const Tensor& theta) {
@@ -400,9 +402,8 @@ void head_fwd(const Tensor& p, const Tensor& b, const Tensor& theta) {
   const void *pp = data(p, T * D, low_type, op, "p"), *pb = data(b, D, dtype, op, "b");
   void* pt = data(theta, T * D, dtype, op, "theta");
   const auto& stem = GCAHNG_CPU(head);
-  parallel_for(0, T, grain(2 * D), [=, &stem](int64_t begin, int64_t end) {
-    stem.forward(dtype, low_type, pp, pb, pt, begin, end, D);
-  });
+  parallel_for(0, T, grain(2 * D),
+               [=, &stem](int64_t begin, int64_t end) { stem.forward(dtype, low_type, pp, pb, pt, begin, end, D); });
 }
 
 void head_bwd(const Tensor& theta, const Tensor& dtheta, const Tensor& dpre, const Maybe& sum) {

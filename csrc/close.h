@@ -1,5 +1,5 @@
-// The end of the edge MLP: LayerNorm's fold, residual, and LayerNorm(GELU(.)), and its backward before the products. See
-// docs/math/edge_mlp.md.
+// The end of the edge MLP: LayerNorm's fold, residual, and LayerNorm(GELU(.)), and its backward before the products.
+// See docs/math/edge_mlp.md.
 #pragma once
 #include "common/dtype.h"
 #include "cpu/tables.h"
@@ -12,13 +12,13 @@ struct CloseCpu {
   void (*forward)(DType dtype, DType low_type, const void* out, const void* e1, const void* mean, const void* rstd,
                   const void* w, const void* d, const void* gamma, const void* beta, void* s, void* y, void* low,
                   int64_t begin, int64_t end, int64_t D);
-  // Blocks [begin, end) of `block` rows: dy (T, D) -> ds (T, D; may be dy), ds and ds rstd in the products' type, and the row
-  // means m1 and m2 (T,) that LayerNorm's gradient over the 4D hidden channels needs. sums (4, blocks, D), or null: of
-  // dgamma, dbeta, ds, and ds rstd mean.
+  // Blocks [begin, end) of `block` rows: dy (T, D) -> ds (T, D; may be dy), ds and ds rstd in the products' type, and
+  // the row means m1 and m2 (T,) that LayerNorm's gradient over the 4D hidden channels needs. sums (4, blocks, D), or
+  // null: of dgamma, dbeta, ds, and ds rstd mean.
   void (*backward)(DType dtype, DType low_type, const void* s, const void* e1, const void* dy, const void* mean,
-                   const void* rstd, const void* w, const void* d, const void* gamma, void* ds, void* low,
-                   void* scaled, void* m1, void* m2, void* sums, int64_t begin, int64_t end, int64_t block,
-                   int64_t blocks, int64_t T, int64_t D);
+                   const void* rstd, const void* w, const void* d, const void* gamma, void* ds, void* low, void* scaled,
+                   void* m1, void* m2, void* sums, int64_t begin, int64_t end, int64_t block, int64_t blocks, int64_t T,
+                   int64_t D);
 };
 GCAHNG_CPU_TABLES(CloseCpu, close)
 

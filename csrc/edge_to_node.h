@@ -6,11 +6,12 @@
 namespace gcahng {
 
 struct EdgeToNodeCpu {
-  // Units [begin, end): p (T, D) in the products' type, b (D,) -> sums over the unit's offsets, rows (units, K, D), and over
-  // the anchor's views, columns (A, O, K, D), mirrored offsets alone.
+  // Units [begin, end): p (T, D) in the products' type, b (D,) -> sums over the unit's offsets, rows (units, K, D), and
+  // over the anchor's views, columns (A, O, K, D), mirrored offsets alone.
   void (*forward)(DType dtype, DType low_type, const Tile& tile, const void* p, const void* b, void* rows,
                   void* columns, int64_t begin, int64_t end, int64_t D);
-  // Units [begin, end): ds (classes + reach, K, D), the gradient of the sums -> dp (T, D; may be p), db (units, D) or null.
+  // Units [begin, end): ds (classes + reach, K, D), the gradient of the sums -> dp (T, D; may be p), db (units, D) or
+  // null.
   void (*backward)(DType dtype, DType low_type, const Tile& tile, const void* p, const void* b, const void* ds,
                    void* dp, void* db, int64_t begin, int64_t end, int64_t D);
 };

@@ -26,8 +26,8 @@ struct GateCpu {
                   int64_t begin, int64_t end, int64_t D);
   // Units [begin, end): de1 (T, D) -> de (T, D; null: not wanted; may be de1) and the sums (null pointers: not wanted).
   void (*backward)(DType dtype, const Tile& tile, const Dropout& dropout, GateTokens tokens, const void* gamma,
-                   const void* e, const void* de1, GateSaved saved, void* de, GateSums sums, int64_t begin,
-                   int64_t end, int64_t D);
+                   const void* e, const void* de1, GateSaved saved, void* de, GateSums sums, int64_t begin, int64_t end,
+                   int64_t D);
 };
 GCAHNG_CPU_TABLES(GateCpu, gate)
 

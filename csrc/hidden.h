@@ -7,13 +7,13 @@
 namespace gcahng {
 
 struct HiddenCpu {
-  // Rows [begin, end): h (T, W) in the products' type, without its bias b (W,) -> g = GELU(h + b) (T, W; may be h), and its
-  // row mean and 1/sigma (T,).
+  // Rows [begin, end): h (T, W) in the products' type, without its bias b (W,) -> g = GELU(h + b) (T, W; may be h), and
+  // its row mean and 1/sigma (T,).
   void (*forward)(DType dtype, DType low_type, const void* h, const void* b, void* g, void* mean, void* rstd,
                   int64_t begin, int64_t end, int64_t W);
-  // Blocks [begin, end) of `block` rows: dn (T, W), the gradient of LayerNorm's normalised rows -> dh (T, W; may be dn) and
-  // g (T, W; may be h); m1 and m2 (T,): the row means of dn and of dn times the normalised rows. db (blocks, W): sums of dh
-  // over a block, or null.
+  // Blocks [begin, end) of `block` rows: dn (T, W), the gradient of LayerNorm's normalised rows -> dh (T, W; may be dn)
+  // and g (T, W; may be h); m1 and m2 (T,): the row means of dn and of dn times the normalised rows. db (blocks, W):
+  // sums of dh over a block, or null.
   void (*backward)(DType dtype, DType low_type, const void* h, const void* b, const void* dn, const void* mean,
                    const void* rstd, const void* m1, const void* m2, void* g, void* dh, void* db, int64_t begin,
                    int64_t end, int64_t block, int64_t T, int64_t W);

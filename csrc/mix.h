@@ -1,7 +1,8 @@
 // Mixing on a tile, in both directions of its pairs of classes. See docs/math/mix.md. float or double throughout.
 //
-// A mix is numbered like the negatives: forward (A, K, O): anchor class and view, offset of the negatives' class; and behind
-// them, back (A, O', K) with O' = O - mirrored: the anchors are the columns, the negatives the anchor class's views.
+// A mix is numbered like the negatives: forward (A, K, O): anchor class and view, offset of the negatives' class; and
+// behind them, back (A, O', K) with O' = O - mirrored: the anchors are the columns, the negatives the anchor class's
+// views.
 #pragma once
 #include "common/tile.h"
 #include "cpu/tables.h"
@@ -25,10 +26,10 @@ struct MixCpu {
   // Units [begin, end): dn (mixes, D) -> dtheta (T, D), both directions together.
   void (*backward_theta)(DType dtype, const Tile& tile, MixInputs in, const void* dn, void* dtheta, int64_t begin,
                          int64_t end, int64_t D);
-  // Units [begin, end): dlogits (mixes,), and the weight of |N|^2 -> sums of dz and of d(d_plus). A class's mixes with itself are
-  // left out.
-  void (*backward_z)(DType dtype, const Tile& tile, MixInputs in, const void* theta, const void* dlogits,
-                     double square, MixSums sums, int64_t begin, int64_t end, int64_t D);
+  // Units [begin, end): dlogits (mixes,), and the weight of |N|^2 -> sums of dz and of d(d_plus). A class's mixes with
+  // itself are left out.
+  void (*backward_z)(DType dtype, const Tile& tile, MixInputs in, const void* theta, const void* dlogits, double square,
+                     MixSums sums, int64_t begin, int64_t end, int64_t D);
 };
 GCAHNG_CPU_TABLES(MixCpu, mix)
 

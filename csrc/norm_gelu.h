@@ -1,5 +1,5 @@
-// LayerNorm(GELU(t)) of a tile's rows, and the edge start written in the products' type. Raw pointers; DType says what they
-// point to: dtype f32 or f64 for edges, low for the operands of products.
+// LayerNorm(GELU(t)) of a tile's rows, and the edge start written in the products' type. Raw pointers; DType says what
+// they point to: dtype f32 or f64 for edges, low for the operands of products.
 #pragma once
 #include "common/tile.h"
 #include "cpu/tables.h"

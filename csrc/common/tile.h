@@ -1,4 +1,5 @@
-// A tile of edges (A, K, O, K, D): anchor class and view, offset of the other class, its view (gcahng/engine/schedule.py).
+// A tile of edges (A, K, O, K, D): anchor class and view, offset of the other class, its view
+// (gcahng/engine/schedule.py).
 #pragma once
 #include "dtype.h"
 

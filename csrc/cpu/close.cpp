@@ -17,8 +17,7 @@ void forward(DType dtype, DType low_type, const void* out, const void* e1, const
       T* __restrict sum = static_cast<T*>(s) + r * D;
       const T center = static_cast<const T*>(mean)[r], inverse = static_cast<const T*>(rstd)[r];
 #pragma omp simd
-      for (int64_t k = 0; k < D; ++k)
-        sum[k] = (load(o, k) - center * fold[k]) * inverse + shift[k] + residual[k];
+      for (int64_t k = 0; k < D; ++k) sum[k] = (load(o, k) - center * fold[k]) * inverse + shift[k] + residual[k];
       if (y || low)
         norm_gelu_row(sum, static_cast<const T*>(gamma), static_cast<const T*>(beta),
                       y ? static_cast<T*>(y) + r * D : nullptr, low ? static_cast<L*>(low) + r * D : nullptr, scratch,
@@ -33,7 +32,7 @@ void backward(DType dtype, DType low_type, const void* s, const void* e1, const 
               int64_t D) {
   with_types(dtype, low_type, [&]<class T, class L>(T*, L*) {
     GCAHNG_SCRATCH(T, scratch, 2 * D);
-    const T *__restrict fold = static_cast<const T*>(w), *__restrict shift = static_cast<const T*>(d);
+    const T* __restrict fold = static_cast<const T*>(w), * __restrict shift = static_cast<const T*>(d);
     T* all = static_cast<T*>(sums);
     for (int64_t unit = begin; unit < end; ++unit) {
       T *dgamma = nullptr, *dbeta = nullptr, *total = nullptr, *means = nullptr;

@@ -17,19 +17,21 @@ void moments(DType dtype, const Tile& tile, const void* e, void* sums, int64_t b
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t a = unit / tile.chunks(), o0 = unit % tile.chunks() * tile.width();
       const int64_t o1 = o0 + tile.width() < tile.O ? o0 + tile.width() : tile.O;
-      T* __restrict sum = static_cast<T*>(sums) + unit * D;
-      T* __restrict square = sum + tile.units() * D;
+      // In double: variances are differences of these sums, and edges may lie far from 0 for their spread.
+      double* __restrict sum = static_cast<double*>(sums) + unit * D;
+      double* __restrict square = sum + tile.units() * D;
       fill(sum, D);
       fill(square, D);
       for (int64_t i = 0; i < tile.K; ++i)
         for (int64_t o = o0; o < o1; ++o) {
-          const T weight = o >= tile.mirrored ? T(2) : T(1);
+          const double weight = o >= tile.mirrored ? 2.0 : 1.0;
           for (int64_t v = 0; v < tile.K; ++v) {
             const T* __restrict x = static_cast<const T*>(e) + tile.row(a, i, o, v) * D;
 #pragma omp simd
             for (int64_t d = 0; d < D; ++d) {
-              sum[d] += weight * x[d];
-              square[d] += weight * x[d] * x[d];
+              const double value = x[d];
+              sum[d] += weight * value;
+              square[d] += weight * value * value;
             }
           }
         }
@@ -75,7 +77,7 @@ void backward(DType dtype, DType low_type, const void* theta, const void* dtheta
 void sum_up(DType dtype, DType low_type, const void* dy, const void* e, const void* mean, const void* rstd, void* wide,
             void* sums, int64_t begin, int64_t end, int64_t block, int64_t blocks, int64_t T_rows, int64_t D) {
   with_types(dtype, low_type, [&]<class T, class L>(T*, L*) {
-    const T *__restrict center = static_cast<const T*>(mean), *__restrict inverse = static_cast<const T*>(rstd);
+    const T* __restrict center = static_cast<const T*>(mean), * __restrict inverse = static_cast<const T*>(rstd);
     for (int64_t unit = begin; unit < end; ++unit) {
       T* __restrict sum = static_cast<T*>(sums) + unit * D;
       T* __restrict along = sum + blocks * D;
@@ -101,9 +103,8 @@ void sum_up(DType dtype, DType low_type, const void* dy, const void* e, const vo
 void norm(DType dtype, const Tile& tile, const void* dy, const void* e, const void* mean, const void* rstd,
           const void* scale, const void* a_, const void* b_, void* de, int64_t begin, int64_t end, int64_t D) {
   with_types(dtype, dtype, [&]<class T, class L>(T*, L*) {
-    const T *__restrict center = static_cast<const T*>(mean), *__restrict inverse = static_cast<const T*>(rstd);
-    const T *__restrict by = static_cast<const T*>(scale), *__restrict flat = static_cast<const T*>(a_),
-            *__restrict along = static_cast<const T*>(b_);
+    const T* __restrict center = static_cast<const T*>(mean), * __restrict inverse = static_cast<const T*>(rstd);
+    const T* __restrict by = static_cast<const T*>(scale), * __restrict flat = static_cast<const T*>(a_), * __restrict along = static_cast<const T*>(b_);
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t a = unit / tile.chunks(), o0 = unit % tile.chunks() * tile.width();
       const int64_t o1 = o0 + tile.width() < tile.O ? o0 + tile.width() : tile.O;

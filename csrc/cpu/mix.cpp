@@ -24,8 +24,8 @@ struct Shares {
   bool easy[kMaxViews];
 };
 
-// Calls f with every mix of a unit: anchor class a, offsets [o0, o1). Where sums go: rows by view of the anchor class, columns
-// by (a, o, view).
+// Calls f with every mix of a unit: anchor class a, offsets [o0, o1). Where sums go: rows by view of the anchor class,
+// columns by (a, o, view).
 template <class T, class F>
 void each_mix(const Tile& tile, int64_t unit, const T* kappa, F f) {
   const int64_t a = unit / tile.chunks(), o0 = unit % tile.chunks() * tile.width(), K = tile.K;
@@ -43,7 +43,8 @@ void each_mix(const Tile& tile, int64_t unit, const T* kappa, F f) {
         o);
 }
 
-// d- of every negative and what follows from it: ratio = min(d+/d-, 1), 1 where the negative is nearer than the positive.
+// d- of every negative and what follows from it: ratio = min(d+/d-, 1), 1 where the negative is nearer than the
+// positive.
 template <class T>
 void shares(const Mix<T>& m, const T* z, T d_plus, int64_t K, int64_t D, Shares<T>& out) {
   const T* __restrict a = z + m.anchor * D;

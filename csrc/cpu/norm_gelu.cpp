@@ -11,14 +11,13 @@ void forward(DType dtype, DType low_type, const void* t, const void* gamma, cons
     GCAHNG_SCRATCH(T, scratch, D);
     for (int64_t r = begin; r < end; ++r) {
       norm_gelu_row(static_cast<const T*>(t) + r * D, static_cast<const T*>(gamma), static_cast<const T*>(beta),
-                    y ? static_cast<T*>(y) + r * D : nullptr, low ? static_cast<L*>(low) + r * D : nullptr, scratch,
-                    D);
+                    y ? static_cast<T*>(y) + r * D : nullptr, low ? static_cast<L*>(low) + r * D : nullptr, scratch, D);
     }
   });
 }
 
-void start(DType dtype, DType low_type, const Tile& tile, const void* x, void* e, void* low, int64_t begin,
-           int64_t end, int64_t D) {
+void start(DType dtype, DType low_type, const Tile& tile, const void* x, void* e, void* low, int64_t begin, int64_t end,
+           int64_t D) {
   with_types(dtype, low_type, [&]<class T, class L>(T*, L*) {
     const T* nodes = static_cast<const T*>(x);
     for (int64_t unit = begin; unit < end; ++unit) {

@@ -8,7 +8,8 @@ namespace {
 
 constexpr double kNormEps = 1e-5;
 
-// Reads and writes by plain words: the compiler does not vectorise over structs. store returns the value as it was stored.
+// Reads and writes by plain words: the compiler does not vectorise over structs. store returns the value as it was
+// stored.
 inline float load(const float* x, int64_t d) { return x[d]; }
 inline double load(const double* x, int64_t d) { return x[d]; }
 inline float load(const bf16* x, int64_t d) { return widen(bf16{reinterpret_cast<const uint16_t*>(x)[d]}); }

@@ -1,4 +1,5 @@
-"""The stages in fused C++ (csrc/cpu), on the CPU: the row-wise work between two matrix products in one pass over memory."""
+"""The stages in fused C++ (csrc/cpu), on the CPU: the row-wise work between two matrix products in one pass over
+memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The engine as an implementation of the loss: what GCAHNGLoss calls, and how its two passes enter autograd and torch.compile.
+"""The engine as an implementation of the loss: what GCAHNGLoss calls, and how its two passes enter autograd and
+torch.compile.
 
 A pass forms its losses and their gradients together, so each is one operator: forward runs it, backward scales what it
 returned by the upstream gradient. Nothing of the batch's edges outlives the forward.
@@ -263,7 +264,13 @@ class Engine:
     def generate(self, network: GraphNetwork, batch: Batch, anchors: Tensor | None) -> tuple[Tensor, Tensor]:
         """See gcahng.reference.passes.generate."""
         tensors = (
-            batch.z, batch.classes, batch.pull, batch.u, _draw(batch), parameter_list(network), buffer_list(network)
+            batch.z,
+            batch.classes,
+            batch.pull,
+            batch.u,
+            _draw(batch),
+            parameter_list(network),
+            buffer_list(network),
         )
         with torch.autocast(batch.z.device.type, enabled=False):
             run = _prepare(*tensors, self._settings(network, batch), record=False, update=False)

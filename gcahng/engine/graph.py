@@ -17,8 +17,8 @@ from gcahng.engine.weights import EdgeGradients, edge_weights, to_node_weights
 
 @dataclass
 class GraphOptions:
-    """heads; compute dtype of products; training: batch statistics; update: running ones follow; momentum and eps of both
-    BatchNorms; edge_memory: store | hidden | recompute; edge_dtype: of stored edges."""
+    """heads; compute dtype of products; training: batch statistics; update: running ones follow; momentum and eps of
+    both BatchNorms; edge_memory: store | hidden | recompute; edge_dtype: of stored edges."""
 
     heads: int
     compute: torch.dtype
@@ -32,7 +32,8 @@ class GraphOptions:
 
 @dataclass
 class EdgeRecord:
-    """One layer of a tile, replayed for its backward: input e, e¹, the gate, the hidden layer (h None: to be replayed), and s."""
+    """One layer of a tile, replayed for its backward: input e, e¹, the gate, the hidden layer (h None: to be
+    replayed), and s."""
 
     e: Edges
     e1: Edges
@@ -45,8 +46,8 @@ class EdgeRecord:
 class GraphPass:
     """One pass of the graph network.
 
-    named: parameters by name; buffers: edge and node BatchNorm (see buffer_list); z (n, D) in canonical order. record: a
-    backward will follow.
+    named: parameters by name; buffers: edge and node BatchNorm (see buffer_list); z (n, D) in canonical order.
+    record: a backward will follow.
     """
 
     def __init__(
@@ -182,9 +183,9 @@ class GraphPass:
         top_gradient: Callable[[Tile, Edges], Tensor] | None,
         want_z: bool,
     ) -> Tensor | None:
-        """df: gradient of the node features that left the last layer (or None); top: the last layer whose edge update has
-        a gradient (L-1, or L-2 where θ is held fixed); top_gradient(tile, e): gradient (T, D) of the edges e that leave
-        layer L-1, asked for where top = L-1. → dz if wanted; parameters' gradients in self.gradients.
+        """df: gradient of the node features that left the last layer (or None); top: the last layer whose edge update
+        has a gradient (L-1, or L-2 where θ is held fixed); top_gradient(tile, e): gradient (T, D) of the edges e that
+        leave layer L-1, asked for where top = L-1. → dz if wanted; parameters' gradients in self.gradients.
         """
         self._top, self._top_gradient = top, top_gradient
         self._edge_sum_gradients: list[Band | None] = [None] * self.layers
@@ -220,8 +221,10 @@ class GraphPass:
 
         Stored: what the sweep above left, and the sum over edges of the layer above. Recomputed: from the top down.
         """
-        return self._stored_above(layer, number, tile, to_node) if self.stored else self._recomputed_above(
-            layer, number, tile, to_node
+        return (
+            self._stored_above(layer, number, tile, to_node)
+            if self.stored
+            else self._recomputed_above(layer, number, tile, to_node)
         )
 
     def _stored_above(
@@ -290,9 +293,7 @@ class GraphPass:
         """Gradient of the edges that leave a layer → of those that enter it."""
         w, r = self.edge_weights[layer], record
         de1 = self.stages.mlp_backward(w, r.e1, r.s, d, r.h, r.moments, into and into[0])
-        return self.stages.gate_backward(
-            layer, number, tile, w, self.tokens[layer], r.e, r.gate, de1, into, want_edges
-        )
+        return self.stages.gate_backward(layer, number, tile, w, self.tokens[layer], r.e, r.gate, de1, into, want_edges)
 
     def _start_sweep(self, want_z: bool) -> Tensor | None:
         """The first sum over edges and, if wanted, the edges' start: → dx̂ (n, D)."""

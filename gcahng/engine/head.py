@@ -1,4 +1,5 @@
-"""The coefficient head on a tile's edges: BatchNorm over all n² of them, a linear map, a sigmoid; BatchNorm is a barrier each way."""
+"""The coefficient head on a tile's edges: BatchNorm over all n² of them, a linear map, a sigmoid; BatchNorm is a
+barrier each way."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ def weighted_sum(schedule: Schedule, tile: Tile, x: Tensor) -> Tensor:
 
 
 class HeadWeights(NamedTuple):
-    """BatchNorm folded into the linear map: θ = sigmoid(e Wᵀ + b), W = W_fc diag(scale), scale = γ/σ, b = b_fc + W_fc shift.
+    """BatchNorm folded into the linear map: θ = sigmoid(e Wᵀ + b), W = W_fc diag(scale), scale = γ/σ, b = b_fc + W_fc
+    shift.
 
     mean, rstd (D,): the statistics in force; weight_fc (D, D) in the compute dtype, for the backward.
     """
@@ -47,9 +49,9 @@ def head_weights(
     eps: float,
     update: bool,
 ) -> HeadWeights:
-    """norm: running mean, running variance, count and bias of the edge BatchNorm. moments (2, D) float64: means of e and e² over
-    the n² ordered pairs, whose statistics serve, and the running ones follow if update (unbiased, as torch's BatchNorm); None: the
-    running statistics serve."""
+    """norm: running mean, running variance, count and bias of the edge BatchNorm. moments (2, D) float64: means of e
+    and e² over the n² ordered pairs, whose statistics serve, and the running ones follow if update (unbiased, as
+    torch's BatchNorm); None: the running statistics serve."""
     running_mean, running_variance, count, beta = norm
     gamma, fc = named["edge_batch_norm.weight"], named["coefficient_head.weight"]
     if moments is None:
@@ -98,8 +100,10 @@ class TorchHead:
 
     def add_moments(self, tile: Tile, e: Edges, into: Tensor) -> None:
         """Adds Σ e and Σ e² over the ordered pairs that a tile stands for."""
-        into[0] += weighted_sum(self.schedule, tile, e.full)
-        into[1] += weighted_sum(self.schedule, tile, e.full.square())
+        # In float64: variances are differences of these sums, and edges may lie far from 0 for their spread.
+        wide = e.full.double()
+        into[0] += weighted_sum(self.schedule, tile, wide)
+        into[1] += weighted_sum(self.schedule, tile, wide.square())
 
     def head(self, w: HeadWeights, e: Edges, out: Tensor | None = None) -> Tensor:
         """e (T, D) → θ (T, D)."""

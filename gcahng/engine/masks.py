@@ -24,8 +24,8 @@ class EdgeDropout(NamedTuple):
 class MaskSource:
     """One layer's masks, tile by tile in the order of the schedule; a few tiles are drawn at a time.
 
-    A mask depends on the edge, the layer and the draw alone: counter (i, j, layer, draw), tied to (min, max) in a symmetric
-    schedule (see gcahng.reference.philox).
+    A mask depends on the edge, the layer and the draw alone: counter (i, j, layer, draw), tied to (min, max) in a
+    symmetric schedule (see gcahng.reference.philox).
     """
 
     def __init__(self, schedule: Schedule, layer: int, dropout: EdgeDropout, dtype: torch.dtype) -> None:
@@ -67,4 +67,3 @@ def _nodes(schedule: Schedule, tile: Tile, device: torch.device) -> tuple[Tensor
     j = (schedule.column_classes(tile, device)[..., None] * schedule.views + view)[:, None]
     i, j = torch.broadcast_tensors(i, j)
     return i.reshape(-1), j.reshape(-1)
-

@@ -1,11 +1,11 @@
 """Mixing on a tile: coefficients and embeddings to negatives, and back (see gcahng.reference.mix and docs/math).
 
-With ρ = min(d⁺/d⁻, 1), a negative's share is r = ρ + (1 - ρ) θ · pull (1 where the negative is nearer than the positive),
-and N = a + Σ_v κ_v (b_v - a) r_v, where κ_v = (1 - u_v) Π_{w>v} u_w (u_0 = 0) sums to 1: no chain to walk.
+With ρ = min(d⁺/d⁻, 1), a negative's share is r = ρ + (1 - ρ) θ · pull (1 where the negative is nearer than the
+positive), and N = a + Σ_v κ_v (b_v - a) r_v, where κ_v = (1 - u_v) Π_{w>v} u_w (u_0 = 0) sums to 1: no chain to walk.
 
-A tile holds both directions of a pair of classes: forward, its anchors against the columns, and back. A tile's mixes are
-numbered forward (A, K, O), then, where offsets are mirrored, back (A, O', K): the anchor is a column, the negatives are
-the anchor class's views.
+A tile holds both directions of a pair of classes: forward, its anchors against the columns, and back. A tile's mixes
+are numbered forward (A, K, O), then, where offsets are mirrored, back (A, O', K): the anchor is a column, the
+negatives are the anchor class's views.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def mixing_weights(u: Tensor) -> Tensor:
 
 
 class MixIndex(NamedTuple):
-    """Of each of a tile's mixes (N,): the anchor's view k and class a, the negatives' class c (places), and the anchor's node."""
+    """Of each of a tile's mixes (N,): the anchor's view k and class a, the negatives' class c (places), and the
+    anchor's node."""
 
     view: Tensor
     anchor: Tensor
@@ -57,8 +58,8 @@ def mix_index(schedule: Schedule, tile: Tile, device: torch.device) -> MixIndex:
 
 
 class _Direction(NamedTuple):
-    """One direction of a tile: anchors (A, Ka, O, 1, D) and negatives (A, ·, O, Kb, D), broadcasting; θ (A, Ka, O, Kb, D) or None;
-    to_positive (A, Ka, ·, 1): d⁺."""
+    """One direction of a tile: anchors (A, Ka, O, 1, D) and negatives (A, ·, O, Kb, D), broadcasting; θ (A, Ka, O,
+    Kb, D) or None; to_positive (A, Ka, ·, 1): d⁺."""
 
     forward: bool
     anchors: Tensor
@@ -121,8 +122,8 @@ class TorchMixer:
     def backward_z(
         self, tile: Tile, theta: Tensor, dlogits: Tensor, square: float, into: NodeSum, into_positive: NodeSum
     ) -> None:
-        """Gradients of the logits (mixes,), and the weight of ‖N‖², to z and to d⁺ (n, 1). A class's mixes with itself, no
-        negatives, are left out."""
+        """Gradients of the logits (mixes,), and the weight of ‖N‖², to z and to d⁺ (n, 1). A class's mixes with
+        itself, no negatives, are left out."""
         for d, g in self._paired(tile, dlogits[:, None], theta):
             m = self._shares(d)
             negatives = self._mix(d, m)

@@ -1,4 +1,5 @@
-"""What is n x D: attention, node MLP, tokens, node head. Differentiated by autograd, in segments between the sums over edges."""
+"""What is n x D: attention, node MLP, tokens, node head. Differentiated by autograd, in segments between the sums
+over edges."""
 
 from __future__ import annotations
 
@@ -65,7 +66,8 @@ def _computing(record: bool, compute: torch.dtype, device: torch.device) -> Iter
 
 
 class NodeContext(NamedTuple):
-    """named: parameters by name; heads H; compute: dtype of products; attend (n, n + 1) bool: the sink, then other classes' nodes."""
+    """named: parameters by name; heads H; compute: dtype of products; attend (n, n + 1) bool: the sink, then other
+    classes' nodes."""
 
     named: dict[str, Tensor]
     heads: int
@@ -102,7 +104,8 @@ def attention(ctx: NodeContext, layer: int, f: Tensor) -> Segment:
     n, dim = f.shape
     with _computing(ctx.record, ctx.compute, f.device):
         q, k, v = (
-            segment.linear(f"{at}.{part}", f).view(n, ctx.heads, -1).transpose(0, 1) for part in ("query", "key", "value")
+            segment.linear(f"{at}.{part}", f).view(n, ctx.heads, -1).transpose(0, 1)
+            for part in ("query", "key", "value")
         )
         k, v = F.pad(k, (0, 0, 1, 0)), F.pad(v, (0, 0, 1, 0))
         attended = F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=ctx.attend)[0]
@@ -114,8 +117,8 @@ def attention(ctx: NodeContext, layer: int, f: Tensor) -> Segment:
 def update(ctx: NodeContext, layer: int, f1: Tensor, edge_sum: Tensor) -> Segment:
     """f₁ and the sum over edges S (n, D) → f (n, D), and the tokens' gate inputs U (n, D), c (n, 1), V (n, D).
 
-    With keys k = K(s) of the tokens s = GELU(node_to_edge(f)), an edge's logit q·k_i is e·U_i + c_i, where U = k W_q and
-    c = k b_q: the query is folded into the keys.
+    With keys k = K(s) of the tokens s = GELU(node_to_edge(f)), an edge's logit q·k_i is e·U_i + c_i, where U = k W_q
+    and c = k b_q: the query is folded into the keys.
     """
     node, edge = f"layers.{layer}.node", f"layers.{layer}.edge"
     parts = [f"{node}.{part}." for part in ("mlp_in", "mlp_out", "norm")]

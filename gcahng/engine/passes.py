@@ -1,4 +1,5 @@
-"""The two passes of a training step and the coefficients of a batch, over tiles. Losses and their gradients are formed together."""
+"""The two passes of a training step and the coefficients of a batch, over tiles. Losses and their gradients are
+formed together."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ LOGITS_AT_ONCE = 1 << 22
 
 
 class MetricResult(NamedTuple):
-    """J_syn (unweighted) and J_gce; gradients of each where asked for: of J_syn for z, of J_gce for z and the parameters."""
+    """J_syn (unweighted) and J_gce; gradients of each where asked for: of J_syn for z, of J_gce for z and the
+    parameters."""
 
     synthetic: Tensor
     node_entropy: Tensor
@@ -82,7 +84,8 @@ def _last_edges(graph: GraphPass, s: Tensor | None, number: int, tile: Tile) -> 
 def _synthetic_npair(
     z: Tensor, schedule: Schedule, logits: Tensor, norms: Tensor, want_z: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """J_syn, d of the logits (diagonal zeroed), and dz of what is no synthetic negative: positives and the anchors' norms."""
+    """J_syn, d of the logits (diagonal zeroed), and dz of what is no synthetic negative: positives and the anchors'
+    norms."""
     views, classes = schedule.views, schedule.classes
     x = z.view(classes, views, -1)
     positive = x.roll(-1, dims=1)
@@ -192,7 +195,8 @@ def _top_gradient(
 
 
 class _Spread:
-    """J_div and its gradient: row means of θ and Σθ², gathered in a sweep of their own. Sums are of θ - ½, which θ is close to."""
+    """J_div and its gradient: row means of θ and Σθ², gathered in a sweep of their own. Sums are of θ - ½, which θ is
+    close to."""
 
     def __init__(self, graph: GraphPass, weight: float) -> None:
         self._schedule = schedule = graph.schedule
@@ -224,7 +228,8 @@ class _Spread:
 
 
 class _NegativeLosses:
-    """J_soft and J_sim on a tile's negatives, values and gradients together; the classifier's logits exist a few rows at a time."""
+    """J_soft and J_sim on a tile's negatives, values and gradients together; the classifier's logits exist a few rows
+    at a time."""
 
     def __init__(
         self,

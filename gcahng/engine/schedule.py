@@ -1,10 +1,11 @@
 """Which tiles cover the pairs of a batch, and how node tensors meet a tile.
 
-Nodes are in canonical order, class-major: node a·K + v is view v of class a. A tile holds whole classes: A anchor classes
-from first_class on, and for each of them O columns of classes, (a + k) mod C for k from first_offset on. Its edges are a
-tensor (A, K, O, K, D): anchor class and view, offset, view. The schedule is a circulant half band of classes: offset 0 is a
-class with itself (both directions, counted once), an offset 0 < k < C/2 stands for both directions of its pairs, and so does
-k = C/2 (even C) for the first C/2 classes. So the whole diagonal costs n·K/2 extra edges, nothing else is computed twice.
+Nodes are in canonical order, class-major: node a·K + v is view v of class a. A tile holds whole classes: A anchor
+classes from first_class on, and for each of them O columns of classes, (a + k) mod C for k from first_offset on. Its
+edges are a tensor (A, K, O, K, D): anchor class and view, offset, view. The schedule is a circulant half band of
+classes: offset 0 is a class with itself (both directions, counted once), an offset 0 < k < C/2 stands for both
+directions of its pairs, and so does k = C/2 (even C) for the first C/2 classes. So the whole diagonal costs n·K/2
+extra edges, nothing else is computed twice.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from torch import Tensor
 
 
 class Tile(NamedTuple):
-    """first_class … + classes, first_offset … + offsets; offsets from `mirrored` on stand for both directions; first_row: where
-    the tile's edges start in a tensor of all edges."""
+    """first_class … + classes, first_offset … + offsets; offsets from `mirrored` on stand for both directions;
+    first_row: where the tile's edges start in a tensor of all edges."""
 
     first_class: int
     classes: int
@@ -71,7 +72,8 @@ def _split(count: int, most: int) -> list[tuple[int, int]]:
 
 
 def default_tile_rows(dim: int, compute: torch.dtype) -> int:
-    """Edges a tile: enough for the matrix products to run at full rate, few enough that its hidden vectors stay in cache."""
+    """Edges a tile: enough for the matrix products to run at full rate, few enough that its hidden vectors stay in
+    cache."""
     return min(8192, max(256, 2**20 // (dim * compute.itemsize // 2)))
 
 
@@ -129,7 +131,8 @@ class NodeSum:
         self.wrapped[tile.first_class : tile.first_class + tile.classes] += values
 
     def add_columns(self, tile: Tile, values: Tensor, skip: int = 0) -> None:
-        """values (A, O - skip, K, W), already summed over the anchor's views; the tile's first `skip` offsets left out."""
+        """values (A, O - skip, K, W), already summed over the anchor's views; the tile's first `skip` offsets left
+        out."""
         start = tile.first_class + tile.first_offset + skip
         for anchor in range(tile.classes):
             self.wrapped[start + anchor : start + anchor + tile.offsets - skip] += values[anchor]

@@ -1,7 +1,8 @@
-"""What happens to a tile's edges between two matrix products: plain torch on any device. Other implementations override these.
+"""What happens to a tile's edges between two matrix products: plain torch on any device. Other implementations
+override these.
 
-Shapes: T edges of a tile, also seen as (A, K, O, K) (see schedule). Products are in the compute dtype; everything else, the
-edges included, is in the accumulating dtype (fp32, or fp64). docs/math derives the backward of each stage.
+Shapes: T edges of a tile, also seen as (A, K, O, K) (see schedule). Products are in the compute dtype; everything
+else, the edges included, is in the accumulating dtype (fp32, or fp64). docs/math derives the backward of each stage.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ NORM_EPS = 1e-5
 
 
 class Edges(NamedTuple):
-    """A tile's edges (T, D): full in the accumulating dtype, low as an operand of products (one tensor where they agree)."""
+    """A tile's edges (T, D): full in the accumulating dtype, low as an operand of products (one tensor where they
+    agree)."""
 
     full: Tensor
     low: Tensor
@@ -62,7 +64,8 @@ class RowMoments(NamedTuple):
 class TorchStages:
     """Every stage in plain torch.
 
-    slot: a name for the memory of a result; results of one slot overwrite each other in implementations with a workspace.
+    slot: a name for the memory of a result; results of one slot overwrite each other in implementations with a
+    workspace.
     """
 
     def __init__(
@@ -124,7 +127,8 @@ class TorchStages:
         into: tuple[Tensor, Tensor] | None,
         de: Tensor | None,
     ) -> None:
-        """ds: gradient of S, as a band. Adds to de (T, D) if given; the parameters' gradients to into = (weight, bias)."""
+        """ds: gradient of S, as a band. Adds to de (T, D) if given; the parameters' gradients to into = (weight,
+        bias)."""
         p = F.linear(e.low, w.weight, w.bias.to(self.compute)).to(self.like.dtype)
         both = ds.rows(tile)[:, :, None, None].expand(*self.schedule.shape(tile), self.dim).contiguous()
         if tile.mirrored < tile.offsets:
@@ -143,7 +147,8 @@ class TorchStages:
     def gate(
         self, layer: int, number: int, tile: Tile, w: EdgeWeights, tokens: Tokens, e: Edges, slot: str
     ) -> tuple[Edges, Gate]:
-        """e → e¹ (T, D) and what its backward needs: keep (A, K, O, K, 2), p and 1 - p (A, K, O, K), the pre-norm sum t (T, D)."""
+        """e → e¹ (T, D) and what its backward needs: keep (A, K, O, K, 2), p and 1 - p (A, K, O, K), the pre-norm sum
+        t (T, D)."""
         keep = self.masks[layer](number) if self.masks[layer] is not None else None
         grid = self._grid(tile, e.full)
         anchors, views, offsets, _ = self.schedule.shape(tile)
@@ -202,8 +207,8 @@ class TorchStages:
     def hidden(
         self, w: EdgeWeights, e1: Edges, keep_h: Tensor | None, keep_moments: RowMoments | None
     ) -> tuple[Tensor, RowMoments]:
-        """e¹ → g = GELU(e¹ W₁ᵀ + b₁) (T, 4D) in the compute dtype, and its row moments. keep_h (T, 4D) and keep_moments, if given,
-        receive what mlp_backward takes as h and moments."""
+        """e¹ → g = GELU(e¹ W₁ᵀ + b₁) (T, 4D) in the compute dtype, and its row moments. keep_h (T, 4D) and
+        keep_moments, if given, receive what mlp_backward takes as h and moments."""
         h = torch.addmm(w.b1.to(self.compute), e1.low, w.w1.T)
         if keep_h is not None:
             keep_h.copy_(h)
@@ -218,8 +223,8 @@ class TorchStages:
     def close(
         self, w: EdgeWeights, e1: Edges, g: Tensor, moments: RowMoments, keep_s: Tensor | None, slot: str
     ) -> tuple[Tensor, Edges]:
-        """The pre-norm sum s = (g W₂'ᵀ - μ w)/σ + d + e¹ (T, D), and the edges LayerNorm(GELU(s)). keep_s (T, D), if given,
-        receives s, and s is then as it was kept."""
+        """The pre-norm sum s = (g W₂'ᵀ - μ w)/σ + d + e¹ (T, D), and the edges LayerNorm(GELU(s)). keep_s (T, D), if
+        given, receives s, and s is then as it was kept."""
         s = torch.mm(g, w.w2.T).to(self.like.dtype)
         s.addcmul_(moments.mean, w.w, value=-1).mul_(moments.rstd).add_(w.d).add_(e1.full)
         if keep_s is not None:
@@ -237,7 +242,8 @@ class TorchStages:
         moments: RowMoments,
         into: EdgeGradients | None,
     ) -> Tensor:
-        """Gradient d (T, D) of LayerNorm(GELU(s)) → de¹ (T, D). h (T, 4D): what `hidden` kept, or None to replay its product."""
+        """Gradient d (T, D) of LayerNorm(GELU(s)) → de¹ (T, D). h (T, 4D): what `hidden` kept, or None to replay its
+        product."""
         ds = self._norm_gelu_backward(w, s, d, into)
         if h is None:
             h = torch.addmm(w.b1.to(self.compute), e1.low, w.w1.T)

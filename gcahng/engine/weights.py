@@ -1,4 +1,5 @@
-"""The graph network's parameters as the engine sees them: a flat list in a fixed order, and what is prepared from it once a pass."""
+"""The graph network's parameters as the engine sees them: a flat list in a fixed order, and what is prepared from it
+once a pass."""
 
 from __future__ import annotations
 
@@ -24,7 +25,13 @@ def parameter_names(layers: int) -> list[str]:
     for layer in range(layers):
         names += _pairs(*(f"layers.{layer}.node.{part}" for part in _NODE_LINEARS))
         names += _pairs(*(f"layers.{layer}.edge.{part}" for part in _EDGE_LINEARS))
-    return [*names, "edge_batch_norm.weight", *_pairs("coefficient_head"), "node_batch_norm.weight", *_pairs("class_head")]
+    return [
+        *names,
+        "edge_batch_norm.weight",
+        *_pairs("coefficient_head"),
+        "node_batch_norm.weight",
+        *_pairs("class_head"),
+    ]
 
 
 def metric_names(layers: int) -> list[str]:
@@ -44,9 +51,12 @@ def parameter_list(network: GraphNetwork) -> list[Tensor]:
 
 
 def buffer_list(network: GraphNetwork) -> list[Tensor]:
-    """The running statistics and frozen biases: edges first, then nodes; running mean, running variance, count, bias."""
+    """The running statistics and frozen biases: edges first, then nodes; running mean, running variance, count,
+    bias."""
     norms = (network.edge_batch_norm, network.node_batch_norm)
-    return [t for norm in norms for t in (norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.bias.detach())]
+    return [
+        t for norm in norms for t in (norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.bias.detach())
+    ]
 
 
 class EdgeWeights(NamedTuple):
@@ -105,7 +115,8 @@ class EdgeGradients:
         self.gamma, self.beta, self.out, self.out_mean = self.close_sums
 
     def named(self, named: dict[str, Tensor], layer: int) -> dict[str, Tensor]:
-        """The gradients of mlp_in, mlp_norm, mlp_out and norm, none a view of another (an operator must not return such)."""
+        """The gradients of mlp_in, mlp_norm, mlp_out and norm, none a view of another (an operator must not return
+        such)."""
         at = f"layers.{layer}.edge"
         gamma4, beta4, w2 = (named[f"{at}.{name}"] for name in ("mlp_norm.weight", "mlp_norm.bias", "mlp_out.weight"))
         normalised = self.out_g - self.out_mean[:, None]  # Σ ds ⊗ (g - μ) / σ

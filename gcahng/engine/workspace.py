@@ -1,4 +1,5 @@
-"""Tile-sized memory that is used again from tile to tile and from step to step: page faults cost more than the arithmetic."""
+"""Tile-sized memory that is used again from tile to tile and from step to step: page faults cost more than the
+arithmetic."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gcahng.errors import UserError
 from gcahng.losses.layout import ClassLayout, check_shapes, class_layout, raise_for_problems, value_problems
+from gcahng.losses.options import check_options
 from gcahng.losses.passes import Passes, passes_for
 from gcahng.nn import GraphNetwork
 from gcahng.reference.graph_network import Dropout
@@ -50,8 +51,8 @@ class _Pending(NamedTuple):
 class GCAHNGLoss(nn.Module):
     """Globally correlation-aware hard negative generation (Peng et al., IJCV 2025, arXiv 2411.13145).
 
-    A graph network over the complete graph of the batch learns a correlation vector θ_ij for every pair of samples; with
-    it, real negatives are pulled towards each anchor and mixed. One training step:
+    A graph network over the complete graph of the batch learns a correlation vector θ_ij for every pair of samples;
+    with it, real negatives are pulled towards each anchor and mixed. One training step:
 
         loss = gca(embeddings, labels)      # J_m + (1 - exp(-β / J̄_gen)) J_syn + J_gce
         loss.backward(); optimizer.step()   # the user's own model
@@ -59,17 +60,21 @@ class GCAHNGLoss(nn.Module):
         ...
         gca.end_epoch()                     # rolls the running means, steps the schedule
 
-    The loss owns the graph network, a classifier, and an AdamW for each: handing `gca.parameters()` to another optimiser is
-    wrong, since every weight would be stepped twice. Gradient accumulation is not supported: each forward is one step.
-    Embeddings are taken as they come (the authors do not normalise them in training), in fp32 (fp16 and bf16 are cast up).
+    The loss owns the graph network, a classifier, and an AdamW for each: handing `gca.parameters()` to another
+    optimiser is wrong, since every weight would be stepped twice. Gradient accumulation is not supported: each
+    forward is one step. Embeddings are taken as they come (the authors do not normalise them in training), in fp32
+    (fp16 and bf16 are cast up).
 
     Arguments
         num_classes: training classes M; labels lie in 0 … M-1.
         embedding_dim: channels D. layers, heads: of the graph network; heads divides D.
-        alpha: how fast pulling sets in as J̄_m falls, exp(-α / J̄_m). beta: how fast J_syn's weight grows as J̄_gen falls.
-        dot_weight, div_weight, softmax_factor: J_gen = ½ (softmax_factor · CE + dot_weight · J_sim + div_weight · J_div).
-        edge_dropout: p of the edges' attention weights. symmetric: (i, j) and (j, i) share one draw, which keeps each
-            edge's own law but not the joint law of the two; False draws them apart, as the authors do.
+        alpha: how fast pulling sets in as J̄_m falls, exp(-α / J̄_m).
+        beta: how fast J_syn's weight grows as J̄_gen falls.
+        dot_weight, div_weight, softmax_factor:
+            J_gen = ½ (softmax_factor · CE + dot_weight · J_sim + div_weight · J_div).
+        edge_dropout: p of the edges' attention weights.
+        symmetric: (i, j) and (j, i) share one draw, which keeps each edge's own law but not the joint law of the two;
+            False draws them apart, as the authors do, at twice the cost.
         base: J_m: "npair", or any module called as base(embeddings, labels) (pytorch-metric-learning's losses fit).
         compat: "fixed", or "official" to zero the similarities that the authors' code zeroes by mistake.
         impl: auto, reference, torch, cpp, cuda or triton. One asked for by name that is not available is an error.
@@ -77,12 +82,14 @@ class GCAHNGLoss(nn.Module):
         check: "raise" looks at values at once; "deferred" lets the next generator_step or end_epoch raise, without a
             synchronisation in between; "off"; "auto": raise for CPU tensors in eager mode, deferred else.
         seed: of dropout and mixing draws; None takes one from torch's generator.
-        graph_lr, graph_weight_decay, classifier_lr, classifier_weight_decay: of the two AdamW. clip_value: the graph
-            network's gradients are clipped to ± this. epochs: the graph network's rate follows a cosine to 0 over them;
-            None keeps it constant. steps_per_epoch: end_epoch happens by itself after so many generator steps.
-        edge_memory: what the engine keeps of the edges: "store" (one D-vector a layer and pair), "hidden" (their 4D hidden
-            pre-activations too: fastest), "recompute" (nothing of size n²·D, for about twice the arithmetic at L = 2), or "auto", by
-            free memory. edge_dtype: of stored edges (None: the parameters' own); torch.bfloat16 halves them.
+        graph_lr, graph_weight_decay, classifier_lr, classifier_weight_decay: of the two AdamW.
+        clip_value: the graph network's gradients are clipped to ± this.
+        epochs: the graph network's rate follows a cosine to 0 over them; None keeps it constant.
+        steps_per_epoch: end_epoch happens by itself after so many generator steps.
+        edge_memory: what the engine keeps of the edges: "store" (one D-vector a layer and pair), "hidden" (their 4D
+            hidden pre-activations too), "recompute" (nothing of size n²·D, for more arithmetic), or "auto", by free
+            memory.
+        edge_dtype: of stored edges (None: the parameters' own); torch.bfloat16 halves them.
 
     Errors: UserError (a ValueError) naming the argument, for classes of unequal size or single samples, fewer than two
     classes, labels out of range, wrong shapes or dtypes, non-finite values and constant rows.
@@ -119,38 +126,9 @@ class GCAHNGLoss(nn.Module):
         edge_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _one_of("compat", compat, ("fixed", "official"))
-        _one_of("impl", impl, ("auto", "reference", "torch", "cpp", "cuda", "triton"))
-        _one_of("check", check, ("auto", "raise", "deferred", "off"))
-        _one_of("edge_memory", edge_memory, ("auto", "store", "hidden", "recompute"))
-        if edge_dtype not in (None, torch.float32, torch.float64, torch.bfloat16):
-            raise UserError(f"edge_dtype is {edge_dtype!r}; it must be None, torch.float32, torch.float64 or torch.bfloat16")
-        for name, value in (("alpha", alpha), ("beta", beta), ("clip_value", clip_value)):
-            _number(name, value, lambda x: x > 0, "a number above 0")
-        for name, value in (
-            ("dot_weight", dot_weight),
-            ("div_weight", div_weight),
-            ("softmax_factor", softmax_factor),
-            ("graph_lr", graph_lr),
-            ("graph_weight_decay", graph_weight_decay),
-            ("classifier_lr", classifier_lr),
-            ("classifier_weight_decay", classifier_weight_decay),
-        ):
-            _number(name, value, lambda x: x >= 0, "a number of at least 0")
-        _number("edge_dropout", edge_dropout, lambda x: 0 <= x < 1, "at least 0 and under 1")
-        for name, value, least in (
-            ("num_per_class", num_per_class, 2),
-            ("epochs", epochs, 1),
-            ("steps_per_epoch", steps_per_epoch, 1),
-        ):
-            if value is not None and (not isinstance(value, int) or value < least):
-                raise UserError(f"{name} is {value!r}; it must be None or a whole number of at least {least}")
-        if base != "npair" and not callable(base):
-            raise UserError(f'base is {base!r}; it must be "npair" or a module called as base(embeddings, labels)')
+        check_options(dict(locals()))
         if seed is None:
             seed = int(torch.randint(2**62, ()))
-        if not isinstance(seed, int) or not 0 <= seed < 2**63:
-            raise UserError(f"seed is {seed!r}; it must be None or a whole number in 0 … 2**63 - 1")
 
         self.num_classes, self.embedding_dim = num_classes, embedding_dim
         self.alpha, self.beta = alpha, beta
@@ -187,8 +165,8 @@ class GCAHNGLoss(nn.Module):
     def forward(self, embeddings: Tensor, labels: Tensor, u: Tensor | None = None) -> Tensor:
         """J_m + (1 - exp(-β / J̄_gen)) J_syn + J_gce, 0-dim, for embeddings (n, D) and labels (n,) in any order.
 
-        In training mode this clears the graph network's gradients and remembers the batch for generator_step. u (K, K-1)
-        overrides the mixing draws.
+        In training mode this clears the graph network's gradients and remembers the batch for generator_step. u (K,
+        K-1) overrides the mixing draws.
         """
         layout, z = self._enter(embeddings, labels)
         batch = self._batch(z, layout, u)
@@ -211,13 +189,12 @@ class GCAHNGLoss(nn.Module):
             self._pending = _Pending(z.detach(), layout, logs, _autocast_state(z.device))
         return metric + synthetic + found.node_entropy
 
-    def generator_step(
-        self, scaler: torch.amp.GradScaler | None = None, u: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """Steps the graph network on the gradients that loss.backward() left, the classifier, and the graph network on J_gen.
+    def generator_step(self, scaler: torch.amp.GradScaler | None = None, u: Tensor | None = None) -> dict[str, Tensor]:
+        """Steps the graph network on the gradients that loss.backward() left, the classifier, and the graph network
+        on J_gen.
 
-        Call it once after each training forward and backward, and, with a GradScaler, before scaler.update(); a step whose
-        gradients are not finite is then left out, as scaler.step does. u (K, K-1) overrides the mixing draws.
+        Call it once after each training forward and backward, and, with a GradScaler, before scaler.update(); a step
+        whose gradients are not finite is then left out, as scaler.step does. u (K, K-1) overrides the mixing draws.
         Returns J_m, J_syn (already weighted), J_gce, J_cls, J_soft, J_sim, J_div and J_gen, detached and 0-dim.
         RuntimeError with no training forward pending, or before its backward.
         """
@@ -269,14 +246,15 @@ class GCAHNGLoss(nn.Module):
         elif self._steps_in_epoch > STEPS_WITHOUT_EPOCH and not self._warned_of_epoch and self._epoch == 0:
             self._warned_of_epoch = True
             warnings.warn(
-                f"{self._steps_in_epoch} generator steps without end_epoch(): negatives stay unpulled until the running means are "
-                "rolled; call gca.end_epoch() after every epoch, or give steps_per_epoch",
+                f"{self._steps_in_epoch} generator steps without end_epoch(): negatives stay unpulled until the "
+                "running means are rolled; call gca.end_epoch() after every epoch, or give steps_per_epoch",
                 stacklevel=2,
             )
         return logs
 
     def end_epoch(self) -> None:
-        """Puts the epoch's mean losses in force (an epoch without steps keeps the old ones) and steps the cosine schedule."""
+        """Puts the epoch's mean losses in force (an epoch without steps keeps the old ones) and steps the cosine
+        schedule."""
         self._raise_deferred()
         if self._steps_in_epoch:
             self._mean_metric.copy_(self._metric_sum / self._steps_in_epoch)
@@ -293,9 +271,9 @@ class GCAHNGLoss(nn.Module):
     ) -> Generated:
         """The synthetic negatives and coefficients of a batch, without gradient and without touching any state.
 
-        In training mode as the next training forward would make them (batch statistics, its dropout and mixing draws), in
-        eval mode with running statistics and no dropout. anchors: labels of the classes whose samples are anchors (None:
-        all); it limits negatives and coefficients.
+        In training mode as the next training forward would make them (batch statistics, its dropout and mixing
+        draws), in eval mode with running statistics and no dropout. anchors: labels of the classes whose samples are
+        anchors (None: all); it limits negatives and coefficients.
         """
         layout, z = self._enter(embeddings, labels, at_once=True)
         batch = self._batch(z, layout, u)
@@ -305,7 +283,9 @@ class GCAHNGLoss(nn.Module):
             places = torch.searchsorted(layout.classes, anchors).clamp_max(layout.classes.shape[0] - 1)
             absent = anchors[layout.classes[places] != anchors]
             if absent.numel():
-                raise UserError(f"anchors holds class {absent[0].item()}, which the batch does not; it must hold labels of the batch")
+                raise UserError(
+                    f"anchors holds class {absent[0].item()}, which is not in labels; it must hold labels of the batch"
+                )
         found = self._passes(z.device).generate(self.graph_network, batch, places)
         negatives, coefficients = found
         place_of_row = torch.argsort(layout.order)
@@ -318,7 +298,8 @@ class GCAHNGLoss(nn.Module):
         return Generated(negatives, coefficients, layout.classes, layout.index)
 
     def base_parameters(self) -> list[nn.Parameter]:
-        """The base loss's own parameters (proxies, for instance), for the user's optimiser; the loss itself never steps them."""
+        """The base loss's own parameters (proxies, for instance), for the user's optimiser; the loss itself never
+        steps them."""
         return list(self.base.parameters()) if isinstance(self.base, nn.Module) else []
 
     # -- running means
@@ -355,7 +336,9 @@ class GCAHNGLoss(nn.Module):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         if state.get("version") != 1:
-            raise UserError(f"state_dict has extra state of version {state.get('version')!r}; this gcahng reads version 1")
+            raise UserError(
+                f"state_dict has extra state of version {state.get('version')!r}; this gcahng reads version 1"
+            )
         self.seed = state["seed"]
         self._epoch, self._steps_in_epoch = state["epoch"], state["steps_in_epoch"]
         # Optimizer.load_state_dict keeps the tensors it is given: without a copy, two losses would share their moments.
@@ -380,7 +363,7 @@ class GCAHNGLoss(nn.Module):
                 state = optimizer.state.pop(parameter, {})
                 if state:
                     optimizer.state[moved[parameter]] = {
-                        name: value.to(moved[parameter].device) if name == "step" else fn(value)
+                        name: _moved_count(value, moved[parameter].device) if name == "step" else fn(value)
                         for name, value in state.items()
                     }
             group["params"] = [moved[parameter] for parameter in group["params"]]
@@ -394,11 +377,15 @@ class GCAHNGLoss(nn.Module):
         check_shapes(embeddings, labels, self.embedding_dim)
         weight = self.classifier.weight
         if weight.dtype not in (torch.float32, torch.float64):
-            raise UserError(f"the loss's parameters are {weight.dtype}; keep them in float32 and use torch.autocast for lower precision")
+            raise UserError(
+                f"the loss's parameters are {weight.dtype}; keep them in float32, and use torch.autocast for less"
+            )
         if embeddings.device != weight.device:
             raise UserError(f"embeddings is on {embeddings.device}, the loss on {weight.device}; move one with .to()")
         if embeddings.dtype is torch.float64 and weight.dtype is not torch.float64:
-            raise UserError("embeddings is float64 and the loss's parameters are float32; call gca.double(), or pass float32")
+            raise UserError(
+                "embeddings is float64 and the loss's parameters are float32; call gca.double(), or pass float32"
+            )
         layout = class_layout(labels.to(embeddings.device, torch.int64), self.num_per_class)
         z = embeddings.to(weight.dtype)[layout.order]
         check = self.check
@@ -452,7 +439,9 @@ class GCAHNGLoss(nn.Module):
             group["lr"] = self.graph_lr * 0.5 * (1 + math.cos(math.pi * progress))
 
     def _raise_deferred(self) -> None:
-        if self.check == "off" or (self.check == "auto" and self._problems.device.type == "cpu" and not self._problems.any()):
+        if self.check == "off" or (
+            self.check == "auto" and self._problems.device.type == "cpu" and not self._problems.any()
+        ):
             return
         problems = self._problems.tolist()
         self._problems.zero_()
@@ -467,14 +456,11 @@ def _autocast_state(device: torch.device) -> tuple[bool, torch.dtype]:
 
 def _check_draws(u: Tensor | None, views: int) -> None:
     if u is not None and tuple(u.shape) != (views, views - 1):
-        raise UserError(f"u has shape {tuple(u.shape)}; with K = {views} samples a class it must be ({views}, {views - 1})")
+        raise UserError(
+            f"u has shape {tuple(u.shape)}; with K = {views} samples a class it must be ({views}, {views - 1})"
+        )
 
 
-def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UserError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
-
-
-def _number(name: str, value: object, holds: Callable[[float], bool], what: str) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not holds(value):
-        raise UserError(f"{name} is {value!r}; it must be {what}")
+def _moved_count(step: Tensor, device: torch.device) -> Tensor:
+    """AdamW's step count beside its parameter, in its own dtype; a parameter without data leaves it where it is."""
+    return step if device.type == "meta" else step.to(device)

@@ -11,8 +11,8 @@ from gcahng.errors import UserError
 
 
 class ClassLayout(NamedTuple):
-    """order (n,): the batch's row at each canonical place (classes ascending, a class's views side by side as they came);
-    labels (n,) in canonical order; classes (C,); views K."""
+    """order (n,): the batch's row at each canonical place (classes ascending, a class's views side by side as they
+    came); labels (n,) in canonical order; classes (C,); views K."""
 
     order: Tensor
     labels: Tensor
@@ -43,12 +43,14 @@ def check_shapes(embeddings: Tensor, labels: Tensor, embedding_dim: int | None =
     if not integral or labels.dim() != 1:
         raise UserError(f"labels is {_describe(labels)}; it must be an integer tensor of shape (n,)")
     if labels.shape[0] != embeddings.shape[0]:
-        raise UserError(f"labels has {labels.shape[0]} entries; embeddings has {embeddings.shape[0]} rows, one label each")
+        raise UserError(
+            f"labels has {labels.shape[0]} entries; embeddings has {embeddings.shape[0]} rows, one label each"
+        )
 
 
 def class_layout(labels: Tensor, num_per_class: int | None) -> ClassLayout:
-    """The canonical order. num_per_class None: K is read from the labels on the host, and unequal classes are an error here;
-    else K is taken as given, and whether it is true is a question for value_problems."""
+    """The canonical order. num_per_class None: K is read from the labels on the host, and unequal classes are an
+    error here; else K is taken as given, and whether it is true is a question for value_problems."""
     if num_per_class is None:
         found, counts = labels.unique(return_counts=True)
         sizes = dict(zip(found.tolist(), counts.tolist(), strict=True))
@@ -76,7 +78,8 @@ PROBLEMS = (
     "embeddings has a constant row (all channels equal, or too close to normalise); its direction is undefined, "
     "every row needs two different channels",
     "labels is out of range; with num_classes={num_classes} labels must lie in 0 … {last}",
-    "labels does not hold num_per_class={views} samples of every class in it; every class in a batch needs the same number",
+    "labels does not hold num_per_class={views} samples of every class in it; "
+    "every class in a batch needs the same number",
 )
 
 

@@ -11,9 +11,10 @@ from gcahng.reference.losses import npair
 def npair_loss(embeddings: Tensor, labels: Tensor, *, num_per_class: int | None = None, check: bool = True) -> Tensor:
     """J_m of embeddings (n, D) with labels (n,), K samples of each of C classes in any order → 0-dim.
 
-    The first sample of each class in the batch is its anchor; with every other sample k, cross entropy of z₀ z_kᵀ against the
-    classes; the mean over k; plus 3e-3 · 0.25 · Σ‖z‖² / C. num_per_class: K (None: read from the labels, on the host).
-    check: look at the values (one synchronisation); UserError for classes of unequal size or non-finite values.
+    The first sample of each class in the batch is its anchor; with every other sample k, cross entropy of z₀ z_kᵀ
+    against the classes; the mean over k; plus 3e-3 · 0.25 · Σ‖z‖² / C. num_per_class: K (None: read from the labels,
+    on the host). check: look at the values (one synchronisation); UserError for classes of unequal size or non-finite
+    values.
     """
     check_shapes(embeddings, labels)
     layout = class_layout(labels, num_per_class)

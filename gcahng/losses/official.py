@@ -60,15 +60,16 @@ def _names(gca: GCAHNGLoss) -> Iterator[tuple[str, Tensor]]:
 
 
 def official_state_dict(gca: GCAHNGLoss) -> dict[str, Tensor]:
-    """All `gnn.*` and `softmax_classifier.*` entries of an authors' checkpoint, the unused `update_node` included (copies)."""
+    """All `gnn.*` and `softmax_classifier.*` entries of an authors' checkpoint, the unused `update_node` included
+    (copies)."""
     return {name: tensor.detach().clone() for name, tensor in _names(gca)}
 
 
 def load_official_state_dict(gca: GCAHNGLoss, state_dict: Mapping[str, Tensor]) -> None:
     """Copies an authors' checkpoint into the loss; `feature_extractor.*` is ignored, everything else must fit.
 
-    UserError, with nothing changed, for names that are missing or unexpected or shapes that do not fit. Optimisers and running means are
-    not in such a checkpoint and stay as they are.
+    UserError, with nothing changed, for names that are missing or unexpected or shapes that do not fit. Optimisers
+    and running means are not in such a checkpoint and stay as they are.
     """
     wanted = dict(_names(gca))
     given = {name: tensor for name, tensor in state_dict.items() if not name.startswith("feature_extractor.")}
@@ -82,7 +83,8 @@ def load_official_state_dict(gca: GCAHNGLoss, state_dict: Mapping[str, Tensor]) 
     if wrong:
         name = wrong[0]
         raise UserError(
-            f"state_dict does not fit this loss: {name} is {tuple(given[name].shape)}, here it is {tuple(wanted[name].shape)}; "
+            f"state_dict does not fit this loss: {name} is {tuple(given[name].shape)}, "
+            f"here it is {tuple(wanted[name].shape)}; "
             "embedding_dim and num_classes must be those of the checkpoint"
         )
     with torch.no_grad():

@@ -29,7 +29,8 @@ class NodeLayer(nn.Module):
         self.mlp_in = nn.Linear(dim, 4 * dim)
         self.mlp_out = nn.Linear(4 * dim, dim)
         self.norm = nn.LayerNorm(dim)
-        # The authors' checkpoints hold this linear map, which nothing uses; kept so that a checkpoint survives the round trip.
+        # The authors' checkpoints hold this linear map, which nothing uses; kept so that a checkpoint survives the
+        # round trip.
         unused = nn.Linear(dim, dim)
         self.register_buffer("update_node_weight", unused.weight.detach())
         self.register_buffer("update_node_bias", unused.bias.detach())

@@ -1,6 +1,8 @@
-"""The engine's C++ stages as ops: they write into tensors that the engine owns. csrc/bindings_stages.cpp implements them.
+"""The engine's C++ stages as ops: they write into tensors that the engine owns. csrc/bindings_stages.cpp implements
+them.
 
-tile is (A, K, O, first class, first offset, mirrored, C) of gcahng.engine.schedule; dropout is (seed, layer, threshold, tied).
+tile is (A, K, O, first class, first offset, mirrored, C) of gcahng.engine.schedule; dropout is (seed, layer,
+threshold, tied).
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ _SCHEMAS = (
     "Tensor(b!) dh, Tensor(c!)? db) -> ()",
     "close_fwd_(Tensor out, Tensor e1, Tensor mean, Tensor rstd, Tensor w, Tensor d, Tensor gamma, Tensor beta, "
     "Tensor(a!) s, Tensor(b!)? y, Tensor(c!)? low) -> ()",
-    "close_bwd_(Tensor s, Tensor e1, Tensor dy, Tensor mean, Tensor rstd, Tensor w, Tensor d, Tensor gamma, Tensor(a!) ds, "
-    "Tensor(b!) low, Tensor(c!) scaled, Tensor(d!) m1, Tensor(e!) m2, Tensor(f!)? sums) -> ()",
+    "close_bwd_(Tensor s, Tensor e1, Tensor dy, Tensor mean, Tensor rstd, Tensor w, Tensor d, Tensor gamma, "
+    "Tensor(a!) ds, Tensor(b!) low, Tensor(c!) scaled, Tensor(d!) m1, Tensor(e!) m2, Tensor(f!)? sums) -> ()",
     "edge_to_node_fwd_(int[] tile, Tensor p, Tensor b, Tensor(a!) sum) -> ()",
     "edge_to_node_bwd_(int[] tile, Tensor p, Tensor b, Tensor ds, Tensor(a!) dp, Tensor(b!)? db) -> ()",
     f"mix_fwd_({_MIX}, Tensor theta, Tensor(a!)? negatives, Tensor(b!)? logits, Tensor(c!)? squares) -> ()",

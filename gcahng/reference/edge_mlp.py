@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 
 def edge_mlp(layer: EdgeLayer, e: Tensor) -> Tensor:
-    """e¹ (..., D) → N_e(MLP(e¹) + e¹), MLP = Linear, GELU, LayerNorm over 4D, Linear. N_e is the gate's own norm, used again."""
+    """e¹ (..., D) → N_e(MLP(e¹) + e¹), MLP = Linear, GELU, LayerNorm over 4D, Linear. N_e is the gate's own norm,
+    used again."""
     hidden = layer.mlp_norm(F.gelu(layer.mlp_in(e)))
     return layer.norm(F.gelu(layer.mlp_out(hidden) + e))

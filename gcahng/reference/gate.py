@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 def gate(layer: EdgeLayer, e: Tensor, tokens: Tensor, keep: Tensor | None, p: float) -> Tensor:
     """e (n, n, D), tokens s (n, D), keep bool (n, n, 2) or None → e¹ (n, n, D).
 
-    The edge is one query over the two tokens (s_i, s_j), scale 1/√D; kept attention weights are divided by 1 - p. Keys and
-    values are projected edge by edge, as the authors do: that is what the gate's node-level formulas are tested against.
+    The edge is one query over the two tokens (s_i, s_j), scale 1/√D; kept attention weights are divided by 1 - p.
+    Keys and values are projected edge by edge, as the authors do: that is what the gate's node-level formulas are
+    tested against.
     """
     n, dim = tokens.shape
     pair = torch.stack((tokens[:, None].expand(n, n, dim), tokens[None, :].expand(n, n, dim)), dim=2)  # (n, n, 2, D)

@@ -1,4 +1,5 @@
-"""The graph network, in the authors' cost structure: every ordered pair, keys and values per edge (paper section 3.2)."""
+"""The graph network, in the authors' cost structure: every ordered pair, keys and values per edge (paper section
+3.2)."""
 
 from __future__ import annotations
 
@@ -66,8 +67,8 @@ def graph_network(
 ) -> GraphOutput:
     """Embeddings z (n, D) and class numbers (n,) → every pair's correlation vector and every node's class logits.
 
-    Rows are in canonical order (classes ascending, views by their order in the batch) wherever dropout is used. training:
-    batch statistics in both BatchNorms, and dropout if given; update: the running statistics follow.
+    Rows are in canonical order (classes ascending, views by their order in the batch) wherever dropout is used.
+    training: batch statistics in both BatchNorms, and dropout if given; update: the running statistics follow.
     """
     n = z.shape[0]
     x = normalise_rows(z)

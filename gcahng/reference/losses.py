@@ -1,4 +1,5 @@
-"""The losses of GCA-HNG on embeddings (K, C, D), view k of class a, and negatives (K, C, C, D) (paper section 3.3, 3.4)."""
+"""The losses of GCA-HNG on embeddings (K, C, D), view k of class a, and negatives (K, C, C, D) (paper section 3.3,
+3.4)."""
 
 from __future__ import annotations
 
@@ -45,8 +46,8 @@ def negative_entropy(classifier: nn.Linear, negatives: Tensor, classes: Tensor) 
 def official_own_entries(num_views: int, order: Tensor) -> Tensor:
     """The entries whose similarity the authors' code zeroes: bool (K, C, C), in our order of classes.
 
-    Their code indexes the flat (k, a, c) array as if it were (a, k, c). order (C,): each class's place among the classes of
-    the batch by first appearance, which is the order that their arrays use.
+    Their code indexes the flat (k, a, c) array as if it were (a, k, c). order (C,): each class's place among the
+    classes of the batch by first appearance, which is the order that their arrays use.
     """
     classes = order.shape[0]
     index = torch.arange(classes, device=order.device)

@@ -14,12 +14,12 @@ def distance(x: Tensor, y: Tensor) -> Tensor:
 def mix(views: Tensor, coefficients: Tensor, u: Tensor, pull: Tensor) -> Tensor:
     """Negatives N[k, a, c] (K, C, C, D) for anchor view k of class a against class c.
 
-    views (K, C, D): embeddings, view k of class a; coefficients (K, C, K, C, D): θ of anchor (k, a) and negative (v, c);
-    u (K, K-1): mixing draws; pull: exp(-α / J̄_m), 0-dim. The entries a = c are no negatives, but are computed.
+    views (K, C, D): embeddings, view k of class a; coefficients (K, C, K, C, D): θ of anchor (k, a) and negative (v,
+    c); u (K, K-1): mixing draws; pull: exp(-α / J̄_m), 0-dim. The entries a = c are no negatives, but are computed.
 
-    A channel keeps the share r = (d⁺ + (d⁻ - d⁺) θ · pull) / d⁻ of the way from the anchor to the negative, where d⁺ and d⁻
-    are the anchor's distances to its positive (view k+1 of its class) and to the negative; a negative nearer than the
-    positive is left as it is. t_v = ñ_v + u_{k,v} (t_{v-1} - ñ_v) then mixes the K views of class c.
+    A channel keeps the share r = (d⁺ + (d⁻ - d⁺) θ · pull) / d⁻ of the way from the anchor to the negative, where d⁺
+    and d⁻ are the anchor's distances to its positive (view k+1 of its class) and to the negative; a negative nearer
+    than the positive is left as it is. t_v = ñ_v + u_{k,v} (t_{v-1} - ñ_v) then mixes the K views of class c.
     """
     num_views = views.shape[0]
     negatives = []

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 def node_attention(layer: NodeLayer, f: Tensor, other_class: Tensor, heads: int) -> Tensor:
     """f (n, D), other_class bool (n, n) → (n, D), the `output` projection included.
 
-    The softmax has one extra logit fixed at 0 whose value is 0: exp(s) / (Σ exp(s) + 1), written so that it cannot overflow.
+    The softmax has one extra logit fixed at 0 whose value is 0: exp(s) / (Σ exp(s) + 1), written so that it cannot
+    overflow.
     """
     n, dim = f.shape
     q, k, v = (

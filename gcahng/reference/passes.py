@@ -1,4 +1,5 @@
-"""The two passes of a training step over the graph of a batch, and the generation of negatives (design: one training step).
+"""The two passes of a training step over the graph of a batch, and the generation of negatives (design: one training
+step).
 
 An implementation of the loss has these three functions; the engine has the same ones as methods.
 """
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 class Batch(NamedTuple):
     """One batch in canonical order: classes by ascending label, the views of a class side by side, as they came.
 
-    z (n, D) embeddings; classes (C,) ascending labels; views K with n = C·K; pull = exp(-α / J̄_m), 0-dim; u (K, K-1) mixing
-    draws; dropout None for none; training: batch statistics in the BatchNorms (else the running ones).
+    z (n, D) embeddings; classes (C,) ascending labels; views K with n = C·K; pull = exp(-α / J̄_m), 0-dim; u (K, K-1)
+    mixing draws; dropout None for none; training: batch statistics in the BatchNorms (else the running ones).
     """
 
     z: Tensor
@@ -80,7 +81,8 @@ def _negatives(batch: Batch, coefficients: Tensor) -> Tensor:
 
 
 def metric_pass(network: GraphNetwork, batch: Batch) -> MetricLosses:
-    """Phase 1: the losses that train the embedding. θ is held fixed; gradients reach z and the node side of the network."""
+    """Phase 1: the losses that train the embedding. θ is held fixed; gradients reach z and the node side of the
+    network."""
     graph = graph_network(network, batch.z, batch.labels, training=batch.training, dropout=batch.dropout)
     node_entropy = F.cross_entropy(graph.node_logits, batch.labels)
     with torch.autocast(batch.z.device.type, enabled=False):
@@ -97,8 +99,8 @@ def generator_pass(
 ) -> GeneratorLosses:
     """Phase 3: the losses that train the generator, through θ alone; z and the classifier are held fixed.
 
-    official_order: None, or each class's place among the batch's classes by first appearance, which asks for the authors'
-    choice of zeroed similarities.
+    official_order: None, or each class's place among the batch's classes by first appearance, which asks for the
+    authors' choice of zeroed similarities.
     """
     batch = batch._replace(z=batch.z.detach())
     graph = graph_network(network, batch.z, batch.labels, training=batch.training, dropout=batch.dropout)
@@ -117,7 +119,8 @@ def generator_pass(
 
 
 def generate(network: GraphNetwork, batch: Batch, anchors: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Negatives (K, A, C, D) and coefficients (A·K, n, D), for the A classes at these places (None: all), no state touched."""
+    """Negatives (K, A, C, D) and coefficients (A·K, n, D), for the A classes at these places (None: all), no state
+    touched."""
     with torch.no_grad():
         graph = graph_network(
             network, batch.z, batch.labels, training=batch.training, dropout=batch.dropout, update=False

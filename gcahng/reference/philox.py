@@ -1,7 +1,7 @@
 """Counter-based random numbers: the same on every device, backend, tiling and rank.
 
-Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). The key is the seed, the counter is
-(i, j, stream, draw); so a dropout mask depends on the edge, the layer and the pass, and on nothing else.
+Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). The key is the seed, the
+counter is (i, j, stream, draw); so a dropout mask depends on the edge, the layer and the pass, and on nothing else.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ def edge_dropout_masks(n: int, *, layer: int, draw: Tensor, seed: int, p: float,
     """Which attention weights each edge keeps: bool (n, n, 2), [i, j, 0] for the token of i, [i, j, 1] for that of j.
 
     Word 0 masks the token of i, word 1 that of j. With symmetric=True both directions of an edge share the draw of
-    (min, max), word 0 for the smaller index; i = j uses both words. Indices count in canonical order (classes by ascending
-    label, views by their order in the batch). draw: 0-dim int64 tensor, the number of the training graph pass.
+    (min, max), word 0 for the smaller index; i = j uses both words. Indices count in canonical order (classes by
+    ascending label, views by their order in the batch). draw: 0-dim int64 tensor, the number of the training graph
+    pass.
     """
     index = torch.arange(n, device=draw.device)
     i, j = index[:, None], index[None, :]

@@ -120,12 +120,21 @@ def test_diversity(case):
 def test_training_steps(case, shuffled):
     gca, model = case.loss(impl="reference"), case.feature_extractor()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-4, weight_decay=1e-4)
-    names = {"J_m": "J_m", "J_gce": "J_gnnce", "J_syn": "J_syn", "J_cls": "J_softce", "J_div": "J_div", "J_soft": "J_gence", "J_gen": "J_gen"}
+    names = {
+        "J_m": "J_m",
+        "J_gce": "J_gnnce",
+        "J_syn": "J_syn",
+        "J_cls": "J_softce",
+        "J_div": "J_div",
+        "J_soft": "J_gence",
+        "J_gen": "J_gen",
+    }
     generator = torch.Generator().manual_seed(0)
     for step, wanted in enumerate(case.config["train_metrics"]):
         x, labels, u = case["train.x"][step], case["train.labels"][step], case["train.u"][step]
         if shuffled:
-            # Classes interleave anew and keep their order of appearance (the authors' zeroed similarities depend on it).
+            # Classes interleave anew and keep their order of appearance (the authors' zeroed similarities depend on
+            # it).
             views, classes = case.config["num_per_class"], case.config["num_classes_in_batch"]
             keys = torch.rand(views, classes, generator=generator).sort(dim=0).values
             keys[0] = torch.arange(classes) * 1e-6

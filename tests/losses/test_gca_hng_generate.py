@@ -127,7 +127,7 @@ def test_anchors_must_be_in_the_batch(absent):
     gca, (z, labels) = make_loss(), make_batch()
     if absent is None:
         absent = next(label for label in range(CLASSES + 1) if label not in labels)
-    with pytest.raises(gcahng.UserError, match=f"anchors holds class {absent}, which the batch does not"):
+    with pytest.raises(gcahng.UserError, match=f"anchors holds class {absent}, which is not in labels"):
         gca.generate(z, labels, anchors=[labels[0].item(), absent])
 
 

@@ -1,0 +1,176 @@
+"""README and docs say what is so: examples run, links lead somewhere, options and files exist."""
+
+import contextlib
+import inspect
+import io
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+import gcahng
+from gcahng.cli import COMMANDS, main
+from gcahng.ops._implementations import OPS
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+FOLDERS = ("benchmarks", "csrc", "docs", "gcahng", "kernels", "tests")
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [text for found, text in FENCE.findall(page.read_text(encoding="utf-8")) if found == language]
+
+
+def prose(page: Path) -> str:
+    """A page without its fenced blocks and comments."""
+    return re.sub(r"<!--.*?-->", "", FENCE.sub("", page.read_text(encoding="utf-8")), flags=re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings' anchors, as GitHub makes them."""
+    titles = re.findall(r"^#+ +(.+?) *$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def section(title: str) -> str:
+    """A README section's text, without its heading."""
+    found = re.search(
+        rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+    assert found, title
+    return found[1]
+
+
+def table(text: str) -> list[list[str]]:
+    """The cells of a section's first table, heading first."""
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]
+    return [cells[0], *cells[2:]]
+
+
+def gcahng_commands(page: Path) -> list[list[str]]:
+    """The words of every `gcahng COMMAND ...` in a page's shell blocks and inline code."""
+    lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
+    lines += re.findall(r"`([^`\n]+)`", prose(page))
+    commands = []
+    for line in lines:
+        for part in re.split(r"&&|\|\|", re.sub(r"(^|\s)#.*", "", line)):
+            if re.match(r"\s*(\.venv/bin/)?gcahng\s", part + " "):
+                commands.append(shlex.split(part)[1:])
+    return [words for words in commands if words]
+
+
+def help_of(command: str) -> str:
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
+        assert main([command, "--help"]) == 0
+    return output.getvalue()
+
+
+@pytest.mark.parametrize("number", range(len(blocks(README, "python"))))
+def test_examples_run(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict = {"__name__": "example"}
+    with torch.random.fork_rng():
+        exec(compile(blocks(README, "python")[number], f"README example {number}", "exec"), names)
+    assert {name: bool(value.isfinite()) for name, value in names["logs"].items()} == dict.fromkeys(
+        ("J_m", "J_syn", "J_gce", "J_cls", "J_soft", "J_sim", "J_div", "J_gen"), True
+    )
+    assert re.search(r"\d\.\d{3}$", capsys.readouterr().out)
+
+
+def test_there_are_examples() -> None:
+    assert len(blocks(README, "python")) == 2
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    broken = []
+    for target in LINK.findall(prose(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        other = (page.parent / path).resolve() if path else page
+        if not other.exists() or (anchor and anchor not in anchors(other)):
+            broken.append(target)
+    assert not broken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_files_that_are_named_exist(page: Path) -> None:
+    named = re.findall(rf"`((?:{'|'.join(FOLDERS)})/[^`\s<>*]*)`", prose(page))
+    assert not [path for path in named if not (ROOT / path).exists()]
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = ROOT / "docs" / "README.md"
+    linked = {(index.parent / target).resolve() for target in LINK.findall(prose(index))}
+    assert not [name_of(page) for page in PAGES if page.is_relative_to(index.parent) and page not in {*linked, index}]
+
+
+def test_every_command_is_in_the_readme() -> None:
+    assert {words[0] for words in gcahng_commands(README)} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_command_lines_exist(page: Path) -> None:
+    missing = []
+    for command, *words in gcahng_commands(page):
+        if command.startswith("-"):
+            continue
+        assert command in COMMANDS, command
+        text = help_of(command)
+        options = [word.partition("=")[0] for word in words if word.startswith("--") and word != "--help"]
+        missing += [f"{command} {o}" for o in options if not re.search(rf"(?<![\w-]){re.escape(o)}(?![\w.-])", text)]
+    assert not missing
+
+
+def test_training_options_take_the_values_shown() -> None:
+    from gcahng.commands.train import parse
+
+    shown = [words for command, *words in gcahng_commands(README) if command == "train" and "--help" not in words]
+    assert len(shown) >= 4
+    for words in shown:
+        if "--config" in words:
+            at = words.index("--config")
+            words = words[:at] + words[at + 2 :]
+        parse(words).check()
+
+
+def test_options_and_their_defaults() -> None:
+    parameters = inspect.signature(gcahng.GCAHNGLoss).parameters
+    _, *rows = table(section("Options that matter"))
+    shown = {row[0].strip("`"): row[1].strip("`") for row in rows}
+    defaults = {name: parameters[name].default for name in shown}
+    assert shown == {name: f'"{value}"' if isinstance(value, str) else str(value) for name, value in defaults.items()}
+
+
+def test_what_works_where() -> None:
+    columns = [OPS["loss"].cpu, OPS["loss"].cuda, OPS["edge_start"].cpu, OPS["edge_start"].cuda]
+    heading, *rows = table(section("What works where"))
+    assert heading[2:] == ["loss, CPU", "loss, CUDA", "`edge_start`, CPU", "`edge_start`, CUDA"]
+    for impl, _, *cells in rows:
+        for implementations, cell in zip(columns, cells, strict=True):
+            if cell.startswith("interpreter"):
+                continue
+            name = impl.strip("`")
+            assert (name in implementations) == (cell not in ("–", "no")), (impl, cell)
+            assert ("default" in cell) == (cell.startswith("yes") and name == implementations[0]), (impl, cell)
+
+
+@pytest.mark.parametrize("name", ["glyphs", "engine"])
+def test_places_for_results(name: str) -> None:
+    text = README.read_text(encoding="utf-8")
+    start, end = f"<!-- results:{name} -->", f"<!-- /results:{name} -->"
+    assert text.count(start) == text.count(end) == 1 and text.index(start) < text.index(end)
