@@ -26,8 +26,8 @@ MEAN_METRIC, MEAN_GENERATOR = 2.0, 20.0
 
 @dataclass(frozen=True)
 class Case:
-    """batch n; views K; dim D; layers L; classes: training classes M; impl, precision (of products; fp64: of everything) and
-    memory of the loss."""
+    """batch n; views K; dim D; layers L; classes: training classes M; impl, precision (of products; fp64: of everything),
+    memory, symmetric and edge_dtype of the loss."""
 
     batch: int
     views: int = 3
@@ -37,6 +37,8 @@ class Case:
     impl: str = "auto"
     precision: str = "fp32"
     memory: str = "store"
+    symmetric: bool = True
+    edge_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         if self.views < 2 or self.batch < 2 * self.views or self.batch % self.views:
@@ -82,6 +84,8 @@ class Problem:
                 impl=case.impl,
                 num_per_class=case.views,
                 edge_memory=case.memory,
+                edge_dtype=case.edge_dtype,
+                symmetric=case.symmetric,
                 seed=1,
                 **options,
             ).to(self.dtype)
@@ -126,7 +130,7 @@ class Problem:
             if self.case.implementation == "reference":
                 graph_network(network, batch.z, batch.labels, training=True, dropout=dropout, update=False)
                 return
-            engine = Engine(self.case.implementation, self.case.memory, None)
+            engine = Engine(self.case.implementation, self.case.memory, self.case.edge_dtype)
             settings = engine._settings(network, batch)
         tensors = (batch.z, classes, pull, u, gca.draw, parameter_list(network), buffer_list(network))
         graph = _prepare(*tensors, settings, record=False, update=False).graph

@@ -28,8 +28,8 @@ FACES = tuple(
     for style in ("", "-Bold", f"-{slanted}", f"-Bold{slanted}")
 )
 IMAGE_SIZE = 32
-# At 20 pixels an em the tallest drawing reaches 22.3 pixels above the baseline and the lowest 5.6 below it.
-PIXELS_PER_EM = 20
+# The largest size that cuts no drawing above or below: they reach from 25 rows above the baseline to 7 below.
+PIXELS_PER_EM = 22
 BASELINE_ROW = 25
 SPLIT_SEED = 20250
 _POINTS_PER_INCH = 72  # at this resolution a size in points is a size in pixels

@@ -17,6 +17,7 @@ from gcahng.engine.graph import GraphOptions, GraphPass
 from gcahng.engine.head import TorchHead
 from gcahng.engine.masks import EdgeDropout
 from gcahng.engine.mixing import TorchMixer, mixing_weights
+from gcahng.engine.precision import DTYPES, compute_dtype
 from gcahng.engine.schedule import default_tile_rows, make_schedule
 from gcahng.engine.stages import TorchStages
 from gcahng.engine.weights import buffer_list, generator_names, metric_names, parameter_list, parameter_names
@@ -28,7 +29,6 @@ from gcahng.reference.losses import official_own_entries
 from gcahng.reference.mix import mix
 from gcahng.reference.passes import Batch, GeneratorLosses, GeneratorWeights, MetricLosses, coefficients_by_view
 
-_DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 _workspace = Workspace()
 
 
@@ -71,12 +71,10 @@ def _prepare(
 ) -> _Pass:
     dim, z = z.shape[1], z.detach()
     named = dict(zip(parameter_names(s.layers), (p.detach() for p in parameters), strict=True))
-    compute = _DTYPES[s.compute]
+    compute = DTYPES[s.compute]
     rows = default_tile_rows(dim, compute)
     schedule = make_schedule(z.shape[0] // s.views, s.views, symmetric=s.symmetric, tile_rows=rows)
-    options = GraphOptions(
-        s.heads, compute, s.training, update, s.momentum, s.eps, s.edge_memory, _DTYPES[s.edge_dtype]
-    )
+    options = GraphOptions(s.heads, compute, s.training, update, s.momentum, s.eps, s.edge_memory, DTYPES[s.edge_dtype])
     dropout = EdgeDropout(s.p, s.seed, draw) if s.training and s.p > 0 else None
     kappa = mixing_weights(u)
     if s.stages == "cpp":
@@ -283,10 +281,7 @@ class Engine:
 
     def _settings(self, network: GraphNetwork, batch: Batch) -> Settings:
         dropout, norm = batch.dropout, network.edge_batch_norm
-        dtype, device = batch.z.dtype, batch.z.device.type
-        compute = dtype
-        if torch.is_autocast_enabled(device) and dtype is torch.float32:
-            compute = torch.get_autocast_dtype(device)
+        dtype = batch.z.dtype
         return Settings(
             layers=len(network.layers),
             heads=network.heads,
@@ -297,7 +292,7 @@ class Engine:
             training=batch.training,
             momentum=norm.momentum,
             eps=norm.eps,
-            compute=_name(compute),
+            compute=_name(compute_dtype(batch.z.device, dtype)),
             stages=self.stages,
             edge_memory="store" if self.edge_memory == "auto" else self.edge_memory,
             edge_dtype=_name(self.edge_dtype or dtype),

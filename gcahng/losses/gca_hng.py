@@ -243,7 +243,8 @@ class GCAHNGLoss(nn.Module):
         self._steps_in_epoch += 1
         if self.steps_per_epoch is not None and self._steps_in_epoch >= self.steps_per_epoch:
             self.end_epoch()
-        elif self._steps_in_epoch > STEPS_WITHOUT_EPOCH and not self._warned_of_epoch and self._epoch == 0:
+        late = self.steps_per_epoch is None and self._steps_in_epoch > STEPS_WITHOUT_EPOCH
+        if late and not self._warned_of_epoch:
             self._warned_of_epoch = True
             warnings.warn(
                 f"{self._steps_in_epoch} generator steps without end_epoch(): negatives stay unpulled until the "

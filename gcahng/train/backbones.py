@@ -9,11 +9,11 @@ from gcahng.train.config import BackboneConfig
 
 
 class GlyphConv(nn.Module):
-    """A small convolutional network for grey images: four 3×3 convolutions and a global mean.
+    """A small convolutional network for grey images: five 3×3 convolutions and a global mean.
 
-    Each convolution is followed by BatchNorm and ReLU, the first three also by a 2×2 maximum; their widths are `width`
-    times 1, 2, 4, 8. The head on top is BatchNorm1d → Linear, as in the paper (section 4.2). The embeddings are not
-    normalised.
+    Each convolution is followed by BatchNorm and ReLU, the first, second and fourth also by a 2×2 maximum; their widths
+    are `width` times 1, 2, 4, 4, 8. The head on top is BatchNorm1d → Linear, as in the authors' networks. The
+    embeddings are not normalised.
 
     Args:
         embedding_dim: D.
@@ -22,12 +22,14 @@ class GlyphConv(nn.Module):
 
     def __init__(self, embedding_dim: int = 64, width: int = 32) -> None:
         super().__init__()
-        channels = [1, width, 2 * width, 4 * width, 8 * width]
         stages: list[nn.Module] = []
-        for stage, (inputs, outputs) in enumerate(zip(channels, channels[1:], strict=False)):
+        inputs = 1
+        for factor, pools in ((1, True), (2, True), (4, False), (4, True), (8, False)):
+            outputs = factor * width
             stages += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
-            if stage < 3:
+            if pools:
                 stages.append(nn.MaxPool2d(2))
+            inputs = outputs
         self.features = nn.Sequential(*stages)
         self.head = nn.Sequential(nn.BatchNorm1d(8 * width), nn.Linear(8 * width, embedding_dim))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster on CPUs

@@ -37,9 +37,9 @@ class BackboneConfig:
     """Backbone: the network that is trained to embed.
 
     Attributes:
-        name: glyph_conv: four 3x3 convolutions for 32x32 grey images.
+        name: glyph_conv: five 3x3 convolutions for 32x32 grey images.
         embedding_dim: D, embedding channels.
-        width: channels of glyph_conv's first convolution; the next have 2, 4 and 8 times as many.
+        width: channels of glyph_conv's first convolution; the next have 2, 4, 4 and 8 times as many.
     """
 
     name: Literal["glyph_conv"] = "glyph_conv"

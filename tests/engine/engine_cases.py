@@ -64,8 +64,9 @@ class Case:
             for parameter in gca.parameters():
                 if parameter.dim() == 1:
                     parameter.data += 0.2 * torch.randn_like(parameter)
-            gca.graph_network.edge_batch_norm.running_mean.normal_()
-            gca.graph_network.edge_batch_norm.running_var.uniform_(0.5, 2.0)
+            for norm in (gca.graph_network.edge_batch_norm, gca.graph_network.node_batch_norm):
+                norm.running_mean.normal_()
+                norm.running_var.uniform_(0.5, 2.0)
         gca.mean_metric, gca.mean_generator = 1.25, 40.0
         return gca.to(dtype)
 
@@ -84,6 +85,12 @@ def truth_of(gca: gcahng.GCAHNGLoss) -> gcahng.GCAHNGLoss:
     truth = copy.deepcopy(gca).double()
     truth.impl, truth.edge_dtype = "reference", None
     return truth
+
+
+def moved(x: Tensor, by: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Every value moved by at most one rounding in this dtype."""
+    noise = 2 * torch.rand(x.shape, generator=generator, dtype=torch.float64) - 1
+    return x * (1 + torch.finfo(by).eps / 2 * noise).to(x.dtype)
 
 
 def buffers(gca: gcahng.GCAHNGLoss) -> dict[str, Tensor]:
@@ -126,8 +133,37 @@ def is_gradient(name: str) -> bool:
     return name == "dz" or name.startswith("phase ")
 
 
+def cancels(name: str) -> bool:
+    return name.endswith(CANCELS)
+
+
 def scale_of(name: str, found: dict[str, Tensor]) -> float:
     """The size against which a tensor's error counts: its own, or its weight's gradient where it cancels."""
-    if name.endswith(CANCELS):
+    if cancels(name):
         name = name.removesuffix("bias") + "weight"
     return found[name].double().abs().max().item()
+
+
+def error(actual: Tensor, truth: Tensor) -> float:
+    """max |actual - truth|"""
+    return (actual.double() - truth.double()).abs().max().item()
+
+
+def assert_same_keys(actual: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """The same tensors are there: a gradient that is None for one is None for the other."""
+    extra, missing = sorted(actual.keys() - wanted.keys()), sorted(wanted.keys() - actual.keys())
+    assert not extra and not missing, f"has {extra}, lacks {missing}"
+
+
+def assert_exact(actual: dict[str, Tensor], wanted: dict[str, Tensor], outputs: float = 1e-11, gradients: float = 1e-9) -> None:
+    """fp64: errors relative to each tensor's largest value; counts and draws are equal."""
+    assert_same_keys(actual, wanted)
+    for name, tensor in wanted.items():
+        assert actual[name].shape == tensor.shape and actual[name].dtype == tensor.dtype, name
+        if not tensor.is_floating_point():
+            assert torch.equal(actual[name], tensor), name
+            continue
+        off, scale = error(actual[name], tensor), scale_of(name, wanted)
+        assert scale > 0, f"{name} is zero"
+        allowed = (gradients if is_gradient(name) else outputs) * scale
+        assert off <= allowed, f"{name}: off by {off:.3g}, allowed {allowed:.3g}"

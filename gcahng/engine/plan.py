@@ -1,0 +1,245 @@
+"""What a training step takes, by its sizes: memory of each way to keep edges, arithmetic, and the largest batch that fits.
+
+Memory is counted from what the engine allocates: bytes at the peak of a step beyond the loss's weights, their gradients and
+the optimisers' state, which `state_bytes` counts. Arithmetic counts multiply-adds of matrix products (two FLOPs each).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from gcahng.engine.passes import LOGITS_AT_ONCE
+from gcahng.engine.schedule import Schedule, default_tile_rows, make_schedule
+from gcahng.errors import UserError
+
+MODES = ("hidden", "store", "recompute")
+# Beside its tensors a step on the CPU holds what the matrix library packs operands into, code first run, and gaps in the heap.
+CPU_OVERHEAD = 32 << 20
+# Parts of free memory that edge_memory="auto" lets a step take.
+COMFORTABLE, FULL = 0.5, 0.8
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """batch n (a multiple of views K); dim D; layers L; classes: training classes M; compute: dtype of products; accumulate:
+    of everything else; edge_dtype: of stored edges; stages: cpp or torch."""
+
+    batch: int
+    dim: int
+    layers: int
+    views: int
+    classes: int
+    compute: torch.dtype = torch.float32
+    accumulate: torch.dtype = torch.float32
+    edge_dtype: torch.dtype = torch.float32
+    symmetric: bool = True
+    stages: str = "cpp"
+
+    def __post_init__(self) -> None:
+        if self.views < 2 or self.batch % self.views or self.batch < 2 * self.views:
+            raise UserError(
+                f"batch is {self.batch} and views is {self.views}; views must be at least 2, and batch a multiple of it, at least "
+                f"{2 * max(self.views, 2)}"
+            )
+
+    @property
+    def schedule(self) -> Schedule:
+        """The engine's tiles."""
+        rows = default_tile_rows(self.dim, self.compute)
+        return make_schedule(self.batch // self.views, self.views, symmetric=self.symmetric, tile_rows=rows)
+
+
+class Work(NamedTuple):
+    """Multiply-adds of a step: on edges, in the classifier on synthetic negatives, and per node (the classifiers on the batch
+    included)."""
+
+    edges: int
+    negatives: int
+    nodes: int
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+
+# -- arithmetic
+
+
+def edge_products(layers: int, memory: str) -> int:
+    """D x D products per edge (per unordered pair, in a symmetric schedule) that the engine does in a step, by mode.
+
+    A layer: edge to node 1, MLP 8 (4 each way); backward: 20 for the MLP where its first product is replayed (4), else 16,
+    and 3 for edge to node (replay, weights, edges). The head: 1, and 2 more where it has a gradient. Phase 1 leaves out the last
+    layer's edge backward, phase 3 the gradient of the edges' start.
+    """
+    if memory == "recompute":
+        return _recomputed_products(layers)
+    _check_mode(memory)
+    mlp = 16 if memory == "hidden" else 20
+    metric = 9 * layers + 1 + mlp * (layers - 1) + 3 * layers
+    generator = 9 * layers + 4 + mlp * layers + 3 * layers - 1
+    return metric + generator
+
+
+def floor_products(layers: int, replay: bool) -> int:
+    """As edge_products, for the least that a step which keeps its edges has to do: with the MLP's first product replayed,
+    64 L - 16 (56 D² n² multiply-adds at L = 2), or with nothing computed twice, 54 L - 13 (47.5 D² n²)."""
+    return 64 * layers - 16 if replay else 54 * layers - 13
+
+
+def _recomputed_products(layers: int) -> int:
+    forward = layers + 4 * layers * (layers + 1)  # a sweep of layer l runs the l layers below it again
+    metric = forward + 2 * (8 * layers + 1)
+    generator = forward + (8 * layers + 1) + (8 * layers + 3)
+    for top, phase in ((layers - 2, 1), (layers - 1, 3)):
+        for layer in range(top + 1):
+            above = range(layer + 1, top + 1)
+            work = 8 * (top + 1) + 16 + 8 * len(above)
+            # Edge to node above each of these layers: the replay and the edges' gradient, and once the weights'.
+            work += sum(2 for at in (layer, *above) if at + 1 < layers) + (1 if layer + 1 < layers else 0)
+            if phase == 3:
+                generator += work + 2
+            else:
+                metric += work
+    start = 8 * (layers - 1) + 2 * (layers - 1) + 8 * (layers - 1) if layers > 1 else 0
+    return metric + start + 3 + generator + 2
+
+
+def work(size: StepSize, memory: str) -> Work:
+    """The arithmetic of one step."""
+    n, d, layers, m = size.batch, size.dim, size.layers, size.classes
+    rows = size.schedule.rows
+    passes = 1 + layers if memory == "recompute" else 1
+    mixes = n * n // size.views
+    # Each product of a node layer (16 D²) and of the input has two in its backward, but for the last layer's tokens in phase 1.
+    # Attention: 2 n² D forward, 5 backward.
+    nodes = n * d * d * (6 * (16 * layers + 1) - 8) + 14 * layers * n * n * d + 5 * n * m * d
+    return Work(edge_products(layers, memory) * rows * d * d, 2 * passes * mixes * m * d, nodes)
+
+
+# -- memory
+
+
+def parameters(size: StepSize) -> int:
+    """Weights of graph network and classifier that are trained."""
+    d, m = size.dim, size.classes
+    return _generator_parameters(size) + d + 2 * (m * d + m)
+
+
+def _generator_parameters(size: StepSize) -> int:
+    """Those with a gradient in phase 3."""
+    d = size.dim
+    return size.layers * (25 * d * d + 31 * d) + 2 * d * d + 3 * d
+
+
+def _metric_parameters(size: StepSize) -> int:
+    """Those with a gradient in phase 1."""
+    d, m = size.dim, size.classes
+    return _generator_parameters(size) + d + m * d + m - (12 * d * d + 19 * d) - (d * d + 2 * d)
+
+
+def state_bytes(size: StepSize) -> int:
+    """Weights, gradients and the optimisers' two moments."""
+    return 4 * parameters(size) * size.accumulate.itemsize
+
+
+def expected_terms(size: StepSize, memory: str) -> dict[str, int]:
+    """The tensors that a step holds at its peak beyond its state, by what they are, in bytes."""
+    _check_mode(memory)
+    return max(_moments(size, memory).values(), key=lambda terms: sum(terms.values()))
+
+
+def expected_bytes(size: StepSize, memory: str, device: str = "cpu") -> int:
+    """A step's peak beyond its state: its tensors, and on the CPU what comes beside them."""
+    return sum(expected_terms(size, memory).values()) + (CPU_OVERHEAD if device == "cpu" else 0)
+
+
+def _moments(size: StepSize, memory: str) -> dict[str, dict[str, int]]:
+    """What is held where a step may be at its peak: in the sweep that forms the losses, in the backward's last sweep (in
+    recompute mode that is where the losses are formed again), and where the gradients found are scaled, for either phase."""
+    n, d, m = size.batch, size.dim, size.classes
+    a, c = size.accumulate.itemsize, size.compute.itemsize
+    low = size.compute is not size.accumulate
+    mixes = max(tile.classes * size.views * (2 * tile.offsets - tile.mirrored) for tile in size.schedule.tiles)
+    at_once = min(mixes, max(1, LOGITS_AT_ONCE // m))
+    logits = at_once * (m * (2 * a + (c if low else 0)) + d * c)
+    negatives = mixes * d * a + max(logits, 2 * mixes * d * a, 2 * size.schedule.tile_rows * d * a)
+    vectors = 2 * size.schedule.tile_rows * d * a + (4 * d * d * c if low else 0)
+    entropy = 2 * n * m * a + (n * m * c if low else 0)
+    pairs = 3 * size.views * (n // size.views) ** 2 * a
+    moments = {}
+    for phase, formed, losses in ((1, _metric_parameters(size), pairs), (3, _generator_parameters(size), negatives)):
+        held = _held(size, memory, phase) | {"node tensors": _node_bytes(size)}
+        given_back = {"gradients, less the state's": (formed - parameters(size)) * a}
+        backward = held | given_back | {"losses": vectors + (entropy if phase == 1 else 0)}
+        if memory == "recompute" and phase == 3:
+            backward["losses"] = max(vectors, losses)
+        moments[f"losses of phase {phase}"] = held | {
+            "gradients, less the state's": (2 * d * d - parameters(size)) * a,
+            "losses": losses,
+        }
+        moments[f"backward of phase {phase}"] = backward
+        moments[f"gradients of phase {phase}"] = {
+            "tiles": held["tiles"],
+            "gradients, less the state's": (2 * formed - parameters(size)) * a,
+        }
+    return moments
+
+
+def _held(size: StepSize, memory: str, phase: int) -> dict[str, int]:
+    """What a phase holds all the time."""
+    n, d, layers = size.batch, size.dim, size.layers
+    a, c, e = size.accumulate.itemsize, size.compute.itemsize, size.edge_dtype.itemsize
+    low = size.compute is not size.accumulate
+    rows = size.schedule.rows
+    terms = {}
+    if memory != "recompute":
+        terms["edges, one vector a layer"] = layers * rows * d * e + 2 * layers * rows * a
+        if phase == 3:  # in phase 1 they take the place of the last layer's edges
+            terms["edges' gradients"] = rows * d * e
+    if memory == "hidden":
+        terms["hidden pre-activations"] = layers * rows * 4 * d * c
+    terms["prepared weights"] = layers * 4 * d * d * c + d * d * c
+    if low:
+        terms["prepared weights"] += layers * 5 * d * d * c + d * d * c + (size.classes * d * c if phase == 3 else 0)
+    terms["pairs of nodes"] = n * (n + 1)
+    terms["tiles"] = _tile_bytes(size, memory)
+    return terms
+
+
+def _node_bytes(size: StepSize) -> int:
+    """Node tensors that the backward needs, and the sums over edges, of which a band wraps around."""
+    n, d, layers = size.batch, size.dim, size.layers
+    a, c = size.accumulate.itemsize, size.compute.itemsize
+    band = (size.schedule.classes + size.schedule.reach) * size.views * d * a
+    # A layer: attention 7 n D in the products' dtype and 3 in the other, update 13 and 8.
+    return layers * (20 * n * d * c + 11 * n * d * a + 3 * band) + 6 * n * d * a + 5 * band
+
+
+def _tile_bytes(size: StepSize, memory: str) -> int:
+    """Tile-sized memory: the workspace of the C++ stages, or what plain torch has in flight."""
+    a, c, layers = size.accumulate.itemsize, size.compute.itemsize, size.layers
+    low = size.compute is not size.accumulate
+    pair = a + (c if low else 0)
+    # Bytes per channel and edge of a tile: p, product and scaled; g and dn; edges in, e1 and out; the head's p, dy and theta;
+    # dtheta; negatives.
+    if size.stages == "cpp":
+        bytes_each = (3 + 8) * c + 3 * pair + 2 * c + a + a + 2 * a / size.views
+        if low:
+            bytes_each += c
+        if low or size.edge_dtype is not size.accumulate or memory == "recompute":
+            bytes_each += a
+    else:
+        bytes_each = 30 * a
+    if memory == "recompute":  # of every layer: e and e1, hidden pre-activations, s
+        bytes_each += layers * (2 * pair + 4 * c + a) + pair
+    return int(size.schedule.tile_rows * size.dim * bytes_each)
+
+
+def _check_mode(memory: str) -> None:
+    if memory not in MODES:
+        raise UserError(f"edge_memory is {memory!r}; it must be one of {', '.join(MODES)}")

@@ -1,0 +1,98 @@
+"""What a pass allocates and multiplies, seen from torch's dispatcher."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from gcahng.bench.cases import Problem
+from gcahng.engine import passes
+from gcahng.engine.engine import Engine, _prepare
+from gcahng.engine.weights import buffer_list, parameter_list
+from gcahng.reference.graph_network import Dropout
+from gcahng.reference.passes import Batch, GeneratorWeights
+from gcahng.reference.philox import mixing_draws
+
+_PRODUCTS = {
+    torch.ops.aten.mm.default: (0, 1),
+    torch.ops.aten.mm.out: (0, 1),
+    torch.ops.aten.bmm.default: (0, 1),
+    torch.ops.aten.addmm.default: (1, 2),
+    torch.ops.aten.addmm_.default: (1, 2),
+}
+
+
+class Observed(TorchDispatchMode):
+    """live, peak: bytes of the tensors made inside and still there; products: (rows, inner, columns) of every matrix product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.products: list[tuple[int, int, int]] = []
+        self._seen: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in _PRODUCTS:
+            a, b = (args[place] for place in _PRODUCTS[func])
+            batch = a.shape[0] if a.dim() == 3 else 1
+            self.products.append((batch * a.shape[-2], a.shape[-1], b.shape[-1]))
+        before = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in before:
+                self._add(tensor.untyped_storage())
+        return out
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._seen and self._seen[key]() is not None:
+            return
+
+        def gone(_: weakref.ref) -> None:
+            self.live -= size
+            self._seen.pop(key, None)
+
+        self._seen[key] = weakref.ref(storage, gone)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+
+
+def observe(problem: Problem) -> tuple[list[int], list[tuple[int, int, int]]]:
+    """Phases 1 and 3 of a training step, run twice, in a workspace that starts empty → each phase's peak in the second run,
+    and the products of one run. problem.case.impl is torch or cpp."""
+    from gcahng.engine import engine
+
+    gca, case = problem.gca, problem.case
+    network = gca.graph_network
+    u = mixing_draws(case.views, draw=gca.draw, seed=gca.seed, dtype=problem.dtype)
+    pull = torch.exp(-gca.alpha / gca.mean_metric).to(problem.dtype)
+    dropout = Dropout(gca.edge_dropout, gca.seed, gca.draw, case.symmetric)
+    classes = problem.labels[:: case.views]
+    batch = Batch(problem.embeddings.detach(), classes, case.views, pull, u, dropout, True)
+    with problem.autocast():
+        settings = Engine(case.implementation, case.memory, case.edge_dtype)._settings(network, batch)
+    tensors = (batch.z, classes, pull, u, gca.draw, parameter_list(network), buffer_list(network))
+    head = (gca.classifier.weight.detach(), gca.classifier.bias.detach())
+    engine._workspace._buffers.clear()
+    gc.collect()
+
+    def phase(number: int) -> int:
+        observed.peak = observed.live
+        run = _prepare(*tensors, settings, record=True, update=True)
+        if number == 1:
+            passes.metric_pass(run.graph, run.mixer, run.classes, True)
+        else:
+            passes.generator_pass(run.graph, run.mixer, run.classes, head, None, GeneratorWeights(10.0, 5.0, 5.0))
+        return observed.peak
+
+    with torch.no_grad(), Observed() as observed:
+        phase(1), phase(3)
+        gc.collect()
+        observed.products.clear()
+        peaks = [phase(1), phase(3)]
+    return peaks, observed.products

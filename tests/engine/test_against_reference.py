@@ -1,0 +1,435 @@
+"""A whole training step of the engine against the reference: every loss, gradient, log and running statistic."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from engine_cases import (
+    IMPLEMENTATIONS,
+    Case,
+    assert_exact,
+    assert_same_keys,
+    buffers,
+    cancels,
+    error,
+    moved,
+    run_step,
+    scale_of,
+    truth_of,
+)
+from torch import Tensor
+
+from gcahng import UserError
+from gcahng.losses.passes import passes_for
+from gcahng.reference.passes import GeneratorWeights
+
+# Beside the shapes: C odd and even, K and D over their ranges, one class a tile, tiles that end anywhere, each way to store.
+CASES = [
+    Case(classes=2, views=2),
+    Case(classes=2, views=8, layers=1, memory="recompute"),
+    Case(classes=5, views=3, layers=1),
+    Case(classes=6, views=3, compat="official"),
+    Case(classes=5, views=3, compat="official", memory="hidden", p=0.0),
+    Case(classes=6, views=2, layers=3, memory="hidden"),
+    Case(classes=5, views=4, memory="recompute", compat="official"),
+    Case(classes=6, views=2, layers=4, memory="recompute"),
+    Case(classes=7, views=5, dim=24, heads=3, memory="hidden"),
+    Case(classes=4, views=6, dim=24, heads=8, layers=1, p=0.5),
+    Case(classes=3, views=7, heads=1, memory="recompute", p=0.0),
+    Case(classes=4, views=3, dim=64, layers=4),
+    Case(classes=5, views=3, symmetric=False),
+    Case(classes=4, views=2, symmetric=False, layers=1, memory="hidden", compat="official"),
+    Case(classes=4, views=3, symmetric=False, layers=3, memory="recompute", compat="official"),
+    Case(classes=7, views=2, symmetric=False, dim=24, heads=6, p=0.0),
+    *(
+        Case(classes=8, views=3, memory=memory, tile_rows=rows)
+        for rows in (9, 40, 130)
+        for memory in ("store", "hidden", "recompute")
+    ),
+    Case(classes=7, views=2, layers=3, memory="hidden", tile_rows=9, compat="official"),
+    Case(classes=9, views=4, layers=1, tile_rows=130, compat="official"),
+    *(Case(classes=5, views=3, symmetric=False, memory="store", tile_rows=rows) for rows in (9, 40, 130)),
+    Case(classes=4, views=3, symmetric=False, layers=3, memory="recompute", tile_rows=40),
+]
+WIDE_CASES = [
+    Case(classes=5, views=3, dim=512),
+    Case(classes=4, views=3, dim=1024, layers=1, memory="recompute", tile_rows=40),
+    Case(classes=6, views=2, dim=512, layers=4, symmetric=False, memory="hidden", tile_rows=130),
+]
+LOW_CASES = [
+    Case(),
+    Case(classes=4, symmetric=False, memory="recompute"),
+    Case(classes=6, views=4, dim=64, memory="hidden", tile_rows=130),
+    Case(classes=7, views=2, dim=24, layers=4, heads=3),
+    Case(classes=3, views=8, dim=64, layers=1, tile_rows=130),
+]
+OWN_TILES = Case(classes=5, views=3, tile_rows=40)
+
+engines = pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+
+
+@pytest.fixture
+def tiles(monkeypatch):
+    """Sets how many edges a tile holds."""
+
+    def use(case: Case) -> None:
+        if case.tile_rows is not None:
+            monkeypatch.setattr("gcahng.engine.engine.default_tile_rows", lambda dim, compute: case.tile_rows)
+
+    return use
+
+
+# -- float64
+
+
+@engines
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_step_in_float64(impl, case, tiles):
+    tiles(case)
+    z, labels = case.batch()
+    assert_exact(run_step(case.loss(impl), z, labels), run_step(case.loss("reference"), z, labels))
+
+
+@pytest.mark.slow
+@engines
+@pytest.mark.parametrize("case", WIDE_CASES, ids=str)
+def test_wide_step_in_float64(impl, case, tiles):
+    test_step_in_float64(impl, case, tiles)
+
+
+def test_cases_hold_both_kinds_of_negatives():
+    """Those nearer than the positive, which are left alone, and those farther, which are pulled."""
+    for case in (case for case in (*CASES, *LOW_CASES) if case.classes * case.views >= 10):
+        z, labels = case.batch()
+        by_class = z[torch.sort(labels, stable=True).indices].view(case.classes, case.views, -1)
+        near = (by_class - by_class.roll(-1, 1)).norm(dim=-1)
+        far = torch.cdist(by_class.flatten(0, 1), by_class.flatten(0, 1)).view(*by_class.shape[:2], -1)
+        own = torch.eye(case.classes, dtype=torch.bool).repeat_interleave(case.views, 1)[:, None]
+        easy = (near[..., None] < far)[~own.expand_as(far)]
+        assert easy.any() and not easy.all(), str(case)
+
+
+@engines
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_second_step_follows_the_first(impl, symmetric, tiles):
+    """Other masks (the draw goes on) and running statistics that have moved."""
+    case = OWN_TILES.but(symmetric=symmetric)
+    tiles(case)
+    found = []
+    for gca in (case.loss(impl), case.loss("reference")):
+        first, second = (run_step(gca, *case.batch(seed)) for seed in (0, 0))
+        assert error(first["loss"], second["loss"]) > 1e-6 * scale_of("loss", first), "dropout is drawn anew"
+        found.append(second)
+    assert_exact(*found)
+
+
+@engines
+def test_upstream_gradient_scales_every_gradient(impl):
+    case = Case()
+    z, labels = case.batch()
+    assert_exact(*(run_step(case.loss(name), z, labels, scale=-2.75) for name in (impl, "reference")))
+
+
+@engines
+def test_both_losses_of_the_first_phase_have_gradients_of_their_own(impl, tiles):
+    tiles(OWN_TILES)
+    for weights in ((1.0, 0.0), (0.0, 1.0), (0.3, -2.0)):
+        found = []
+        for name in (impl, "reference"):
+            gca, batch = canonical_batch(OWN_TILES, name, training=True)
+            z = batch.z.requires_grad_()
+            losses = passes(gca, name).metric_pass(gca.graph_network, batch._replace(z=z))
+            sum(w * loss for w, loss in zip(weights, losses, strict=True)).backward()
+            named = {f"phase 1 {n}": p.grad for n, p in gca.graph_network.named_parameters() if p.grad is not None}
+            found.append({"synthetic": losses.synthetic.detach(), "entropy": losses.node_entropy.detach(), "dz": z.grad} | named)
+        if weights[1] == 0:
+            # J_syn reaches the embedding alone: what autograd calls None is zero for an operator that has both losses.
+            assert all(not found[0].pop(n).any() for n in list(found[0]) if n.startswith("phase"))
+        assert_exact(*found)
+
+
+@engines
+@pytest.mark.parametrize("memory", ["store", "hidden", "recompute"])
+def test_embeddings_without_gradient(impl, memory, tiles):
+    case = OWN_TILES.but(memory=memory)
+    tiles(case)
+    z, labels = case.batch()
+    assert_exact(*(run_step(case.loss(name), z, labels, want_z=False) for name in (impl, "reference")))
+
+
+@engines
+@pytest.mark.parametrize("memory", ["store", "hidden", "recompute"])
+def test_frozen_graph_network(impl, memory, tiles):
+    """Only the embeddings ask for a gradient."""
+    case = OWN_TILES.but(memory=memory)
+    tiles(case)
+    z, labels = case.batch()
+    found = []
+    for name in (impl, "reference"):
+        gca, leaf = case.loss(name), z.clone().requires_grad_()
+        gca.graph_network.requires_grad_(False)
+        loss = gca(leaf, labels)
+        loss.backward()
+        assert all(p.grad is None for p in gca.graph_network.parameters())
+        found.append({"loss": loss.detach(), "dz": leaf.grad} | buffers(gca))
+    assert_exact(*found)
+
+
+@engines
+@pytest.mark.parametrize("memory", ["store", "hidden", "recompute"])
+@pytest.mark.parametrize("training", [True, False])
+def test_without_gradients(impl, memory, training, tiles):
+    case = OWN_TILES.but(memory=memory)
+    tiles(case)
+    z, labels = case.batch()
+    found = []
+    for name in (impl, "reference"):
+        gca = case.loss(name).train(training)
+        with torch.no_grad():
+            loss = gca(z, labels)
+        assert not loss.requires_grad
+        found.append({"loss": loss} | buffers(gca))
+    assert_exact(*found)
+
+
+@engines
+@pytest.mark.parametrize("memory", ["store", "hidden", "recompute"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_evaluation_has_gradients(impl, memory, symmetric, tiles):
+    """Running statistics in force: no gradient goes through them, none of them moves."""
+    case = OWN_TILES.but(memory=memory, symmetric=symmetric, layers=3)
+    tiles(case)
+    z, labels = case.batch()
+    found = []
+    for name in (impl, "reference"):
+        gca, leaf = case.loss(name).eval(), z.clone().requires_grad_()
+        before = buffers(gca)
+        loss = gca(leaf, labels)
+        loss.backward()
+        after = buffers(gca)
+        assert all(torch.equal(after[n], before[n]) for n in before)
+        named = {f"phase 1 {n}": p.grad for n, p in gca.graph_network.named_parameters() if p.grad is not None}
+        found.append({"loss": loss.detach(), "dz": leaf.grad} | named)
+    assert_exact(*found)
+
+
+def canonical_batch(case, impl, *, training):
+    """The batch of a loss's next forward (the sorted rows; GCAHNGLoss makes it)."""
+    gca = case.loss(impl).train(training)
+    layout, z = gca._enter(*case.batch())
+    return gca, gca._batch(z, layout, None)
+
+
+def passes(gca, impl):
+    return passes_for(impl, torch.device("cpu"), gca.edge_memory, gca.edge_dtype)
+
+
+@engines
+@pytest.mark.parametrize("official", [True, False])
+@pytest.mark.parametrize("memory", ["store", "hidden", "recompute"])
+@pytest.mark.parametrize("training", [True, False])
+def test_generator_pass(impl, memory, training, official, tiles):
+    """Each part of J_gen alone, too, and running statistics in force."""
+    case = OWN_TILES.but(memory=memory)
+    tiles(case)
+    order = torch.tensor([3, 0, 4, 1, 2]) if official else None
+    for weights in ((1.5, 4.0, 5.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)):
+        found = []
+        for name in (impl, "reference"):
+            gca, batch = canonical_batch(case, name, training=training)
+            losses = passes(gca, name).generator_pass(
+                gca.graph_network, gca.classifier, batch, order, GeneratorWeights(*weights)
+            )
+            (-1.5 * losses.total).backward()
+            assert batch.z.grad is None
+            named = {f"phase 3 {n}": p.grad for n, p in gca.graph_network.named_parameters() if p.grad is not None}
+            values = {n: value.detach() for n, value in losses._asdict().items()}
+            found.append(values | named | buffers(gca))
+        assert_exact(*found)
+
+
+@engines
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("memory", ["store", "hidden", "recompute"])
+def test_generate(impl, symmetric, training, memory, tiles):
+    case = OWN_TILES.but(symmetric=symmetric, memory=memory)
+    tiles(case)
+    z, labels = case.batch()
+    for anchors in (None, labels[[4, 0]].unique()):
+        found = []
+        for name in (impl, "reference"):
+            gca = case.loss(name).train(training)
+            before = buffers(gca)
+            made = gca.generate(z, labels, anchors=anchors)
+            after = buffers(gca)
+            assert all(torch.equal(after[n], before[n]) for n in before)
+            found.append({"negatives": made.negatives, "coefficients": made.coefficients})
+        assert_exact(*found)
+
+
+@engines
+def test_auto_edge_memory(impl):
+    case = Case()
+    z, labels = case.batch()
+    assert_exact(run_step(case.but(memory="auto").loss(impl), z, labels), run_step(case.loss("reference"), z, labels))
+
+
+# -- lower precision: the error against the reference in fp64 is at most twice plain PyTorch's, plus a rounding
+
+
+def plain_errors(
+    case: Case, z: Tensor, labels: Tensor, truth: dict[str, Tensor], dtype: torch.dtype, autocast: torch.dtype | None
+) -> dict[str, float]:
+    """What the reference is off by in this dtype: the largest of eight runs, seven of them from weights and embeddings that
+    are moved by a rounding. One run alone may be right by luck."""
+    generator = torch.Generator().manual_seed(0)
+    worst = dict.fromkeys(truth, 0.0)
+    for run in range(8):
+        gca, x = case.loss("reference", dtype), z.to(dtype)
+        if run:
+            x = moved(x, autocast or dtype, generator)
+            with torch.no_grad():
+                for parameter in gca.parameters():
+                    parameter.copy_(moved(parameter, autocast or dtype, generator))
+        found = run_step(gca, x, labels, autocast=autocast)
+        assert_same_keys(found, truth)
+        worst = {name: max(worst[name], error(found[name], truth[name])) for name in truth}
+    return worst
+
+
+def assert_as_good_as_plain(
+    actual: dict[str, Tensor],
+    truth: dict[str, Tensor],
+    plain: dict[str, float],
+    rows: int,
+    *,
+    compute: torch.dtype,
+    factor: float = 2.0,
+) -> None:
+    """max|actual - truth| ≤ factor · max|plain - truth| + ½ eps max|truth|, for every tensor.
+
+    Where a gradient cancels (the reference sums n² terms, the engine n): + √n eps of its scale, n roundings of either sign.
+    """
+    assert_same_keys(actual, truth)
+    for name, tensor in truth.items():
+        assert actual[name].isfinite().all(), name
+        scale = scale_of(name, truth)
+        rounding = torch.finfo(actual[name].dtype).eps / 2 if tensor.is_floating_point() else 0.0
+        if cancels(name):
+            rounding = math.sqrt(rows) * torch.finfo(compute).eps
+        off, allowed = error(actual[name], tensor), factor * plain[name] + rounding * scale
+        assert off <= allowed, f"{name}: off by {off:.3g}, allowed {allowed:.3g}, of {scale:.3g}"
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("case", LOW_CASES, ids=str)
+def test_step_in_lower_precision(case, autocast, tiles):
+    tiles(case)
+    z, labels = case.batch(dtype=torch.float32)
+    truth = run_step(truth_of(case.loss("reference")), z.double(), labels)
+    plain = plain_errors(case, z, labels, truth, torch.float32, autocast)
+    for impl in IMPLEMENTATIONS:
+        found = run_step(case.loss(impl, torch.float32), z, labels, autocast=autocast)
+        assert found["loss"].dtype is torch.float32 and found["dz"].dtype is torch.float32
+        assert_as_good_as_plain(found, truth, plain, len(z), compute=autocast or torch.float32)
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_float32_errors_over_many_batches(impl, tiles):
+    """The geometric mean over batches of each gradient's error is at most twice plain PyTorch's: no luck in it."""
+    case, batches = Case(classes=6, views=4, dim=32, memory="store", tile_rows=130), 10
+    tiles(case)
+    ratios: dict[str, float] = {}
+    for seed in range(batches):
+        z, labels = case.batch(seed, torch.float32)
+        plain, actual = (run_step(case.loss(name, torch.float32), z, labels) for name in ("reference", impl))
+        truth = run_step(truth_of(case.loss("reference")), z.double(), labels)
+        for name in filter(lambda name: truth[name].dim() and not cancels(name), truth):
+            rounding = torch.finfo(torch.float32).eps / 2 * scale_of(name, truth)
+            ratio = math.log((error(actual[name], truth[name]) + rounding) / (error(plain[name], truth[name]) + rounding))
+            ratios[name] = ratios.get(name, 0.0) + ratio / batches
+    assert len(ratios) > 50
+    worst = max(ratios, key=ratios.get)
+    assert math.exp(ratios[worst]) <= 2, f"{worst}: {math.exp(ratios[worst]):.2f} times plain PyTorch's error"
+
+
+EDGE_CASES = [
+    Case(),
+    Case(symmetric=False, memory="hidden"),
+    Case(classes=6, views=4, dim=64, memory="hidden", tile_rows=130),
+    Case(classes=7, views=2, dim=24, layers=4, heads=3, tile_rows=40),
+]
+
+
+@pytest.mark.parametrize("case", EDGE_CASES, ids=str)
+def test_stored_edges_in_lower_precision(case, tiles):
+    """Edges are rounded a few times a layer, all else is not: no more off than plain PyTorch that rounds everything."""
+    tiles(case)
+    z, labels = case.batch(dtype=torch.float32)
+    truth = run_step(truth_of(case.loss("reference")), z.double(), labels)
+    for dtype, edges, autocast in (
+        (torch.float64, torch.float32, None),
+        (torch.float64, torch.bfloat16, torch.bfloat16),
+        (torch.float32, torch.bfloat16, torch.bfloat16),
+    ):
+        plain = plain_errors(case, z, labels, truth, torch.float32, autocast)
+        exact = run_step(case.loss("torch", dtype), z.to(dtype), labels)
+        for impl in IMPLEMENTATIONS:
+            found = run_step(case.loss(impl, dtype, edge_dtype=edges), z.to(dtype), labels)
+            assert_as_good_as_plain(found, truth, plain, len(z), compute=edges, factor=1.0)
+            assert error(found["dz"], exact["dz"]) > 1e-3 * torch.finfo(edges).eps * scale_of("dz", exact), "edges are rounded"
+
+
+@pytest.mark.parametrize("case", EDGE_CASES, ids=str)
+def test_stored_edges_in_bfloat16_under_autocast(case, tiles):
+    tiles(case)
+    z, labels = case.batch(dtype=torch.float32)
+    truth = run_step(truth_of(case.loss("reference")), z.double(), labels)
+    plain = plain_errors(case, z, labels, truth, torch.float32, torch.bfloat16)
+    for impl in IMPLEMENTATIONS:
+        gca = case.loss(impl, torch.float32, edge_dtype=torch.bfloat16)
+        found = run_step(gca, z, labels, autocast=torch.bfloat16)
+        assert_as_good_as_plain(found, truth, plain, len(z), compute=torch.bfloat16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("case", [WIDE_CASES[0], WIDE_CASES[1]], ids=str)
+def test_wide_step_in_lower_precision(case, autocast, tiles):
+    test_step_in_lower_precision(case, autocast, tiles)
+
+
+@engines
+def test_float64_ignores_autocast(impl):
+    case = Case()
+    z, labels = case.batch()
+    under, plain = (run_step(case.loss(impl), z, labels, autocast=autocast) for autocast in (torch.bfloat16, None))
+    for name in plain:
+        if name != "J_cls":  # the classifier is plain PyTorch
+            assert torch.equal(under[name], plain[name]), name
+
+
+@engines
+def test_half_precision_autocast_is_an_error(impl):
+    """The engine forms gradients in the forward, before any loss scaling: in fp16 they would vanish."""
+    case = Case()
+    z, labels = case.batch(dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.float16), pytest.raises(UserError, match="autocast's dtype is torch.float16"):
+        case.loss(impl, torch.float32)(z, labels)
+
+
+@engines
+def test_deep_copies_are_apart(impl):
+    """The engine's memory is shared from step to step: a copy's step changes nothing that another one returned."""
+    case = Case()
+    one = case.loss(impl)
+    other = copy.deepcopy(one)
+    z, labels = case.batch()
+    first = run_step(one, z, labels)
+    kept = {name: tensor.clone() for name, tensor in first.items()}
+    run_step(other, *case.batch(1))
+    assert all(torch.equal(first[name], kept[name]) for name in kept)
