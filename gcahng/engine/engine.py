@@ -22,6 +22,7 @@ from gcahng.engine.schedule import default_tile_rows, make_schedule
 from gcahng.engine.stages import TorchStages
 from gcahng.engine.weights import buffer_list, generator_names, metric_names, parameter_list, parameter_names
 from gcahng.engine.workspace import Workspace
+from gcahng.errors import UserError
 from gcahng.nn import GraphNetwork
 from gcahng.ops._once import once
 from gcahng.ops._schemas import NATIVE, library
@@ -30,6 +31,7 @@ from gcahng.reference.mix import mix
 from gcahng.reference.passes import Batch, GeneratorLosses, GeneratorWeights, MetricLosses, coefficients_by_view
 
 _workspace = Workspace()
+CPP_MAX_VIEWS = 64  # csrc/bindings_stages.cpp
 
 
 class Settings(NamedTuple):
@@ -222,10 +224,12 @@ class _GeneratorPass(torch.autograd.Function):
 
 
 class Engine:
-    """stages: which implementation of the stages; edge_memory, edge_dtype: see GCAHNGLoss."""
+    """stages: which implementation of the stages, and whether it was asked for by name; edge_memory, edge_dtype: see
+    GCAHNGLoss."""
 
-    def __init__(self, stages: str, edge_memory: str, edge_dtype: torch.dtype | None) -> None:
-        self.stages, self.edge_memory, self.edge_dtype = stages, edge_memory, edge_dtype
+    def __init__(self, stages: str, edge_memory: str, edge_dtype: torch.dtype | None, *, asked: bool = True) -> None:
+        self.stages, self.asked = stages, asked
+        self.edge_memory, self.edge_dtype = edge_memory, edge_dtype
 
     def metric_pass(self, network: GraphNetwork, batch: Batch) -> MetricLosses:
         """See gcahng.reference.passes.metric_pass."""
@@ -279,6 +283,15 @@ class Engine:
         rows = (anchors[:, None] * batch.views + torch.arange(batch.views, device=anchors.device)).flatten()
         return negatives[:, anchors], found[rows]
 
+    def _stages_for(self, views: int) -> str:
+        if self.stages != "cpp" or views <= CPP_MAX_VIEWS:
+            return self.stages
+        if self.asked:
+            raise UserError(
+                f"labels has {views} samples a class; impl='cpp' takes up to {CPP_MAX_VIEWS}, impl='torch' any"
+            )
+        return "torch"
+
     def _settings(self, network: GraphNetwork, batch: Batch) -> Settings:
         dropout, norm = batch.dropout, network.edge_batch_norm
         dtype = batch.z.dtype
@@ -293,7 +306,7 @@ class Engine:
             momentum=norm.momentum,
             eps=norm.eps,
             compute=_name(compute_dtype(batch.z.device, dtype)),
-            stages=self.stages,
+            stages=self._stages_for(batch.views),
             edge_memory="store" if self.edge_memory == "auto" else self.edge_memory,
             edge_dtype=_name(self.edge_dtype or dtype),
         )

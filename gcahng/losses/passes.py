@@ -39,4 +39,4 @@ def passes_for(impl: str, device: torch.device, edge_memory: str, edge_dtype: to
         return reference
     from gcahng.engine.engine import Engine
 
-    return Engine(chosen, edge_memory, edge_dtype)
+    return Engine(chosen, edge_memory, edge_dtype, asked=impl != "auto")
