@@ -247,8 +247,9 @@ class GCAHNGLoss(nn.Module):
         if late and not self._warned_of_epoch:
             self._warned_of_epoch = True
             warnings.warn(
-                f"{self._steps_in_epoch} generator steps without end_epoch(): the running means keep their "
-                "start values, so J_syn weighs next to nothing; call gca.end_epoch() after every epoch, or give steps_per_epoch",
+                f"{self._steps_in_epoch} generator steps without end_epoch(): the running means keep their start "
+                "values, so J_syn weighs next to nothing; call gca.end_epoch() after every epoch, or give "
+                "steps_per_epoch",
                 stacklevel=2,
             )
         return logs
