@@ -45,9 +45,8 @@ def main() -> None:
     print("| n | M | case | peak, MB | kB per n² |")
     print("|---|---|---|---|---|")
     for row in rows:
-        print(
-            f"| {row['n']} | {row['M']} | {row['case']} | {row['peak'] / 1e6:.0f} | {row['peak'] / row['n'] ** 2 / 1e3:.1f} |"
-        )
+        each = row["peak"] / row["n"] ** 2 / 1e3
+        print(f"| {row['n']} | {row['M']} | {row['case']} | {row['peak'] / 1e6:.0f} | {each:.1f} |")
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(rows, indent=1) + "\n")

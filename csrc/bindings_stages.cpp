@@ -22,7 +22,7 @@ using Maybe = std::optional<Tensor>;
 using Ints = std::vector<int64_t>;
 using torch::stable::parallel_for;
 
-constexpr int64_t kBlock = 64;  // rows whose sums are formed together
+constexpr int64_t kBlock = 32;  // rows whose sums are formed together
 constexpr int64_t kMaxViews = 64;
 
 int64_t grain(int64_t values) { return std::max<int64_t>(1, 32768 / std::max<int64_t>(1, values)); }
@@ -54,11 +54,23 @@ void* nodes(const Tensor& tensor, const Tile& tile, int64_t width, DType dtype, 
   return data(tensor, tensor.numel(), dtype, op, name);
 }
 
-// into[w] += sum over u, in order, of part[u * stride + w], w < width.
+template <class T>
+void add(const T* x, T* into, int64_t width) {
+  for (int64_t w = 0; w < width; ++w) into[w] += x[w];
+}
+
+// into[w] += sum over u, in order, of part[u * stride + w], w < width; in double, for there may be many.
 template <class T, class Into>
 void add_in_order(const T* part, int64_t count, int64_t stride, Into* into, int64_t width) {
-  for (int64_t u = 0; u < count; ++u)
-    for (int64_t w = 0; w < width; ++w) into[w] += static_cast<Into>(part[u * stride + w]);
+  constexpr int64_t kChunk = 64;
+  double total[kChunk];
+  for (int64_t first = 0; first < width; first += kChunk) {
+    const int64_t chunk = std::min(kChunk, width - first);
+    for (int64_t w = 0; w < chunk; ++w) total[w] = into[first + w];
+    for (int64_t u = 0; u < count; ++u)
+      for (int64_t w = 0; w < chunk; ++w) total[w] += part[u * stride + first + w];
+    for (int64_t w = 0; w < chunk; ++w) into[first + w] = static_cast<Into>(total[w]);
+  }
 }
 
 template <class F>
@@ -86,8 +98,8 @@ void add_nodes(DType dtype, const Tile& tile, const void* rows, const void* colu
         add_in_order(static_cast<const T*>(rows) + a * chunks * width + begin, chunks, width,
                      to + (tile.first + a) * width + begin, end - begin);
         for (int64_t o = skip; o < tile.O; ++o)
-          add_in_order(static_cast<const T*>(columns) + (a * tile.O + o) * width + begin, 1, width,
-                       to + (tile.first + a + tile.offset + o) * width + begin, end - begin);
+          add(static_cast<const T*>(columns) + (a * tile.O + o) * width + begin,
+              to + (tile.first + a + tile.offset + o) * width + begin, end - begin);
       }
     });
   });
@@ -421,39 +433,36 @@ void head_bwd(const Tensor& theta, const Tensor& dtheta, const Tensor& dpre, con
   if (sum) add_blocks(dtype, part, blocks, data(*sum, D, dtype, op, "sum"), D);
 }
 
-void head_sums(const Tensor& dy, const Tensor& e, const Tensor& mean, const Tensor& rstd, const Tensor& wide,
-               const Tensor& sums) {
+void head_sums(const Tensor& dy, const Tensor& e, const Tensor& wide, const Tensor& sums) {
   constexpr const char* op = "gcahng::head_sums_";
   const DType dtype = type_of(e, op), low_type = type_of(dy, op);
   const int64_t D = width_of(e), T = e.numel() / D, blocks = blocks_of(T);
-  const void *pg = data(dy, T * D, low_type, op, "dy"), *pe = data(e, T * D, dtype, op, "e"),
-             *pm = data(mean, D, dtype, op, "mean"), *pr = data(rstd, D, dtype, op, "rstd");
+  const void *pg = data(dy, T * D, low_type, op, "dy"), *pe = data(e, T * D, dtype, op, "e");
   void* pw = data(wide, T * D, dtype, op, "wide");
   Scratch scratch(e, dtype, 2 * blocks * D);
   void* part = scratch.take(2 * blocks * D);
   const auto& stem = GCAHNG_CPU(head);
   parallel_for(0, blocks, 1, [=, &stem](int64_t begin, int64_t end) {
-    stem.sums(dtype, low_type, pg, pe, pm, pr, pw, part, begin, end, kBlock, blocks, T, D);
+    stem.sums(dtype, low_type, pg, pe, pw, part, begin, end, kBlock, blocks, T, D);
   });
   char* into = static_cast<char*>(data(sums, 2 * D, dtype, op, "sums"));
   for (int64_t k = 0; k < 2; ++k)
     add_blocks(dtype, static_cast<char*>(part) + k * blocks * D * scratch.size, blocks, into + k * D * scratch.size, D);
 }
 
-void head_norm(const Ints& tile_, const Tensor& dy, const Tensor& e, const Tensor& mean, const Tensor& rstd,
-               const Tensor& scale, const Tensor& a, const Tensor& b, const Tensor& de) {
+void head_norm(const Ints& tile_, const Tensor& dy, const Tensor& e, const Tensor& scale, const Tensor& a,
+               const Tensor& b, const Tensor& de) {
   constexpr const char* op = "gcahng::head_norm_";
   const Tile tile = tile_of(tile_, op);
   const DType dtype = type_of(e, op);
   const int64_t D = width_of(e), T = tile.rows();
   const void *pg = data(dy, T * D, dtype, op, "dy"), *pe = data(e, T * D, dtype, op, "e"),
-             *pm = data(mean, D, dtype, op, "mean"), *pr = data(rstd, D, dtype, op, "rstd"),
              *ps = data(scale, D, dtype, op, "scale"), *pa = data(a, D, dtype, op, "a"),
              *pb = data(b, D, dtype, op, "b");
   void* pd = data(de, T * D, dtype, op, "de");
   const auto& stem = GCAHNG_CPU(head);
   parallel_for(0, tile.units(), 1, [=, &stem](int64_t begin, int64_t end) {
-    stem.norm(dtype, tile, pg, pe, pm, pr, ps, pa, pb, pd, begin, end, D);
+    stem.norm(dtype, tile, pg, pe, ps, pa, pb, pd, begin, end, D);
   });
 }
 

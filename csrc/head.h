@@ -17,13 +17,14 @@ struct HeadCpu {
   // (T, D), sums (blocks, D) of it, or null.
   void (*backward)(DType dtype, DType low_type, const void* theta, const void* dtheta, void* dpre, void* sums,
                    int64_t begin, int64_t end, int64_t block, int64_t T, int64_t D);
-  // Blocks: dy (T, D) in the products' type and e (T, D) -> wide (T, D), dy as it is stored; sums (2, blocks, D) of dy
-  // and of dy times the normalised e.
-  void (*sums)(DType dtype, DType low_type, const void* dy, const void* e, const void* mean, const void* rstd,
-               void* wide, void* sums, int64_t begin, int64_t end, int64_t block, int64_t blocks, int64_t T, int64_t D);
-  // Units [begin, end): de (T, D; may be dy) = scale (dy - w (a + b ê)), w: how many ordered pairs an edge stands for.
-  void (*norm)(DType dtype, const Tile& tile, const void* dy, const void* e, const void* mean, const void* rstd,
-               const void* scale, const void* a, const void* b, void* de, int64_t begin, int64_t end, int64_t D);
+  // Blocks: dy (T, D) in the products' type and the normalised e (T, D) -> wide (T, D), dy as it is stored; sums
+  // (2, blocks, D) of dy and of dy e.
+  void (*sums)(DType dtype, DType low_type, const void* dy, const void* e, void* wide, void* sums, int64_t begin,
+               int64_t end, int64_t block, int64_t blocks, int64_t T, int64_t D);
+  // Units [begin, end): de (T, D; may be dy) = scale (dy - w (a + b e)), e normalised, w: how many ordered pairs
+  // an edge stands for.
+  void (*norm)(DType dtype, const Tile& tile, const void* dy, const void* e, const void* scale, const void* a,
+               const void* b, void* de, int64_t begin, int64_t end, int64_t D);
 };
 GCAHNG_CPU_TABLES(HeadCpu, head)
 

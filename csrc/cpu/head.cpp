@@ -74,10 +74,9 @@ void backward(DType dtype, DType low_type, const void* theta, const void* dtheta
   });
 }
 
-void sum_up(DType dtype, DType low_type, const void* dy, const void* e, const void* mean, const void* rstd, void* wide,
-            void* sums, int64_t begin, int64_t end, int64_t block, int64_t blocks, int64_t T_rows, int64_t D) {
+void sum_up(DType dtype, DType low_type, const void* dy, const void* e, void* wide, void* sums, int64_t begin,
+            int64_t end, int64_t block, int64_t blocks, int64_t T_rows, int64_t D) {
   with_types(dtype, low_type, [&]<class T, class L>(T*, L*) {
-    const T* __restrict center = static_cast<const T*>(mean), * __restrict inverse = static_cast<const T*>(rstd);
     for (int64_t unit = begin; unit < end; ++unit) {
       T* __restrict sum = static_cast<T*>(sums) + unit * D;
       T* __restrict along = sum + blocks * D;
@@ -93,18 +92,19 @@ void sum_up(DType dtype, DType low_type, const void* dy, const void* e, const vo
           const T value = load(g, d);
           out[d] = value;
           sum[d] += value;
-          along[d] += value * (x[d] - center[d]) * inverse[d];
+          along[d] += value * x[d];
         }
       }
     }
   });
 }
 
-void norm(DType dtype, const Tile& tile, const void* dy, const void* e, const void* mean, const void* rstd,
-          const void* scale, const void* a_, const void* b_, void* de, int64_t begin, int64_t end, int64_t D) {
+void norm(DType dtype, const Tile& tile, const void* dy, const void* e, const void* scale, const void* a_,
+          const void* b_, void* de, int64_t begin, int64_t end, int64_t D) {
   with_types(dtype, dtype, [&]<class T, class L>(T*, L*) {
-    const T* __restrict center = static_cast<const T*>(mean), * __restrict inverse = static_cast<const T*>(rstd);
-    const T* __restrict by = static_cast<const T*>(scale), * __restrict flat = static_cast<const T*>(a_), * __restrict along = static_cast<const T*>(b_);
+    const T* __restrict by = static_cast<const T*>(scale);
+    const T* __restrict flat = static_cast<const T*>(a_);
+    const T* __restrict along = static_cast<const T*>(b_);
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t a = unit / tile.chunks(), o0 = unit % tile.chunks() * tile.width();
       const int64_t o1 = o0 + tile.width() < tile.O ? o0 + tile.width() : tile.O;
@@ -117,8 +117,7 @@ void norm(DType dtype, const Tile& tile, const void* dy, const void* e, const vo
             const T* __restrict x = static_cast<const T*>(e) + row * D;
             T* out = static_cast<T*>(de) + row * D;
 #pragma omp simd
-            for (int64_t d = 0; d < D; ++d)
-              out[d] = by[d] * (g[d] - weight * (flat[d] + along[d] * (x[d] - center[d]) * inverse[d]));
+            for (int64_t d = 0; d < D; ++d) out[d] = by[d] * (g[d] - weight * (flat[d] + along[d] * x[d]));
           }
         }
     }

@@ -5,6 +5,8 @@
 namespace gcahng {
 namespace {
 
+constexpr int64_t kRun = 256;  // terms summed before they join the total: the error grows as the root of the runs
+
 void forward(DType dtype, DType low_type, const void* h, const void* b, void* g, void* mean, void* rstd, int64_t begin,
              int64_t end, int64_t W) {
   with_types(dtype, low_type, [&]<class T, class L>(T*, L*) {
@@ -13,17 +15,26 @@ void forward(DType dtype, DType low_type, const void* h, const void* b, void* g,
     for (int64_t r = begin; r < end; ++r) {
       const L* in = static_cast<const L*>(h) + r * W;
       L* out = static_cast<L*>(g) + r * W;
-      T sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t d = 0; d < W; ++d) {
-        const T value = store(out, d, gelu(load(in, d) + bias[d]));
-        scratch[d] = value;
-        sum += value;
+      T sum = 0, square = 0;
+      for (int64_t first = 0; first < W; first += kRun) {
+        const int64_t stop = first + kRun < W ? first + kRun : W;
+        T run = 0;
+#pragma omp simd reduction(+ : run)
+        for (int64_t d = first; d < stop; ++d) {
+          const T value = store(out, d, gelu(load(in, d) + bias[d]));
+          scratch[d] = value;
+          run += value;
+        }
+        sum += run;
       }
       const T center = sum / T(W);
-      T square = 0;
-#pragma omp simd reduction(+ : square)
-      for (int64_t d = 0; d < W; ++d) square += (scratch[d] - center) * (scratch[d] - center);
+      for (int64_t first = 0; first < W; first += kRun) {
+        const int64_t stop = first + kRun < W ? first + kRun : W;
+        T run = 0;
+#pragma omp simd reduction(+ : run)
+        for (int64_t d = first; d < stop; ++d) run += (scratch[d] - center) * (scratch[d] - center);
+        square += run;
+      }
       static_cast<T*>(mean)[r] = center;
       static_cast<T*>(rstd)[r] = inverse_root(square / T(W) + T(kNormEps));
     }

@@ -16,6 +16,7 @@ struct Mix {
   const T* kappa;                 // (K,) of the anchor's view
   int64_t anchor_sum, first_sum;  // where dz of the anchor and of the first negative goes
   bool forward;
+  int64_t positive;  // the negative that is the anchor's positive (in its own class), or -1
 };
 
 template <class T>
@@ -33,13 +34,13 @@ void each_mix(const Tile& tile, int64_t unit, const T* kappa, F f) {
   for (int64_t i = 0; i < K; ++i)
     for (int64_t o = o0; o < o1; ++o)
       f(Mix<T>{tile.anchor(a, i), tile.column(a, o, 0), tile.row(a, i, o, 0), 1, (a * K + i) * tile.O + o,
-               kappa + i * K, i, (a * tile.O + o) * K, true},
+               kappa + i * K, i, (a * tile.O + o) * K, true, tile.offset + o == 0 ? (i + 1) % K : -1},
         o);
   const int64_t back = tile.O - tile.mirrored, first = tile.A * K * tile.O;
   for (int64_t o = o0 > tile.mirrored ? o0 : tile.mirrored; o < o1; ++o)
     for (int64_t v = 0; v < K; ++v)
       f(Mix<T>{tile.column(a, o, v), tile.anchor(a, 0), tile.row(a, 0, o, v), tile.O * K,
-               first + (a * back + o - tile.mirrored) * K + v, kappa + v * K, (a * tile.O + o) * K + v, 0, false},
+               first + (a * back + o - tile.mirrored) * K + v, kappa + v * K, (a * tile.O + o) * K + v, 0, false, -1},
         o);
 }
 
@@ -57,7 +58,7 @@ void shares(const Mix<T>& m, const T* z, T d_plus, int64_t K, int64_t D, Shares<
       square += x * x;
     }
     out.away[v] = square * inverse_root(square);
-    out.easy[v] = d_plus < out.away[v];
+    out.easy[v] = v != m.positive && d_plus < out.away[v];  // not by a rounding of the same distance
     out.ratio[v] = out.easy[v] ? d_plus / out.away[v] : T(1);
   }
 }

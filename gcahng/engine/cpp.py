@@ -226,14 +226,14 @@ class CppHead(TorchHead):
             return dy.to(theta.dtype)
         into.pre_e += torch.mm(dpre.T, e.low)
         wide = self._scratch("theta", rows, dim, theta.dtype)
-        _ops.head_sums_(dy, e.full, w.mean, w.rstd, wide, into.sums)
+        _ops.head_sums_(dy, e.full, wide, into.sums)
         return wide
 
     def norm_backward(self, tile: Tile, w: HeadWeights, e: Edges, dy: Tensor, sums: HeadGradients | None) -> Tensor:
         if sums is None:
             return dy * w.scale
         a, b = sums.sums / self.schedule.nodes**2
-        _ops.head_norm_(_numbers(self.schedule, tile), dy, e.full, w.mean, w.rstd, w.scale, a, b, dy)
+        _ops.head_norm_(_numbers(self.schedule, tile), dy, e.full, w.scale, a, b, dy)
         return dy
 
 

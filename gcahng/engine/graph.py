@@ -76,6 +76,8 @@ class GraphPass:
         self.s: list[Tensor | None] = [None] * self.layers
         self.h: list[Tensor | None] = [None] * self.layers
         self.moments: list[RowMoments | None] = [None] * self.layers
+        # What closes each layer: the last one's norm takes on BatchNorm's statistics once they are known.
+        self.closing = list(self.edge_weights)
         self.buffer: Tensor | None = None
         self.gradients: dict[str, Tensor] = {}
 
@@ -90,7 +92,8 @@ class GraphPass:
     # -- forward
 
     def forward(self) -> Tensor:
-        """Runs all layers; → node features f (n, D). The head's weights are then in self.head_weights."""
+        """Runs all layers; → node features f (n, D). The head's weights are then in self.head_weights, and from here on
+        the edges that leave the last layer are normalised."""
         schedule, stages = self.schedule, self.stages
         self.start = nodes.start(self.context, self.z)
         f, x = self.start.outputs
@@ -116,6 +119,7 @@ class GraphPass:
                 else:
                     stages.edge_to_node(tile, self.to_node[layer + 1], e, edge_sum)
         self.head_weights = self._head_weights(moments)
+        self.closing[-1] = self.head_weights.normalised(self.edge_weights[-1])
         return f
 
     def _open_stores(self, layer: int) -> None:
@@ -137,16 +141,16 @@ class GraphPass:
         e = self.edge(layer, number, tile)
         e1, _ = stages.gate(layer, number, tile, w, self.tokens[layer], e, "e1")
         g, moments = stages.hidden(w, e1, self.rows(self.h[layer], tile), self._kept_moments(layer, tile))
-        _, out = stages.close(w, e1, g, moments, self.rows(self.s[layer], tile), "out")
+        _, out = stages.close(self.closing[layer], e1, g, moments, self.rows(self.s[layer], tile), "out")
         return out
 
     def edge(self, layer: int, number: int, tile: Tile, slot: str = "in") -> Edges:
-        """The edges that enter a layer; layer L: those that leave the last."""
+        """The edges that enter a layer; layer L: those that leave the last, normalised."""
         if layer == 0:
             return self.stages.edge_start(tile, self.x, slot)
         s = self.rows(self.s[layer - 1], tile)
         if s is not None:
-            return self.stages.norm_gelu(self.edge_weights[layer - 1], s.to(self.z.dtype), slot)
+            return self.stages.norm_gelu(self.closing[layer - 1], s.to(self.z.dtype), slot)
         return self._advance(layer - 1, number, tile)
 
     def coefficients(self, e: Edges, out: Tensor | None = None) -> Tensor:
@@ -197,6 +201,7 @@ class GraphPass:
             self._edge_sum_gradients[layer] = Band(self.schedule, d_sum)
             (df,) = self.attends[layer].backward([df1], self.gradients)
         dx = self._start_sweep(want_z)
+        self._top_gradient = None  # it holds this pass: a cycle would keep all edges until the collector comes
         (dz,) = self.start.backward([df, dx], self.gradients)
         return dz if want_z else None
 
@@ -275,7 +280,7 @@ class GraphPass:
             s = stages.scratch(f"s {layer}", tile.rows, self.dim, wide=True)
             g, moments = stages.hidden(w, e1, h, None)
             moments = RowMoments(moments.mean.clone(), moments.rstd.clone())
-            s, out = stages.close(w, e1, g, moments, s, f"edges {layer + 1}")
+            s, out = stages.close(self.closing[layer], e1, g, moments, s, f"edges {layer + 1}")
             records.append(EdgeRecord(e, e1, gate, h, moments, s))
             e = out
         return records, e

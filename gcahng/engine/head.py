@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gcahng.engine.schedule import Schedule, Tile
 from gcahng.engine.stages import Edges
+from gcahng.engine.weights import EdgeWeights
 
 
 def weighted_sum(schedule: Schedule, tile: Tile, x: Tensor) -> Tensor:
@@ -24,19 +25,26 @@ def weighted_sum(schedule: Schedule, tile: Tile, x: Tensor) -> Tensor:
 
 
 class HeadWeights(NamedTuple):
-    """BatchNorm folded into the linear map: θ = sigmoid(e Wᵀ + b), W = W_fc diag(scale), scale = γ/σ, b = b_fc + W_fc
-    shift.
+    """θ = sigmoid(ê Wᵀ + b) of normalised edges ê = (e - mean)/σ, with BatchNorm's γ and β folded in: W = W_fc diag(γ),
+    b = b_fc + W_fc β.
 
-    mean, rstd (D,): the statistics in force; weight_fc (D, D) in the compute dtype, for the backward.
+    mean, rstd = 1/σ (D,): the statistics in force; scale = γ/σ; weight_fc (D, D) in the compute dtype, for the
+    backward.
     """
 
     weight: Tensor
     bias: Tensor
     weight_fc: Tensor
-    scale: Tensor
-    shift: Tensor
+    gamma: Tensor
+    beta: Tensor
     mean: Tensor
     rstd: Tensor
+    scale: Tensor
+
+    def normalised(self, w: EdgeWeights) -> EdgeWeights:
+        """The last layer's weights, its closing norm changed so that normalised edges leave it. They are what products
+        in bf16 should round: e itself may lie far from 0 for its spread."""
+        return w._replace(gamma=w.gamma * self.rstd, beta=(w.beta - self.mean) * self.rstd)
 
 
 def head_weights(
@@ -66,14 +74,12 @@ def head_weights(
             running_variance.lerp_(unbiased.to(running_variance.dtype), momentum)
     rstd = torch.rsqrt(variance + eps).to(fc.dtype)
     mean = mean.to(fc.dtype)
-    scale = gamma * rstd
-    shift = beta - mean * scale
-    bias = named["coefficient_head.bias"] + fc @ shift
-    return HeadWeights((fc * scale).to(compute), bias, fc.to(compute), scale, shift, mean, rstd)
+    bias = named["coefficient_head.bias"] + fc @ beta
+    return HeadWeights((fc * gamma).to(compute), bias, fc.to(compute), gamma, beta, mean, rstd, gamma * rstd)
 
 
 class HeadGradients:
-    """Sums over all edges: Σ dpre ⊗ e, Σ dpre, and BatchNorm's Σ dy and Σ dy ∘ ê (2, D)."""
+    """Sums over all edges: Σ dpre ⊗ ê, Σ dpre, and BatchNorm's Σ dy and Σ dy ∘ ê (2, D)."""
 
     def __init__(self, dim: int, like: Tensor) -> None:
         self.pre_e = like.new_zeros(dim, dim)
@@ -82,14 +88,14 @@ class HeadGradients:
 
     def named(self, w: HeadWeights) -> dict[str, Tensor]:
         return {
-            "coefficient_head.weight": self.pre_e * w.scale + self.pre[:, None] * w.shift,
+            "coefficient_head.weight": self.pre_e * w.gamma + self.pre[:, None] * w.beta,
             "coefficient_head.bias": self.pre,
             "edge_batch_norm.weight": self.sums[1].clone(),
         }
 
 
 class TorchHead:
-    """The head's stages in plain torch."""
+    """The head's stages in plain torch. Edges are normalised (see HeadWeights) but for add_moments."""
 
     def __init__(self, schedule: Schedule, compute: torch.dtype) -> None:
         self.schedule, self.compute = schedule, compute
@@ -106,7 +112,7 @@ class TorchHead:
         into[1] += weighted_sum(self.schedule, tile, wide.square())
 
     def head(self, w: HeadWeights, e: Edges, out: Tensor | None = None) -> Tensor:
-        """e (T, D) → θ (T, D)."""
+        """ê (T, D) → θ (T, D)."""
         pre = torch.mm(e.low, w.weight.T).to(w.bias.dtype)
         return torch.sigmoid(pre.add_(w.bias), out=out)
 
@@ -121,7 +127,7 @@ class TorchHead:
             into.pre_e += torch.mm(low.T, e.low)
             into.pre += dpre.sum(dim=0)
             into.sums[0] += dy.sum(dim=0)
-            into.sums[1] += (dy * ((e.full - w.mean) * w.rstd)).sum(dim=0)
+            into.sums[1] += (dy * e.full).sum(dim=0)
         return dy
 
     def norm_backward(self, tile: Tile, w: HeadWeights, e: Edges, dy: Tensor, sums: HeadGradients | None) -> Tensor:
@@ -129,8 +135,7 @@ class TorchHead:
         if sums is None:
             return dy * w.scale
         edges = self.schedule.nodes**2
-        normalised = (e.full - w.mean) * w.rstd
-        through = (sums.sums[0] + normalised * sums.sums[1]) / edges
+        through = (sums.sums[0] + e.full * sums.sums[1]) / edges
         if tile.mirrored < tile.offsets:
             grid = through.view(*self.schedule.shape(tile), through.shape[-1])
             grid[:, :, tile.mirrored :].mul_(2)

@@ -78,7 +78,7 @@ def _synthetic_logits(graph: GraphPass, mixer: TorchMixer, theta: Tensor | None)
 def _last_edges(graph: GraphPass, s: Tensor | None, number: int, tile: Tile) -> Edges:
     if s is None:
         return graph.edge(graph.layers, number, tile)
-    return graph.stages.norm_gelu(graph.edge_weights[-1], graph.rows(s, tile).to(graph.z.dtype), "in")
+    return graph.stages.norm_gelu(graph.closing[-1], graph.rows(s, tile).to(graph.z.dtype), "in")
 
 
 def _synthetic_npair(

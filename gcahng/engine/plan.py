@@ -166,26 +166,32 @@ def _moments(size: StepSize, memory: str) -> dict[str, dict[str, int]]:
     low = size.compute is not size.accumulate
     mixes = max(tile.classes * size.views * (2 * tile.offsets - tile.mirrored) for tile in size.schedule.tiles)
     at_once = min(mixes, max(1, LOGITS_AT_ONCE // m))
-    logits = at_once * (m * (2 * a + (c if low else 0)) + d * c)
+    # Logits and their log-probabilities, and the next rows' logits where there are such.
+    logits = m * (2 * at_once * a + min(at_once, mixes - at_once) * a + (at_once * c if low else 0)) + at_once * d * c
     negatives = mixes * d * a + max(logits, 2 * mixes * d * a, 2 * size.schedule.tile_rows * d * a)
     vectors = 2 * size.schedule.tile_rows * d * a + (4 * d * d * c if low else 0)
     entropy = 2 * n * m * a + (n * m * c if low else 0)
     pairs = 3 * size.views * (n // size.views) ** 2 * a
     moments = {}
     for phase, formed, losses in ((1, _metric_parameters(size), pairs), (3, _generator_parameters(size), negatives)):
-        held = _held(size, memory, phase) | {"node tensors": _node_bytes(size)}
-        given_back = {"gradients, less the state's": (formed - parameters(size)) * a}
-        backward = held | given_back | {"losses": vectors + (entropy if phase == 1 else 0)}
-        if memory == "recompute" and phase == 3:
-            backward["losses"] = max(vectors, losses)
+        held = _held(size, memory, phase)
+        again = memory == "recompute" and phase == 3
+        early = 10 * d * d if again else 2 * d * d
         moments[f"losses of phase {phase}"] = held | {
-            "gradients, less the state's": (2 * d * d - parameters(size)) * a,
+            "gradients, less the state's": (early - parameters(size)) * a,
+            "node tensors": _node_bytes(size, size.layers),
+            "tiles": _tile_bytes(size, memory, losses=True),
             "losses": losses,
         }
-        moments[f"backward of phase {phase}"] = backward
+        moments[f"backward of phase {phase}"] = held | {
+            "gradients, less the state's": (formed - parameters(size)) * a,
+            "node tensors": _node_bytes(size, 1),
+            "tiles": _tile_bytes(size, memory, losses=False),
+            "losses": max(vectors, losses) if again and size.stages == "cpp" else vectors + (entropy if phase == 1 else 0),
+        }
         moments[f"gradients of phase {phase}"] = {
-            "tiles": held["tiles"],
             "gradients, less the state's": (2 * formed - parameters(size)) * a,
+            "tiles": _tile_bytes(size, memory, losses=False) if size.stages == "cpp" else 0,
         }
     return moments
 
@@ -207,37 +213,42 @@ def _held(size: StepSize, memory: str, phase: int) -> dict[str, int]:
     if low:
         terms["prepared weights"] += layers * 5 * d * d * c + d * d * c + (size.classes * d * c if phase == 3 else 0)
     terms["pairs of nodes"] = n * (n + 1)
-    terms["tiles"] = _tile_bytes(size, memory)
     return terms
 
 
-def _node_bytes(size: StepSize) -> int:
-    """Node tensors that the backward needs, and the sums over edges, of which a band wraps around."""
+def _node_bytes(size: StepSize, recorded: int) -> int:
+    """Node tensors, and the sums over edges, of which a band wraps around. recorded: layers whose backward is still to
+    come, for which autograd keeps 20 n D in the products' dtype and 11 in the other; 8 stay of the rest."""
     n, d, layers = size.batch, size.dim, size.layers
     a, c = size.accumulate.itemsize, size.compute.itemsize
     band = (size.schedule.classes + size.schedule.reach) * size.views * d * a
-    # A layer: attention 7 n D in the products' dtype and 3 in the other, update 13 and 8.
-    return layers * (20 * n * d * c + 11 * n * d * a + 3 * band) + 6 * n * d * a + 5 * band
+    kept = recorded * (20 * c + 11 * a) + (layers - recorded) * 8 * a
+    return n * d * (kept + 6 * a) + (3 * layers + 5) * band
 
 
-def _tile_bytes(size: StepSize, memory: str) -> int:
-    """Tile-sized memory: the workspace of the C++ stages, or what plain torch has in flight."""
+def _tile_bytes(size: StepSize, memory: str, losses: bool) -> int:
+    """Tile-sized memory: the workspace of the C++ stages, or what plain torch has in flight (where the losses are formed,
+    or in the backward)."""
     a, c, layers = size.accumulate.itemsize, size.compute.itemsize, size.layers
     low = size.compute is not size.accumulate
-    pair = a + (c if low else 0)
-    # Bytes per channel and edge of a tile: p, product and scaled; g and dn; edges in, e1 and out; the head's p, dy and theta;
-    # dtheta; negatives.
+    # Bytes per channel and edge of a tile.
     if size.stages == "cpp":
-        bytes_each = (3 + 8) * c + 3 * pair + 2 * c + a + a + 2 * a / size.views
+        pair = a + (c if low else 0)
+        # p, product and scaled; g and dn; edges in, e1 and out; the head's p, dy and theta; dtheta; negatives.
+        each = (3 + 8) * c + 3 * pair + 2 * c + a + a + 2 * a / size.views
         if low:
-            bytes_each += c
+            each += c
         if low or size.edge_dtype is not size.accumulate or memory == "recompute":
-            bytes_each += a
+            each += a
+        if memory == "recompute":  # of every layer: e and e1, hidden pre-activations, s
+            each += layers * (2 * pair + 4 * c + a) + pair
+    elif losses:
+        each = 6 * a + (layers * (4 * a + 4 * c) if memory == "recompute" else 0)
+    elif memory == "recompute":
+        each = 17 * a + 12 * c + (layers - 1) * (10 * a + 5 * c)
     else:
-        bytes_each = 30 * a
-    if memory == "recompute":  # of every layer: e and e1, hidden pre-activations, s
-        bytes_each += layers * (2 * pair + 4 * c + a) + pair
-    return int(size.schedule.tile_rows * size.dim * bytes_each)
+        each = 17 * a + (6 if memory == "hidden" else 10) * c
+    return int(size.schedule.tile_rows * size.dim * each)
 
 
 def _check_mode(memory: str) -> None:

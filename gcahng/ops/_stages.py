@@ -34,9 +34,8 @@ _SCHEMAS = (
     "head_moments_(int[] tile, Tensor e, Tensor(a!) sums) -> ()",
     "head_fwd_(Tensor p, Tensor b, Tensor(a!) theta) -> ()",
     "head_bwd_(Tensor theta, Tensor dtheta, Tensor(a!) dpre, Tensor(b!)? sum) -> ()",
-    "head_sums_(Tensor dy, Tensor e, Tensor mean, Tensor rstd, Tensor(a!) wide, Tensor(b!) sums) -> ()",
-    "head_norm_(int[] tile, Tensor dy, Tensor e, Tensor mean, Tensor rstd, Tensor scale, Tensor a, Tensor b, "
-    "Tensor(a!) de) -> ()",
+    "head_sums_(Tensor dy, Tensor e, Tensor(a!) wide, Tensor(b!) sums) -> ()",
+    "head_norm_(int[] tile, Tensor dy, Tensor e, Tensor scale, Tensor a, Tensor b, Tensor(a!) de) -> ()",
 )
 
 for _schema in _SCHEMAS:

@@ -71,11 +71,12 @@ class Case:
         return gca.to(dtype)
 
     def batch(self, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-        """Embeddings (n, D), fp32 values in any dtype, and labels (n,), in no order; negatives nearer than the positive occur."""
+        """Embeddings (n, D), fp32 values in any dtype, and labels (n,), in no order."""
         generator = torch.Generator().manual_seed(100 + seed)
         n = self.classes * self.views
         labels = torch.randperm(self.num_classes, generator=generator)[: self.classes].repeat(self.views)
-        z = seeded(n, self.dim, seed=2 * seed) + 0.7 * seeded(self.classes, self.dim, seed=2 * seed + 1).repeat(self.views, 1)
+        centres = seeded(self.classes, self.dim, seed=2 * seed + 1)
+        z = seeded(n, self.dim, seed=2 * seed) + 0.7 * centres.repeat(self.views, 1)
         order = torch.randperm(n, generator=generator)
         return z[order].to(dtype), labels[order]
 
@@ -109,7 +110,7 @@ def run_step(
     want_z: bool = True,
     scale: float = 1.0,
 ) -> dict[str, Tensor]:
-    """A training step in which no graph weight moves: loss, dz, each phase's gradients (those that are not None), logs, buffers."""
+    """A training step in which no graph weight moves: loss, dz, gradients that are not None, logs, buffers."""
     z = z.detach().clone().requires_grad_(want_z)
     with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
         loss = gca(z, labels)
@@ -155,7 +156,9 @@ def assert_same_keys(actual: dict[str, Tensor], wanted: dict[str, Tensor]) -> No
     assert not extra and not missing, f"has {extra}, lacks {missing}"
 
 
-def assert_exact(actual: dict[str, Tensor], wanted: dict[str, Tensor], outputs: float = 1e-11, gradients: float = 1e-9) -> None:
+def assert_exact(
+    actual: dict[str, Tensor], wanted: dict[str, Tensor], outputs: float = 1e-11, gradients: float = 1e-9
+) -> None:
     """fp64: errors relative to each tensor's largest value; counts and draws are equal."""
     assert_same_keys(actual, wanted)
     for name, tensor in wanted.items():

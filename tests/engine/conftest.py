@@ -1,0 +1,70 @@
+"""Tiles of a chosen size, instruction sets of the C++ stages, and the calls of their ops in a training step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from engine_cases import Case, run_step
+from torch import Tensor
+
+from gcahng import UserError, _native
+from gcahng.ops import _stages
+
+
+@pytest.fixture(params=_native.CPU_ARCHES)
+def arch(request) -> Iterator[str]:
+    """Each instruction set that this processor has, in force."""
+    before = _native.cpu_arch()
+    assert before is not None, _native.load("_C_cpu").reason
+    try:
+        _native.set_cpu_arch(request.param)
+    except UserError as error:
+        pytest.skip(str(error))
+    yield request.param
+    _native.set_cpu_arch(before)
+
+
+@pytest.fixture
+def tiles(monkeypatch):
+    """Sets how many edges a tile holds."""
+
+    def use(case: Case) -> None:
+        if case.tile_rows is not None:
+            monkeypatch.setattr("gcahng.engine.engine.default_tile_rows", lambda dim, compute: case.tile_rows)
+
+    return use
+
+
+class Spy:
+    """Stands for torch.ops.gcahng, and keeps the arguments of each op's first calls, apart: none aliases another."""
+
+    def __init__(self, at_most: int) -> None:
+        self.calls: dict[str, list[tuple]] = {}
+        self._at_most = at_most
+
+    def __getattr__(self, name: str):
+        def call(*arguments):
+            kept = self.calls.setdefault(name, [])
+            if len(kept) < self._at_most:
+                kept.append(tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in arguments))
+            return getattr(torch.ops.gcahng, name)(*arguments)
+
+        return call
+
+
+@pytest.fixture
+def recorded(monkeypatch, tiles):
+    """Runs a training step in fp32 with the C++ stages, and gives what each stage op was called with."""
+
+    def record(case: Case, at_most: int, autocast: torch.dtype | None = None) -> dict[str, list[tuple]]:
+        spy = Spy(at_most)
+        monkeypatch.setattr("gcahng.engine.cpp._ops", spy)
+        tiles(case)
+        z, labels = case.batch(dtype=torch.float32)
+        run_step(case.loss("cpp", torch.float32), z, labels, autocast=autocast)
+        assert spy.calls.keys() == {schema.split("(")[0] for schema in _stages._SCHEMAS}, "every op occurs in a step"
+        return spy.calls
+
+    return record

@@ -1,0 +1,236 @@
+"""Each C++ stage against plain torch: fp32, fp64 and bf16 products, every instruction set, poisoned memory."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import pytest
+import torch
+from engine_cases import Case, error, moved
+from stage_cases import PRECISIONS, SETUPS, Inputs, Results, Run, Setup, make_inputs, mapped
+from torch import Tensor
+from torch.nn import functional as F
+
+from gcahng import _native
+from gcahng.engine.stages import Edges
+from gcahng.testing import assert_close_to_truth, nan_poisoned
+
+STAGES = (
+    "edge_start",
+    "norm_gelu",
+    "edge_to_node",
+    "edge_to_node_backward",
+    "gate",
+    "gate_backward",
+    "mlp",
+    "mlp_backward",
+    "head_forward",
+    "head_backward",
+    "norm_backward",
+    "mixing",
+)
+ops = torch.ops.gcahng
+
+
+def run_of(setup: Setup, precision: str, impl: str, inputs: Inputs | None = None) -> Run:
+    p = PRECISIONS[precision]
+    return Run(setup, p, make_inputs(setup, p) if inputs is None else inputs, impl)
+
+
+def truth_of(run: Run, setup: Setup) -> Run:
+    """Plain torch in fp64 on the same (rounded) inputs."""
+    return run_of(setup, "float64", "torch", mapped(Tensor.double, run.inputs))
+
+
+class Wanted(NamedTuple):
+    """arguments of the stage; the truth; what plain torch finds at the precision: on the inputs, and on inputs moved by
+    a rounding, since one run may be right by luck."""
+
+    arguments: tuple[Tensor, ...]
+    truth: Results
+    plain: list[Results]
+
+
+@functools.cache  # for every instruction set
+def wanted(setup: Setup, stage: str, precision: str) -> Wanted:
+    plain = run_of(setup, precision, "torch")
+    truth, arguments = truth_of(plain, setup), ()
+    if stage == "mlp_backward":  # the sums that belong to the edges
+        arguments = (truth.mlp()["s"].to(plain.like.dtype),)
+    exact = getattr(truth, stage)(*(x.double() for x in arguments))
+    if precision == "float64":
+        return Wanted(arguments, exact, [])
+    generator = torch.Generator().manual_seed(1)
+    near = [mapped(lambda x: moved(x, x.dtype, generator), plain.inputs) for _ in range(3)]
+    every = [plain, *(run_of(setup, precision, "torch", inputs) for inputs in near)]
+    return Wanted(arguments, exact, [getattr(run, stage)(*arguments) for run in every])
+
+
+# Every instruction set on two setups; on the others those that most machines run.
+slower = [
+    pytest.param(
+        arch,
+        setup,
+        marks=[pytest.mark.slow] if arch == "base" and setup not in SETUPS[:2] else [],
+        id=f"{arch}-{setup}",
+    )
+    for arch in _native.CPU_ARCHES
+    for setup in SETUPS
+]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("arch", "setup"), slower, indirect=["arch"])
+def test_stage(setup, stage, precision, arch):
+    """fp64: 1e-13 of the largest value, so every formula is right. Below: at most twice plain torch's error, and half a
+    unit in the last place."""
+    arguments, truth, plain = wanted(setup, stage, precision)
+    cpp = run_of(setup, precision, "cpp")
+    with nan_poisoned():
+        actual = getattr(cpp, stage)(*arguments)
+    cpp.workspace.check()
+    assert actual.keys() == truth.keys() and actual
+    for name, tensor in truth.items():
+        if plain:
+            worst = max((found[name] for found in plain), key=lambda x, t=tensor: error(x, t))
+            assert_close_to_truth(actual[name], worst, tensor, name=f"{stage} {name}")
+        else:
+            assert actual[name].dtype is torch.float64 and actual[name].shape == tensor.shape
+            assert error(actual[name], tensor) <= 1e-13 * tensor.abs().max().item(), name
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("setup", SETUPS, ids=str)
+def test_store_in_bfloat16(setup, precision, arch):
+    """The pre-norm sums are rounded to the nearest bf16, and what goes on is what was stored."""
+    cpp = run_of(setup, precision, "cpp")
+    with nan_poisoned():
+        kept, whole = cpp.close_to_bfloat16()["kept"], cpp.mlp()["s"]
+    assert torch.equal(kept, whole.bfloat16())
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("setup", SETUPS, ids=str)
+def test_moments(setup, precision, arch):
+    """Gathered in fp64 whatever the edges' type: a variance is a difference of them."""
+    cpp = run_of(setup, precision, "cpp")
+    truth = truth_of(cpp, setup).add_moments()["moments"]
+    for run in (cpp, run_of(setup, precision, "torch")):
+        found = run.add_moments()["moments"]
+        torch.testing.assert_close(found, truth, rtol=1e-13, atol=1e-13 * truth.abs().max().item())
+
+
+def test_variance_of_edges_far_from_zero(arch):
+    """A spread of 1e-3 around 100: its square has seven digits left in fp64, and none in fp32."""
+    setup = Setup(6, 3, 19, 40)
+    for impl in ("cpp", "torch"):
+        run = run_of(setup, "float32", impl)
+        full = (100 + 1e-3 * run.inputs.edges.full.double()).float()
+        run.inputs = run.inputs._replace(edges=Edges(full, full))
+        mean, square = run.add_moments()["moments"] / run.schedule.nodes**2
+        counts = [
+            torch.where(torch.arange(tile.offsets) < tile.mirrored, 1.0, 2.0)[:, None].expand(run.schedule.shape(tile))
+            for tile in run.schedule.tiles
+        ]
+        weight = torch.cat([count.flatten() for count in counts]).double()[:, None] / run.schedule.nodes**2
+        centred = full.double() - (weight * full.double()).sum(dim=0)
+        wanted = (weight * centred.square()).sum(dim=0)
+        torch.testing.assert_close(square - mean**2, wanted, rtol=1e-4, atol=0)
+
+
+# -- the functions in them
+
+
+RANGES = ((-30, -6), (-6, -3), (-3, -1), (-1, 0), (0, 1), (1, 3), (3, 6), (6, 30))
+POINTS = 100_000
+
+
+def gelu_truth(x: Tensor) -> Tensor:
+    x = x.double()
+    return 0.5 * x * torch.special.erfc(-x / math.sqrt(2))
+
+
+def slope_truth(x: Tensor) -> Tensor:
+    x = x.double()
+    return 0.5 * torch.special.erfc(-x / math.sqrt(2)) + x * torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+
+
+def cpp_gelu(x: Tensor) -> tuple[Tensor, Tensor]:
+    """GELU and its derivative, through the hidden stage: one row in, no bias, no LayerNorm."""
+    rows = x.view(-1, 1000)
+    g, again, slope = (torch.full_like(rows, torch.nan) for _ in range(3))
+    zero, one, none = torch.zeros(len(rows), 1).to(x), torch.ones(len(rows), 1).to(x), torch.zeros(1000).to(x)
+    ops.hidden_fwd_(rows, none, g, zero.clone(), one.clone())
+    ops.hidden_bwd_(rows, none, torch.ones_like(rows), zero, one, zero, zero, again, slope, None)
+    assert torch.equal(g, again), "the backward forms the same GELU"
+    return g.view(-1), slope.view(-1)
+
+
+@pytest.mark.parametrize("span", RANGES, ids=str)
+def test_gelu_in_float32(span, arch):
+    """In units in the last place of x for GELU, of 1 for its derivative: the formulas' own sizes, the tails cancel."""
+    x = torch.linspace(*span, POINTS, dtype=torch.float64).float()
+    gelu, slope = cpp_gelu(x)
+    eps = torch.finfo(torch.float32).eps
+    unit = (x.double().abs() * eps).clamp_min(1e-30)
+    worst, plain = (((y - gelu_truth(x)).abs() / unit).max().item() for y in (gelu, F.gelu(x)))
+    assert worst <= 2 * plain + 0.5, f"GELU is off by {worst:.2f} units, torch's by {plain:.2f}"
+    plain_slope = torch.ops.aten.gelu_backward(torch.ones_like(x), x)
+    worst, plain = (((y - slope_truth(x)).abs() / eps).max().item() for y in (slope, plain_slope))
+    assert worst <= 2 * plain + 0.5, f"GELU' is off by {worst:.2f} units, torch's by {plain:.2f}"
+
+
+@pytest.mark.parametrize("span", RANGES, ids=str)
+def test_gelu_in_float64(span, arch):
+    x = torch.linspace(*span, POINTS, dtype=torch.float64)
+    gelu, slope = cpp_gelu(x)
+    torch.testing.assert_close(gelu, F.gelu(x), rtol=0, atol=4 * torch.finfo(torch.float64).eps * max(map(abs, span)))
+    torch.testing.assert_close(slope, slope_truth(x), rtol=0, atol=1e-15)
+
+
+def test_gelu_at_special_values(arch):
+    x = torch.tensor([0.0, -0.0, 1e-38, -1e-38, 1e-45, 40.0, -40.0, 1e30, -1e30, 3e38, -3e38, math.inf, math.nan])
+    rows = x.view(-1, 1)  # a row each: no LayerNorm joins them
+    gelu, slope = (torch.full_like(rows, torch.nan) for _ in range(2))
+    zero, one = torch.zeros_like(rows), torch.ones_like(rows)
+    ops.hidden_bwd_(rows, torch.zeros(1), one, zero, one, zero, zero, gelu, slope, None)
+    finite = x.abs() <= 3e38
+    torch.testing.assert_close(gelu.view(-1)[finite].double(), gelu_truth(x[finite]), rtol=1e-6, atol=1e-38)
+    moderate = x.abs() <= 1e30
+    torch.testing.assert_close(slope.view(-1)[moderate].double(), slope_truth(x[moderate]), rtol=0, atol=1e-7)
+    assert gelu[-2] == math.inf and gelu[-1].isnan() and slope[-1].isnan()
+
+
+# -- as registered ops
+
+SMALL = Case(classes=4, views=2, dim=8, heads=2, tile_rows=20)
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_opcheck(autocast, recorded):
+    for name, arguments in recorded(SMALL, 2, autocast).items():
+        for call in arguments:
+            torch.library.opcheck(getattr(ops, name).default, call, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_ops_check_what_they_get(recorded):
+    """Memory is written through raw pointers: a tensor of another size or type must not get there."""
+    for name, (arguments,) in recorded(SMALL, 1).items():
+        op = getattr(ops, name)
+        for place, argument in enumerate(arguments):
+            if not isinstance(argument, Tensor) or argument.dim() == 0:
+                continue
+            before, after = arguments[:place], arguments[place + 1 :]
+            strided = argument.repeat_interleave(2, dim=-1)[..., ::2]
+            for wrong in (argument.half(), argument.flatten()[:1].clone(), strided):
+                with pytest.raises(RuntimeError, match=f"gcahng::{name[:4]}"):
+                    op(*before, wrong, *after)
+
+
+def test_more_views_than_the_mixing_holds():
+    z = torch.zeros(65 * 2, 4)
+    with pytest.raises(RuntimeError, match="at most 64 samples a class"):
+        ops.edge_start_tile_([1, 65, 1, 0, 1, 1, 2], z, torch.zeros(65 * 65, 4), None)
