@@ -26,8 +26,8 @@ MEAN_METRIC, MEAN_GENERATOR = 2.0, 20.0
 
 @dataclass(frozen=True)
 class Case:
-    """batch n; views K; dim D; layers L; classes: training classes M; impl, precision (of products; fp64: of everything),
-    memory, symmetric and edge_dtype of the loss."""
+    """batch n; views K; dim D; layers L; classes: training classes M; impl, precision (of products; fp64: of
+    everything), memory, symmetric and edge_dtype of the loss."""
 
     batch: int
     views: int = 3
@@ -43,13 +43,13 @@ class Case:
     def __post_init__(self) -> None:
         if self.views < 2 or self.batch < 2 * self.views or self.batch % self.views:
             raise UserError(
-                f"batch is {self.batch} and views is {self.views}; views must be at least 2, and batch a multiple of it, at least "
-                f"{2 * max(self.views, 2)}"
+                f"batch is {self.batch} and views is {self.views}; views must be at least 2, and batch a multiple of "
+                f"it, at least {2 * max(self.views, 2)}"
             )
         if self.batch // self.views > self.classes:
             raise UserError(
-                f"classes is {self.classes}; a batch of {self.batch} with {self.views} views has {self.batch // self.views} "
-                "classes, and the training set at least as many"
+                f"classes is {self.classes}; a batch of {self.batch} with {self.views} views has "
+                f"{self.batch // self.views} classes, and the training set at least as many"
             )
         for name, allowed in (("precision", PRECISIONS), ("memory", EDGE_MEMORY)):
             if getattr(self, name) not in allowed:
@@ -118,8 +118,8 @@ class Problem:
 
     @torch.no_grad()
     def forward(self) -> None:
-        """The graph network up to θ, in training mode, without a gradient; θ is formed tile by tile and dropped, where the
-        implementation can, and no state is touched."""
+        """The graph network up to θ, in training mode, without a gradient; θ is formed tile by tile and dropped,
+        where the implementation can, and no state is touched."""
         gca, network = self.gca, self.gca.graph_network
         u = mixing_draws(self.case.views, draw=gca.draw, seed=gca.seed, dtype=self.dtype)
         pull = torch.exp(-gca.alpha / gca.mean_metric).to(self.dtype)

@@ -9,15 +9,16 @@ from torch import Tensor
 
 from gcahng.bench.cases import PRECISIONS, Case, Problem
 
-# With the weights held, both phases see the same network in every implementation: Adam's first step divides a gradient by
-# its own size, so that a weight whose gradient is mere rounding would move by a full learning rate, either way.
+# With the weights held, both phases see the same network in every implementation: Adam's first step divides a
+# gradient by its own size, so that a weight whose gradient is mere rounding would move by a full learning rate.
 _HELD = {"graph_lr": 0.0, "graph_weight_decay": 0.0, "classifier_lr": 0.0, "classifier_weight_decay": 0.0}
 
 
 def outputs(case: Case) -> dict[str, Tensor]:
-    """What one step puts out: "losses" (the loss and all logs), the embeddings' gradient "dz", and by module the gradients
-    of graph network and classifier. Those of both phases together, as the optimisers' first moments have them:
-    (1 - β₁)(β₁ g₁ + g₂). A module's weight and bias are one tensor: the bias is the weight of a constant input."""
+    """What one step puts out: "losses" (the loss and all logs), the embeddings' gradient "dz", and by module the
+    gradients of graph network and classifier. Those of both phases together, as the optimisers' first moments have
+    them: (1 - β₁)(β₁ g₁ + g₂). A module's weight and bias are one tensor: the bias is the weight of a constant
+    input."""
     problem = Problem(case, **_HELD)
     logs = problem.step()
     found = {"losses": torch.stack([value.double() for value in logs.values()]), "dz": problem.embeddings.grad.double()}
@@ -32,8 +33,8 @@ def outputs(case: Case) -> dict[str, Tensor]:
 
 
 def relative_errors(actual: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, float]:
-    """max |actual - truth| / max |truth| of each tensor; of the losses the largest of their own relative errors. NaN counts
-    as infinite, a tensor of another shape too."""
+    """max |actual - truth| / max |truth| of each tensor; of the losses the largest of their own relative errors. NaN
+    counts as infinite, a tensor of another shape too."""
     errors = {}
     for name, want in truth.items():
         have = actual[name]
@@ -46,9 +47,10 @@ def relative_errors(actual: dict[str, Tensor], truth: dict[str, Tensor]) -> dict
 class Gate:
     """Holds cases of one size to the reference in fp64.
 
-    Each error may be at most twice that of the reference at the case's precision, plus a rounding of the products' dtype.
-    What is small in number is taken together, since one run's rounding errors do not bound another's: all losses (with four
-    roundings of the dtype that losses are formed in for the arithmetic behind their sums), and all modules' gradients.
+    Each error may be at most twice that of the reference at the case's precision, plus a rounding of the products'
+    dtype. What is small in number is taken together, since one run's rounding errors do not bound another's: all
+    losses (with four roundings of the dtype that losses are formed in for the arithmetic behind their sums), and all
+    modules' gradients.
     """
 
     def __init__(self, size: Case) -> None:

@@ -29,9 +29,9 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 
 class Peak(NamedTuple):
-    """Bytes. peak: of the step; phase1: of the loss and its backward; phase3: of the generator's step (None where the system
-    does not let a process reset its high-water mark: then peak includes the warm-up's); resident: as peak, less the
-    plain resident size after the warm-up step, whatever the allocator keeps in it."""
+    """Bytes. peak: of the step; phase1: of the loss and its backward; phase3: of the generator's step (None where the
+    system does not let a process reset its high-water mark: then peak includes the warm-up's); resident: as peak,
+    less the plain resident size after the warm-up step, whatever the allocator keeps in it."""
 
     peak: int
     phase1: int | None

@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from gcahng.engine import passes
 from gcahng.engine.graph import GraphOptions, GraphPass
 from gcahng.engine.head import TorchHead
 from gcahng.engine.masks import EdgeDropout
 from gcahng.engine.mixing import TorchMixer, mixing_weights
+from gcahng.engine.plan import StepSize, choose_memory, free_memory
 from gcahng.engine.precision import DTYPES, compute_dtype
 from gcahng.engine.schedule import default_tile_rows, make_schedule
 from gcahng.engine.stages import TorchStages
@@ -76,7 +78,13 @@ def _prepare(
     compute = DTYPES[s.compute]
     rows = default_tile_rows(dim, compute)
     schedule = make_schedule(z.shape[0] // s.views, s.views, symmetric=s.symmetric, tile_rows=rows)
-    options = GraphOptions(s.heads, compute, s.training, update, s.momentum, s.eps, s.edge_memory, DTYPES[s.edge_dtype])
+    memory = s.edge_memory
+    if memory == "auto":
+        num_classes, edge_dtype = named["class_head.weight"].shape[0], DTYPES[s.edge_dtype]
+        sizes = (z.shape[0], dim, s.layers, s.views, num_classes)
+        size = StepSize(*sizes, compute, z.dtype, edge_dtype, s.symmetric, s.stages)
+        memory = choose_memory(size, free_memory(z.device), z.device.type)
+    options = GraphOptions(s.heads, compute, s.training, update, s.momentum, s.eps, memory, DTYPES[s.edge_dtype])
     dropout = EdgeDropout(s.p, s.seed, draw) if s.training and s.p > 0 else None
     kappa = mixing_weights(u)
     if s.stages == "cpp":
@@ -235,6 +243,8 @@ class Engine:
         """See gcahng.reference.passes.metric_pass."""
         s = self._settings(network, batch)
         parameters = parameter_list(network)
+        if not torch.compiler.is_compiling():
+            _refuse_transforms(batch.z, *parameters)
         record = torch.is_grad_enabled()
         want_z = record and batch.z.requires_grad
         want_parameters = record and any(p.requires_grad for p in parameters)
@@ -307,9 +317,16 @@ class Engine:
             eps=norm.eps,
             compute=_name(compute_dtype(batch.z.device, dtype)),
             stages=self._stages_for(batch.views),
-            edge_memory="store" if self.edge_memory == "auto" else self.edge_memory,
+            edge_memory=self.edge_memory,
             edge_dtype=_name(self.edge_dtype or dtype),
         )
+
+
+def _refuse_transforms(*tensors: Tensor) -> None:
+    """UserError under torch.func's transforms and for forward-mode derivatives, which would be lost without a word."""
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None
+    if transformed or any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        raise UserError("the engine has backward-mode derivatives alone, outside torch.func; impl='reference' has all")
 
 
 def _draw(batch: Batch) -> Tensor:

@@ -1,23 +1,31 @@
-"""What a training step takes, by its sizes: memory of each way to keep edges, arithmetic, and the largest batch that fits.
+"""What a training step takes, by its sizes: memory of each way to keep edges, arithmetic, and the largest batch that
+fits.
 
-Memory is counted from what the engine allocates: bytes at the peak of a step beyond the loss's weights, their gradients and
-the optimisers' state, which `state_bytes` counts. Arithmetic counts multiply-adds of matrix products (two FLOPs each).
+Memory is counted from what the engine allocates: bytes at the peak of a step beyond the loss's weights, their
+gradients and the optimisers' state, which `state_bytes` counts. Arithmetic counts multiply-adds of matrix products
+(two FLOPs each).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from gcahng.engine.passes import LOGITS_AT_ONCE
-from gcahng.engine.schedule import Schedule, default_tile_rows, make_schedule
+from gcahng.engine.schedule import default_tile_rows
 from gcahng.errors import UserError
 
 MODES = ("hidden", "store", "recompute")
-# Beside its tensors a step on the CPU holds what the matrix library packs operands into, code first run, and gaps in the heap.
+LIBRARIES, LOW_PACKED = 4 << 20, 36 << 20
+# Of a phase's gradients where they are scaled by the upstream gradient: found, scaled, and in phase 1 autograd's zeros
+# for the outputs that have none.
+GRADIENT_COPIES = {1: 3, 3: 2}
+# Beside its tensors a step on the CPU holds what the matrix library packs operands into, code first run, and gaps in
+# the heap.
 CPU_OVERHEAD = 32 << 20
 # Parts of free memory that edge_memory="auto" lets a step take.
 COMFORTABLE, FULL = 0.5, 0.8
@@ -25,8 +33,8 @@ COMFORTABLE, FULL = 0.5, 0.8
 
 @dataclass(frozen=True)
 class StepSize:
-    """batch n (a multiple of views K); dim D; layers L; classes: training classes M; compute: dtype of products; accumulate:
-    of everything else; edge_dtype: of stored edges; stages: cpp or torch."""
+    """batch n (a multiple of views K); dim D; layers L; classes: training classes M; compute: dtype of products;
+    accumulate: of everything else; edge_dtype: of stored edges; stages: cpp or torch."""
 
     batch: int
     dim: int
@@ -42,20 +50,20 @@ class StepSize:
     def __post_init__(self) -> None:
         if self.views < 2 or self.batch % self.views or self.batch < 2 * self.views:
             raise UserError(
-                f"batch is {self.batch} and views is {self.views}; views must be at least 2, and batch a multiple of it, at least "
-                f"{2 * max(self.views, 2)}"
+                f"batch is {self.batch} and views is {self.views}; views must be at least 2, and batch a multiple of "
+                f"it, at least {2 * max(self.views, 2)}"
             )
 
     @property
-    def schedule(self) -> Schedule:
-        """The engine's tiles."""
-        rows = default_tile_rows(self.dim, self.compute)
-        return make_schedule(self.batch // self.views, self.views, symmetric=self.symmetric, tile_rows=rows)
+    def rows(self) -> int:
+        """Edges that are computed: n² / 2 and the diagonal's n K / 2 more, or all n²."""
+        n = self.batch
+        return n * (n + self.views) // 2 if self.symmetric else n * n
 
 
 class Work(NamedTuple):
-    """Multiply-adds of a step: on edges, in the classifier on synthetic negatives, and per node (the classifiers on the batch
-    included)."""
+    """Multiply-adds of a step: on edges, in the classifier on synthetic negatives, and per node (the classifiers on
+    the batch included)."""
 
     edges: int
     negatives: int
@@ -66,15 +74,47 @@ class Work(NamedTuple):
         return sum(self)
 
 
+class Tiling(NamedTuple):
+    """rows, mixes: edges and synthetic negatives of the largest tile; reach: the largest offset of classes."""
+
+    rows: int
+    mixes: int
+    reach: int
+
+
+@lru_cache
+def tiling(size: StepSize) -> Tiling:
+    """The engine's schedule (see make_schedule) without listing its tiles, of which a large batch has many."""
+    classes, block = size.batch // size.views, size.views**2
+    most = default_tile_rows(size.dim, size.compute)
+    if size.symmetric:
+        bands = [(((classes - 1) // 2 + 1), classes, 1)] + ([(1, classes // 2, 0)] if classes % 2 == 0 else [])
+    else:
+        bands = [(classes, classes, 0)]
+    rows = mixes = 0
+    for offsets, anchors, own in bands:
+        parts = _parts(offsets, most // block)
+        for width in {offsets // parts, -(-offsets // parts)}:
+            height = -(-anchors // _parts(anchors, most // (block * width)))
+            # Both directions of a pair, but for a class with itself, which is in every tile if offsets are in one part.
+            both = 2 * width - (own if parts == 1 else 0) if size.symmetric else width
+            rows, mixes = max(rows, height * width * block), max(mixes, height * both * size.views)
+    return Tiling(rows, mixes, classes // 2 if size.symmetric else classes - 1)
+
+
+def _parts(count: int, most: int) -> int:
+    return -(-count // max(1, most))
+
+
 # -- arithmetic
 
 
 def edge_products(layers: int, memory: str) -> int:
     """D x D products per edge (per unordered pair, in a symmetric schedule) that the engine does in a step, by mode.
 
-    A layer: edge to node 1, MLP 8 (4 each way); backward: 20 for the MLP where its first product is replayed (4), else 16,
-    and 3 for edge to node (replay, weights, edges). The head: 1, and 2 more where it has a gradient. Phase 1 leaves out the last
-    layer's edge backward, phase 3 the gradient of the edges' start.
+    A layer: edge to node 1, MLP 8 (4 each way); backward: 20 for the MLP where its first product is replayed (4),
+    else 16, and 3 for edge to node (replay, weights, edges). The head: 1, and 2 more where it has a gradient. Phase 1
+    leaves out the last layer's edge backward, phase 3 the gradient of the edges' start.
     """
     if memory == "recompute":
         return _recomputed_products(layers)
@@ -86,8 +126,8 @@ def edge_products(layers: int, memory: str) -> int:
 
 
 def floor_products(layers: int, replay: bool) -> int:
-    """As edge_products, for the least that a step which keeps its edges has to do: with the MLP's first product replayed,
-    64 L - 16 (56 D² n² multiply-adds at L = 2), or with nothing computed twice, 54 L - 13 (47.5 D² n²)."""
+    """As edge_products, for the least that a step which keeps its edges has to do: with the MLP's first product
+    replayed, 64 L - 16 (56 D² n² multiply-adds at L = 2), or with nothing computed twice, 54 L - 13 (47.5 D² n²)."""
     return 64 * layers - 16 if replay else 54 * layers - 13
 
 
@@ -112,10 +152,11 @@ def _recomputed_products(layers: int) -> int:
 def work(size: StepSize, memory: str) -> Work:
     """The arithmetic of one step."""
     n, d, layers, m = size.batch, size.dim, size.layers, size.classes
-    rows = size.schedule.rows
+    rows = size.rows
     passes = 1 + layers if memory == "recompute" else 1
     mixes = n * n // size.views
-    # Each product of a node layer (16 D²) and of the input has two in its backward, but for the last layer's tokens in phase 1.
+    # Each product of a node layer (16 D²) and of the input has two in its backward, but for the last layer's tokens
+    # in phase 1.
     # Attention: 2 n² D forward, 5 backward.
     nodes = n * d * d * (6 * (16 * layers + 1) - 8) + 14 * layers * n * n * d + 5 * n * m * d
     return Work(edge_products(layers, memory) * rows * d * d, 2 * passes * mixes * m * d, nodes)
@@ -153,23 +194,40 @@ def expected_terms(size: StepSize, memory: str) -> dict[str, int]:
     return max(_moments(size, memory).values(), key=lambda terms: sum(terms.values()))
 
 
+@lru_cache(maxsize=256)
 def expected_bytes(size: StepSize, memory: str, device: str = "cpu") -> int:
     """A step's peak beyond its state: its tensors, and on the CPU what comes beside them."""
-    return sum(expected_terms(size, memory).values()) + (CPU_OVERHEAD if device == "cpu" else 0)
+    return sum(expected_terms(size, memory).values()) + (cpu_overhead(size) if device == "cpu" else 0)
+
+
+def cpu_overhead(size: StepSize) -> int:
+    """What a process on the CPU holds beyond its tensors, as measured with glibc: code first run and what oneDNN packs
+    operands into (more where products are in bf16), and freed memory that the heap keeps: six tenths of the gradients,
+    which are freed as a step begins, and two tiles of logits."""
+    packed = LOW_PACKED if size.compute is not size.accumulate else 0
+    heap = 6 * parameters(size) // 10 + 2 * _rows_at_once(size) * size.classes
+    return LIBRARIES + packed + heap * size.accumulate.itemsize
+
+
+def _rows_at_once(size: StepSize) -> int:
+    """Negatives whose logits exist together."""
+    return min(tiling(size).mixes, max(1, LOGITS_AT_ONCE // size.classes))
 
 
 def _moments(size: StepSize, memory: str) -> dict[str, dict[str, int]]:
-    """What is held where a step may be at its peak: in the sweep that forms the losses, in the backward's last sweep (in
-    recompute mode that is where the losses are formed again), and where the gradients found are scaled, for either phase."""
+    """What is held where a step may be at its peak: in the sweep that forms the losses, in the backward's last sweep
+    (in recompute mode that is where the losses are formed again), and where the gradients found are scaled, for
+    either
+    phase."""
     n, d, m = size.batch, size.dim, size.classes
     a, c = size.accumulate.itemsize, size.compute.itemsize
     low = size.compute is not size.accumulate
-    mixes = max(tile.classes * size.views * (2 * tile.offsets - tile.mirrored) for tile in size.schedule.tiles)
-    at_once = min(mixes, max(1, LOGITS_AT_ONCE // m))
+    mixes = tiling(size).mixes
+    at_once = _rows_at_once(size)
     # Logits and their log-probabilities, and the next rows' logits where there are such.
     logits = m * (2 * at_once * a + min(at_once, mixes - at_once) * a + (at_once * c if low else 0)) + at_once * d * c
-    negatives = mixes * d * a + max(logits, 2 * mixes * d * a, 2 * size.schedule.tile_rows * d * a)
-    vectors = 2 * size.schedule.tile_rows * d * a + (4 * d * d * c if low else 0)
+    negatives = mixes * d * a + max(logits, 2 * mixes * d * a, 2 * tiling(size).rows * d * a)
+    vectors = 2 * tiling(size).rows * d * a + (4 * d * d * c if low else 0)
     entropy = 2 * n * m * a + (n * m * c if low else 0)
     pairs = 3 * size.views * (n // size.views) ** 2 * a
     moments = {}
@@ -187,10 +245,12 @@ def _moments(size: StepSize, memory: str) -> dict[str, dict[str, int]]:
             "gradients, less the state's": (formed - parameters(size)) * a,
             "node tensors": _node_bytes(size, 1),
             "tiles": _tile_bytes(size, memory, losses=False),
-            "losses": max(vectors, losses) if again and size.stages == "cpp" else vectors + (entropy if phase == 1 else 0),
+            "losses": max(vectors, losses)
+            if again and size.stages == "cpp"
+            else vectors + (entropy if phase == 1 else 0),
         }
         moments[f"gradients of phase {phase}"] = {
-            "gradients, less the state's": (2 * formed - parameters(size)) * a,
+            "gradients, less the state's": (GRADIENT_COPIES[phase] * formed - parameters(size)) * a,
             "tiles": _tile_bytes(size, memory, losses=False) if size.stages == "cpp" else 0,
         }
     return moments
@@ -201,7 +261,7 @@ def _held(size: StepSize, memory: str, phase: int) -> dict[str, int]:
     n, d, layers = size.batch, size.dim, size.layers
     a, c, e = size.accumulate.itemsize, size.compute.itemsize, size.edge_dtype.itemsize
     low = size.compute is not size.accumulate
-    rows = size.schedule.rows
+    rows = size.rows
     terms = {}
     if memory != "recompute":
         terms["edges, one vector a layer"] = layers * rows * d * e + 2 * layers * rows * a
@@ -221,14 +281,14 @@ def _node_bytes(size: StepSize, recorded: int) -> int:
     come, for which autograd keeps 20 n D in the products' dtype and 11 in the other; 8 stay of the rest."""
     n, d, layers = size.batch, size.dim, size.layers
     a, c = size.accumulate.itemsize, size.compute.itemsize
-    band = (size.schedule.classes + size.schedule.reach) * size.views * d * a
+    band = (size.batch // size.views + tiling(size).reach) * size.views * d * a
     kept = recorded * (20 * c + 11 * a) + (layers - recorded) * 8 * a
     return n * d * (kept + 6 * a) + (3 * layers + 5) * band
 
 
 def _tile_bytes(size: StepSize, memory: str, losses: bool) -> int:
-    """Tile-sized memory: the workspace of the C++ stages, or what plain torch has in flight (where the losses are formed,
-    or in the backward)."""
+    """Tile-sized memory: the workspace of the C++ stages, or what plain torch has in flight (where the losses are
+    formed, or in the backward)."""
     a, c, layers = size.accumulate.itemsize, size.compute.itemsize, size.layers
     low = size.compute is not size.accumulate
     # Bytes per channel and edge of a tile.
@@ -248,7 +308,94 @@ def _tile_bytes(size: StepSize, memory: str, losses: bool) -> int:
         each = 17 * a + 12 * c + (layers - 1) * (10 * a + 5 * c)
     else:
         each = 17 * a + (6 if memory == "hidden" else 10) * c
-    return int(size.schedule.tile_rows * size.dim * each)
+    return int(tiling(size).rows * size.dim * each)
+
+
+# -- choices
+
+
+def free_memory(device: torch.device | str) -> int | None:
+    """Bytes that a process may still take on a device, None where that is not known.
+
+    CPU (Linux): what the kernel calls available, or what is left below a control group's limit. CUDA: free on the
+    device or held by torch without use.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    if device.type != "cpu":
+        return None
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    available = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return min([*available, *_group_memory(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))], default=None)
+
+
+def _group_memory(membership: Path, root: Path) -> list[int]:
+    """What the control groups that a process is in leave it, from its own up to the root; page cache can be given
+    back."""
+    try:
+        groups = [line.split(":", 2)[1:] for line in membership.read_text().splitlines()]
+    except OSError:
+        return []
+    left = []
+    for controllers, path in groups:
+        if controllers == "":
+            base, names = root, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            base, names = root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        group = base / path.strip("/")
+        # In a container the group's own folder may be mounted as the root.
+        for folder in (group, *group.parents):
+            if (limit := _group_left(folder, *names)) is not None:
+                left.append(limit)
+            if folder == base:
+                break
+    return left
+
+
+def _group_left(folder: Path, limit: str, usage: str, cache: str) -> int | None:
+    try:
+        most = (folder / limit).read_text().strip()
+        used = int((folder / usage).read_text())
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return None
+    return None if most == "max" else max(0, int(most) - used + int(stat.get(cache, 0)))
+
+
+def choose_memory(size: StepSize, free: int | None, device: str = "cpu") -> str:
+    """The mode that edge_memory="auto" takes with so many bytes free: hidden, the fastest, if it takes at most half of
+    them; else store, if it takes at most eight tenths; else recompute. Store where free is not known."""
+    if free is None:
+        return "store"
+    if expected_bytes(size, "hidden", device) <= COMFORTABLE * free:
+        return "hidden"
+    return "store" if expected_bytes(size, "store", device) <= FULL * free else "recompute"
+
+
+def largest_batch(size: StepSize, memory: str, limit: int, device: str = "cpu") -> int | None:
+    """The largest batch whose step, its state included, takes at most `limit` bytes; None if not even two classes fit.
+    size: of any batch; the rest of it holds."""
+
+    def fits(classes: int) -> bool:
+        candidate = replace(size, batch=classes * size.views)
+        return state_bytes(candidate) + expected_bytes(candidate, memory, device) <= limit
+
+    low, high = 2, 4
+    if not fits(low):
+        return None
+    while fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low * size.views
 
 
 def _check_mode(memory: str) -> None:

@@ -28,7 +28,8 @@ _PRODUCTS = {
 
 
 class Observed(TorchDispatchMode):
-    """live, peak: bytes of the tensors made inside and still there; products: (rows, inner, columns) of every matrix product."""
+    """live, peak: bytes of the tensors made inside and still there; products: (rows, inner, columns) of every matrix
+    product."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,8 +64,8 @@ class Observed(TorchDispatchMode):
 
 
 def observe(problem: Problem) -> tuple[list[int], list[tuple[int, int, int]]]:
-    """Phases 1 and 3 of a training step, run twice, in a workspace that starts empty → each phase's peak in the second run,
-    and the products of one run. problem.case.impl is torch or cpp."""
+    """Phases 1 and 3 of a training step, run twice, in a workspace that starts empty → each phase's peak in the
+    second run, and the products of one run. problem.case.impl is torch or cpp."""
     from gcahng.engine import engine
 
     gca, case = problem.gca, problem.case

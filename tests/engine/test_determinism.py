@@ -21,8 +21,7 @@ def threads():
 
 
 @pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("memory", ["store", "recompute"])
+@pytest.mark.parametrize(("memory", "autocast"), [("store", None), ("hidden", None), ("recompute", torch.bfloat16)])
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def test_same_bits_again(impl, memory, autocast, count, threads, tiles):
     """Whatever earlier steps left in the memory that is used again, and wherever new memory lies."""

@@ -3,6 +3,7 @@ negatives; every allocation is seen, those inside of C++ too."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 import pytest
@@ -10,13 +11,10 @@ import torch
 from engine_cases import IMPLEMENTATIONS, Case, assert_exact, run_step
 from torch.profiler import ProfilerActivity, profile
 
-from gcahng import UserError
 from gcahng.engine.mixing import mix_index
 from gcahng.engine.schedule import make_schedule
-from gcahng.losses.passes import passes_for
-from gcahng.reference.passes import GeneratorWeights
 
-CASE = Case(classes=24, views=2, dim=32, num_classes=30, tile_rows=40)
+CASE = Case(classes=24, views=2, dim=32, num_classes=30, tile_rows=96)
 FLOAT = 4
 
 engines = pytest.mark.parametrize("impl", IMPLEMENTATIONS)
@@ -58,7 +56,7 @@ def peak(events: list[int]) -> int:
 
 
 def edge_rows(case: Case) -> int:
-    return make_schedule(case.classes, case.views, symmetric=case.symmetric, tile_rows=case.tile_rows).rows
+    return make_schedule(case.classes, case.views, symmetric=case.symmetric, tile_rows=case.tile_rows or 8192).rows
 
 
 @pytest.fixture
@@ -79,15 +77,16 @@ def test_allocations_are_seen(small_tiles):
 @engines
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_recompute_holds_no_edges(impl, symmetric, small_tiles):
+    """Hidden vectors of a tile or of the nodes are the largest, n×n scalars aside."""
     case = CASE.but(memory="recompute", symmetric=symmetric)
     n, dim = case.classes * case.views, case.dim
     events = step_allocations(case, impl)
-    hidden, attention = max(n, case.tile_rows) * 4 * dim, case.heads * n * (n + 1)
-    assert max(events) <= FLOAT * max(hidden, attention, 4 * dim * dim)
-    assert max(events) < FLOAT * n * n * dim / 8
+    hidden, scalars = max(n, case.tile_rows) * 4 * dim, case.heads * n * (n + 1)
+    assert max(events) <= FLOAT * max(hidden, scalars, 4 * dim * dim)
+    assert max(events) < FLOAT * n * n * dim / 4
 
 
-@engines
+@pytest.mark.parametrize("impl", [pytest.param("torch", marks=pytest.mark.slow), "cpp"])
 def test_recompute_grows_as_n(impl, small_tiles):
     """But for n×n scalars: attention (per head, forward and gradients) and its mask, logits of J_syn."""
     n = CASE.classes * CASE.views
@@ -95,14 +94,13 @@ def test_recompute_grows_as_n(impl, small_tiles):
         peak(step_allocations(CASE.but(memory="recompute", num_classes=60, classes=k * CASE.classes), impl))
         for k in (1, 2)
     )
-    scalars = FLOAT * (2 * n) ** 2 * (4 * CASE.heads + 2)
+    scalars = FLOAT * (2 * n) ** 2 * 4 * CASE.heads
     assert large <= 2 * small + scalars
     assert scalars < FLOAT * (2 * n) ** 2 * CASE.dim, "edges would not pass for scalars"
 
 
 @engines
-@pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize(("layers", "symmetric"), [(1, True), (2, False), (3, True)])
 def test_store_holds_one_vector_a_layer_and_one_gradient(impl, layers, symmetric, small_tiles):
     case = CASE.but(layers=layers, symmetric=symmetric)
     events = step_allocations(case, impl)
@@ -134,9 +132,22 @@ def test_hidden_holds_the_hidden_layer_too(impl, small_tiles):
 
 @engines
 @pytest.mark.parametrize("memory", ["store", "hidden", "recompute"])
-def test_nothing_of_the_edges_outlives_the_forward(impl, memory, small_tiles):
+def test_a_step_leaves_nothing(impl, memory):
+    """All that a step holds goes with it, not when Python's collector comes: a cycle would keep a batch's edges."""
+    case = CASE.but(memory=memory, tile_rows=None)
+    gc.collect()
+    gc.disable()
+    try:
+        assert sum(step_allocations(case, impl)) == 0
+    finally:
+        gc.enable()
+
+
+@engines
+@pytest.mark.parametrize("memory", ["store", "hidden", "recompute"])
+def test_nothing_of_the_edges_outlives_the_forward(impl, memory):
     """What the backward keeps are gradients, of the weights and of the embeddings."""
-    case = CASE.but(memory=memory, dim=16, classes=48, num_classes=50)
+    case = CASE.but(memory=memory, dim=16, classes=48, num_classes=50, tile_rows=None)
     gca = case.loss(impl, torch.float32)
     z, labels = case.batch(dtype=torch.float32)
     run_step(gca, z, labels)
@@ -165,44 +176,11 @@ def test_logits_a_few_rows_at_a_time(impl, memory, monkeypatch):
     case = CASE.but(num_classes=3000, memory=memory, tile_rows=None)  # all edges in one tile
     monkeypatch.setattr("gcahng.engine.passes.LOGITS_AT_ONCE", 7 * case.num_classes + 1)
     n = case.classes * case.views
-    assert max(step_allocations(case, impl)) <= FLOAT * max(n, case.dim, 8192 // case.num_classes) * case.num_classes
+    logits, edges = max(n, case.dim, 7) * case.num_classes, edge_rows(case) * 4 * case.dim
+    assert (
+        max(step_allocations(case, impl))
+        <= FLOAT * max(logits, edges)
+        < FLOAT * n * case.classes * case.num_classes / 10
+    )
     z, labels = case.batch()
     assert_exact(run_step(case.loss(impl), z, labels), run_step(case.loss("reference"), z, labels))
-
-
-# -- and no graph to go back through twice
-
-
-@engines
-def test_second_derivatives_are_an_error(impl):
-    z, labels = CASE.batch()
-    gca, leaf = CASE.loss(impl), z.requires_grad_()
-    (dz,) = torch.autograd.grad(gca(leaf, labels), leaf, create_graph=True)
-    with pytest.raises(UserError, match="differentiable once, not twice; impl='reference'"):
-        dz.sum().backward()
-
-    layout, canonical = gca._enter(z.detach(), labels)
-    batch = gca._batch(canonical, layout, None)
-    engine = passes_for(impl, torch.device("cpu"), "store", None)
-    weights = GeneratorWeights(1.0, 1.0, 1.0)
-    total = engine.generator_pass(gca.graph_network, gca.classifier, batch, None, weights).total
-    head = gca.graph_network.coefficient_head.weight
-    (gradient,) = torch.autograd.grad(total, head, create_graph=True)
-    with pytest.raises(UserError, match="differentiable once, not twice; impl='reference'"):
-        gradient.sum().backward()
-
-
-@engines
-@pytest.mark.parametrize("training", [True, False])
-def test_function_transforms_are_errors(impl, training):
-    z, labels = CASE.batch()
-    gca = CASE.loss(impl, check="off").train(training)
-
-    def loss(x: torch.Tensor) -> torch.Tensor:
-        return gca(x, labels)
-
-    for transform in (torch.func.grad, torch.func.vmap, torch.func.jacrev):
-        with pytest.raises(RuntimeError):
-            transform(loss)(z[None] if transform is torch.func.vmap else z)
-    with pytest.raises((RuntimeError, NotImplementedError)):
-        torch.func.jvp(loss, (z,), (z,))

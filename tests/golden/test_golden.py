@@ -1,10 +1,11 @@
-"""The reference against the authors' code: every output, every gradient, and whole training steps."""
+"""Against the authors' code: the reference's outputs and gradients, and every implementation's whole training steps."""
 
 from __future__ import annotations
 
 import golden
 import pytest
 import torch
+from torch.nn import functional as F
 
 import gcahng
 from gcahng.reference import losses
@@ -116,9 +117,73 @@ def test_diversity(case):
     golden.close(theta.grad, 0.01 * case["loss.diversity.grad.edge_para"], GRADIENT)
 
 
-@pytest.mark.parametrize("shuffled", [False, True], ids=["view-major", "shuffled"])
-def test_training_steps(case, shuffled):
-    gca, model = case.loss(impl="reference"), case.feature_extractor()
+# -- every implementation, through the public loss
+
+IMPLEMENTATIONS = ("reference", "torch", "cpp")
+implementations = pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+orders = pytest.mark.parametrize("shuffled", [False, True], ids=["view-major", "shuffled"])
+
+
+def row_order(case, shuffled, generator):
+    """Rows of a batch: as they are, or with classes interleaved anew.
+
+    Classes keep their order of appearance (the authors' zeroed similarities depend on it), and a class's views theirs.
+    """
+    views, classes = case.config["num_per_class"], case.config["num_classes_in_batch"]
+    if not shuffled:
+        return torch.arange(views * classes)
+    keys = torch.rand(views, classes, generator=generator).sort(dim=0).values
+    keys[0] = torch.arange(classes) * 1e-6
+    return keys.flatten().argsort()
+
+
+@implementations
+@orders
+def test_generate(case, impl, shuffled):
+    gca = case.loss(impl=impl)
+    order = row_order(case, shuffled, torch.Generator().manual_seed(1))
+    z, labels = case["z"][order], case["labels"][order]
+    made = gca.generate(z, labels, u=case["mix.u"])
+    golden.close(made.coefficients, case["edge_para"][order][:, order], OUTPUT, "coefficients")
+    # Ours are by ascending label, the authors' by order of appearance.
+    place = torch.searchsorted(made.classes, case["labels"][: case.config["num_classes_in_batch"]])
+    golden.close(made.negatives[:, place][:, :, place], case["mix.negatives"], OUTPUT, "negatives")
+
+
+@implementations
+@orders
+def test_losses_and_statistics_of_a_forward(case, impl, shuffled):
+    gca = case.loss(impl=impl)
+    order = row_order(case, shuffled, torch.Generator().manual_seed(2))
+    loss = gca(case["z"][order], case["labels"][order], u=case["mix.u"])
+    synthetic = (1 - case.config["e_bj"]) * case["loss.syn_npair"]
+    wanted = case["loss.npair"] + synthetic + F.cross_entropy(case["node_pred"], case["labels"])
+    golden.close(loss.detach(), wanted, OUTPUT, "loss")
+    official = gcahng.official_state_dict(gca)
+    for name, buffer in case.under("after_fwd.").items():
+        if name.startswith("gnn."):
+            golden.close(official[name], buffer, OUTPUT, name)
+
+
+@implementations
+@orders
+def test_eval(case, impl, shuffled):
+    gca = case.loss(impl=impl)
+    gca(case["z"], case["labels"], u=case["mix.u"])
+    gca.eval()
+    order = row_order(case, shuffled, torch.Generator().manual_seed(3))
+    z, labels = case["z"][order], case["labels"][order]
+    made = gca.generate(z, labels)
+    golden.close(made.coefficients, case["eval.edge_para"][order][:, order], OUTPUT, "coefficients")
+    gca.beta = 0.0  # J_syn weighs nothing
+    wanted = case["loss.npair"] + F.cross_entropy(case["eval.node_pred"], case["labels"])
+    golden.close(gca(z, labels).detach(), wanted, OUTPUT, "J_m + J_gce")
+
+
+@implementations
+@orders
+def test_training_steps(case, impl, shuffled):
+    gca, model = case.loss(impl=impl), case.feature_extractor()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-4, weight_decay=1e-4)
     names = {
         "J_m": "J_m",
@@ -132,14 +197,8 @@ def test_training_steps(case, shuffled):
     generator = torch.Generator().manual_seed(0)
     for step, wanted in enumerate(case.config["train_metrics"]):
         x, labels, u = case["train.x"][step], case["train.labels"][step], case["train.u"][step]
-        if shuffled:
-            # Classes interleave anew and keep their order of appearance (the authors' zeroed similarities depend on
-            # it).
-            views, classes = case.config["num_per_class"], case.config["num_classes_in_batch"]
-            keys = torch.rand(views, classes, generator=generator).sort(dim=0).values
-            keys[0] = torch.arange(classes) * 1e-6
-            order = keys.flatten().argsort()
-            x, labels = x[order], labels[order]
+        order = row_order(case, shuffled, generator)
+        x, labels = x[order], labels[order]
         optimizer.zero_grad()
         loss = gca(model(x), labels, u=u[0])
         golden.close(loss, torch.tensor(wanted["J_metric"], dtype=torch.float64), STEPS, "loss")
