@@ -26,6 +26,9 @@ from gcahng.engine import precision
 from gcahng.losses.passes import passes_for
 from gcahng.reference.passes import GeneratorWeights
 
+# Minutes on two cores: every implementation, mode and size, in three precisions.
+pytestmark = pytest.mark.slow
+
 # C odd and even, K and D over their ranges, one class a tile, tiles that end anywhere, each way to keep edges.
 CASES = [
     Case(classes=2, views=2),
