@@ -42,7 +42,7 @@ class Peak(NamedTuple):
 def measure_peak(case: Case, steps: int = 2) -> Peak:
     """Runs a case in a fresh process with this one's environment.
 
-    Errors: UserError on other systems than Linux; RuntimeError if the process fails, memory running out included.
+    Errors: UserError on other systems than Linux, and if the process fails (memory running out included).
     """
     if sys.platform != "linux":
         raise UserError(f"peak memory is read from /proc, which {sys.platform} does not have; use Linux")
@@ -52,8 +52,8 @@ def measure_peak(case: Case, steps: int = 2) -> Peak:
         command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path}
     )
     if result.returncode:
-        lines = result.stderr.strip().splitlines() or ["no message; was memory short?"]
-        raise RuntimeError(f"the process that measures {case.name} ended with {result.returncode}: {lines[-1]}")
+        lines = result.stderr.strip().splitlines() or [f"status {result.returncode}; is memory short?"]
+        raise UserError(f"the process that measures {case.name} failed: {lines[-1]}")
     return Peak(**json.loads(result.stdout.splitlines()[-1]))
 
 

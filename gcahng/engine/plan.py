@@ -1,5 +1,4 @@
-"""What a training step takes, by its sizes: memory of each way to keep edges, arithmetic, and the largest batch that
-fits.
+"""What a training step takes, by its sizes: memory by mode, arithmetic, and the largest batch that fits.
 
 Memory is counted from what the engine allocates: bytes at the peak of a step beyond the loss's weights, their
 gradients and the optimisers' state, which `state_bytes` counts. Arithmetic counts multiply-adds of matrix products
@@ -15,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 
+from gcahng.engine.masks import _CHUNK as MASKS_AT_ONCE
 from gcahng.engine.passes import LOGITS_AT_ONCE
 from gcahng.engine.schedule import default_tile_rows
 from gcahng.errors import UserError
@@ -24,9 +24,6 @@ LIBRARIES, LOW_PACKED = 4 << 20, 36 << 20
 # Of a phase's gradients where they are scaled by the upstream gradient: found, scaled, and in phase 1 autograd's zeros
 # for the outputs that have none.
 GRADIENT_COPIES = {1: 3, 3: 2}
-# Beside its tensors a step on the CPU holds what the matrix library packs operands into, code first run, and gaps in
-# the heap.
-CPU_OVERHEAD = 32 << 20
 # Parts of free memory that edge_memory="auto" lets a step take.
 COMFORTABLE, FULL = 0.5, 0.8
 
@@ -75,7 +72,7 @@ class Work(NamedTuple):
 
 
 class Tiling(NamedTuple):
-    """rows, mixes: edges and synthetic negatives of the largest tile; reach: the largest offset of classes."""
+    """rows, mixes: edges, and (at most) negatives, of the largest tile; reach: the largest offset of classes."""
 
     rows: int
     mixes: int
@@ -272,7 +269,8 @@ def _held(size: StepSize, memory: str, phase: int) -> dict[str, int]:
     terms["prepared weights"] = layers * 4 * d * d * c + d * d * c
     if low:
         terms["prepared weights"] += layers * 5 * d * d * c + d * d * c + (size.classes * d * c if phase == 3 else 0)
-    terms["pairs of nodes"] = n * (n + 1)
+    # Who attends to whom, and for each layer the same as numbers, which attention keeps for its backward.
+    terms["pairs of nodes"] = n * (n + 1) * (1 + layers * c)
     return terms
 
 
@@ -305,10 +303,12 @@ def _tile_bytes(size: StepSize, memory: str, losses: bool) -> int:
     elif losses:
         each = 6 * a + (layers * (4 * a + 4 * c) if memory == "recompute" else 0)
     elif memory == "recompute":
-        each = 17 * a + 12 * c + (layers - 1) * (10 * a + 5 * c)
+        each = 14 * a + 12 * c + (layers - 1) * (10 * a + 5 * c)
     else:
         each = 17 * a + (6 if memory == "hidden" else 10) * c
-    return int(tiling(size).rows * size.dim * each)
+    # Masks are drawn for some tiles at a time, in 64-bit integers.
+    masks = 160 * min(size.rows, MASKS_AT_ONCE + tiling(size).rows) if size.stages == "torch" else 0
+    return int(tiling(size).rows * size.dim * each) + masks
 
 
 # -- choices
@@ -381,10 +381,10 @@ def choose_memory(size: StepSize, free: int | None, device: str = "cpu") -> str:
 
 def largest_batch(size: StepSize, memory: str, limit: int, device: str = "cpu") -> int | None:
     """The largest batch whose step, its state included, takes at most `limit` bytes; None if not even two classes fit.
-    size: of any batch; the rest of it holds."""
+    size: of any batch; the rest of it holds, with more classes where a batch has more."""
 
     def fits(classes: int) -> bool:
-        candidate = replace(size, batch=classes * size.views)
+        candidate = replace(size, batch=classes * size.views, classes=max(size.classes, classes))
         return state_bytes(candidate) + expected_bytes(candidate, memory, device) <= limit
 
     low, high = 2, 4

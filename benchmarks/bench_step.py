@@ -1,0 +1,53 @@
+"""A whole training step and the graph network's forward, for every implementation of the loss that is available here.
+
+    python -m pytest benchmarks/bench_step.py
+
+Each case is held to the reference before it is timed (gcahng.bench.gate); one that disagrees fails and is not timed.
+`gcahng bench step` is the tool for ratios: it interleaves cases and prints the share of the measured product rate.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import pytest
+
+from gcahng.bench.cases import EDGE_MEMORY, Case, Problem
+from gcahng.bench.gate import Gate
+from gcahng.engine.plan import floor_products
+from gcahng.ops._implementations import NAMES, OPS, available
+
+# (n, D, L)
+SIZES = [(48, 64, 1), (81, 128, 2)]
+CASES = [
+    Case(batch, dim=dim, layers=layers, impl=impl, precision=precision, memory=memory)
+    for batch, dim, layers in SIZES
+    for precision in ("fp32", "bf16")
+    for impl in NAMES
+    if impl in OPS["loss"].cpu and available(impl, "cpu", "loss") is None
+    for memory in (EDGE_MEMORY if impl != "reference" else ("store",))
+]
+
+
+def size_id(case: Case) -> str:
+    """n, D and L beside the case's name."""
+    return f"{case.batch}-{case.dim}-{case.layers}-{case.name.replace(' ', '-')}"
+
+
+@lru_cache
+def gate(batch: int, dim: int, layers: int) -> Gate:
+    return Gate(Case(batch, dim=dim, layers=layers))
+
+
+@pytest.mark.parametrize("part", ["forward", "step"])
+@pytest.mark.parametrize("case", CASES, ids=size_id)
+def test_step(case: Case, part: str, benchmark) -> None:
+    benchmark.group = f"{part}, n = {case.batch}, D = {case.dim}, L = {case.layers}"
+    problem = gate(case.batch, case.dim, case.layers).problem(case)
+    assert problem is None, problem
+    call = getattr(Problem(case), part)
+    call()
+    benchmark(call)
+    if benchmark.stats is not None and part == "step":  # --benchmark-disable runs the call once and times nothing
+        flops = floor_products(case.layers, case.memory != "hidden") * case.dim**2 * case.batch**2
+        benchmark.extra_info["GFLOP/s of the floor"] = round(flops / benchmark.stats.stats.median / 1e9, 1)

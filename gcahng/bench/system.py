@@ -1,0 +1,96 @@
+"""What a measurement depends on beside the code: processor, threads, allocator; and the rate of matrix products."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from gcahng import _native
+from gcahng.bench.cases import PRECISIONS
+from gcahng.engine.schedule import default_tile_rows
+
+_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "KMP_AFFINITY",
+    "GOMP_CPU_AFFINITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "GCAHNG_CPU_ARCH",
+    "LD_PRELOAD",
+    "GLIBC_TUNABLES",
+    "MALLOC_ARENA_MAX",
+    "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_TRIM_THRESHOLD_",
+    "MALLOC_TOP_PAD_",
+)
+
+
+def settings() -> dict[str, str | int]:
+    """Processor, versions, threads, C library and the variables that change how it allocates; those unset are left
+    out."""
+    found: dict[str, str | int] = {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 0,
+        "threads": torch.get_num_threads(),
+        "instruction set": _native.cpu_arch() or "none: no native library",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "libc": " ".join(platform.libc_ver()).strip() or "unknown",
+        "huge pages": _read("/sys/kernel/mm/transparent_hugepage/enabled"),
+    }
+    return found | {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+
+
+def describe(found: dict[str, str | int]) -> str:
+    """The settings as two lines of text."""
+    facts = [f"{name} {value}" for name, value in found.items() if not name.isupper()]
+    variables = [f"{name}={value}" for name, value in found.items() if name.isupper()]
+    return f"{', '.join(facts)}\nenvironment: {' '.join(variables) or 'threads and malloc as they are by default'}"
+
+
+class ProductRate:
+    """Matrix products as the edge MLP does them: a tile's rows times (D, 4D). Each call times one."""
+
+    def __init__(self, dim: int, precision: str) -> None:
+        dtype = PRECISIONS[precision]
+        rows = default_tile_rows(dim, dtype)
+        generator = torch.Generator().manual_seed(0)
+        self._x = torch.randn(rows, dim, generator=generator).to(dtype)
+        self._w = torch.randn(4 * dim, dim, generator=generator).to(dtype)
+        self._out = torch.empty(rows, 4 * dim, dtype=dtype)
+        self.flops = 2 * rows * dim * 4 * dim
+        self()
+
+    def __call__(self) -> float:
+        """Seconds of one product."""
+        return seconds(lambda: torch.mm(self._x, self._w.T, out=self._out))
+
+    def rate(self, reps: int = 15) -> float:
+        """FLOP/s, the median of some products in a row."""
+        times = sorted(self() for _ in range(reps))
+        return self.flops / times[len(times) // 2]
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """How long one call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _cpu_model() -> str:
+    lines = _read("/proc/cpuinfo").splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return "unknown"

@@ -1,0 +1,128 @@
+"""gcahng bench"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from gcahng.commands._arguments import Parser
+from gcahng.errors import UserError
+
+
+def run(arguments: list[str]) -> int:
+    """Measure the loss on this machine: `step` for times, `memory` for peaks."""
+    parser = Parser(prog="gcahng bench", description=run.__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{step,memory}", parser_class=Parser)
+    step = commands.add_parser(
+        "step", help="forward, rest and whole step against the fp32 reference", description=_step.__doc__
+    )
+    _add_sizes(step, batch=[81, 129])
+    step.add_argument("--impl", nargs="+", default=["auto"], help="implementations of the loss (auto)")
+    step.add_argument("--precision", nargs="+", choices=("fp32", "bf16", "fp64"), default=["fp32", "bf16"])
+    step.add_argument("--reps", type=_positive, default=5, help="repetitions (5)")
+    step.add_argument("--no-peak", action="store_true", help="leave the peaks out, which take a process a case")
+    memory = commands.add_parser("memory", help="peak memory by batch and mode", description=_memory.__doc__)
+    _add_sizes(memory, batch=[129, 192, 384, 513, 768], modes=["store", "hidden", "recompute"])
+    memory.add_argument("--impl", nargs="+", default=["auto"], help="implementations of the loss (auto)")
+    memory.add_argument("--precision", nargs="+", choices=("fp32", "bf16", "fp64"), default=["fp32"])
+    memory.add_argument("--steps", type=_positive, default=2, help="steps in a process (2)")
+    memory.add_argument("--no-classes", action="store_true", help="leave out phase 3 with M = 11,318 at n = 243")
+    options = parser.parse_args(arguments)
+    return {"step": _step, "memory": _memory}[options.command](options)
+
+
+def _add_sizes(parser: argparse.ArgumentParser, batch: list[int], modes: list[str] | None = None) -> None:
+    modes = modes or ["store", "hidden"]
+    shown = " ".join(map(str, batch))
+    parser.add_argument("--batch", type=_positive, nargs="+", default=batch, metavar="N", help=f"batch sizes ({shown})")
+    parser.add_argument("--views", type=_positive, default=3, metavar="K", help="samples a class (3)")
+    parser.add_argument("--dim", type=_positive, default=512, metavar="D", help="embedding channels (512)")
+    parser.add_argument("--layers", type=_positive, default=2, metavar="L", help="graph layers (2)")
+    parser.add_argument(
+        "--classes", type=_positive, metavar="M", help="training classes (100, or as many as the batch has)"
+    )
+    parser.add_argument(
+        "--memory", nargs="+", choices=("store", "hidden", "recompute"), default=modes,
+        help=f"how edges are kept ({' '.join(modes)})",
+    )  # fmt: skip
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
+_positive.__name__ = "whole number above 0"  # argparse says "invalid … value"
+
+
+def _cases(options: argparse.Namespace) -> list[Any]:
+    """The cases that options span, a list a batch size."""
+    from gcahng.bench.cases import Case
+
+    groups = []
+    for batch in options.batch:
+        classes = options.classes or max(100, batch // options.views)
+        sizes = (batch, options.views, options.dim, options.layers, classes)
+        group = [
+            Case(*sizes, impl, precision, memory)
+            for impl in options.impl
+            for precision in options.precision
+            for memory in (options.memory if impl != "reference" else options.memory[:1])
+        ]
+        for case in group:
+            _ = case.implementation  # UserError for one that is not available
+        groups.append(list({case.name: case for case in group}.values()))
+    return groups
+
+
+def _step(options: argparse.Namespace) -> int:
+    """Time a training step and its forward for each implementation, precision and mode, against the fp32 reference.
+
+    Everything is interleaved in one process. A case is first held to the reference in fp64; one that disagrees has no
+    ratio.
+    """
+    from gcahng.bench import step, system
+
+    groups = _cases(options)
+    settings = system.settings()
+    print(system.describe(settings))
+    sizes, variants = [group[0] for group in groups], groups[0]
+    found = step.measure(sizes, variants, options.reps, peaks=not options.no_peak)
+    print(f"\n{step.table(found)}")
+    _write(options.json, {"settings": settings, **found})
+    return 0
+
+
+def _memory(options: argparse.Namespace) -> int:
+    """Measure the peak memory of a training step, each case in a process of its own."""
+    from dataclasses import replace
+
+    from gcahng.bench import memory, system
+
+    groups = _cases(options)
+    settings = system.settings()
+    print(system.describe(settings))
+    extra = []
+    if not options.no_classes:
+        many = replace(groups[0][0], batch=81 * options.views, classes=11318)
+        extra = [(many, replace(many, classes=100))]
+    rows = memory.measure([case for group in groups for case in group], extra, options.steps)
+    print(f"\n{memory.table(rows)}")
+    _write(options.json, {"settings": settings, "rows": rows})
+    return 0
+
+
+def _write(path: Path | None, values: dict[str, Any]) -> None:
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(values, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"--json {path} cannot be written: {error.strerror}") from None
+    print(f"written {path}")

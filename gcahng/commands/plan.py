@@ -1,0 +1,137 @@
+"""gcahng plan"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from gcahng.commands._arguments import Parser
+from gcahng.errors import UserError
+
+if TYPE_CHECKING:
+    from gcahng.engine.plan import StepSize
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+
+def run(arguments: list[str]) -> int:
+    """Print the memory and arithmetic of a training step that its sizes imply, and the largest batch that fits."""
+    parser = Parser(prog="gcahng plan", description=run.__doc__)
+    parser.add_argument("--batch", type=int, required=True, metavar="N", help="samples a batch")
+    parser.add_argument(
+        "--views", type=int, metavar="K", help="samples a class (3, 4 or 2, by which divides the batch)"
+    )
+    parser.add_argument("--dim", type=int, default=512, metavar="D", help="embedding channels (512)")
+    parser.add_argument("--layers", type=int, default=2, metavar="L", help="graph layers (2)")
+    parser.add_argument("--classes", type=int, metavar="M", help="training classes (100, or as many as the batch has)")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of products (fp32)")
+    parser.add_argument("--edge-dtype", choices=("fp32", "bf16"), default="fp32", help="of stored edges (fp32)")
+    parser.add_argument(
+        "--independent", action="store_true", help="dropout drawn for both directions (symmetric=False)"
+    )
+    parser.add_argument("--stages", choices=("cpp", "torch"), default="cpp", help="the engine's stages (cpp)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what the step runs on (cpu)")
+    parser.add_argument("--memory-limit", metavar="BYTES", help="such as 16GB or 24GiB (what is free here)")
+    parser.add_argument("--rate", type=float, metavar="GFLOP/S", help="of matrix products (measured here, on the CPU)")
+    options = parser.parse_args(arguments)
+
+    import torch
+
+    from gcahng.engine.plan import StepSize, free_memory
+
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    for name, least in (("batch", 4), ("views", 2), ("dim", 1), ("layers", 1), ("classes", 2), ("rate", 0)):
+        value = getattr(options, name)
+        if value is not None and (value < least or (name == "rate" and value == 0)):
+            raise UserError(f"--{name} is {value}; it must be {'above 0' if name == 'rate' else f'at least {least}'}")
+    views = options.views or next((k for k in (3, 4, 2, 5, 7) if options.batch % k == 0 and options.batch >= 2 * k), 3)
+    size = StepSize(
+        batch=options.batch,
+        dim=options.dim,
+        layers=options.layers,
+        views=views,
+        classes=options.classes or max(100, options.batch // views),
+        compute=dtypes[options.precision],
+        edge_dtype=dtypes[options.edge_dtype],
+        symmetric=not options.independent,
+        stages="torch" if options.device == "cuda" else options.stages,
+    )
+    limit = parse_bytes(options.memory_limit) if options.memory_limit else None
+    if limit is None and (options.device == "cpu" or torch.cuda.is_available()):
+        limit = free_memory(options.device)
+    rate = options.rate * 1e9 if options.rate else None
+    if rate is None and options.device == "cpu":
+        from gcahng.bench.system import ProductRate
+
+        rate = ProductRate(options.dim, options.precision).rate()
+    print(report(size, options.device, limit, bool(options.memory_limit), rate, measured=options.rate is None))
+    return 0
+
+
+def report(
+    size: StepSize, device: str, limit: int | None, given: bool, rate: float | None, measured: bool = False
+) -> str:
+    """The text of `gcahng plan`. limit: bytes (given, or free here; None: unknown); rate: FLOP/s or None."""
+    from gcahng.engine import plan
+
+    rows = []
+    for memory in plan.MODES:
+        peak = plan.expected_bytes(size, memory, device)
+        work = plan.work(size, memory)
+        flops = 2 * work.total
+        largest = None if limit is None else plan.largest_batch(size, memory, limit, device)
+        rows.append(
+            [
+                memory,
+                _bytes(peak),
+                _bytes(peak + plan.state_bytes(size)),
+                f"{flops / 1e12:,.3g}",
+                "–" if rate is None else f"{flops / rate:,.3g}",
+                "–" if limit is None else "none" if largest is None else f"{largest:,}",
+            ]
+        )
+    head = ["mode", "peak", "with state", "TFLOP", "floor, s", "largest n"]
+    widths = [max(len(row[at]) for row in [head, *rows]) for at in range(len(head))]
+    pairs = f"{size.rows:,} pairs" if size.symmetric else f"{size.rows:,} ordered pairs"
+    dtype = str(size.compute).removeprefix("torch.")
+    lines = [
+        f"n = {size.batch:,} ({size.batch // size.views:,} classes of {size.views}), D = {size.dim}, "
+        f"L = {size.layers}, M = {size.classes:,}: {pairs}, products in {dtype}, {size.stages} stages on {device}",
+        "",
+        *("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]),
+        "",
+        f"peak: a step's beyond its state, which is {_bytes(plan.state_bytes(size))} of weights, gradients and "
+        "optimisers' moments.",
+    ]
+    if rate is not None:
+        where = "measured here" if measured else "given"
+        lines.append(
+            f"floor: the step's matrix products at {rate / 1e9:,.0f} GFLOP/s ({where}); real steps take longer."
+        )
+    if limit is not None:
+        lines.append(f"largest n: with its state in {_bytes(limit)} ({'given' if given else 'free here now'}).")
+        lines.append(
+            f'edge_memory="auto" would take {plan.choose_memory(size, max(0, limit - plan.state_bytes(size)), device)}.'
+        )
+    terms = plan.expected_terms(size, "store")
+    parts = [f"{name} {_bytes(count)}" for name, count in terms.items() if count > 0]
+    lines.append(f"At store's peak: {', '.join(parts)}.")
+    return "\n".join(lines)
+
+
+def parse_bytes(text: str) -> int:
+    """16GB, 24GiB, 512 MB or a number of bytes.
+
+    Errors: UserError for anything else.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT]I?)?B?)\s*", text.upper())
+    if match is None or float(match[1]) == 0:
+        raise UserError(f"--memory-limit is {text!r}; it must be a number of bytes such as 16GB or 24GiB")
+    return int(float(match[1]) * _UNITS[match[2] or ""])
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:,.3g} {unit}" if count < 100 * size else f"{count / size:,.0f} {unit}"
+    return f"{count} B"

@@ -1,0 +1,227 @@
+"""`gcahng bench` and `gcahng plan` on tiny cases, and the gate on planted mistakes."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from gcahng.bench import gate as gates
+from gcahng.bench import memory, step, system
+from gcahng.bench.cases import Case, Problem
+from gcahng.bench.gate import Gate, outputs
+from gcahng.bench.peak import Peak, from_json, measure_peak, to_json
+from gcahng.cli import main
+from gcahng.commands.plan import parse_bytes
+from gcahng.engine.cpp import CppStages
+from gcahng.errors import UserError
+
+TINY = Case(12, 3, 16, 1, impl="cpp")
+SIZES = ["--dim", "16", "--layers", "1"]
+linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+
+
+@pytest.fixture(scope="module")
+def gate() -> Gate:
+    return Gate(TINY)
+
+
+@pytest.mark.parametrize("impl", ["reference", "torch", "cpp"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp64"])
+def test_the_gate_lets_right_results_through(gate: Gate, impl: str, precision: str) -> None:
+    for kept in ("store", "hidden", "recompute") if impl != "reference" else ("store",):
+        assert gate.problem(Case(12, 3, 16, 1, impl=impl, precision=precision, memory=kept)) is None
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_gate_refuses_planted_mistakes(gate: Gate, precision: str) -> None:
+    right = outputs(Case(12, 3, 16, 1, impl="cpp", precision=precision))
+    assert gate.compare(right, precision) is None
+    for name in right:
+        wrong = dict(right) | {name: right[name] * 1.5}
+        assert gate.compare(wrong, precision).startswith(f"{name} is off by 0.")
+    nan = dict(right) | {"dz": right["dz"].clone().fill_(float("nan"))}
+    assert gate.compare(nan, precision).startswith("dz is off by inf")
+    cut = dict(right) | {"dz": right["dz"][1:]}
+    assert gate.compare(cut, precision).startswith("dz is off by inf")
+    del right["dz"]
+    assert gate.compare(right, precision) == "it has other outputs: dz"
+    slight = outputs(Case(12, 3, 16, 1, impl="cpp"))
+    slight["losses"][1] *= 1 + 1e-5
+    assert gate.compare(slight, "fp32").startswith("losses is off by 1e-05")
+
+
+def test_a_wrong_stage_has_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = CppStages.mlp_backward
+    monkeypatch.setattr(CppStages, "mlp_backward", lambda *arguments: right(*arguments).mul_(1.001))
+    found = step.measure([TINY], [TINY], reps=1, peaks=False)
+    baseline, case = found["rows"]
+    assert "is off by" in case["disagrees"]
+    assert case["share_of_floor"] is None
+    assert not any(name.endswith("_ratio") for name in case)
+    assert "No ratio for cpp fp32 store at n = 12: " in step.table(found)
+    assert baseline["disagrees"] is None
+
+
+def test_a_case_that_cannot_be_checked_has_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "free_memory", lambda device: 1000)
+    _, case = step.measure([TINY], [TINY], reps=1, peaks=False)["rows"]
+    assert "cannot be checked" in case["disagrees"] and "step_ratio" not in case
+
+
+def test_outputs_do_not_move_the_weights() -> None:
+    problem = Problem(TINY, **gates._HELD)
+    before = [p.detach().clone() for p in problem.gca.parameters()]
+    problem.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, problem.gca.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("impl", ["reference", "torch", "cpp"])
+def test_forward_touches_no_state(impl: str) -> None:
+    problem = Problem(Case(12, 3, 16, 1, impl=impl))
+    before = {name: x.clone() for name, x in problem.gca.state_dict().items() if isinstance(x, torch.Tensor)}
+    problem.forward()
+    after = problem.gca.state_dict()
+    assert before and all(torch.equal(x, after[name]) for name, x in before.items())
+
+
+def test_step_prints_and_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written = tmp_path / "new" / "step.json"
+    options = ["--batch", "6", "12", *SIZES, "--reps", "2", "--no-peak", "--json", str(written)]
+    assert main(["bench", "step", *options]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"\| 12 \| cpp bf16 hidden \|.* % \|", out)
+    assert f"threads {torch.get_num_threads()}" in out and "environment:" in out
+    assert "24 D² n² multiply-adds at L = 1 (20.5 hidden)" in out
+    found = json.loads(written.read_text())
+    assert [row["case"] for row in found["rows"]][:2] == ["reference fp32", "cpp fp32 store"]
+    assert len(found["rows"]) == 2 * 5
+    row = found["rows"][1]
+    assert row["disagrees"] is None and len(row["all_s"]["step"]) == 2
+    times = row["step_s"]
+    assert times["p20"] <= times["median"] <= times["p80"]
+    assert row["step_ratio"] == pytest.approx(found["rows"][0]["step_s"]["median"] / times["median"])
+    assert row["floor_flops"] == 48 * 16**2 * 6**2
+    assert set(found["rates"]) == {"fp32, D = 16", "bf16, D = 16"}
+    assert "authors_step_ratio" not in row
+
+
+def test_the_authors_numbers_are_for_their_sizes_alone() -> None:
+    ratios = step._authors_ratios(Case(129), 2.0, 0.5)
+    assert ratios["authors_step_ratio"] == pytest.approx(22.7 / (2 * torch.get_num_threads()))
+    for other in (Case(132), Case(129, dim=256), Case(129, layers=1)):
+        assert step._authors_ratios(other, 2.0, 0.5) == {}
+
+
+def test_spread_is_by_nearest_rank() -> None:
+    assert step.spread([5.0, 1.0, 2.0, 4.0, 3.0]) == {"median": 3.0, "p20": 1.0, "p80": 4.0}
+    assert step.spread([2.0]) == {"median": 2.0, "p20": 2.0, "p80": 2.0}
+
+
+@linux
+def test_memory_prints_and_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written = tmp_path / "memory.json"
+    options = ["--batch", "12", *SIZES, "--memory", "store", "--steps", "1", "--no-classes", "--json", str(written)]
+    assert main(["bench", "memory", *options]) == 0
+    out = capsys.readouterr().out
+    assert "| 12 | 100 | cpp fp32 store |" in out
+    (row,) = json.loads(written.read_text())["rows"]
+    assert row["peak"] == max(row["phase1"], row["phase3"]) > 0
+
+
+@linux
+def test_a_peak_holds_at_least_what_the_edges_take() -> None:
+    case = Case(192, 3, 64, 2, impl="cpp")
+    store = 3 * (192 * 195 // 2) * 64 * 4
+    assert store < measure_peak(case, steps=1).phase3 < 6 * store
+
+
+def test_growth_and_extra_are_those_of_the_same_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(case: Case, steps: int) -> Peak:
+        peak = case.batch**2 * 1000 + (5 * 10**6 if case.classes > 100 else 0)
+        return Peak(peak, peak // 2, peak, peak)
+
+    monkeypatch.setattr(memory, "measure_peak", measured)
+    cases = [Case(n, memory=kept) for n in (12, 24) for kept in ("store", "hidden")]
+    many, few = Case(243, classes=11318), Case(243)
+    rows = memory.measure(cases, [(many, few)], steps=1)
+    assert [row["growth"] for row in rows[:2]] == [None, None]
+    assert [row["growth"] for row in rows[2:4]] == pytest.approx([2, 2])
+    assert rows[4]["phase3_extra"] == 5 * 10**6
+    assert rows[4]["all_logits"] == 3 * 81**2 * 11318 * 4
+    assert "Phase 3 at n = 243 with M = 11,318, cpp fp32 store: 5 MB more" in memory.table(rows)
+
+
+@linux
+def test_a_process_that_fails_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GCAHNG_CPU_ARCH", "nonsense")
+    with pytest.raises(UserError, match="measures cpp fp32 store failed: .*nonsense"):
+        measure_peak(TINY)
+
+
+def test_a_case_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(case: Case, steps: int) -> Peak:
+        if case.batch == 24:
+            raise UserError("memory was short")
+        return Peak(1000, 500, 1000, 1000)
+
+    monkeypatch.setattr(memory, "measure_peak", measured)
+    rows = memory.measure([Case(12), Case(24)], [(Case(24), Case(12))], steps=1)
+    assert [row["peak"] for row in rows] == [1000, None]
+    assert "Nothing for cpp fp32 store at n = 24: memory was short." in memory.table(rows)
+
+
+def test_cases_survive_json() -> None:
+    case = Case(12, memory="hidden", edge_dtype=torch.bfloat16, symmetric=False)
+    assert from_json(to_json(case)) == case
+
+
+def test_settings_name_what_changes_malloc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")
+    found = system.settings()
+    assert found["threads"] == torch.get_num_threads() and found["torch"] == torch.__version__
+    assert "MALLOC_MMAP_THRESHOLD_=65536" in system.describe(found).splitlines()[1]
+
+
+def test_plan_prints_every_mode(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--batch", "1024", "--memory-limit", "16GB", "--rate", "180"]) == 0
+    out = capsys.readouterr().out
+    assert "n = 1,024 (256 classes of 4), D = 512, L = 2" in out
+    for mode in ("hidden", "store", "recompute"):
+        assert re.search(rf"^\s*{mode}\s.*\d$", out, re.M)
+    assert "at 180 GFLOP/s (given)" in out and "in 16 GB (given)" in out
+    assert main(["plan", "--batch", "1024", "--device", "cuda", "--precision", "bf16", "--memory-limit", "80GB"]) == 0
+    out = capsys.readouterr().out
+    assert "torch stages on cuda" in out and "floor:" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plan"], "the following arguments are required: --batch"),
+        (["plan", "--batch", "7", "--rate", "1"], "batch is 7 and views is 3"),
+        (["plan", "--batch", "12", "--memory-limit", "much"], "--memory-limit is 'much'"),
+        (["plan", "--batch", "12", "--dim", "0"], "--dim is 0; it must be at least 1"),
+        (["plan", "--batch", "12", "--rate", "0"], "--rate is 0.0; it must be above 0"),
+        (["bench"], "the following arguments are required: {step,memory}"),
+        (["bench", "step", "--batch", "0"], "argument --batch: invalid whole number above 0 value: '0'"),
+        (["bench", "step", "--batch", "10"], "batch is 10 and views is 3"),
+        (["bench", "step", "--impl", "cuda"], "impl='cuda' is not available"),
+        (["bench", "memory", "--classes", "3"], "classes is 3; a batch of 129 with 3 views has 43 classes"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"gcahng: error: {message}") and err.count("\n") == 1
+
+
+def test_bytes_are_read() -> None:
+    texts = ("16GB", "1.5 GiB", "512", "2k", "80gb")
+    assert [parse_bytes(text) for text in texts] == [16 * 10**9, 3 * 2**29, 512, 2000, 80 * 10**9]
+    for text in ("", "GB", "-1", "0", "1e9"):
+        with pytest.raises(UserError, match="--memory-limit"):
+            parse_bytes(text)

@@ -1,0 +1,185 @@
+"""The planner against what the engine allocates and multiplies, and against itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from observed import observe
+
+from gcahng.bench.cases import Case, Problem
+from gcahng.bench.memory import plan_size
+from gcahng.engine import plan
+from gcahng.engine.plan import MODES, StepSize
+from gcahng.engine.schedule import default_tile_rows, make_schedule
+from gcahng.engine.weights import generator_names, metric_names, parameter_names
+from gcahng.errors import UserError
+from gcahng.nn import GraphNetwork
+
+SIZE = StepSize(batch=129, dim=512, layers=2, views=3, classes=100)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("memory", MODES)
+def test_every_product_is_counted(memory: str, layers: int, symmetric: bool) -> None:
+    case = Case(15, 3, 16, layers, classes=37, impl="cpp", memory=memory, symmetric=symmetric)
+    size = plan_size(case)
+    _, products = observe(Problem(case))
+    rows, mixes = size.rows, case.batch**2 // case.views  # one tile
+    assert plan.tiling(size).rows == rows
+    edges = sum(a * b * c for a, b, c in products if rows in (a, b, c))
+    negatives = sum(a * b * c for a, b, c in products if mixes in (a, b, c))
+    found = plan.work(size, memory)
+    assert (edges, negatives) == (found.edges, found.negatives)
+    assert edges == plan.edge_products(layers, memory) * rows * case.dim**2
+    rest = sum(a * b * c for a, b, c in products) - edges - negatives
+    # The classifier's own loss is no part of a pass, attention is no matrix product of torch's.
+    attention = 14 * layers * case.batch**2 * case.dim
+    expected = found.nodes - 2 * case.batch * case.classes * case.dim - attention
+    assert rest == pytest.approx(expected, rel=0.01)
+
+
+def test_the_formulas_of_the_products() -> None:
+    assert [plan.edge_products(layers, "store") for layers in (1, 2, 3)] == [48, 112, 176]
+    assert [plan.floor_products(layers, True) for layers in (1, 2, 3)] == [48, 112, 176]
+    assert [plan.floor_products(layers, False) / 2 for layers in (1, 2)] == [20.5, 47.5]
+    assert [plan.edge_products(layers, "hidden") for layers in (1, 2)] == [44, 100]
+
+
+MEMORY_CASES = [
+    Case(240, 3, 64, 2, 200, "cpp", "fp32"),
+    Case(96, 3, 64, 2, 200, "cpp", "bf16"),
+    Case(120, 4, 32, 3, 2000, "cpp", "fp32"),
+    Case(96, 2, 64, 1, 200, "cpp", "fp32", edge_dtype=torch.bfloat16),
+    Case(72, 3, 64, 2, 200, "cpp", "fp32", symmetric=False),
+    Case(72, 3, 64, 2, 200, "torch", "fp32"),
+    Case(72, 3, 64, 2, 200, "torch", "bf16"),
+]
+
+
+@pytest.mark.parametrize("memory", MODES)
+@pytest.mark.parametrize("case", MEMORY_CASES, ids=lambda case: case.name.replace(" ", "-"))
+def test_estimates_agree_with_what_tensors_hold(case: Case, memory: str) -> None:
+    case = replace(case, memory=memory)
+    size = plan_size(case)
+    peaks, _ = observe(Problem(case))
+    # observe() looks at the passes alone: no state is given back, no gradient scaled.
+    state = plan.parameters(size) * size.accumulate.itemsize
+    moments = [terms for name, terms in plan._moments(size, memory).items() if not name.startswith("gradients")]
+    expected = state + max(sum(terms.values()) for terms in moments)
+    assert expected == pytest.approx(max(peaks), rel=0.15)
+
+
+def test_parameters_are_counted_exactly() -> None:
+    for dim, layers, classes in ((16, 1, 7), (32, 3, 50)):
+        size = StepSize(6, dim, layers, 3, classes)
+        named = dict(GraphNetwork(dim, classes, layers=layers).named_parameters())
+        counts = [sum(named[name].numel() for name in names(layers)) for names in (generator_names, metric_names)]
+        assert counts == [plan._generator_parameters(size), plan._metric_parameters(size)]
+        graph = sum(named[name].numel() for name in parameter_names(layers))
+        assert plan.parameters(size) == graph + (dim + 1) * classes
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("views", [2, 3, 8])
+def test_tiling_agrees_with_the_schedule(views: int, symmetric: bool) -> None:
+    for classes in (2, 3, 8, 31, 34, 43, 64, 127, 128):
+        for dim, compute in ((512, torch.float32), (64, torch.float32), (1024, torch.bfloat16)):
+            size = StepSize(classes * views, dim, 2, views, 200, compute, symmetric=symmetric)
+            rows = default_tile_rows(dim, compute)
+            schedule = make_schedule(classes, views, symmetric=symmetric, tile_rows=rows)
+            mixes = max(t.classes * views * (2 * t.offsets - t.mirrored) for t in schedule.tiles)
+            found = plan.tiling(size)
+            assert (size.rows, found.rows, found.reach) == (schedule.rows, schedule.tile_rows, schedule.reach)
+            assert mixes <= found.mixes <= 1.1 * mixes
+
+
+@pytest.mark.parametrize("memory", MODES)
+def test_more_takes_more(memory: str) -> None:
+    # A small batch splits into tiles of uneven size, which is what recompute's memory goes by.
+    sizes = [replace(SIZE, batch=3 * 2**k, classes=2**k) for k in range(7 if memory == "recompute" else 5, 12)]
+    for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+        assert plan.expected_bytes(before, memory) < plan.expected_bytes(after, memory)
+        assert plan.work(before, memory).total < plan.work(after, memory).total
+    base = plan.expected_bytes(SIZE, memory)
+    for change in ({"layers": 3}, {"dim": 1024}, {"classes": 11318}):
+        assert plan.expected_bytes(replace(SIZE, **change), memory) > base
+
+
+def test_modes_are_in_order_and_recompute_keeps_no_edges() -> None:
+    large = replace(SIZE, batch=1536, classes=512)
+    hidden, store, recompute = (plan.expected_bytes(large, memory) for memory in MODES)
+    assert hidden > 2 * store > 10 * recompute
+    assert not any(name.startswith(("edges", "hidden")) for name in plan.expected_terms(large, "recompute"))
+    half = plan.expected_bytes(replace(large, edge_dtype=torch.bfloat16), "store")
+    assert half < 0.6 * store
+
+
+@pytest.mark.parametrize("memory", MODES)
+@pytest.mark.parametrize("limit", [10**9, 16 * 10**9])
+def test_the_largest_batch_fits_and_the_next_does_not(memory: str, limit: int) -> None:
+    found = plan.largest_batch(SIZE, memory, limit)
+    assert found is not None and found % 3 == 0
+
+    def taken(batch: int) -> int:
+        size = replace(SIZE, batch=batch, classes=max(100, batch // 3))
+        return plan.state_bytes(size) + plan.expected_bytes(size, memory)
+
+    assert taken(found) <= limit < taken(found + 3)
+
+
+def test_no_batch_fits_in_less_than_the_state() -> None:
+    assert plan.largest_batch(SIZE, "recompute", plan.state_bytes(SIZE)) is None
+
+
+def test_the_choice_follows_free_memory() -> None:
+    hidden, store = (plan.expected_bytes(SIZE, memory) for memory in ("hidden", "store"))
+    assert plan.choose_memory(SIZE, 2 * hidden + 2) == "hidden"
+    assert plan.choose_memory(SIZE, 2 * hidden - 2) == "store"
+    assert plan.choose_memory(SIZE, int(store / 0.8) + 2) == "store"
+    assert plan.choose_memory(SIZE, int(store / 0.8) - 2) == "recompute"
+    assert plan.choose_memory(SIZE, None) == "store"
+
+
+def test_free_memory_is_that_of_this_machine() -> None:
+    free = plan.free_memory("cpu")
+    assert plan.free_memory("meta") is None
+    if not Path("/proc/meminfo").exists():
+        assert free is None
+        return
+    total = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal:"))
+    assert 0 < free <= int(total.split()[1]) * 1024
+
+
+def _group(folder: Path, limit: str, used: int, names: tuple[str, str, str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / names[0]).write_text(f"{limit}\n")
+    (folder / names[1]).write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"cache 5\n{names[2]} 100\n")
+
+
+def test_a_control_group_limits_free_memory(tmp_path: Path) -> None:
+    second = ("memory.max", "memory.current", "inactive_file")
+    first = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    membership = tmp_path / "cgroup"
+    membership.write_text("0::/outer/inner\n")
+    _group(tmp_path / "outer", "2000", 500, second)
+    _group(tmp_path / "outer" / "inner", "max", 400, second)
+    assert plan._group_memory(membership, tmp_path) == [1600]
+    membership.write_text("3:cpu:/\n4:memory:/job\n")
+    assert plan._group_memory(membership, tmp_path) == []
+    _group(tmp_path / "memory", "9000", 1000, first)  # a container: its group is mounted as the root
+    assert plan._group_memory(membership, tmp_path) == [8100]
+    assert plan._group_memory(tmp_path / "none", tmp_path) == []
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(UserError, match="batch is 10 and views is 3"):
+        StepSize(10, 16, 1, 3, 10)
+    with pytest.raises(UserError, match="edge_memory is 'auto'"):
+        plan.expected_terms(SIZE, "auto")
+    with pytest.raises(UserError, match="edge_memory is 'x'"):
+        plan.work(SIZE, "x")
