@@ -13,6 +13,15 @@ from gcahng import UserError, _native
 from gcahng.ops import _stages
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors here are small: threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(params=_native.CPU_ARCHES)
 def arch(request) -> Iterator[str]:
     """Each instruction set that this processor has, in force."""

@@ -170,3 +170,17 @@ def assert_exact(
         assert scale > 0, f"{name} is zero"
         allowed = (gradients if is_gradient(name) else outputs) * scale
         assert off <= allowed, f"{name}: off by {off:.3g}, allowed {allowed:.3g}"
+
+
+WIDE_CASES = [
+    Case(classes=5, views=3, dim=512),
+    Case(classes=4, views=3, dim=1024, layers=1, memory="recompute", tile_rows=40),
+    Case(classes=6, views=2, dim=512, layers=4, symmetric=False, memory="hidden", tile_rows=130),
+]
+LOW_CASES = [
+    Case(tile_rows=40),
+    Case(classes=4, symmetric=False, memory="recompute"),
+    Case(classes=6, views=4, dim=64, memory="hidden", tile_rows=130),
+    Case(classes=7, views=2, dim=24, layers=4, heads=3),
+    Case(classes=3, views=8, dim=64, layers=1, tile_rows=130),
+]

@@ -169,8 +169,7 @@ def test_logits_of_a_tile_at_most(impl, memory, small_tiles):
     assert max(mixes, n, case.dim) < n * case.classes / 10
 
 
-@engines
-@pytest.mark.parametrize("memory", ["store", "recompute"])
+@pytest.mark.parametrize(("impl", "memory"), [("torch", "store"), ("cpp", "recompute")])
 def test_logits_a_few_rows_at_a_time(impl, memory, monkeypatch):
     """Where a tile alone has too many of them, which changes no result."""
     case = CASE.but(num_classes=3000, memory=memory, tile_rows=None)  # all edges in one tile

@@ -12,8 +12,8 @@ from gcahng.testing import seeded
 
 SCHEDULES = [
     (classes, views, symmetric, rows)
-    for classes in (2, 3, 4, 5, 8, 9)
-    for views in (2, 3, 5)
+    for classes in (2, 3, 4, 9)
+    for views in (2, 3)
     for symmetric in (True, False)
     for rows in (1, 9, 40, 130, 10_000)
 ]

@@ -68,22 +68,17 @@ def wanted(setup: Setup, stage: str, precision: str) -> Wanted:
     return Wanted(arguments, exact, [getattr(run, stage)(*arguments) for run in every])
 
 
-# Every instruction set on two setups; on the others those that most machines run.
-slower = [
-    pytest.param(
-        arch,
-        setup,
-        marks=[pytest.mark.slow] if arch == "base" and setup not in SETUPS[:2] else [],
-        id=f"{arch}-{setup}",
-    )
+# The instruction set in force on every setup, the others on the first (on all: -m slow).
+ON_SETUPS = [
+    pytest.param(arch, setup, marks=[pytest.mark.slow] if arch != _native.cpu_arch() and number > 0 else [])
     for arch in _native.CPU_ARCHES
-    for setup in SETUPS
+    for number, setup in enumerate(SETUPS)
 ]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize(("arch", "setup"), slower, indirect=["arch"])
+@pytest.mark.parametrize(("arch", "setup"), ON_SETUPS, indirect=["arch"], ids=str)
 def test_stage(setup, stage, precision, arch):
     """fp64: 1e-13 of the largest value, so every formula is right. Below: at most twice plain torch's error, and half a
     unit in the last place."""
