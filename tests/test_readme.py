@@ -69,10 +69,19 @@ def gcahng_commands(page: Path) -> list[list[str]]:
     return [words for words in commands if words]
 
 
-def help_of(command: str) -> str:
+def help_of(command: str, *words: str) -> str:
+    """The help of a command, or of its own sub-command where the first word names one."""
+    text = help_of_words(command)
+    choices = re.search(r"\{([\w,]+)\}", text)
+    if words and choices and words[0] in choices[1].split(","):
+        return help_of_words(command, words[0])
+    return text
+
+
+def help_of_words(*words: str) -> str:
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
-        assert main([command, "--help"]) == 0
+        assert main([*words, "--help"]) == 0
     return output.getvalue()
 
 
@@ -130,7 +139,7 @@ def test_command_lines_exist(page: Path) -> None:
         if command.startswith("-"):
             continue
         assert command in COMMANDS, command
-        text = help_of(command)
+        text = help_of(command, *words)
         options = [word.partition("=")[0] for word in words if word.startswith("--") and word != "--help"]
         missing += [f"{command} {o}" for o in options if not re.search(rf"(?<![\w-]){re.escape(o)}(?![\w.-])", text)]
     assert not missing
