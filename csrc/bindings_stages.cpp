@@ -7,6 +7,7 @@
 #include "bindings.h"
 #include "close.h"
 #include "cpu/dispatch.h"
+#include "edge_start.h"
 #include "edge_to_node.h"
 #include "gate.h"
 #include "head.h"
@@ -143,10 +144,9 @@ void edge_start_tile(const Ints& tile_, const Tensor& x, const Maybe& e, const M
   const int64_t D = width_of(x), T = tile.rows();
   const void* px = nodes(x, tile, D, dtype, op, "x");
   void *pe = data(e, T * D, dtype, op, "e"), *pl = data(low, T * D, low_type, op, "low");
-  const auto& stem = GCAHNG_CPU(norm_gelu);
-  parallel_for(0, tile.units(), 1, [=, &stem](int64_t begin, int64_t end) {
-    stem.start(dtype, low_type, tile, px, pe, pl, begin, end, D);
-  });
+  const auto& stem = GCAHNG_CPU(edge_start);
+  parallel_for(0, tile.units(), 1,
+               [=, &stem](int64_t begin, int64_t end) { stem.tile(dtype, low_type, tile, px, pe, pl, begin, end, D); });
 }
 
 Dropout dropout_of(const Ints& d, double scale, const Tensor& draw) {

@@ -1,6 +1,6 @@
 // Edge start: e_ij = x_i x_j per channel, and its backward, two node sums. Raw pointers; DType says what they point to.
 #pragma once
-#include "common/dtype.h"
+#include "common/tile.h"
 #include "cpu/tables.h"
 
 namespace gcahng {
@@ -15,6 +15,9 @@ struct EdgeStartCpu {
   // Rows [begin, end) of dx_j (J, D): dx_j = sum over i, in order, of grad_e (I, J, D) times x_i (I, D).
   void (*backward_j)(DType dtype, const void* grad_e, const void* x_i, void* dx_j, int64_t begin, int64_t end,
                      int64_t I, int64_t J, int64_t D);
+  // Units [begin, end) of e and low (T, D) = x_i x_j, x (classes + reach, K, D). low may be null.
+  void (*tile)(DType dtype, DType low_type, const Tile& tile, const void* x, void* e, void* low, int64_t begin,
+               int64_t end, int64_t D);
 };
 GCAHNG_CPU_TABLES(EdgeStartCpu, edge_start)
 

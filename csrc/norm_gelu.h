@@ -1,7 +1,7 @@
-// LayerNorm(GELU(t)) of a tile's rows, and the edge start written in the products' type. Raw pointers; DType says what
-// they point to: dtype f32 or f64 for edges, low for the operands of products.
+// LayerNorm(GELU(t)) of a tile's rows. Raw pointers; DType says what they point to: dtype f32 or f64 for edges,
+// low_type for the operands of products.
 #pragma once
-#include "common/tile.h"
+#include "common/dtype.h"
 #include "cpu/tables.h"
 
 namespace gcahng {
@@ -10,9 +10,6 @@ struct NormGeluCpu {
   // Rows [begin, end) of y and low (T, D) from t (T, D), gamma and beta (D,). y or low may be null.
   void (*forward)(DType dtype, DType low_type, const void* t, const void* gamma, const void* beta, void* y, void* low,
                   int64_t begin, int64_t end, int64_t D);
-  // Units [begin, end) of e and low (T, D) = x_i x_j, x (classes + reach, K, D). low may be null.
-  void (*start)(DType dtype, DType low_type, const Tile& tile, const void* x, void* e, void* low, int64_t begin,
-                int64_t end, int64_t D);
 };
 GCAHNG_CPU_TABLES(NormGeluCpu, norm_gelu)
 

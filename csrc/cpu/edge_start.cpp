@@ -1,5 +1,7 @@
 #include "../edge_start.h"
 
+#include "rows.h"
+
 namespace gcahng {
 namespace {
 
@@ -71,10 +73,38 @@ void backward_j_any(DType dtype, const void* grad_e, const void* x_i, void* dx_j
   });
 }
 
+void tile_any(DType dtype, DType low_type, const Tile& tile, const void* x, void* e, void* low, int64_t begin,
+              int64_t end, int64_t D) {
+  with_types(dtype, low_type, [&]<class T, class L>(T*, L*) {
+    const T* nodes = static_cast<const T*>(x);
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t a = unit / tile.chunks(), o0 = unit % tile.chunks() * tile.width();
+      const int64_t o1 = o0 + tile.width() < tile.O ? o0 + tile.width() : tile.O;
+      for (int64_t i = 0; i < tile.K; ++i)
+        for (int64_t o = o0; o < o1; ++o)
+          for (int64_t v = 0; v < tile.K; ++v) {
+            const T* __restrict p = nodes + tile.anchor(a, i) * D;
+            const T* __restrict q = nodes + tile.column(a, o, v) * D;
+            const int64_t row = tile.row(a, i, o, v);
+            if (e) {
+              T* __restrict out = static_cast<T*>(e) + row * D;
+#pragma omp simd
+              for (int64_t d = 0; d < D; ++d) out[d] = p[d] * q[d];
+            }
+            if (low) {
+              L* __restrict out = static_cast<L*>(low) + row * D;
+#pragma omp simd
+              for (int64_t d = 0; d < D; ++d) store(out, d, p[d] * q[d]);
+            }
+          }
+    }
+  });
+}
+
 }  // namespace
 
 namespace GCAHNG_ARCH {
-extern const EdgeStartCpu edge_start = {forward_any, backward_i_any, backward_j_any};
+extern const EdgeStartCpu edge_start = {forward_any, backward_i_any, backward_j_any, tile_any};
 }
 
 }  // namespace gcahng

@@ -29,8 +29,7 @@ from gcahng.nn import GraphNetwork
 from gcahng.ops._once import once
 from gcahng.ops._schemas import NATIVE, library
 from gcahng.reference.losses import official_own_entries
-from gcahng.reference.mix import mix
-from gcahng.reference.passes import Batch, GeneratorLosses, GeneratorWeights, MetricLosses, coefficients_by_view
+from gcahng.reference.passes import Batch, GeneratorLosses, GeneratorWeights, MetricLosses, generated
 
 _workspace = Workspace()
 CPP_MAX_VIEWS = 64  # csrc/bindings_stages.cpp
@@ -137,31 +136,14 @@ def _run_generator(
 # -- phase 1 as an operator: losses and their gradients out of one call, so that torch.compile sees a single node
 
 
-def _metric_op(
-    z: Tensor,
-    classes: Tensor,
-    pull: Tensor,
-    u: Tensor,
-    draw: Tensor,
-    parameters: list[Tensor],
-    buffers: list[Tensor],
-    *options: Any,
-) -> list[Tensor]:
-    *settings, want_z, want_parameters = options
-    return _run_metric((z, classes, pull, u, draw, parameters, buffers), Settings(*settings), want_z, want_parameters)
+def _metric_op(*arguments: Any) -> list[Tensor]:
+    *settings, want_z, want_parameters = arguments[_TENSORS:]
+    return _run_metric(arguments[:_TENSORS], Settings(*settings), want_z, want_parameters)
 
 
-def _metric_fake(
-    z: Tensor,
-    classes: Tensor,
-    pull: Tensor,
-    u: Tensor,
-    draw: Tensor,
-    parameters: list[Tensor],
-    buffers: list[Tensor],
-    *options: Any,
-) -> list[Tensor]:
-    *settings, want_z, want_parameters = options
+def _metric_fake(*arguments: Any) -> list[Tensor]:
+    z, *_, parameters, buffers = arguments[:_TENSORS]
+    *settings, want_z, want_parameters = arguments[_TENSORS:]
     layers = Settings(*settings).layers
     named = dict(zip(parameter_names(layers), parameters, strict=True))
     gradients = [torch.empty_like(named[n]) for n in metric_names(layers)] if want_parameters else []
@@ -170,9 +152,9 @@ def _metric_fake(
 
 
 def _metric_setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    ctx.layers, ctx.rest = inputs[7], len(inputs) - 6
-    ctx.want_z, ctx.want_parameters = inputs[-2:]
-    ctx.buffers = len(inputs[6])
+    *settings, ctx.want_z, ctx.want_parameters = inputs[_TENSORS:]
+    ctx.layers = Settings(*settings).layers
+    ctx.buffers, ctx.options = len(inputs[_TENSORS - 1]), len(inputs) - _TENSORS
     ctx.save_for_backward(*output[_GRADIENTS:])
 
 
@@ -182,7 +164,7 @@ def _metric_backward(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...
     dz = dz_synthetic + dz_entropy if ctx.want_z else None
     named = dict(zip(metric_names(ctx.layers), found, strict=True)) if ctx.want_parameters else {}
     parameters = [named.get(n) for n in parameter_names(ctx.layers)]
-    return dz, None, None, None, None, parameters, [None] * ctx.buffers, *[None] * (ctx.rest - 1)
+    return dz, None, None, None, None, parameters, [None] * ctx.buffers, *[None] * ctx.options
 
 
 def _scale(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -191,6 +173,7 @@ def _scale(*tensors: Tensor) -> tuple[Tensor, ...]:
     return dz_synthetic * d_synthetic, dz_entropy * d_entropy, *(g * d_entropy for g in parameters)
 
 
+_TENSORS = 7  # of the operator's arguments, lists of tensors included: before the settings and what is wanted
 _GRADIENTS = 8  # of the operator's outputs: behind two losses and six statistics
 _SETTINGS = (
     "int layers, int heads, int views, float p, int seed, bool symmetric, bool training, float momentum, float eps, "
@@ -286,12 +269,7 @@ class Engine:
         )
         with torch.autocast(batch.z.device.type, enabled=False):
             run = _prepare(*tensors, self._settings(network, batch), record=False, update=False)
-            found = passes.coefficients(run.graph)
-            negatives = mix(batch.by_view(), coefficients_by_view(found, batch.views), batch.u, batch.pull)
-        if anchors is None:
-            return negatives, found
-        rows = (anchors[:, None] * batch.views + torch.arange(batch.views, device=anchors.device)).flatten()
-        return negatives[:, anchors], found[rows]
+            return generated(batch, passes.coefficients(run.graph), anchors)
 
     def _stages_for(self, views: int) -> str:
         if self.stages != "cpp" or views <= CPP_MAX_VIEWS:

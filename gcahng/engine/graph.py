@@ -153,9 +153,9 @@ class GraphPass:
             return self.stages.norm_gelu(self.closing[layer - 1], s.to(self.z.dtype), slot)
         return self._advance(layer - 1, number, tile)
 
-    def coefficients(self, e: Edges, out: Tensor | None = None) -> Tensor:
+    def coefficients(self, e: Edges) -> Tensor:
         """θ (T, D) of the edges that leave the last layer."""
-        return self.head.head(self.head_weights, e, out)
+        return self.head.head(self.head_weights, e)
 
     def _head_weights(self, moments: Tensor) -> HeadWeights:
         o = self.options

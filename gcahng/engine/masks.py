@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gcahng.engine.schedule import Schedule, Tile
-from gcahng.reference.philox import dropout_threshold, philox_4x32
+from gcahng.reference.philox import edge_keeps
 
 _CHUNK = 1 << 15
 
@@ -24,8 +24,7 @@ class EdgeDropout(NamedTuple):
 class MaskSource:
     """One layer's masks, tile by tile in the order of the schedule; a few tiles are drawn at a time.
 
-    A mask depends on the edge, the layer and the draw alone: counter (i, j, layer, draw), tied to (min, max) in a
-    symmetric schedule (see gcahng.reference.philox).
+    A mask depends on the edge, the layer and the draw alone (gcahng.reference.philox.edge_keeps).
     """
 
     def __init__(self, schedule: Schedule, layer: int, dropout: EdgeDropout, dtype: torch.dtype) -> None:
@@ -46,13 +45,9 @@ class MaskSource:
         pairs = [_nodes(self._schedule, tile, self._dropout.draw.device) for tile in tiles[first:last]]
         i = torch.cat([pair[0] for pair in pairs])
         j = torch.cat([pair[1] for pair in pairs])
-        low, high = (torch.minimum(i, j), torch.maximum(i, j)) if self._schedule.symmetric else (i, j)
-        stream = torch.full_like(self._dropout.draw, self._layer)
-        word0, word1, _, _ = philox_4x32((low, high, stream, self._dropout.draw), self._dropout.seed)
-        words = torch.stack((word0, word1), dim=-1)
-        if self._schedule.symmetric:
-            words = torch.where((i <= j)[:, None], words, words.flip(-1))
-        keep = (words >= dropout_threshold(self._dropout.p)).to(self._dtype) / (1 - self._dropout.p)
+        p, seed, draw = self._dropout
+        kept = edge_keeps(i, j, layer=self._layer, draw=draw, seed=seed, p=p, symmetric=self._schedule.symmetric)
+        keep = kept.to(self._dtype) / (1 - p)
         parts = keep.split([tile.rows for tile in tiles[first:last]])
         return {
             first + step: part.view(*self._schedule.shape(tiles[first + step]), 2) for step, part in enumerate(parts)

@@ -38,9 +38,8 @@ def metric_pass(graph: GraphPass, mixer: TorchMixer, classes: Tensor, want_z: bo
     """J_syn with θ held fixed, and J_gce. classes (C,)."""
     schedule, z = graph.schedule, graph.z
     f = graph.forward()
-    # θ takes the place of the last edges, which nothing else needs: here they get no gradient.
-    theta, graph.s[-1] = graph.s[-1], graph.s[-1] if not graph.stored else None
-    logits, norms = _synthetic_logits(graph, mixer, theta)
+    logits, norms = _synthetic_logits(graph, mixer)
+    theta, graph.s[-1] = graph.s[-1], None
     synthetic, dlogits, dz_synthetic = _synthetic_npair(z, schedule, logits, norms, want_z)
     if want_z:
         dz_synthetic += _synthetic_backward(graph, mixer, theta, dlogits)
@@ -59,26 +58,21 @@ def metric_pass(graph: GraphPass, mixer: TorchMixer, classes: Tensor, want_z: bo
     return MetricResult(synthetic, entropy, dz_synthetic, dz, graph.gradients)
 
 
-def _synthetic_logits(graph: GraphPass, mixer: TorchMixer, theta: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Logits a·N (K, C, C) and Σ‖N‖² over a ≠ c. theta: the last layer's stored sums, overwritten with θ."""
+def _synthetic_logits(graph: GraphPass, mixer: TorchMixer) -> tuple[Tensor, Tensor]:
+    """Logits a·N (K, C, C) and Σ‖N‖² over a ≠ c. Where edges are stored, θ takes the place of the last ones, which
+    nothing else needs: here they get no gradient."""
     schedule = graph.schedule
     logits = graph.z.new_empty(schedule.views, schedule.classes, schedule.classes)
     norms = torch.zeros((), dtype=torch.float64, device=graph.z.device)
     for number, tile in enumerate(schedule.tiles):
-        coefficients = graph.coefficients(_last_edges(graph, theta, number, tile))
-        if theta is not None:
-            graph.rows(theta, tile).copy_(coefficients)
+        coefficients = graph.coefficients(graph.edge(graph.layers, number, tile))
+        if graph.stored:
+            graph.rows(graph.s[-1], tile).copy_(coefficients)
         index = mix_index(schedule, tile, logits.device)
         found, squares = mixer.logits(tile, coefficients)
         logits[index.place] = found
         norms += (squares * (index.anchor != index.negative)).sum()
     return logits, norms
-
-
-def _last_edges(graph: GraphPass, s: Tensor | None, number: int, tile: Tile) -> Edges:
-    if s is None:
-        return graph.edge(graph.layers, number, tile)
-    return graph.stages.norm_gelu(graph.closing[-1], graph.rows(s, tile).to(graph.z.dtype), "in")
 
 
 def _synthetic_npair(

@@ -21,7 +21,3 @@ class Workspace:
         if buffer is None or buffer.numel() < rows * width:
             buffer = self._buffers[key] = torch.empty(rows * width, dtype=dtype, device=like.device)
         return buffer[: rows * width].view(rows, width)
-
-    @property
-    def bytes(self) -> int:
-        return sum(buffer.numel() * buffer.element_size() for buffer in self._buffers.values())

@@ -125,8 +125,14 @@ def generate(network: GraphNetwork, batch: Batch, anchors: Tensor | None) -> tup
         graph = graph_network(
             network, batch.z, batch.labels, training=batch.training, dropout=batch.dropout, update=False
         )
-        negatives = _negatives(batch, graph.coefficients)
-        if anchors is None:
-            return negatives, graph.coefficients
-        rows = (anchors[:, None] * batch.views + torch.arange(batch.views, device=anchors.device)).flatten()
-        return negatives[:, anchors], graph.coefficients[rows]
+        return generated(batch, graph.coefficients, anchors)
+
+
+def generated(batch: Batch, coefficients: Tensor, anchors: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What generate returns, from θ of every ordered pair (n, n, D) in canonical order."""
+    with torch.autocast(batch.z.device.type, enabled=False):
+        negatives = _negatives(batch, coefficients)
+    if anchors is None:
+        return negatives, coefficients
+    rows = (anchors[:, None] * batch.views + torch.arange(batch.views, device=anchors.device)).flatten()
+    return negatives[:, anchors], coefficients[rows]

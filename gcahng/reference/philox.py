@@ -35,16 +35,15 @@ def dropout_threshold(p: float) -> int:
     return round(p * 2**32)
 
 
-def edge_dropout_masks(n: int, *, layer: int, draw: Tensor, seed: int, p: float, symmetric: bool) -> Tensor:
-    """Which attention weights each edge keeps: bool (n, n, 2), [i, j, 0] for the token of i, [i, j, 1] for that of j.
+def edge_keeps(i: Tensor, j: Tensor, *, layer: int, draw: Tensor, seed: int, p: float, symmetric: bool) -> Tensor:
+    """Which attention weights the edges (i, j) keep: bool (..., 2), the token of i, then that of j, for int64 tensors
+    i and j that broadcast together.
 
     Word 0 masks the token of i, word 1 that of j. With symmetric=True both directions of an edge share the draw of
     (min, max), word 0 for the smaller index; i = j uses both words. Indices count in canonical order (classes by
     ascending label, views by their order in the batch). draw: 0-dim int64 tensor, the number of the training graph
     pass.
     """
-    index = torch.arange(n, device=draw.device)
-    i, j = index[:, None], index[None, :]
     stream = torch.full_like(draw, layer)
     first, second = (torch.minimum(i, j), torch.maximum(i, j)) if symmetric else (i, j)
     word0, word1, _, _ = philox_4x32((first, second, stream, draw), seed)
@@ -52,6 +51,12 @@ def edge_dropout_masks(n: int, *, layer: int, draw: Tensor, seed: int, p: float,
     if symmetric:
         keep = torch.where((i <= j)[..., None], keep, keep.flip(-1))
     return keep
+
+
+def edge_dropout_masks(n: int, *, layer: int, draw: Tensor, seed: int, p: float, symmetric: bool) -> Tensor:
+    """edge_keeps of all pairs of n nodes: bool (n, n, 2), [i, j, 0] for the token of i, [i, j, 1] for that of j."""
+    index = torch.arange(n, device=draw.device)
+    return edge_keeps(index[:, None], index[None, :], layer=layer, draw=draw, seed=seed, p=p, symmetric=symmetric)
 
 
 def mixing_draws(views: int, *, draw: Tensor, seed: int, dtype: torch.dtype) -> Tensor:
