@@ -75,14 +75,14 @@ def _prepare(
     dim, z = z.shape[1], z.detach()
     named = dict(zip(parameter_names(s.layers), (p.detach() for p in parameters), strict=True))
     compute = DTYPES[s.compute]
-    rows = default_tile_rows(dim, compute)
-    schedule = make_schedule(z.shape[0] // s.views, s.views, symmetric=s.symmetric, tile_rows=rows)
     memory = s.edge_memory
     if memory == "auto":
         num_classes, edge_dtype = named["class_head.weight"].shape[0], DTYPES[s.edge_dtype]
         sizes = (z.shape[0], dim, s.layers, s.views, num_classes)
         size = StepSize(*sizes, compute, z.dtype, edge_dtype, s.symmetric, s.stages)
         memory = choose_memory(size, free_memory(z.device), z.device.type)
+    rows = default_tile_rows(dim, compute, memory)
+    schedule = make_schedule(z.shape[0] // s.views, s.views, symmetric=s.symmetric, tile_rows=rows)
     options = GraphOptions(s.heads, compute, s.training, update, s.momentum, s.eps, memory, DTYPES[s.edge_dtype])
     dropout = EdgeDropout(s.p, s.seed, draw) if s.training and s.p > 0 else None
     kappa = mixing_weights(u)
@@ -152,6 +152,7 @@ def _metric_fake(*arguments: Any) -> list[Tensor]:
 
 
 def _metric_setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    ctx.set_materialize_grads(False)  # which would be zeros, as large as all that this operator returns
     *settings, ctx.want_z, ctx.want_parameters = inputs[_TENSORS:]
     ctx.layers = Settings(*settings).layers
     ctx.buffers, ctx.options = len(inputs[_TENSORS - 1]), len(inputs) - _TENSORS
@@ -159,7 +160,8 @@ def _metric_setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> No
 
 
 def _metric_backward(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
-    d_synthetic, d_entropy, *_ = gradients
+    nothing = ctx.saved_tensors[0].new_zeros(())
+    d_synthetic, d_entropy = (nothing if d is None else d for d in gradients[:2])
     dz_synthetic, dz_entropy, *found = once("the engine", _scale, *ctx.saved_tensors, d_synthetic, d_entropy)
     dz = dz_synthetic + dz_entropy if ctx.want_z else None
     named = dict(zip(metric_names(ctx.layers), found, strict=True)) if ctx.want_parameters else {}

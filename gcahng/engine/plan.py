@@ -21,9 +21,7 @@ from gcahng.errors import UserError
 
 MODES = ("hidden", "store", "recompute")
 LIBRARIES, LOW_PACKED = 4 << 20, 36 << 20
-# Of a phase's gradients where they are scaled by the upstream gradient: found, scaled, and in phase 1 autograd's zeros
-# for the outputs that have none.
-GRADIENT_COPIES = {1: 3, 3: 2}
+GRADIENT_COPIES = 2  # where a phase's gradients are scaled by the upstream gradient: found, and scaled
 # Parts of free memory that edge_memory="auto" lets a step take.
 COMFORTABLE, FULL = 0.5, 0.8
 
@@ -80,10 +78,10 @@ class Tiling(NamedTuple):
 
 
 @lru_cache
-def tiling(size: StepSize) -> Tiling:
+def tiling(size: StepSize, memory: str) -> Tiling:
     """The engine's schedule (see make_schedule) without listing its tiles, of which a large batch has many."""
     classes, block = size.batch // size.views, size.views**2
-    most = default_tile_rows(size.dim, size.compute)
+    most = default_tile_rows(size.dim, size.compute, memory)
     if size.symmetric:
         bands = [(((classes - 1) // 2 + 1), classes, 1)] + ([(1, classes // 2, 0)] if classes % 2 == 0 else [])
     else:
@@ -194,21 +192,21 @@ def expected_terms(size: StepSize, memory: str) -> dict[str, int]:
 @lru_cache(maxsize=256)
 def expected_bytes(size: StepSize, memory: str, device: str = "cpu") -> int:
     """A step's peak beyond its state: its tensors, and on the CPU what comes beside them."""
-    return sum(expected_terms(size, memory).values()) + (cpu_overhead(size) if device == "cpu" else 0)
+    return sum(expected_terms(size, memory).values()) + (cpu_overhead(size, memory) if device == "cpu" else 0)
 
 
-def cpu_overhead(size: StepSize) -> int:
+def cpu_overhead(size: StepSize, memory: str) -> int:
     """What a process on the CPU holds beyond its tensors, as measured with glibc: code first run and what oneDNN packs
     operands into (more where products are in bf16), and freed memory that the heap keeps: six tenths of the gradients,
     which are freed as a step begins, and two tiles of logits."""
     packed = LOW_PACKED if size.compute is not size.accumulate else 0
-    heap = 6 * parameters(size) // 10 + 2 * _rows_at_once(size) * size.classes
+    heap = 6 * parameters(size) // 10 + 2 * _rows_at_once(size, memory) * size.classes
     return LIBRARIES + packed + heap * size.accumulate.itemsize
 
 
-def _rows_at_once(size: StepSize) -> int:
+def _rows_at_once(size: StepSize, memory: str) -> int:
     """Negatives whose logits exist together."""
-    return min(tiling(size).mixes, max(1, LOGITS_AT_ONCE // size.classes))
+    return min(tiling(size, memory).mixes, max(1, LOGITS_AT_ONCE // size.classes))
 
 
 def _moments(size: StepSize, memory: str) -> dict[str, dict[str, int]]:
@@ -219,12 +217,12 @@ def _moments(size: StepSize, memory: str) -> dict[str, dict[str, int]]:
     n, d, m = size.batch, size.dim, size.classes
     a, c = size.accumulate.itemsize, size.compute.itemsize
     low = size.compute is not size.accumulate
-    mixes = tiling(size).mixes
-    at_once = _rows_at_once(size)
+    mixes = tiling(size, memory).mixes
+    at_once = _rows_at_once(size, memory)
     # Logits and their log-probabilities, and the next rows' logits where there are such.
     logits = m * (2 * at_once * a + min(at_once, mixes - at_once) * a + (at_once * c if low else 0)) + at_once * d * c
-    negatives = mixes * d * a + max(logits, 2 * mixes * d * a, 2 * tiling(size).rows * d * a)
-    vectors = 2 * tiling(size).rows * d * a + (4 * d * d * c if low else 0)
+    negatives = mixes * d * a + max(logits, 2 * mixes * d * a, 2 * tiling(size, memory).rows * d * a)
+    vectors = 2 * tiling(size, memory).rows * d * a + (4 * d * d * c if low else 0)
     entropy = 2 * n * m * a + (n * m * c if low else 0)
     pairs = 3 * size.views * (n // size.views) ** 2 * a
     moments = {}
@@ -234,20 +232,20 @@ def _moments(size: StepSize, memory: str) -> dict[str, dict[str, int]]:
         early = 10 * d * d if again else 2 * d * d
         moments[f"losses of phase {phase}"] = held | {
             "gradients, less the state's": (early - parameters(size)) * a,
-            "node tensors": _node_bytes(size, size.layers),
+            "node tensors": _node_bytes(size, memory, size.layers),
             "tiles": _tile_bytes(size, memory, losses=True),
             "losses": losses,
         }
         moments[f"backward of phase {phase}"] = held | {
             "gradients, less the state's": (formed - parameters(size)) * a,
-            "node tensors": _node_bytes(size, 1),
+            "node tensors": _node_bytes(size, memory, 1),
             "tiles": _tile_bytes(size, memory, losses=False),
             "losses": max(vectors, losses)
             if again and size.stages == "cpp"
             else vectors + (entropy if phase == 1 else 0),
         }
         moments[f"gradients of phase {phase}"] = {
-            "gradients, less the state's": (GRADIENT_COPIES[phase] * formed - parameters(size)) * a,
+            "gradients, less the state's": (GRADIENT_COPIES * formed - parameters(size)) * a,
             "tiles": _tile_bytes(size, memory, losses=False) if size.stages == "cpp" else 0,
         }
     return moments
@@ -274,12 +272,12 @@ def _held(size: StepSize, memory: str, phase: int) -> dict[str, int]:
     return terms
 
 
-def _node_bytes(size: StepSize, recorded: int) -> int:
+def _node_bytes(size: StepSize, memory: str, recorded: int) -> int:
     """Node tensors, and the sums over edges, of which a band wraps around. recorded: layers whose backward is still to
     come, for which autograd keeps 20 n D in the products' dtype and 11 in the other; 8 stay of the rest."""
     n, d, layers = size.batch, size.dim, size.layers
     a, c = size.accumulate.itemsize, size.compute.itemsize
-    band = (size.batch // size.views + tiling(size).reach) * size.views * d * a
+    band = (size.batch // size.views + tiling(size, memory).reach) * size.views * d * a
     kept = recorded * (20 * c + 11 * a) + (layers - recorded) * 8 * a
     return n * d * (kept + 6 * a) + (3 * layers + 5) * band
 
@@ -307,8 +305,8 @@ def _tile_bytes(size: StepSize, memory: str, losses: bool) -> int:
     else:
         each = 17 * a + (6 if memory == "hidden" else 10) * c
     # Masks are drawn for some tiles at a time, in 64-bit integers.
-    masks = 160 * min(size.rows, MASKS_AT_ONCE + tiling(size).rows) if size.stages == "torch" else 0
-    return int(tiling(size).rows * size.dim * each) + masks
+    masks = 160 * min(size.rows, MASKS_AT_ONCE + tiling(size, memory).rows) if size.stages == "torch" else 0
+    return int(tiling(size, memory).rows * size.dim * each) + masks
 
 
 # -- choices

@@ -29,7 +29,7 @@ def test_every_product_is_counted(memory: str, layers: int, symmetric: bool) -> 
     size = plan_size(case)
     _, products = observe(Problem(case))
     rows, mixes = size.rows, case.batch**2 // case.views  # one tile
-    assert plan.tiling(size).rows == rows
+    assert plan.tiling(size, memory).rows == rows
     edges = sum(a * b * c for a, b, c in products if rows in (a, b, c))
     negatives = sum(a * b * c for a, b, c in products if mixes in (a, b, c))
     found = plan.work(size, memory)
@@ -85,14 +85,15 @@ def test_parameters_are_counted_exactly() -> None:
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("views", [2, 3, 8])
-def test_tiling_agrees_with_the_schedule(views: int, symmetric: bool) -> None:
+@pytest.mark.parametrize("memory", MODES)
+def test_tiling_agrees_with_the_schedule(views: int, symmetric: bool, memory: str) -> None:
     for classes in (2, 3, 8, 31, 34, 43, 64, 127, 128):
         for dim, compute in ((512, torch.float32), (64, torch.float32), (1024, torch.bfloat16)):
             size = StepSize(classes * views, dim, 2, views, 200, compute, symmetric=symmetric)
-            rows = default_tile_rows(dim, compute)
+            rows = default_tile_rows(dim, compute, memory)
             schedule = make_schedule(classes, views, symmetric=symmetric, tile_rows=rows)
             mixes = max(t.classes * views * (2 * t.offsets - t.mirrored) for t in schedule.tiles)
-            found = plan.tiling(size)
+            found = plan.tiling(size, memory)
             assert (size.rows, found.rows, found.reach) == (schedule.rows, schedule.tile_rows, schedule.reach)
             assert mixes <= found.mixes <= 1.1 * mixes
 

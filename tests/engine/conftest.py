@@ -41,7 +41,7 @@ def tiles(monkeypatch):
 
     def use(case: Case) -> None:
         if case.tile_rows is not None:
-            monkeypatch.setattr("gcahng.engine.engine.default_tile_rows", lambda dim, compute: case.tile_rows)
+            monkeypatch.setattr("gcahng.engine.engine.default_tile_rows", lambda *_: case.tile_rows)
 
     return use
 

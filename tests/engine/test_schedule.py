@@ -121,8 +121,9 @@ def test_tiles_of_one_shape_are_near_equal():
 
 @pytest.mark.parametrize("dim", [16, 64, 512, 1024, 4096])
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16, torch.float64])
-def test_default_tiles(dim, compute):
+@pytest.mark.parametrize("memory", ["store", "hidden"])
+def test_default_tiles(dim, compute, memory):
     """The 4D hidden vectors of a tile are within 32 MB, but for very wide embeddings."""
-    rows = default_tile_rows(dim, compute)
+    rows = default_tile_rows(dim, compute, memory)
     assert 256 <= rows <= 8192
     assert rows == 256 or rows * 4 * dim * compute.itemsize <= 32 << 20
