@@ -67,9 +67,17 @@ def test_a_wrong_stage_has_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_case_that_cannot_be_checked_has_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step, "free_memory", lambda device: 1000)
+    fits = int(1.5 * step.REFERENCE_BYTES * TINY.batch**2 * TINY.dim * TINY.layers)
+    monkeypatch.setattr(step, "free_memory", lambda device: fits)
     _, case = step.measure([TINY], [TINY], reps=1, peaks=False)["rows"]
     assert "cannot be checked" in case["disagrees"] and "step_ratio" not in case
+
+
+def test_a_reference_that_does_not_fit_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "free_memory", lambda device: 1000)
+    (case,) = step.measure([TINY], [TINY], reps=1, peaks=False)["rows"]
+    assert case["case"].startswith("cpp") and case["step_s"]["median"] > 0
+    assert "cannot be checked" in case["disagrees"]
 
 
 def test_outputs_do_not_move_the_weights() -> None:
