@@ -45,8 +45,8 @@ BASES = ("npair", "proxy_anchor", "supcon", "arcface")
 class Setting:
     """One row of a table: a name and the options of `gcahng train` that make it.
 
-    With `as_long_as`, the name of another setting, it trains for as many steps as take the seconds that the other one
-    took; `like` names the setting with the same options whose pace tells how many these are.
+    With `as_long_as`, the name of another setting, it trains for as many steps as take the time that the other one's
+    took (see `step_time`); `like` names the setting with the same options whose pace tells how many these are.
     """
 
     name: str
@@ -74,6 +74,12 @@ def wide_settings() -> list[Setting]:
 
 
 PRESETS: dict[str, Callable[[], list[Setting]]] = {"readme": readme_settings, "wide": wide_settings}
+
+
+def step_time(summary: dict[str, Any]) -> float:
+    """Seconds in a run's training steps, set-up and evaluation left out: on the CPU those of its threads, which a busy
+    machine does not lengthen."""
+    return summary["step_cpu_seconds" if summary["device"] == "cpu" else "step_seconds"]
 
 
 class TableError(Exception):
@@ -111,7 +117,7 @@ class Table:
             goal = self.summary(self.settings[setting.as_long_as], seed)
             if pace is None or goal is None:
                 return None
-            steps = ["--steps", str(max(1, round(pace["steps"] * goal["seconds"] / pace["seconds"])))]
+            steps = ["--steps", str(max(1, round(pace["steps"] * step_time(goal) / step_time(pace))))]
         return [*setting.options, *self.extra, *steps, "--seed", str(seed)]
 
     def command(self, setting: Setting, seed: int) -> list[str] | None:
@@ -158,7 +164,7 @@ class Table:
                 summary = self.summary(setting, seed)
                 if summary is not None:
                     values = {name: summary["test"][name] for name in METRICS}
-                    values |= {"seconds": summary["seconds"], "steps": summary["steps"]}
+                    values |= {"seconds": step_time(summary), "steps": summary["steps"]}
                     made_with = self._command(setting, seed, _read_json(self.record(setting, seed)))
                     runs.append({"seed": seed, "command": shlex.join(made_with), **values})
             columns = {name: [run[name] for run in runs] for name in (*METRICS, "seconds", "steps")}
@@ -193,7 +199,8 @@ def markdown(rows: Sequence[dict[str, Any]], machine: str) -> str:
     lines += [
         "",
         "Metrics in per cent on the test classes, from the last checkpoint; mean ± sample standard deviation over the "
-        f"seeds. Seconds are those of a whole run, set-up and evaluation included, on: {machine}.",
+        f"seeds. Seconds are those of the training steps (on a CPU: of all threads together), without set-up and "
+        f"evaluation, on: {machine}.",
         "",
         "```sh",
         *(run["command"] for row in rows for run in row["runs"]),

@@ -47,7 +47,8 @@ class Trainer:
         seed, under = int(options["--seed"]), options["--loss"] == "gca_hng"
         steps = int(options.get("--steps", 2000))
         test = {"recall@1": 0.5 + seed / 10, "recall@2": 0.9, "map@r": 0.25 + under / 2, "r_precision": 0.5}
-        summary = {"test": test, "seconds": steps * (0.3 if under else 0.1), "steps": steps}
+        seconds = steps * (0.3 if under else 0.1)
+        summary = {"test": test, "seconds": 7 + seconds, "step_cpu_seconds": seconds, "steps": steps, "device": "cpu"}
         (run_dir / "summary.json").write_text(json.dumps(summary))
         return 0
 
@@ -176,7 +177,9 @@ def test_folders_of_others_are_left_alone(tmp_path, capsys, finished):
     run_dir.mkdir(parents=True)
     (run_dir / "precious").write_text("")
     if finished:
-        (run_dir / "summary.json").write_text('{"test": {}, "seconds": 1, "steps": 1}')
+        (run_dir / "summary.json").write_text(
+            '{"test": {}, "step_cpu_seconds": 1, "seconds": 1, "steps": 1, "device": "cpu"}'
+        )
     assert table.main(["readme", "--out", str(tmp_path)], Trainer()) == 2
     assert "was not made by this script; choose another --out" in capsys.readouterr().err
     assert (run_dir / "precious").exists()

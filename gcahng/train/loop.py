@@ -50,7 +50,8 @@ def fit(config: TrainConfig, *, verbose: bool = False) -> dict[str, Any]:
 
     Returns:
         What summary.json holds: "test" with "recall@1", …, "map@r", "r_precision" of the last checkpoint as fractions,
-        "steps", "seconds" in all, and more; and "out", the run folder.
+        "steps", "seconds" in all, "step_seconds" and "step_cpu_seconds" in training steps alone, and more; and "out",
+        the run folder.
 
     Raises:
         UserError: a value of `config` that cannot be, a run folder that is not empty, a missing extra, or a loss that
@@ -79,8 +80,9 @@ def _fit(config: TrainConfig, report: Reporter, started: float) -> dict[str, Any
         f"{config.data.classes_per_batch} x {config.data.samples_per_class} on {config.device}; writes {run}",
         config.steps,
     )
+    clock = _StepClock(trainer)
     try:
-        best, val = _train(trainer, data, run, report)
+        best, val = _train(trainer, clock, data, run, report)
         report.status("evaluating on the test classes")
         embeddings = embed(trainer.model, data.test.images, trainer.device)
         test = metrics_of(embeddings, data.test)
@@ -93,6 +95,8 @@ def _fit(config: TrainConfig, report: Reporter, started: float) -> dict[str, Any
         "best": best,
         "steps": trainer.step,
         "seconds": round(time.monotonic() - started, 2),
+        "step_seconds": round(clock.seconds, 3),
+        "step_cpu_seconds": round(clock.cpu_seconds, 3),
         "loss": config.loss_title,
         "seed": config.seed,
         "data_digest": data.digest,
@@ -104,13 +108,32 @@ def _fit(config: TrainConfig, report: Reporter, started: float) -> dict[str, Any
     return {**summary, "out": str(run)}
 
 
-def _train(trainer: Trainer, data: DataSplits, run: Path, report: Reporter) -> tuple[dict[str, Any], dict[str, float]]:
+class _StepClock:
+    """Time in training steps alone, without set-up, evaluation and checkpoints: on the wall, and that of the process's
+    threads, which other processes do not lengthen."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self.seconds = self.cpu_seconds = 0.0
+
+    def train_step(self) -> dict[str, Tensor]:
+        """trainer.train_step(), timed; work that a GPU still has to do is counted in a later step."""
+        wall, cpu = time.monotonic(), time.process_time()
+        logs = self._trainer.train_step()
+        self.seconds += time.monotonic() - wall
+        self.cpu_seconds += time.process_time() - cpu
+        return logs
+
+
+def _train(
+    trainer: Trainer, clock: _StepClock, data: DataSplits, run: Path, report: Reporter
+) -> tuple[dict[str, Any], dict[str, float]]:
     """Step to the end, with checkpoints; returns step and metrics of the best one, and the last validation metrics."""
     config = trainer.config
     best: dict[str, Any] = {}
     with RunLog(run) as log, _StopSignals() as signals:
         while trainer.step < config.steps:
-            log.add(trainer.train_step())
+            log.add(clock.train_step())
             is_last = trainer.step == config.steps
             evaluates = trainer.step % config.eval_every == 0 or is_last
             # Before any checkpoint: a loss that is not finite stops here, and the last good one stays.
