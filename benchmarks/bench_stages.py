@@ -15,12 +15,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from gcahng.engine.cpp import CppHead, CppMixer, CppStages
-from gcahng.engine.head import HeadGradients, HeadWeights, TorchHead
+from gcahng.engine.head import HeadGradients, HeadWeights
 from gcahng.engine.masks import EdgeDropout
-from gcahng.engine.mixing import TorchMixer, mixing_weights
+from gcahng.engine.mixing import mixing_weights
+from gcahng.engine.parts import make_parts
 from gcahng.engine.schedule import Band, NodeSum, default_tile_rows, make_schedule
-from gcahng.engine.stages import Edges, Tokens, TokenSums, TorchStages
+from gcahng.engine.stages import Edges, Tokens, TokenSums
 from gcahng.engine.weights import EdgeGradients, EdgeWeights, ToNodeWeights
 from gcahng.engine.workspace import Workspace
 from gcahng.ops._implementations import available
@@ -39,19 +39,11 @@ class Tile:
     def __init__(self, impl: str, compute: torch.dtype, wide: torch.dtype) -> None:
         schedule = make_schedule(CLASSES, VIEWS, symmetric=True, tile_rows=default_tile_rows(DIM, torch.float32))
         self.schedule, self.tile, self.wide, self.compute = schedule, schedule.tiles[0], wide, compute
-        like = torch.zeros((), dtype=wide)
         dropout = EdgeDropout(0.1, 1, torch.zeros((), dtype=torch.int64))
         kappa = mixing_weights(self._drawn(VIEWS, VIEWS - 1, seed=0).sigmoid())
         z, pull = self._drawn(schedule.nodes, DIM, seed=1), torch.tensor(0.3, dtype=wide)
-        if impl == "cpp":
-            workspace = Workspace()
-            self.stages: TorchStages = CppStages(schedule, DIM, compute, like, dropout, 1, workspace)
-            self.head: TorchHead = CppHead(schedule, compute, like, workspace)
-            self.mixer: TorchMixer = CppMixer(schedule, z, pull, kappa, workspace)
-        else:
-            self.stages = TorchStages(schedule, DIM, compute, like, dropout, 1)
-            self.head = TorchHead(schedule, compute)
-            self.mixer = TorchMixer(schedule, z, pull, kappa)
+        parts = make_parts(impl, schedule, compute, z, pull, kappa, dropout, 1, Workspace())
+        self.stages, self.head, self.mixer = parts
         rows = self.tile.rows
         self.x, self.ds = self._band(DIM, seed=2), self._band(DIM, seed=3)
         self.tokens = Tokens(self._band(DIM, seed=4), self._band(1, seed=5), self._band(DIM, seed=6))

@@ -334,13 +334,13 @@ void edge_to_node_bwd(const Ints& tile_, const Tensor& p, const Tensor& b, const
 
 int64_t mixes_of(const Tile& tile) { return tile.A * tile.K * (2 * tile.O - tile.mirrored); }
 
-MixInputs mix_inputs(const Tile& tile, const Tensor& z, const Tensor& d_plus, const Tensor& kappa, double pull,
+MixInputs mix_inputs(const Tile& tile, const Tensor& z, const Tensor& d_plus, const Tensor& kappa, const Tensor& pull,
                      DType dtype, const char* op) {
   return {nodes(z, tile, width_of(z), dtype, op, "z"), nodes(d_plus, tile, 1, dtype, op, "d_plus"),
-          data(kappa, tile.K * tile.K, dtype, op, "kappa"), pull};
+          data(kappa, tile.K * tile.K, dtype, op, "kappa"), data(pull, 1, dtype, op, "pull")};
 }
 
-void mix_fwd(const Ints& tile_, const Tensor& z, const Tensor& d_plus, const Tensor& kappa, double pull,
+void mix_fwd(const Ints& tile_, const Tensor& z, const Tensor& d_plus, const Tensor& kappa, const Tensor& pull,
              const Tensor& theta, const Maybe& negatives, const Maybe& logits, const Maybe& squares) {
   constexpr const char* op = "gcahng::mix_fwd_";
   const Tile tile = tile_of(tile_, op);
@@ -357,7 +357,7 @@ void mix_fwd(const Ints& tile_, const Tensor& z, const Tensor& d_plus, const Ten
   });
 }
 
-void mix_bwd_theta(const Ints& tile_, const Tensor& z, const Tensor& d_plus, const Tensor& kappa, double pull,
+void mix_bwd_theta(const Ints& tile_, const Tensor& z, const Tensor& d_plus, const Tensor& kappa, const Tensor& pull,
                    const Tensor& dn, const Tensor& dtheta) {
   constexpr const char* op = "gcahng::mix_bwd_theta_";
   const Tile tile = tile_of(tile_, op);
@@ -371,7 +371,7 @@ void mix_bwd_theta(const Ints& tile_, const Tensor& z, const Tensor& d_plus, con
                [=, &stem](int64_t begin, int64_t end) { stem.backward_theta(dtype, tile, in, pn, pt, begin, end, D); });
 }
 
-void mix_bwd_z(const Ints& tile_, const Tensor& z, const Tensor& d_plus, const Tensor& kappa, double pull,
+void mix_bwd_z(const Ints& tile_, const Tensor& z, const Tensor& d_plus, const Tensor& kappa, const Tensor& pull,
                const Tensor& theta, const Tensor& dlogits, double square, const Tensor& dz, const Tensor& d_d_plus) {
   constexpr const char* op = "gcahng::mix_bwd_z_";
   const Tile tile = tile_of(tile_, op);

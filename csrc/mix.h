@@ -12,7 +12,7 @@ namespace gcahng {
 // Node tensors of classes + reach classes: z (., K, D) and d_plus (., K), the distances to the positives; kappa (K, K).
 struct MixInputs {
   const void *z, *d_plus, *kappa;
-  double pull;
+  const void* pull;  // (1)
 };
 // Sums of one tile: rows (units, K, D | 1) and columns (A, O, K, D | 1), of z and of d_plus.
 struct MixSums {

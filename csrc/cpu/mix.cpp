@@ -93,7 +93,7 @@ void forward(DType dtype, const Tile& tile, MixInputs in, const void* theta, voi
       each_mix<T>(tile, unit, static_cast<const T*>(in.kappa), [&](const Mix<T>& m, int64_t) {
         shares(m, z, d_plus[m.anchor], tile.K, D, s);
         T* out = negatives ? static_cast<T*>(negatives) + m.number * D : scratch;
-        mixed(m, z, static_cast<const T*>(theta), s, T(in.pull), tile.K, D, out);
+        mixed(m, z, static_cast<const T*>(theta), s, *static_cast<const T*>(in.pull), tile.K, D, out);
         if (logits) {
           static_cast<T*>(logits)[m.number] = dot(z + m.anchor * D, out, D);
           static_cast<T*>(squares)[m.number] = dot(out, out, D);
@@ -115,7 +115,7 @@ void backward_theta(DType dtype, const Tile& tile, MixInputs in, const void* dn,
         for (int64_t v = 0; v < tile.K; ++v) {
           const T* __restrict b = z + (m.negative + v) * D;
           T* __restrict out = static_cast<T*>(dtheta) + (m.edge + v * m.step) * D;
-          const T scale = (T(1) - s.ratio[v]) * T(in.pull) * m.kappa[v];
+          const T scale = (T(1) - s.ratio[v]) * *static_cast<const T*>(in.pull) * m.kappa[v];
           if (m.forward) {
 #pragma omp simd
             for (int64_t d = 0; d < D; ++d) out[d] = scale * g[d] * (b[d] - a[d]);
@@ -134,7 +134,7 @@ void backward_z(DType dtype, const Tile& tile, MixInputs in, const void* theta, 
     GCAHNG_SCRATCH(T, n, 2 * D);
     T* __restrict dn = n + D;
     const T *z = static_cast<const T*>(in.z), *d_plus = static_cast<const T*>(in.d_plus);
-    const T pull = T(in.pull);
+    const T pull = *static_cast<const T*>(in.pull);
     const int64_t K = tile.K;
     Shares<T> s;
     for (int64_t unit = begin; unit < end; ++unit) {

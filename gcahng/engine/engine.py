@@ -15,13 +15,12 @@ from torch.autograd import forward_ad
 
 from gcahng.engine import passes
 from gcahng.engine.graph import GraphOptions, GraphPass
-from gcahng.engine.head import TorchHead
 from gcahng.engine.masks import EdgeDropout
 from gcahng.engine.mixing import TorchMixer, mixing_weights
+from gcahng.engine.parts import make_parts
 from gcahng.engine.plan import StepSize, choose_memory, free_memory
 from gcahng.engine.precision import DTYPES, compute_dtype
 from gcahng.engine.schedule import default_tile_rows, make_schedule
-from gcahng.engine.stages import TorchStages
 from gcahng.engine.weights import buffer_list, generator_names, metric_names, parameter_list, parameter_names
 from gcahng.engine.workspace import Workspace
 from gcahng.errors import UserError
@@ -86,20 +85,11 @@ def _prepare(
     options = GraphOptions(s.heads, compute, s.training, update, s.momentum, s.eps, memory, DTYPES[s.edge_dtype])
     dropout = EdgeDropout(s.p, s.seed, draw) if s.training and s.p > 0 else None
     kappa = mixing_weights(u)
-    if s.stages == "cpp":
-        from gcahng.engine.cpp import CppHead, CppMixer, CppStages
-
-        stages = CppStages(schedule, dim, compute, z, dropout, s.layers, _workspace)
-        head = CppHead(schedule, compute, z, _workspace)
-        mixer = CppMixer(schedule, z, pull, kappa, _workspace)
-    else:
-        stages = TorchStages(schedule, dim, compute, z, dropout, s.layers)
-        head = TorchHead(schedule, compute)
-        mixer = TorchMixer(schedule, z, pull, kappa)
+    parts = make_parts(s.stages, schedule, compute, z, pull, kappa, dropout, s.layers, _workspace)
     # The operator is functional: running statistics are copied here and copied back by its caller.
     copies = [b.clone() for b in buffers]
-    graph = GraphPass(named, copies, z, schedule, stages, head, options, record)
-    return _Pass(graph, mixer, classes, copies)
+    graph = GraphPass(named, copies, z, schedule, parts.stages, parts.head, options, record)
+    return _Pass(graph, parts.mixer, classes, copies)
 
 
 def _statistics(buffers: list[Tensor]) -> list[Tensor]:

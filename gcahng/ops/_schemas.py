@@ -23,12 +23,12 @@ def library(namespace: str) -> torch.library.Library:
     return _LIBRARIES[namespace]
 
 
-def define(stem: str, part: str, schema: str, fake: Callable[..., Any], launcher: str) -> None:
-    """Declares <stem>_<part> in both namespaces; launcher is the function's name in gcahng/kernels/<stem>.py."""
-    name = f"{stem}_{part}"
+def define(name: str, schema: str, fake: Callable[..., Any], launcher: str) -> None:
+    """Declares an op in both namespaces. launcher: "<stem>.<function>", which gcahng/kernels/<stem>.py has."""
+    stem, function = launcher.split(".")
 
     def run_triton(*arguments: Any) -> Any:
-        return getattr(importlib.import_module(f"gcahng.kernels.{stem}"), launcher)(*arguments)
+        return getattr(importlib.import_module(f"gcahng.kernels.{stem}"), function)(*arguments)
 
     for namespace, library in _LIBRARIES.items():
         library.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
@@ -51,5 +51,10 @@ def _edge_start_bwd(grad_e: Tensor, x_i: Tensor, x_j: Tensor) -> tuple[Tensor, T
     return x_i.new_empty(x_i.shape), x_j.new_empty(x_j.shape)
 
 
-define("edge_start", "fwd", "(Tensor x_i, Tensor x_j) -> Tensor", _edge_start_fwd, "forward")
-define("edge_start", "bwd", "(Tensor grad_e, Tensor x_i, Tensor x_j) -> (Tensor, Tensor)", _edge_start_bwd, "backward")
+define("edge_start_fwd", "(Tensor x_i, Tensor x_j) -> Tensor", _edge_start_fwd, "edge_start.forward")
+define(
+    "edge_start_bwd",
+    "(Tensor grad_e, Tensor x_i, Tensor x_j) -> (Tensor, Tensor)",
+    _edge_start_bwd,
+    "edge_start.backward",
+)

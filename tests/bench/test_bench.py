@@ -16,7 +16,7 @@ from gcahng.bench.gate import Gate, outputs
 from gcahng.bench.peak import Peak, from_json, measure_peak, to_json
 from gcahng.cli import main
 from gcahng.commands.plan import parse_bytes
-from gcahng.engine.cpp import CppStages
+from gcahng.engine.fused import FusedStages
 from gcahng.errors import UserError
 
 TINY = Case(12, 3, 16, 1, impl="cpp")
@@ -55,8 +55,8 @@ def test_the_gate_refuses_planted_mistakes(gate: Gate, precision: str) -> None:
 
 
 def test_a_wrong_stage_has_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = CppStages.mlp_backward
-    monkeypatch.setattr(CppStages, "mlp_backward", lambda *arguments: right(*arguments).mul_(1.001))
+    right = FusedStages.mlp_backward
+    monkeypatch.setattr(FusedStages, "mlp_backward", lambda *arguments: right(*arguments).mul_(1.001))
     found = step.measure([TINY], [TINY], reps=1, peaks=False)
     baseline, case = found["rows"]
     assert "is off by" in case["disagrees"]

@@ -69,11 +69,11 @@ def recorded(monkeypatch, tiles):
 
     def record(case: Case, at_most: int, autocast: torch.dtype | None = None) -> dict[str, list[tuple]]:
         spy = Spy(at_most)
-        monkeypatch.setattr("gcahng.engine.cpp._ops", spy)
+        monkeypatch.setattr("gcahng.engine.fused.stage_ops", lambda impl: spy)
         tiles(case)
         z, labels = case.batch(dtype=torch.float32)
         run_step(case.loss("cpp", torch.float32), z, labels, autocast=autocast)
-        assert spy.calls.keys() == {schema.split("(")[0] for schema in _stages._SCHEMAS}, "every op occurs in a step"
+        assert spy.calls.keys() == _stages.STAGES.keys(), "every op occurs in a step"
         return spy.calls
 
     return record

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gcahng.engine.cpp import CppHead, CppMixer, CppStages
-from gcahng.engine.head import HeadGradients, HeadWeights, TorchHead
+from gcahng.engine.head import HeadGradients, HeadWeights
 from gcahng.engine.masks import EdgeDropout
-from gcahng.engine.mixing import TorchMixer, mix_index, mixing_weights
+from gcahng.engine.mixing import mix_index, mixing_weights
+from gcahng.engine.parts import make_parts
 from gcahng.engine.schedule import Band, NodeSum, Schedule, make_schedule
-from gcahng.engine.stages import Edges, RowMoments, Tokens, TokenSums, TorchStages
+from gcahng.engine.stages import Edges, RowMoments, Tokens, TokenSums
 from gcahng.engine.weights import EdgeGradients, EdgeWeights, ToNodeWeights
 from gcahng.engine.workspace import Workspace
 from gcahng.testing import seeded
@@ -176,17 +176,10 @@ class Run:
         self.schedule, self.dim, self.inputs = setup.schedule, setup.dim, inputs
         like = torch.zeros((), dtype=precision.accumulate)
         self.like, self.workspace = like, PoisonedWorkspace()
-        arguments = (self.schedule, setup.dim, precision.compute, like, setup.dropout, 2)
         pull = torch.tensor(0.625, dtype=precision.accumulate)
-        mixing = (self.schedule, inputs.nodes, pull, inputs.kappa)
-        if impl == "cpp":
-            self.stages = CppStages(*arguments, self.workspace)
-            self.head = CppHead(self.schedule, precision.compute, like, self.workspace)
-            self.mixer = CppMixer(*mixing, self.workspace)
-        else:
-            self.stages = TorchStages(*arguments)
-            self.head = TorchHead(self.schedule, precision.compute)
-            self.mixer = TorchMixer(*mixing)
+        mixing = (inputs.nodes, pull, inputs.kappa)
+        parts = make_parts(impl, self.schedule, precision.compute, *mixing, setup.dropout, 2, self.workspace)
+        self.stages, self.head, self.mixer = parts
         self.tokens = Tokens(*(Band(self.schedule, x) for x in inputs.tokens))
 
     def tiles(self):

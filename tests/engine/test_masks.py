@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gcahng.engine.cpp import CppStages
+from gcahng.engine.fused import FusedStages, stage_ops
 from gcahng.engine.masks import EdgeDropout, MaskSource, _nodes
 from gcahng.engine.schedule import Band, make_schedule
 from gcahng.engine.stages import Edges, Tokens
@@ -59,7 +59,7 @@ def cpp_masks(schedule, layer: int, dropout: EdgeDropout, dtype: torch.dtype) ->
     n, dim, step = schedule.nodes, 4, 4.0
     e = torch.tensor([10.0, 20.0, 30.0, 50.0], dtype=dtype)
     zero, one = torch.zeros(dim, dtype=dtype), torch.ones(dim, dtype=dtype)
-    stages = CppStages(schedule, dim, dtype, e, dropout, layer + 1, Workspace())
+    stages = FusedStages(schedule, dim, dtype, e, dropout, layer + 1, Workspace(), stage_ops("cpp"))
     w = EdgeWeights(*(zero,) * 5, gamma=one, beta=zero)
     u, c = (Band(schedule, torch.zeros(n, width, dtype=dtype)) for width in (dim, 1))
     found = {}

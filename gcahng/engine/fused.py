@@ -1,9 +1,10 @@
-"""The stages in fused C++ (csrc/cpu), on the CPU: the row-wise work between two matrix products in one pass over
-memory."""
+"""The stages as fused ops: the row-wise work between two matrix products in one pass over memory. C++ on the CPU
+(csrc/cpu), Triton kernels (kernels/)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,10 @@ from gcahng.engine.workspace import Workspace
 from gcahng.ops import _stages  # noqa: F401  declares the ops
 from gcahng.reference.philox import dropout_threshold
 
-_ops = torch.ops.gcahng
+
+def stage_ops(impl: str) -> Any:
+    """The ops of gcahng/ops/_stages.py, as an implementation has them."""
+    return torch.ops.gcahng_triton if impl == "triton" else torch.ops.gcahng
 
 
 def _numbers(schedule: Schedule, tile: Tile) -> Sequence[int]:
@@ -34,8 +38,8 @@ def _numbers(schedule: Schedule, tile: Tile) -> Sequence[int]:
     )
 
 
-class CppStages(TorchStages):
-    """C++ where it makes the step faster; matrix products stay torch's, into memory that is used again."""
+class FusedStages(TorchStages):
+    """Matrix products stay torch's, into memory that is used again; ops: see stageself.ops."""
 
     def __init__(
         self,
@@ -46,11 +50,12 @@ class CppStages(TorchStages):
         dropout: EdgeDropout | None,
         layers: int,
         workspace: Workspace,
+        ops: Any,
     ) -> None:
         super().__init__(schedule, dim, compute, like, None, layers)
-        self.workspace = workspace
+        self.workspace, self.ops = workspace, ops
         self.same = compute is like.dtype
-        self._draw = dropout.draw if dropout else torch.zeros((), dtype=torch.int64)
+        self._draw = dropout.draw if dropout else torch.zeros((), dtype=torch.int64, device=like.device)
         self._scale = 1 / (1 - dropout.p) if dropout else 1.0
         self._dropout = (dropout.seed, dropout_threshold(dropout.p)) if dropout else (0, 0)
 
@@ -67,17 +72,17 @@ class CppStages(TorchStages):
 
     def edge_start(self, tile: Tile, x: Band, slot: str) -> Edges:
         e = self._pair(slot, tile.rows)
-        _ops.edge_start_tile_(_numbers(self.schedule, tile), x.wrapped, e.full, self._low(e))
+        self.ops.edge_start_tile_(_numbers(self.schedule, tile), x.wrapped, e.full, self._low(e))
         return e
 
     def norm_gelu(self, w: EdgeWeights, t: Tensor, slot: str) -> Edges:
         e = self._pair(slot, t.shape[0])
-        _ops.norm_gelu_(t, w.gamma, w.beta, e.full, self._low(e))
+        self.ops.norm_gelu_(t, w.gamma, w.beta, e.full, self._low(e))
         return e
 
     def edge_to_node(self, tile: Tile, w: ToNodeWeights, e: Edges, into: NodeSum) -> None:
         p = torch.mm(e.low, w.weight.T, out=self.scratch("p", tile.rows, self.dim))
-        _ops.edge_to_node_fwd_(_numbers(self.schedule, tile), p, w.bias, into.wrapped)
+        self.ops.edge_to_node_fwd_(_numbers(self.schedule, tile), p, w.bias, into.wrapped)
 
     def edge_to_node_backward(
         self,
@@ -90,7 +95,7 @@ class CppStages(TorchStages):
     ) -> None:
         p = torch.mm(e.low, w.weight.T, out=self.scratch("p", tile.rows, self.dim))
         bias = None if into is None else into[1]
-        _ops.edge_to_node_bwd_(_numbers(self.schedule, tile), p, w.bias, ds.wrapped, p, bias)
+        self.ops.edge_to_node_bwd_(_numbers(self.schedule, tile), p, w.bias, ds.wrapped, p, bias)
         if into is not None:
             self._accumulate_product(into[0], p, e.low)
         if de is not None:
@@ -109,7 +114,7 @@ class CppStages(TorchStages):
         p = self.scratch(f"{slot} p", tile.rows, 1, wide=True)
         q = self.scratch(f"{slot} q", tile.rows, 1, wide=True)
         inputs = self._gate_inputs(layer, tile, tokens)
-        _ops.gate_fwd_(*inputs, w.gamma, w.beta, e.full, e1.full, self._low(e1), p, q)
+        self.ops.gate_fwd_(*inputs, w.gamma, w.beta, e.full, e1.full, self._low(e1), p, q)
         return e1, Gate(None, p, q, None)
 
     def gate_backward(
@@ -131,7 +136,7 @@ class CppStages(TorchStages):
             sums = [x.wrapped for x in (tokens_into.u, tokens_into.c, tokens_into.v)]
             sums += [gradients.gamma, gradients.beta]
         inputs = self._gate_inputs(layer, tile, tokens)
-        _ops.gate_bwd_(*inputs, w.gamma, e.full, de1, gate.p, gate.q, de1 if want_edge else None, *sums)
+        self.ops.gate_bwd_(*inputs, w.gamma, e.full, de1, gate.p, gate.q, de1 if want_edge else None, *sums)
         return de1 if want_edge else None
 
     def hidden(
@@ -141,7 +146,7 @@ class CppStages(TorchStages):
         g = self.scratch("g", rows, 4 * self.dim)
         h = torch.mm(e1.low, w.w1.T, out=g if keep_h is None else keep_h)
         moments = keep_moments or RowMoments(*(self.scratch(f"row {k}", rows, 1, wide=True) for k in range(2)))
-        _ops.hidden_fwd_(h, w.b1, g, *moments)
+        self.ops.hidden_fwd_(h, w.b1, g, *moments)
         return g, moments
 
     def close(
@@ -152,12 +157,12 @@ class CppStages(TorchStages):
         inputs = (product, e1.full, *moments, w.w, w.d, w.gamma, w.beta)
         if keep_s is not None and keep_s.dtype is not self.like.dtype:
             s = self.scratch("s", rows, self.dim, wide=True)
-            _ops.close_fwd_(*inputs, s, None, None)
+            self.ops.close_fwd_(*inputs, s, None, None)
             s.copy_(keep_s.copy_(s))
             return s, self.norm_gelu(w, s, slot)
         s = self.scratch("s", rows, self.dim, wide=True) if keep_s is None else keep_s
         e = self._pair(slot, rows)
-        _ops.close_fwd_(*inputs, s, e.full, self._low(e))
+        self.ops.close_fwd_(*inputs, s, e.full, self._low(e))
         return s, e
 
     def mlp_backward(
@@ -178,9 +183,9 @@ class CppStages(TorchStages):
         scaled = self.scratch("ds scaled", rows, self.dim)
         m1, m2 = (self.scratch(f"mean {k}", rows, 1, wide=True) for k in range(2))
         sums = None if into is None else into.close_sums
-        _ops.close_bwd_(s, e1.full, d, *moments, w.w, w.d, w.gamma, d, low, scaled, m1, m2, sums)
+        self.ops.close_bwd_(s, e1.full, d, *moments, w.w, w.d, w.gamma, d, low, scaled, m1, m2, sums)
         dn = torch.mm(low, w.w2, out=self.scratch("dn", rows, 4 * self.dim))
-        _ops.hidden_bwd_(h, w.b1, dn, *moments, m1, m2, g, dn, None if into is None else into.b1)
+        self.ops.hidden_bwd_(h, w.b1, dn, *moments, m1, m2, g, dn, None if into is None else into.b1)
         if into is not None:
             self._accumulate_product(into.out_g, scaled, g)
             self._accumulate_product(into.w1, dn, e1.low)
@@ -195,24 +200,24 @@ class CppStages(TorchStages):
             into += torch.mm(a, b, out=product)
 
 
-class CppHead(TorchHead):
-    """The head's row-wise ends in C++."""
+class FusedHead(TorchHead):
+    """The head's row-wise ends as fused ops."""
 
-    def __init__(self, schedule: Schedule, compute: torch.dtype, like: Tensor, workspace: Workspace) -> None:
+    def __init__(self, schedule: Schedule, compute: torch.dtype, like: Tensor, workspace: Workspace, ops: Any) -> None:
         super().__init__(schedule, compute)
-        self.like, self.workspace = like, workspace
+        self.like, self.workspace, self.ops = like, workspace, ops
 
     def _scratch(self, slot: str, rows: int, width: int, dtype: torch.dtype) -> Tensor:
         return self.workspace.get(f"head {slot}", rows, width, self.like, dtype)
 
     def add_moments(self, tile: Tile, e: Edges, into: Tensor) -> None:
-        _ops.head_moments_(_numbers(self.schedule, tile), e.full, into)
+        self.ops.head_moments_(_numbers(self.schedule, tile), e.full, into)
 
     def head(self, w: HeadWeights, e: Edges, out: Tensor | None = None) -> Tensor:
         rows, dim = e.full.shape
         p = torch.mm(e.low, w.weight.T, out=self._scratch("p", rows, dim, self.compute))
         theta = self._scratch("theta", rows, dim, e.full.dtype) if out is None else out
-        _ops.head_fwd_(p, w.bias, theta)
+        self.ops.head_fwd_(p, w.bias, theta)
         return theta
 
     def head_backward(
@@ -220,54 +225,55 @@ class CppHead(TorchHead):
     ) -> Tensor:
         rows, dim = theta.shape
         dpre = self._scratch("p", rows, dim, self.compute)
-        _ops.head_bwd_(theta, dtheta, dpre, None if into is None else into.pre)
+        self.ops.head_bwd_(theta, dtheta, dpre, None if into is None else into.pre)
         dy = torch.mm(dpre, w.weight_fc, out=self._scratch("dy", rows, dim, self.compute))
         if into is None:
             return dy.to(theta.dtype)
         into.pre_e += torch.mm(dpre.T, e.low)
         wide = self._scratch("theta", rows, dim, theta.dtype)
-        _ops.head_sums_(dy, e.full, wide, into.sums)
+        self.ops.head_sums_(dy, e.full, wide, into.sums)
         return wide
 
     def norm_backward(self, tile: Tile, w: HeadWeights, e: Edges, dy: Tensor, sums: HeadGradients | None) -> Tensor:
         if sums is None:
             return dy * w.scale
         a, b = sums.sums / self.schedule.nodes**2
-        _ops.head_norm_(_numbers(self.schedule, tile), dy, e.full, w.scale, a, b, dy)
+        self.ops.head_norm_(_numbers(self.schedule, tile), dy, e.full, w.scale, a, b, dy)
         return dy
 
 
-class CppMixer(TorchMixer):
-    """The mixing in C++."""
+class FusedMixer(TorchMixer):
+    """The mixing as fused ops."""
 
-    def __init__(self, schedule: Schedule, z: Tensor, pull: Tensor, kappa: Tensor, workspace: Workspace) -> None:
-        super().__init__(schedule, z, pull, kappa)
-        self.workspace = workspace
-        self._pull = float(pull)
+    def __init__(
+        self, schedule: Schedule, z: Tensor, pull: Tensor, kappa: Tensor, workspace: Workspace, ops: Any
+    ) -> None:
+        super().__init__(schedule, z, pull.to(z.dtype), kappa)
+        self.workspace, self.ops = workspace, ops
 
     def _inputs(self, tile: Tile) -> tuple:
-        return _numbers(self.schedule, tile), self.z.wrapped, self.d_plus.wrapped, self.kappa, self._pull
+        return _numbers(self.schedule, tile), self.z.wrapped, self.d_plus.wrapped, self.kappa, self.pull
 
     def _mixes(self, tile: Tile) -> int:
         return tile.classes * self.schedule.views * (2 * tile.offsets - tile.mirrored)
 
     def negatives(self, tile: Tile, theta: Tensor) -> Tensor:
         out = self.workspace.get("negatives", self._mixes(tile), theta.shape[1], theta)
-        _ops.mix_fwd_(*self._inputs(tile), theta, out, None, None)
+        self.ops.mix_fwd_(*self._inputs(tile), theta, out, None, None)
         return out
 
     def logits(self, tile: Tile, theta: Tensor) -> tuple[Tensor, Tensor]:
         logits, squares = theta.new_empty(2, self._mixes(tile))
-        _ops.mix_fwd_(*self._inputs(tile), theta, None, logits, squares)
+        self.ops.mix_fwd_(*self._inputs(tile), theta, None, logits, squares)
         return logits, squares
 
     def backward_theta(self, tile: Tile, dn: Tensor) -> Tensor:
         out = self.workspace.get("dtheta", tile.rows, dn.shape[1], dn)
-        _ops.mix_bwd_theta_(*self._inputs(tile), dn, out)
+        self.ops.mix_bwd_theta_(*self._inputs(tile), dn, out)
         return out
 
     def backward_z(
         self, tile: Tile, theta: Tensor, dlogits: Tensor, square: float, into: NodeSum, into_positive: NodeSum
     ) -> None:
         inputs = self._inputs(tile)
-        _ops.mix_bwd_z_(*inputs, theta, dlogits, square, into.wrapped, into_positive.wrapped)
+        self.ops.mix_bwd_z_(*inputs, theta, dlogits, square, into.wrapped, into_positive.wrapped)
