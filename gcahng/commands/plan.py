@@ -29,7 +29,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument(
         "--independent", action="store_true", help="dropout drawn for both directions (symmetric=False)"
     )
-    parser.add_argument("--stages", choices=("cpp", "torch"), default="cpp", help="the engine's stages (cpp)")
+    parser.add_argument("--stages", choices=("fused", "torch"), default="fused", help="the engine's stages (fused)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what the step runs on (cpu)")
     parser.add_argument("--memory-limit", metavar="BYTES", help="such as 16GB or 24GiB (what is free here)")
     parser.add_argument("--rate", type=float, metavar="GFLOP/S", help="of matrix products (measured here, on the CPU)")
@@ -54,7 +54,8 @@ def run(arguments: list[str]) -> int:
         compute=dtypes[options.precision],
         edge_dtype=dtypes[options.edge_dtype],
         symmetric=not options.independent,
-        stages="torch" if options.device == "cuda" else options.stages,
+        stages=options.stages,
+        device=options.device,
     )
     limit = parse_bytes(options.memory_limit) if options.memory_limit else None
     if limit is None and (options.device == "cpu" or torch.cuda.is_available()):
@@ -64,22 +65,20 @@ def run(arguments: list[str]) -> int:
         from gcahng.bench.system import ProductRate
 
         rate = ProductRate(options.dim, options.precision).rate()
-    print(report(size, options.device, limit, bool(options.memory_limit), rate, measured=options.rate is None))
+    print(report(size, limit, bool(options.memory_limit), rate, measured=options.rate is None))
     return 0
 
 
-def report(
-    size: StepSize, device: str, limit: int | None, given: bool, rate: float | None, measured: bool = False
-) -> str:
+def report(size: StepSize, limit: int | None, given: bool, rate: float | None, measured: bool = False) -> str:
     """The text of `gcahng plan`. limit: bytes (given, or free here; None: unknown); rate: FLOP/s or None."""
     from gcahng.engine import plan
 
     rows = []
     for memory in plan.MODES:
-        peak = plan.expected_bytes(size, memory, device)
+        peak = plan.expected_bytes(size, memory)
         work = plan.work(size, memory)
         flops = 2 * work.total
-        largest = None if limit is None else plan.largest_batch(size, memory, limit, device)
+        largest = None if limit is None else plan.largest_batch(size, memory, limit)
         rows.append(
             [
                 memory,
@@ -96,7 +95,7 @@ def report(
     dtype = str(size.compute).removeprefix("torch.")
     lines = [
         f"n = {size.batch:,} ({size.batch // size.views:,} classes of {size.views}), D = {size.dim}, "
-        f"L = {size.layers}, M = {size.classes:,}: {pairs}, products in {dtype}, {size.stages} stages on {device}",
+        f"L = {size.layers}, M = {size.classes:,}: {pairs}, products in {dtype}, {size.stages} stages on {size.device}",
         "",
         *("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]),
         "",
@@ -111,7 +110,7 @@ def report(
     if limit is not None:
         lines.append(f"largest n: with its state in {_bytes(limit)} ({'given' if given else 'free here now'}).")
         lines.append(
-            f'edge_memory="auto" would take {plan.choose_memory(size, max(0, limit - plan.state_bytes(size)), device)}.'
+            f'edge_memory="auto" would take {plan.choose_memory(size, max(0, limit - plan.state_bytes(size)))}.'
         )
     terms = plan.expected_terms(size, "store")
     parts = [f"{name} {_bytes(count)}" for name, count in terms.items() if count > 0]

@@ -31,7 +31,7 @@ from gcahng.reference.losses import official_own_entries
 from gcahng.reference.passes import Batch, GeneratorLosses, GeneratorWeights, MetricLosses, generated
 
 _workspace = Workspace()
-CPP_MAX_VIEWS = 64  # csrc/bindings_stages.cpp
+FUSED_MAX_VIEWS = 64  # csrc/mix.h
 
 
 class Settings(NamedTuple):
@@ -78,9 +78,9 @@ def _prepare(
     if memory == "auto":
         num_classes, edge_dtype = named["class_head.weight"].shape[0], DTYPES[s.edge_dtype]
         sizes = (z.shape[0], dim, s.layers, s.views, num_classes)
-        size = StepSize(*sizes, compute, z.dtype, edge_dtype, s.symmetric, s.stages)
-        memory = choose_memory(size, free_memory(z.device), z.device.type)
-    rows = default_tile_rows(dim, compute, memory)
+        size = StepSize(*sizes, compute, z.dtype, edge_dtype, s.symmetric, s.stages, z.device.type)
+        memory = choose_memory(size, free_memory(z.device))
+    rows = default_tile_rows(dim, compute, memory, z.device.type)
     schedule = make_schedule(z.shape[0] // s.views, s.views, symmetric=s.symmetric, tile_rows=rows)
     options = GraphOptions(s.heads, compute, s.training, update, s.momentum, s.eps, memory, DTYPES[s.edge_dtype])
     dropout = EdgeDropout(s.p, s.seed, draw) if s.training and s.p > 0 else None
@@ -192,15 +192,17 @@ class _GeneratorPass(torch.autograd.Function):
         want = any(ctx.needs_input_grad)
         out = _run_generator((*tensors[:5], list(parameters), tensors[5]), s, classifier, zeroed, weights, want)
         values, statistics, gradients = out[:3], out[3:9], out[9:]
-        ctx.layers = s.layers
-        ctx.save_for_backward(*gradients)
+        ctx.layers, ctx.gradients = s.layers, gradients
         ctx.mark_non_differentiable(*values, *statistics)
         total = weights.soft * values[0] + weights.similarity * values[1] + weights.diversity * values[2]
         return total, *values, *statistics
 
     @staticmethod
     def backward(ctx: Any, d_total: Tensor, *_: Any) -> Any:
-        found = once("the engine", lambda *g: tuple(x * g[-1] for x in g[:-1]), *ctx.saved_tensors, d_total)
+        if ctx.gradients is None:
+            raise RuntimeError("the generator pass was differentiated before: its gradients were scaled where they lay")
+        found = once("the engine", lambda *g: tuple(x.mul_(g[-1]) for x in g[:-1]), *ctx.gradients, d_total)
+        ctx.gradients = None
         named = dict(zip(generator_names(ctx.layers), found, strict=False))
         scaled = (named.get(n) for n in parameter_names(ctx.layers))
         return None, None, None, *scaled
@@ -264,11 +266,12 @@ class Engine:
             return generated(batch, passes.coefficients(run.graph), anchors)
 
     def _stages_for(self, views: int) -> str:
-        if self.stages != "cpp" or views <= CPP_MAX_VIEWS:
+        if self.stages == "torch" or views <= FUSED_MAX_VIEWS:
             return self.stages
         if self.asked:
             raise UserError(
-                f"labels has {views} samples a class; impl='cpp' takes up to {CPP_MAX_VIEWS}, impl='torch' any"
+                f"labels has {views} samples a class; impl={self.stages!r} takes up to {FUSED_MAX_VIEWS}, "
+                "impl='torch' any"
             )
         return "torch"
 

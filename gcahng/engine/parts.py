@@ -32,7 +32,8 @@ def make_parts(
     layers: int,
     workspace: Workspace,
 ) -> Parts:
-    """impl: torch, cpp or triton; compute: dtype of products; z (n, D), pull (0-dim) and kappa (K, K): what is
+    """impl: torch, cpp, cuda, triton, or cuda+triton: CUDA C++ for what is row-wise, Triton for the edge MLP, whose
+    products carry their neighbours. compute: dtype of products; z (n, D), pull (0-dim) and kappa (K, K): what is
     mixed."""
     dim = z.shape[1]
     if impl == "torch":

@@ -21,7 +21,6 @@ from gcahng.errors import UserError
 
 MODES = ("hidden", "store", "recompute")
 LIBRARIES, LOW_PACKED = 4 << 20, 36 << 20
-GRADIENT_COPIES = 2  # where a phase's gradients are scaled by the upstream gradient: found, and scaled
 # Parts of free memory that edge_memory="auto" lets a step take.
 COMFORTABLE, FULL = 0.5, 0.8
 
@@ -29,7 +28,8 @@ COMFORTABLE, FULL = 0.5, 0.8
 @dataclass(frozen=True)
 class StepSize:
     """batch n (a multiple of views K); dim D; layers L; classes: training classes M; compute: dtype of products;
-    accumulate: of everything else; edge_dtype: of stored edges; stages: cpp or torch."""
+    accumulate: of everything else; edge_dtype: of stored edges; stages: torch, or one of the fused ones; device: its
+    type."""
 
     batch: int
     dim: int
@@ -41,6 +41,7 @@ class StepSize:
     edge_dtype: torch.dtype = torch.float32
     symmetric: bool = True
     stages: str = "cpp"
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.views < 2 or self.batch % self.views or self.batch < 2 * self.views:
@@ -81,7 +82,7 @@ class Tiling(NamedTuple):
 def tiling(size: StepSize, memory: str) -> Tiling:
     """The engine's schedule (see make_schedule) without listing its tiles, of which a large batch has many."""
     classes, block = size.batch // size.views, size.views**2
-    most = default_tile_rows(size.dim, size.compute, memory)
+    most = default_tile_rows(size.dim, size.compute, memory, size.device)
     if size.symmetric:
         bands = [(((classes - 1) // 2 + 1), classes, 1)] + ([(1, classes // 2, 0)] if classes % 2 == 0 else [])
     else:
@@ -190,9 +191,9 @@ def expected_terms(size: StepSize, memory: str) -> dict[str, int]:
 
 
 @lru_cache(maxsize=256)
-def expected_bytes(size: StepSize, memory: str, device: str = "cpu") -> int:
+def expected_bytes(size: StepSize, memory: str) -> int:
     """A step's peak beyond its state: its tensors, and on the CPU what comes beside them."""
-    return sum(expected_terms(size, memory).values()) + (cpu_overhead(size, memory) if device == "cpu" else 0)
+    return sum(expected_terms(size, memory).values()) + (cpu_overhead(size, memory) if size.device == "cpu" else 0)
 
 
 def cpu_overhead(size: StepSize, memory: str) -> int:
@@ -211,9 +212,8 @@ def _rows_at_once(size: StepSize, memory: str) -> int:
 
 def _moments(size: StepSize, memory: str) -> dict[str, dict[str, int]]:
     """What is held where a step may be at its peak: in the sweep that forms the losses, in the backward's last sweep
-    (in recompute mode that is where the losses are formed again), and where the gradients found are scaled, for
-    either
-    phase."""
+    (in recompute mode that is where the losses are formed again), for either phase, and where those of phase 1 are
+    scaled."""
     n, d, m = size.batch, size.dim, size.classes
     a, c = size.accumulate.itemsize, size.compute.itemsize
     low = size.compute is not size.accumulate
@@ -241,13 +241,13 @@ def _moments(size: StepSize, memory: str) -> dict[str, dict[str, int]]:
             "node tensors": _node_bytes(size, memory, 1),
             "tiles": _tile_bytes(size, memory, losses=False),
             "losses": max(vectors, losses)
-            if again and size.stages == "cpp"
+            if again and size.stages != "torch"
             else vectors + (entropy if phase == 1 else 0),
         }
-        moments[f"gradients of phase {phase}"] = {
-            "gradients, less the state's": (GRADIENT_COPIES * formed - parameters(size)) * a,
-            "tiles": _tile_bytes(size, memory, losses=False) if size.stages == "cpp" else 0,
-        }
+    moments["gradients of phase 1"] = {  # found, and scaled by the upstream gradient; phase 3's are scaled in place
+        "gradients, less the state's": (2 * _metric_parameters(size) - parameters(size)) * a,
+        "tiles": _tile_bytes(size, memory, losses=False) if size.stages != "torch" else 0,
+    }
     return moments
 
 
@@ -288,7 +288,7 @@ def _tile_bytes(size: StepSize, memory: str, losses: bool) -> int:
     a, c, layers = size.accumulate.itemsize, size.compute.itemsize, size.layers
     low = size.compute is not size.accumulate
     # Bytes per channel and edge of a tile.
-    if size.stages == "cpp":
+    if size.stages != "torch":
         pair = a + (c if low else 0)
         # p, product and scaled; g and dn; edges in, e1 and out; the head's p, dy and theta; dtheta; negatives.
         each = (3 + 8) * c + 3 * pair + 2 * c + a + a + 2 * a / size.views
@@ -367,23 +367,23 @@ def _group_left(folder: Path, limit: str, usage: str, cache: str) -> int | None:
     return None if most == "max" else max(0, int(most) - used + int(stat.get(cache, 0)))
 
 
-def choose_memory(size: StepSize, free: int | None, device: str = "cpu") -> str:
+def choose_memory(size: StepSize, free: int | None) -> str:
     """The mode that edge_memory="auto" takes with so many bytes free: hidden, the fastest, if it takes at most half of
     them; else store, if it takes at most eight tenths; else recompute. Store where free is not known."""
     if free is None:
         return "store"
-    if expected_bytes(size, "hidden", device) <= COMFORTABLE * free:
+    if expected_bytes(size, "hidden") <= COMFORTABLE * free:
         return "hidden"
-    return "store" if expected_bytes(size, "store", device) <= FULL * free else "recompute"
+    return "store" if expected_bytes(size, "store") <= FULL * free else "recompute"
 
 
-def largest_batch(size: StepSize, memory: str, limit: int, device: str = "cpu") -> int | None:
+def largest_batch(size: StepSize, memory: str, limit: int) -> int | None:
     """The largest batch whose step, its state included, takes at most `limit` bytes; None if not even two classes fit.
     size: of any batch; the rest of it holds, with more classes where a batch has more."""
 
     def fits(classes: int) -> bool:
         candidate = replace(size, batch=classes * size.views, classes=max(size.classes, classes))
-        return state_bytes(candidate) + expected_bytes(candidate, memory, device) <= limit
+        return state_bytes(candidate) + expected_bytes(candidate, memory) <= limit
 
     low, high = 2, 4
     if not fits(low):

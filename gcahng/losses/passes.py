@@ -8,11 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from gcahng.nn import GraphNetwork
-from gcahng.ops._implementations import Op, register, resolve
+from gcahng.ops._implementations import Op, available, register, resolve
 from gcahng.reference import passes as reference
 from gcahng.reference.passes import Batch, GeneratorLosses, GeneratorWeights, MetricLosses
 
-register("loss", Op(cpu=("cpp", "torch", "reference"), cuda=("torch", "reference")))
+register(
+    "loss",
+    Op(
+        cpu=("cpp", "torch", "reference", "triton"),  # Triton's interpreter, for tests, after all else
+        cuda=("cuda", "triton", "torch", "reference"),
+    ),
+)
 
 
 class Passes(Protocol):
@@ -39,4 +45,6 @@ def passes_for(impl: str, device: torch.device, edge_memory: str, edge_dtype: to
         return reference
     from gcahng.engine.engine import Engine
 
+    if impl == "auto" and chosen == "cuda" and available("triton", device.type, "loss") is None:
+        chosen = "cuda+triton"
     return Engine(chosen, edge_memory, edge_dtype, asked=impl != "auto")

@@ -203,7 +203,7 @@ def test_plan_prints_every_mode(capsys: pytest.CaptureFixture[str]) -> None:
     assert "at 180 GFLOP/s (given)" in out and "in 16 GB (given)" in out
     assert main(["plan", "--batch", "1024", "--device", "cuda", "--precision", "bf16", "--memory-limit", "80GB"]) == 0
     out = capsys.readouterr().out
-    assert "torch stages on cuda" in out and "floor:" not in out
+    assert "fused stages on cuda" in out and "floor:" not in out
 
 
 @pytest.mark.parametrize(
