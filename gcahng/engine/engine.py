@@ -7,13 +7,15 @@ returned by the upstream gradient. Nothing of the batch's edges outlives the for
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from gcahng.engine import passes
+from gcahng.engine import cuda_graph, passes
+from gcahng.engine.cuda_graph import GraphCache
 from gcahng.engine.graph import GraphOptions, GraphPass
 from gcahng.engine.masks import EdgeDropout
 from gcahng.engine.mixing import TorchMixer, mixing_weights
@@ -50,6 +52,7 @@ class Settings(NamedTuple):
     stages: str
     edge_memory: str
     edge_dtype: str
+    graphs: int  # of gcahng.engine.cuda_graph; 0: not captured
 
 
 class _Pass(NamedTuple):
@@ -70,26 +73,32 @@ def _prepare(
     s: Settings,
     record: bool,
     update: bool,
+    workspace: Workspace,
 ) -> _Pass:
     dim, z = z.shape[1], z.detach()
     named = dict(zip(parameter_names(s.layers), (p.detach() for p in parameters), strict=True))
     compute = DTYPES[s.compute]
-    memory = s.edge_memory
-    if memory == "auto":
-        num_classes, edge_dtype = named["class_head.weight"].shape[0], DTYPES[s.edge_dtype]
-        sizes = (z.shape[0], dim, s.layers, s.views, num_classes)
-        size = StepSize(*sizes, compute, z.dtype, edge_dtype, s.symmetric, s.stages, z.device.type)
-        memory = choose_memory(size, free_memory(z.device))
+    memory = _edge_memory(z, named["class_head.weight"].shape[0], s)
     rows = default_tile_rows(dim, compute, memory, z.device.type)
     schedule = make_schedule(z.shape[0] // s.views, s.views, symmetric=s.symmetric, tile_rows=rows)
     options = GraphOptions(s.heads, compute, s.training, update, s.momentum, s.eps, memory, DTYPES[s.edge_dtype])
     dropout = EdgeDropout(s.p, s.seed, draw) if s.training and s.p > 0 else None
     kappa = mixing_weights(u)
-    parts = make_parts(s.stages, schedule, compute, z, pull, kappa, dropout, s.layers, _workspace)
+    parts = make_parts(s.stages, schedule, compute, z, pull, kappa, dropout, s.layers, workspace)
     # The operator is functional: running statistics are copied here and copied back by its caller.
     copies = [b.clone() for b in buffers]
     graph = GraphPass(named, copies, z, schedule, parts.stages, parts.head, options, record)
     return _Pass(graph, parts.mixer, classes, copies)
+
+
+def _edge_memory(z: Tensor, num_classes: int, s: Settings) -> str:
+    """store, hidden or recompute; what "auto" stands for now."""
+    if s.edge_memory != "auto":
+        return s.edge_memory
+    sizes = (*z.shape, s.layers, s.views, num_classes)
+    dtypes = (DTYPES[s.compute], z.dtype, DTYPES[s.edge_dtype])
+    size = StepSize(*sizes, *dtypes, s.symmetric, s.stages, z.device.type)
+    return choose_memory(size, free_memory(z.device))
 
 
 def _statistics(buffers: list[Tensor]) -> list[Tensor]:
@@ -97,10 +106,12 @@ def _statistics(buffers: list[Tensor]) -> list[Tensor]:
     return [*buffers[:3], *buffers[4:7]]
 
 
-def _run_metric(tensors: tuple[Any, ...], s: Settings, want_z: bool, want_parameters: bool) -> list[Tensor]:
+def _run_metric(
+    tensors: tuple[Any, ...], s: Settings, want_z: bool, want_parameters: bool, workspace: Workspace
+) -> list[Tensor]:
     z = tensors[0]
     with torch.autocast(z.device.type, enabled=False):
-        run = _prepare(*tensors, s, record=want_z or want_parameters, update=s.training)
+        run = _prepare(*tensors, s, record=want_z or want_parameters, update=s.training, workspace=workspace)
         found = passes.metric_pass(run.graph, run.mixer, run.classes, want_z)
     gradients = [found.parameters[n] for n in metric_names(s.layers)] if want_parameters else []
     dz = [z.new_empty(0) if d is None else d for d in (found.dz_synthetic, found.dz_entropy)]
@@ -114,13 +125,35 @@ def _run_generator(
     zeroed: Tensor | None,
     weights: GeneratorWeights,
     want: bool,
+    workspace: Workspace,
 ) -> list[Tensor]:
     with torch.autocast(tensors[0].device.type, enabled=False):
-        run = _prepare(*tensors, s, record=want, update=s.training)
+        run = _prepare(*tensors, s, record=want, update=s.training, workspace=workspace)
         found = passes.generator_pass(run.graph, run.mixer, run.classes, classifier, zeroed, weights)
     gradients = [found.parameters[n] for n in generator_names(s.layers)] if want else []
     values = [found.negative_entropy, found.dissimilarity, found.diversity]
     return [*values, *_statistics(run.buffers), *gradients]
+
+
+def _run(
+    tensors: tuple[Any, ...],
+    extra: Sequence[Tensor],
+    s: Settings,
+    kind: tuple[Any, ...],
+    run: Callable[[tuple[Any, ...], Settings, Sequence[Tensor], Workspace], list[Tensor]],
+) -> list[Tensor]:
+    """run(tensors, s, extra, workspace); where the loss asks for it, as a CUDA graph. kind: what tells this pass from
+    others of the same settings; extra: tensors beside the operator's, which may lie elsewhere each time."""
+    if not s.graphs:
+        return run(tensors, s, extra, _workspace)
+    *inputs, parameters, buffers = tensors
+    s = s._replace(edge_memory=_edge_memory(inputs[0], parameters[-1].shape[0], s))
+    count = len(inputs)
+
+    def captured(given: Sequence[Tensor], workspace: Workspace) -> list[Tensor]:
+        return run((*given[:count], parameters, buffers), s, given[count:], workspace)
+
+    return cuda_graph.cache(s.graphs)(captured, [*inputs, *extra], [*parameters, *buffers], (s, *kind))
 
 
 # -- phase 1 as an operator: losses and their gradients out of one call, so that torch.compile sees a single node
@@ -128,7 +161,12 @@ def _run_generator(
 
 def _metric_op(*arguments: Any) -> list[Tensor]:
     *settings, want_z, want_parameters = arguments[_TENSORS:]
-    return _run_metric(arguments[:_TENSORS], Settings(*settings), want_z, want_parameters)
+    wanted = (want_z, want_parameters)
+
+    def run(tensors: tuple[Any, ...], s: Settings, _: Sequence[Tensor], workspace: Workspace) -> list[Tensor]:
+        return _run_metric(tensors, s, *wanted, workspace)
+
+    return _run(arguments[:_TENSORS], (), Settings(*settings), ("metric", *wanted), run)
 
 
 def _metric_fake(*arguments: Any) -> list[Tensor]:
@@ -169,7 +207,7 @@ _TENSORS = 7  # of the operator's arguments, lists of tensors included: before t
 _GRADIENTS = 8  # of the operator's outputs: behind two losses and six statistics
 _SETTINGS = (
     "int layers, int heads, int views, float p, int seed, bool symmetric, bool training, float momentum, float eps, "
-    "str compute, str stages, str edge_memory, str edge_dtype"
+    "str compute, str stages, str edge_memory, str edge_dtype, int graphs"
 )
 _library = library(NATIVE)
 _library.define(
@@ -190,7 +228,14 @@ class _GeneratorPass(torch.autograd.Function):
     def forward(ctx: Any, tensors: tuple[Any, ...], s: Settings, extra: tuple[Any, ...], *parameters: Tensor) -> Any:
         classifier, zeroed, weights = extra
         want = any(ctx.needs_input_grad)
-        out = _run_generator((*tensors[:5], list(parameters), tensors[5]), s, classifier, zeroed, weights, want)
+        tensors = (*tensors[:5], list(parameters), tensors[5])
+
+        def run(tensors: tuple[Any, ...], s: Settings, given: Sequence[Tensor], workspace: Workspace) -> list[Tensor]:
+            where = given[2] if len(given) > 2 else None
+            return _run_generator(tensors, s, (given[0], given[1]), where, weights, want, workspace)
+
+        moved = (*classifier, *(() if zeroed is None else (zeroed,)))
+        out = _run(tensors, moved, s, ("generator", weights, want), run)
         values, statistics, gradients = out[:3], out[3:9], out[9:]
         ctx.layers, ctx.gradients = s.layers, gradients
         ctx.mark_non_differentiable(*values, *statistics)
@@ -210,11 +255,19 @@ class _GeneratorPass(torch.autograd.Function):
 
 class Engine:
     """stages: which implementation of the stages, and whether it was asked for by name; edge_memory, edge_dtype: see
-    GCAHNGLoss."""
+    GCAHNGLoss; graphs: where captured passes are kept, None: they are not captured."""
 
-    def __init__(self, stages: str, edge_memory: str, edge_dtype: torch.dtype | None, *, asked: bool = True) -> None:
+    def __init__(
+        self,
+        stages: str,
+        edge_memory: str,
+        edge_dtype: torch.dtype | None,
+        graphs: GraphCache | None = None,
+        *,
+        asked: bool = True,
+    ) -> None:
         self.stages, self.asked = stages, asked
-        self.edge_memory, self.edge_dtype = edge_memory, edge_dtype
+        self.edge_memory, self.edge_dtype, self.graphs = edge_memory, edge_dtype, graphs
 
     def metric_pass(self, network: GraphNetwork, batch: Batch) -> MetricLosses:
         """See gcahng.reference.passes.metric_pass."""
@@ -262,7 +315,7 @@ class Engine:
             buffer_list(network),
         )
         with torch.autocast(batch.z.device.type, enabled=False):
-            run = _prepare(*tensors, self._settings(network, batch), record=False, update=False)
+            run = _prepare(*tensors, self._settings(network, batch), record=False, update=False, workspace=_workspace)
             return generated(batch, passes.coefficients(run.graph), anchors)
 
     def _stages_for(self, views: int) -> str:
@@ -292,6 +345,7 @@ class Engine:
             stages=self._stages_for(batch.views),
             edge_memory=self.edge_memory,
             edge_dtype=_name(self.edge_dtype or dtype),
+            graphs=0 if self.graphs is None else self.graphs.number,
         )
 
 

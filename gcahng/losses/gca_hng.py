@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gcahng.engine.cuda_graph import GraphCache
 from gcahng.errors import UserError
 from gcahng.losses.layout import ClassLayout, check_shapes, class_layout, raise_for_problems, value_problems
 from gcahng.losses.options import check_options
@@ -90,6 +91,8 @@ class GCAHNGLoss(nn.Module):
             hidden pre-activations too), "recompute" (nothing of size n²·D, for more arithmetic), or "auto", by free
             memory.
         edge_dtype: of stored edges (None: the parameters' own); torch.bfloat16 halves them.
+        cuda_graph: on CUDA, capture the graph network's passes and replay them: for batches so small that launches
+            bound them. Each kind of batch (the last 4) then keeps the memory of its passes.
 
     Errors: UserError (a ValueError) naming the argument, for classes of unequal size or single samples, fewer than two
     classes, labels out of range, wrong shapes or dtypes, non-finite values and constant rows.
@@ -124,6 +127,7 @@ class GCAHNGLoss(nn.Module):
         steps_per_epoch: int | None = None,
         edge_memory: str = "auto",
         edge_dtype: torch.dtype | None = None,
+        cuda_graph: bool = False,
     ) -> None:
         super().__init__()
         check_options(dict(locals()))
@@ -135,7 +139,7 @@ class GCAHNGLoss(nn.Module):
         self.dot_weight, self.div_weight, self.softmax_factor = dot_weight, div_weight, softmax_factor
         self.edge_dropout, self.symmetric, self.seed = edge_dropout, symmetric, seed
         self.compat, self.impl, self.check = compat, impl, check
-        self.edge_memory, self.edge_dtype = edge_memory, edge_dtype
+        self.edge_memory, self.edge_dtype, self._graphs = edge_memory, edge_dtype, GraphCache() if cuda_graph else None
         self.num_per_class, self.clip_value = num_per_class, clip_value
         self.graph_lr, self.epochs, self.steps_per_epoch = graph_lr, epochs, steps_per_epoch
 
@@ -401,7 +405,7 @@ class GCAHNGLoss(nn.Module):
         return layout, z
 
     def _passes(self, device: torch.device) -> Passes:
-        return passes_for(self.impl, device, self.edge_memory, self.edge_dtype)
+        return passes_for(self.impl, device, self.edge_memory, self.edge_dtype, self._graphs)
 
     def _batch(self, z: Tensor, layout: ClassLayout, u: Tensor | None) -> Batch:
         views = layout.views

@@ -47,6 +47,8 @@ def check_options(given: Mapping[str, Any]) -> None:
             raise UserError(f"{name} is {value!r}; it must be None or a whole number of at least {least}")
     if given["edge_dtype"] not in _EDGE_DTYPES:
         raise UserError(f"edge_dtype is {given['edge_dtype']!r}; it must be None, torch.float32, float64 or bfloat16")
+    if not isinstance(given["cuda_graph"], bool):
+        raise UserError(f"cuda_graph is {given['cuda_graph']!r}; it must be True or False")
     if given["base"] != "npair" and not callable(given["base"]):
         raise UserError(f'base is {given["base"]!r}; it must be "npair" or a module called as base(embeddings, labels)')
     seed = given["seed"]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from gcahng.errors import UserError
 from gcahng.nn import GraphNetwork
 from gcahng.ops._implementations import Op, available, register, resolve
 from gcahng.reference import passes as reference
 from gcahng.reference.passes import Batch, GeneratorLosses, GeneratorWeights, MetricLosses
+
+if TYPE_CHECKING:
+    from gcahng.engine.cuda_graph import GraphCache
 
 register(
     "loss",
@@ -38,13 +42,19 @@ class Passes(Protocol):
     def generate(self, network: GraphNetwork, batch: Batch, anchors: Tensor | None) -> tuple[Tensor, Tensor]: ...
 
 
-def passes_for(impl: str, device: torch.device, edge_memory: str, edge_dtype: torch.dtype | None) -> Passes:
+def passes_for(
+    impl: str, device: torch.device, edge_memory: str, edge_dtype: torch.dtype | None, graphs: GraphCache | None
+) -> Passes:
     """The implementation of this name on this device. UserError for one that is not available."""
     chosen = resolve(impl, device.type, "loss")
+    if graphs is not None and device.type != "cuda":
+        raise UserError(f"cuda_graph is True and the embeddings are on {device}; CUDA graphs need a CUDA device")
     if chosen == "reference":
+        if graphs is not None:
+            raise UserError("cuda_graph is True and impl is 'reference'; the engine alone captures its passes")
         return reference
     from gcahng.engine.engine import Engine
 
     if impl == "auto" and chosen == "cuda" and available("triton", device.type, "loss") is None:
         chosen = "cuda+triton"
-    return Engine(chosen, edge_memory, edge_dtype, asked=impl != "auto")
+    return Engine(chosen, edge_memory, edge_dtype, graphs, asked=impl != "auto")

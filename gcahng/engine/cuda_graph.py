@@ -1,0 +1,85 @@
+"""Passes captured as CUDA graphs: a small batch is then not bound by the time that hundreds of launches take."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+from gcahng.engine.workspace import Workspace
+
+Run = Callable[[Sequence[Tensor], Workspace], list[Tensor]]
+MOST = 4
+_WARM_UPS = 2
+_numbers = itertools.count(1)
+_caches: WeakValueDictionary[int, GraphCache] = WeakValueDictionary()
+
+
+class GraphCache:
+    """The captured passes of one loss, the last few kinds of batches; number: what an operator knows it by."""
+
+    def __init__(self) -> None:
+        self.number = next(_numbers)
+        self._captured: dict[tuple[Any, ...], _Captured] = {}
+        _caches[self.number] = self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GraphCache:
+        return GraphCache()
+
+    def __reduce__(self) -> tuple[type[GraphCache], tuple[()]]:
+        return GraphCache, ()
+
+    def __call__(self, run: Run, inputs: Sequence[Tensor], fixed: Sequence[Tensor], settings: Any) -> list[Tensor]:
+        """run(inputs, workspace), replayed.
+
+        inputs: may lie elsewhere each time, and are copied; fixed: what `run` reads besides, in place (weights,
+        running statistics); settings: whatever else makes it another pass.
+        """
+        shapes = tuple((tuple(t.shape), t.dtype, t.device) for t in inputs)
+        places = tuple((t.data_ptr(), tuple(t.shape), t.dtype) for t in fixed)
+        key = (settings, shapes, places)
+        captured = self._captured.pop(key, None)
+        if captured is None:
+            captured = _Captured(run, inputs)
+            while len(self._captured) >= MOST:
+                del self._captured[next(iter(self._captured))]
+        self._captured[key] = captured  # the last one used stands last
+        return captured(inputs)
+
+
+class _Captured:
+    """One pass on memory of its own: inputs, workspace, outputs."""
+
+    def __init__(self, run: Run, inputs: Sequence[Tensor]) -> None:
+        self._inputs = [t.detach().clone() for t in inputs]
+        self._workspace = Workspace()
+        self._replay, self._outputs = capture(lambda: run(self._inputs, self._workspace))
+
+    def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        for mine, given in zip(self._inputs, inputs, strict=True):
+            mine.copy_(given)
+        self._replay()
+        return [output.clone() for output in self._outputs]
+
+
+def capture(run: Callable[[], list[Tensor]]) -> tuple[Callable[[], None], list[Tensor]]:
+    """Runs it a few times, then captures it → how to replay it, and where its outputs lie."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(_WARM_UPS):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = run()
+    return graph.replay, outputs
+
+
+def cache(number: int) -> GraphCache:
+    """The cache of this number, which its loss keeps alive."""
+    return _caches[number]
