@@ -43,7 +43,7 @@ class Tile:
         kappa = mixing_weights(self._drawn(VIEWS, VIEWS - 1, seed=0).sigmoid())
         z, pull = self._drawn(schedule.nodes, DIM, seed=1), torch.tensor(0.3, dtype=wide)
         parts = make_parts(impl, schedule, compute, z, pull, kappa, dropout, 1, Workspace())
-        self.stages, self.head, self.mixer = parts
+        self.stages, self.head, self.mixer, self.judge = parts
         rows = self.tile.rows
         self.x, self.ds = self._band(DIM, seed=2), self._band(DIM, seed=3)
         self.tokens = Tokens(self._band(DIM, seed=4), self._band(1, seed=5), self._band(DIM, seed=6))

@@ -1,36 +1,13 @@
 // The CUDA implementations of the ops that gcahng/ops/_schemas.py declares.
-#include <cuda_runtime_api.h>
-#include <dlfcn.h>
-#include <torch/csrc/stable/accelerator.h>
-
 #include <tuple>
 
-#include "bindings.h"
+#include "bindings_cuda.h"
 #include "edge_start.h"
 
 namespace {
 
 using namespace gcahng;
 using namespace gcahng::binding;
-using torch::stable::accelerator::DeviceGuard;
-
-// torch's current stream, from the libtorch_cuda that is loaded: the stable ABI hands streams out only since
-// torch 2.13, and linking libtorch_cuda would keep this library from loading beside another one.
-void* current_stream(const Tensor& tensor) {
-  using Getter = int32_t (*)(int32_t, void**);
-  static const Getter get = [] {
-    void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
-    return library ? reinterpret_cast<Getter>(dlsym(library, "aoti_torch_get_current_cuda_stream")) : nullptr;
-  }();
-  STD_TORCH_CHECK(get, "gcahng: this torch has no CUDA");
-  void* stream = nullptr;
-  STD_TORCH_CHECK(get(tensor.get_device_index(), &stream) == 0, "gcahng: no current CUDA stream");
-  return stream;
-}
-
-void check(int error, const char* op) {
-  STD_TORCH_CHECK(error == cudaSuccess, op, ": ", cudaGetErrorString(static_cast<cudaError_t>(error)));
-}
 
 Tensor edge_start_fwd(const Tensor& x_i, const Tensor& x_j) {
   constexpr const char* op = "gcahng::edge_start_fwd";

@@ -2,9 +2,8 @@
 // tensors that the engine owns and reuses; sums are formed unit by unit and added up in order, whatever the number of
 // threads.
 #include <algorithm>
-#include <vector>
 
-#include "bindings.h"
+#include "bindings_stages.h"
 #include "close.h"
 #include "cpu/dispatch.h"
 #include "edge_start.h"
@@ -19,41 +18,14 @@ namespace {
 
 using namespace gcahng;
 using namespace gcahng::binding;
-using Maybe = std::optional<Tensor>;
-using Ints = std::vector<int64_t>;
 using torch::stable::parallel_for;
 
 constexpr int64_t kBlock = 32;  // rows whose sums are formed together
-constexpr int64_t kMaxViews = 64;
 
 int64_t grain(int64_t values) { return std::max<int64_t>(1, 32768 / std::max<int64_t>(1, values)); }
 int64_t blocks_of(int64_t rows) { return (rows + kBlock - 1) / kBlock; }
 
-Tile tile_of(const Ints& t, const char* op) {
-  STD_TORCH_CHECK(t.size() == 7, op, ": tile is (A, K, O, first, offset, mirrored, classes)");
-  STD_TORCH_CHECK(t[1] <= kMaxViews, op, ": at most ", kMaxViews, " samples a class");
-  return {t[0], t[1], t[2], t[3], t[4], t[5], t[6]};
-}
-
 DType type_of(const Tensor& tensor, const char* op) { return dtype_of(tensor, op, false); }
-
-// The data of a tensor that must be contiguous, of this many values and this type.
-void* data(const Tensor& tensor, int64_t values, DType dtype, const char* op, const char* name) {
-  STD_TORCH_CHECK(tensor.is_contiguous() && tensor.numel() == values, op, ": ", name, " must be contiguous, of ",
-                  values, " values");
-  STD_TORCH_CHECK(type_of(tensor, op) == dtype, op, ": ", name,
-                  " has another dtype than the op's other arguments ask for");
-  return tensor.mutable_data_ptr();
-}
-void* data(const Maybe& tensor, int64_t values, DType dtype, const char* op, const char* name) {
-  return tensor.has_value() ? data(*tensor, values, dtype, op, name) : nullptr;
-}
-// A node tensor of whole classes, with the first ones repeated behind.
-void* nodes(const Tensor& tensor, const Tile& tile, int64_t width, DType dtype, const char* op, const char* name) {
-  const int64_t classes = std::max(tile.first + tile.A, tile.first + tile.A + tile.offset + tile.O - 1);
-  STD_TORCH_CHECK(tensor.numel() >= classes * tile.K * width, op, ": ", name, " has too few nodes for the tile");
-  return data(tensor, tensor.numel(), dtype, op, name);
-}
 
 template <class T>
 void add(const T* x, T* into, int64_t width) {
@@ -105,24 +77,6 @@ void add_nodes(DType dtype, const Tile& tile, const void* rows, const void* colu
     });
   });
 }
-
-// Scratch of the accumulating type.
-struct Scratch {
-  Tensor tensor;
-  char* at;
-  int64_t size;
-  Scratch(const Tensor& like, DType dtype, int64_t values)
-      : tensor(torch::stable::new_empty(like, {values})),
-        at(static_cast<char*>(tensor.mutable_data_ptr())),
-        size(dtype == DType::f64 ? 8 : 4) {}
-  void* take(int64_t values) {
-    void* here = at;
-    at += values * size;
-    return here;
-  }
-};
-
-int64_t width_of(const Tensor& tensor) { return tensor.size(tensor.dim() - 1); }
 
 void norm_gelu(const Tensor& t, const Tensor& gamma, const Tensor& beta, const Maybe& y, const Maybe& low) {
   constexpr const char* op = "gcahng::norm_gelu_";

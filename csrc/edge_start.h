@@ -23,13 +23,16 @@ GCAHNG_CPU_TABLES(EdgeStartCpu, edge_start)
 
 namespace cuda {
 
-// Both return a cudaError_t as a number, 0 for success. stream is a cudaStream_t.
+// All return a cudaError_t as a number, 0 for success. stream is a cudaStream_t.
 // e (I, J, D) from x_i (I, D) and x_j (J, D).
 int launch_edge_start_forward(DType dtype, const void* x_i, const void* x_j, void* e, int64_t I, int64_t J, int64_t D,
                               void* stream);
 // dx_i (I, D) and dx_j (J, D) from grad_e (I, J, D), x_i (I, D) and x_j (J, D).
 int launch_edge_start_backward(DType dtype, const void* grad_e, const void* x_i, const void* x_j, void* dx_i,
                                void* dx_j, int64_t I, int64_t J, int64_t D, void* stream);
+// e and low (T, D) = x_i x_j of a tile's edges, x (classes + reach, K, D). e or low may be null.
+int launch_edge_start_tile(DType dtype, DType low_type, const Tile& tile, const void* x, void* e, void* low, int64_t D,
+                           void* stream);
 
 }  // namespace cuda
 }  // namespace gcahng

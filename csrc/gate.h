@@ -31,4 +31,26 @@ struct GateCpu {
 };
 GCAHNG_CPU_TABLES(GateCpu, gate)
 
+namespace cuda {
+
+// Gradients that a tile adds to: of u, c, v (classes + reach, K, D | 1 | D), gamma and beta (D,). All, or none.
+struct GateGradients {
+  void *du, *dc, *dv, *dgamma, *dbeta;
+};
+
+// Launchers return a cudaError_t as a number, 0 for success. stream is a cudaStream_t; draw is a number on the device,
+// which stands for dropout.draw. D is at most 1024.
+// e (T, D) -> e1 and low (T, D; low may be null), and saved.
+int launch_gate_forward(DType dtype, DType low_type, const Tile& tile, Dropout dropout, const int64_t* draw,
+                        GateTokens tokens, const void* gamma, const void* beta, const void* e, void* e1, void* low,
+                        GateSaved saved, int64_t D, void* stream);
+// Values of the accumulating type that the backward's scratch holds where gradients of tokens are wanted.
+int64_t gate_backward_scratch(const Tile& tile, int64_t D);
+// de1 (T, D) -> de (T, D; null: not wanted; may be de1); adds to the gradients (null pointers: not wanted).
+int launch_gate_backward(DType dtype, const Tile& tile, Dropout dropout, const int64_t* draw, GateTokens tokens,
+                         const void* gamma, const void* e, const void* de1, GateSaved saved, void* de,
+                         GateGradients into, void* scratch, int64_t D, void* stream);
+
+}  // namespace cuda
+
 }  // namespace gcahng

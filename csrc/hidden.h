@@ -20,4 +20,19 @@ struct HiddenCpu {
 };
 GCAHNG_CPU_TABLES(HiddenCpu, hidden)
 
+namespace cuda {
+
+// Launchers return a cudaError_t as a number, 0 for success. stream is a cudaStream_t. low_type may be f16, too; W <=
+// 4096. h (T, W), b (W,) -> g (T, W; may be h), mean and rstd (T,).
+int launch_hidden_forward(DType dtype, DType low_type, const void* h, const void* b, void* g, void* mean, void* rstd,
+                          int64_t T, int64_t W, void* stream);
+// h and dn (T, W), b (W,), mean, rstd, m1, m2 (T,) -> g (T, W; may be h), dh (T, W; may be dn); adds to db (W,) or
+// null. scratch: of db's type, so many values; may be null where db is.
+int launch_hidden_backward(DType dtype, DType low_type, const void* h, const void* b, const void* dn, const void* mean,
+                           const void* rstd, const void* m1, const void* m2, void* g, void* dh, void* db, void* scratch,
+                           int64_t T, int64_t W, void* stream);
+int64_t hidden_backward_scratch(int64_t T, int64_t W);
+
+}  // namespace cuda
+
 }  // namespace gcahng

@@ -33,4 +33,22 @@ struct MixCpu {
 };
 GCAHNG_CPU_TABLES(MixCpu, mix)
 
+namespace cuda {
+
+// Launchers return a cudaError_t as a number, 0 for success. stream is a cudaStream_t; scratch: of as many values of
+// the tile's type as the function before it says.
+// theta (T, D) -> negatives (mixes, D) if not null, and logits = a . N and squares = |N|^2 (mixes,) if not null.
+int launch_mix_forward(DType dtype, const Tile& tile, MixInputs in, const void* theta, void* negatives, void* logits,
+                       void* squares, int64_t D, void* stream);
+// dn (mixes, D) -> dtheta (T, D), both directions together.
+int launch_mix_backward_theta(DType dtype, const Tile& tile, MixInputs in, const void* dn, void* dtheta, int64_t D,
+                              void* stream);
+int64_t mix_backward_z_scratch(const Tile& tile, int64_t D);
+// dlogits (mixes,), and the weight of |N|^2: adds to dz (classes + reach, K, D) and d_d_plus (classes + reach, K). A
+// class's mixes with itself are left out.
+int launch_mix_backward_z(DType dtype, const Tile& tile, MixInputs in, const void* theta, const void* dlogits,
+                          double square, void* dz, void* d_d_plus, void* scratch, int64_t D, void* stream);
+
+}  // namespace cuda
+
 }  // namespace gcahng

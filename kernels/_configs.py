@@ -14,3 +14,77 @@ class EdgeStart(NamedTuple):
 
 
 EDGE_START = EdgeStart()
+
+
+class RowWise(NamedTuple):
+    """Whole rows: values that one program holds at a time (a power of two, no fewer than its threads, so that no value
+    lies in two of them: results may overwrite inputs), and how many programs share the rows where they form sums."""
+
+    values: int = 2048
+    num_warps: int = 4
+    programs: int = 512
+
+
+ROWS = RowWise()
+ROWS_BACKWARD = RowWise(num_warps=8)
+
+
+class Product(NamedTuple):
+    """A matrix product with an epilogue: block sizes; parts of columns that the epilogue takes one after the other,
+    which spares registers; how many of them have joint row moments; blocks of rows that share a column block in
+    cache."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+    parts: int = 1
+    joined: int = 1
+    group: int = 8
+
+
+# By the operands' bytes a value: 2 for bf16 and fp16, 4 for fp32.
+HIDDEN_PRODUCT = {2: Product(128, 256, 64, 8, 3, parts=8, joined=2), 4: Product(128, 128, 32, 8, 3, parts=8, joined=2)}
+HIDDEN_PRODUCT_BACKWARD = {2: Product(128, 256, 64, 8, 3, parts=8), 4: Product(128, 128, 32, 8, 3, parts=8)}
+CLOSE_PRODUCT = {2: Product(128, 128, 64, 8, 3), 4: Product(128, 128, 16, 8, 3)}
+
+
+class Ends(NamedTuple):
+    """Sums at both ends of edges: columns, views of the anchor class and channels that one program takes."""
+
+    block_columns: int = 16
+    block_views: int = 8
+    block_channels: int = 128
+    num_warps: int = 8
+
+
+ENDS = Ends()
+
+
+class NodeParts(NamedTuple):
+    """Adding up what these programs leave: parts at a time, channels; no fewer of these than threads."""
+
+    block_parts: int = 16
+    block_channels: int = 128
+    num_warps: int = 4
+
+
+NODE_PARTS = NodeParts()
+GATE = RowWise(num_warps=8)
+GATE_BACKWARD = RowWise(num_warps=16)
+MIX = RowWise(num_warps=8)
+
+
+class Head(NamedTuple):
+    """Rows and channels that one program takes at a time; about how many programs share the rows of a sum."""
+
+    block_rows: int = 16
+    block_channels: int = 128
+    programs: int = 256
+    num_warps: int = 4
+
+
+HEAD = Head()
+CROSS_ENTROPY = RowWise(values=1024)
+SIMILARITY = RowWise()

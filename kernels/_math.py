@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+NORM_EPS = tl.constexpr(1e-5)
+
 
 @triton.jit
 def normal_cdf(x):
@@ -28,6 +30,46 @@ def logistic(x):
     """1 / (1 + exp(-x)), by exp of what is not positive."""
     b_e = tl.exp(-tl.abs(x))
     return tl.where(x < 0, b_e, 1.0) / (1.0 + b_e)
+
+
+@triton.jit
+def inverse_root(x):
+    """1 / √x, rounded as IEEE asks: in fp32 the plain operators are approximations."""
+    if x.dtype == tl.float32:
+        return tl.div_rn(tl.full(x.shape, 1.0, tl.float32), tl.sqrt_rn(x))
+    else:
+        return 1.0 / tl.sqrt(x)
+
+
+@triton.jit
+def row_moments(x, m_rd, D):
+    """Mean and 1/σ (R,) of the D values of each row of x (R, BLOCK_D), which is 0 outside of the mask."""
+    b_mean = tl.sum(x, axis=1) / D
+    b_centred = tl.where(m_rd, x - b_mean[:, None], 0.0)
+    return b_mean, inverse_root(tl.sum(b_centred * b_centred, axis=1) / D + NORM_EPS)
+
+
+@triton.jit
+def norm_gelu(t, gamma, beta, m_rd, D):
+    """LayerNorm(GELU(t)) of rows t (R, BLOCK_D), 0 outside of the mask; gamma and beta (BLOCK_D,)."""
+    b_g = gelu(t)
+    b_mean, b_rstd = row_moments(b_g, m_rd, D)
+    return (b_g - b_mean[:, None]) * b_rstd[:, None] * gamma[None, :] + beta[None, :]
+
+
+@triton.jit
+def norm_gelu_backward(t, gamma, dy, m_rd, D):
+    """dt given dy (R, BLOCK_D), and the normalised rows: t, dy and gamma are 0 outside of the mask; of dt only what is
+    inside has a meaning."""
+    b_cdf = normal_cdf(t)
+    b_g = t * b_cdf
+    b_mean, b_rstd = row_moments(b_g, m_rd, D)
+    b_normalised = tl.where(m_rd, (b_g - b_mean[:, None]) * b_rstd[:, None], 0.0)
+    b_dn = dy * gamma[None, :]
+    b_sum = tl.sum(b_dn, axis=1) / D
+    b_along = tl.sum(b_dn * b_normalised, axis=1) / D
+    b_dg = (b_dn - b_sum[:, None] - b_normalised * b_along[:, None]) * b_rstd[:, None]
+    return b_dg * gelu_slope(t, b_cdf), b_normalised
 
 
 @triton.jit

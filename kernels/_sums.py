@@ -9,8 +9,8 @@ from torch import Tensor
 
 from gcahng.kernels._launch import compute_type, on_device_of
 
-_BLOCK = 128
-_AT_ONCE = 32
+_BLOCK = 32
+_AT_ONCE = 64
 
 
 @triton.jit
@@ -47,3 +47,9 @@ def add_partials(part: Tensor, into: Tensor) -> None:
 def partials(like: Tensor, count: int, width: int, dtype: torch.dtype | None = None) -> Tensor:
     """Room for `count` programs' sums of `width` values each, contents undefined."""
     return torch.empty(count, width, dtype=dtype or like.dtype, device=like.device)
+
+
+def rows_each(rows: int, block: int, programs: int) -> int:
+    """How many rows each of about `programs` programs goes through, in blocks of `block`: by shapes alone, so that sums
+    come out the same on every machine."""
+    return block * triton.cdiv(rows, block * programs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -62,6 +64,37 @@ def edge_start_node_sum_kernel(
     tl.store(p_out + o * D + o_d, b_sum.to(p_out.dtype.element_ty), mask=m_d)
 
 
+@triton.jit(do_not_specialize=["K", "J", "first", "offset"])
+def edge_start_tile_kernel(
+    p_x,  # (classes + reach, K, D)
+    p_e,  # (A, K, J, D) or None
+    p_low,  # (A, K, J, D) or None
+    K,
+    J,
+    first,
+    offset,
+    D,
+    BLOCK_J: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """One program: one node of the tile's anchors, BLOCK_J of the J it meets, BLOCK_D of the channels."""
+    blocks = tl.cdiv(J, BLOCK_J)
+    i = (tl.program_id(0) // blocks).to(tl.int64)
+    o_j = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_J + tl.arange(0, BLOCK_J)
+    o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    m_d = o_d < D
+    m_jd = (o_j < J)[:, None] & m_d[None, :]
+    o_column = (first + i // K + offset) * K + o_j
+    b_x_i = tl.load(p_x + (first * K + i) * D + o_d, mask=m_d, other=0.0)
+    b_x_j = tl.load(p_x + o_column[:, None] * D + o_d[None, :], mask=m_jd, other=0.0)
+    b_e = b_x_i[None, :] * b_x_j
+    o = (i * J + o_j)[:, None] * D + o_d[None, :]
+    if p_e is not None:
+        tl.store(p_e + o, b_e, mask=m_jd)
+    if p_low is not None:
+        tl.store(p_low + o, b_e.to(p_low.dtype.element_ty), mask=m_jd)
+
+
 def forward(x_i: Tensor, x_j: Tensor) -> Tensor:
     """x_i (I, D), x_j (J, D) → e (I, J, D)."""
     x_i, x_j = x_i.contiguous(), x_j.contiguous()
@@ -111,3 +144,26 @@ def _node_sum(grad_e: Tensor, x: Tensor, like: Tensor, outer: int, inner: int) -
                 num_warps=config.num_warps,
             )
     return out
+
+
+def tile(tile: Sequence[int], x: Tensor, e: Tensor | None, low: Tensor | None) -> None:
+    """x (classes + reach, K, D), in fp32 or fp64 → a tile's edges e and low (T, D)."""
+    anchors, views, offsets, first, offset, _, _ = tile
+    rows, columns, channels = anchors * views, offsets * views, x.shape[-1]
+    config = EDGE_START
+    with on_device_of(x):
+        edge_start_tile_kernel[
+            (rows * triton.cdiv(columns, config.block_rows), triton.cdiv(channels, config.block_channels))
+        ](
+            x,
+            e,
+            low,
+            views,
+            columns,
+            first,
+            offset,
+            channels,
+            BLOCK_J=config.block_rows,
+            BLOCK_D=config.block_channels,
+            num_warps=config.num_warps,
+        )

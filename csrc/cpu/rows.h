@@ -26,6 +26,9 @@ inline T inverse_root(T x) {
   return T(1) / (sizeof(T) == 4 ? T(__builtin_sqrtf(static_cast<float>(x))) : T(__builtin_sqrt(x)));
 }
 
+inline float logarithm(float x) { return __builtin_logf(x); }
+inline double logarithm(double x) { return __builtin_log(x); }
+
 template <class T>
 struct Moments {
   T mean, rstd;

@@ -1,6 +1,6 @@
 #include "../edge_start.h"
 
-#include "launch.h"
+#include "tiles.cuh"
 
 namespace gcahng::cuda {
 namespace {
@@ -58,6 +58,22 @@ __global__ void __launch_bounds__(kLanes* kRows)
   store<N>(out + o * D + d, total);
 }
 
+// e and low (T, D) = x_i x_j of a tile's edges, x (classes + reach, K, D); e or low may be null.
+template <class T, class L, int N>
+__global__ void __launch_bounds__(kColumnLanes* kColumnRows)
+    edge_start_tile_kernel(Tile tile, const T* __restrict__ x, T* __restrict__ e, L* __restrict__ low, int64_t D,
+                           ColumnGrid grid) {
+  each_column<0, N>(grid, static_cast<T*>(nullptr), [&](int64_t row, int64_t d, auto&) {
+    const Edge edge = edge_of(tile, row);
+    Pack<T, N> product = read<T, N>(x + tile.anchor(edge.a, edge.i) * D + d);
+    const Pack<T, N> other = read<T, N>(x + tile.column(edge.a, edge.o, edge.v) * D + d);
+#pragma unroll
+    for (int n = 0; n < N; ++n) product.v[n] *= other.v[n];
+    if (e) write(e + row * D + d, product);
+    if (low) write(low + row * D + d, product);
+  });
+}
+
 template <class T, int N>
 int forward(const T* x_i, const T* x_j, T* e, int64_t I, int64_t J, int64_t D, void* stream) {
   const int64_t tiles = ceil_div(J, kTile), blocks = I * tiles;
@@ -106,6 +122,23 @@ int launch_edge_start_backward(DType dtype, const void* grad_e, const void* x_i,
               static_cast<T*>(dx_i), static_cast<T*>(dx_j), I, J, D, stream);
   });
   return error;
+}
+
+int launch_edge_start_tile(DType dtype, DType low_type, const Tile& tile, const void* x, void* e, void* low, int64_t D,
+                           void* stream) {
+  if (tile.rows() * D == 0) return cudaSuccess;
+  if (!numbered(tile)) return cudaErrorInvalidConfiguration;
+  return with_products(dtype, low_type, [&]<class L>(L*) -> int {
+    using T = compute_t<L>;
+    const auto run = [&]<int N>(Width<N>) -> int {
+      const ColumnGrid grid = column_grid(tile.rows(), D, N, 4 * kColumnRows);
+      if (grid.blocks() > kMaxBlocks) return cudaErrorInvalidConfiguration;
+      GCAHNG_LAUNCH((edge_start_tile_kernel<T, L, N>), dim3(grid.blocks()), dim3(kColumnLanes, kColumnRows), stream,
+                    tile, static_cast<const T*>(x), static_cast<T*>(e), static_cast<L*>(low), D, grid);
+      return cudaGetLastError();
+    };
+    return wide<T>(D, x, e, low) ? run(Width<kWide<T>>{}) : run(Width<1>{});
+  });
 }
 
 }  // namespace gcahng::cuda

@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
 import gcahng
-from gcahng.engine.engine import Engine, _prepare
+from gcahng.engine.engine import Engine, _prepare, _workspace
 from gcahng.engine.weights import buffer_list, parameter_list
 from gcahng.errors import UserError
 from gcahng.ops._implementations import resolve
+from gcahng.reference import passes as reference
 from gcahng.reference.graph_network import Dropout, graph_network
 from gcahng.reference.passes import Batch
 from gcahng.reference.philox import mixing_draws
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+TF32 = "tf32"  # fp32 whose products an NVIDIA GPU rounds to ten bits of mantissa
 EDGE_MEMORY = ("store", "hidden", "recompute")
 # Running means for which negatives are pulled and J_syn counts, as after some epochs.
 MEAN_METRIC, MEAN_GENERATOR = 2.0, 20.0
@@ -27,7 +30,8 @@ MEAN_METRIC, MEAN_GENERATOR = 2.0, 20.0
 @dataclass(frozen=True)
 class Case:
     """batch n; views K; dim D; layers L; classes: training classes M; impl, precision (of products; fp64: of
-    everything), memory, symmetric and edge_dtype of the loss."""
+    everything; tf32: on CUDA alone), memory, symmetric and edge_dtype of the loss; device: cpu or cuda. compiled: the
+    reference's two passes under torch.compile. cuda_graph: of the loss."""
 
     batch: int
     views: int = 3
@@ -39,6 +43,9 @@ class Case:
     memory: str = "store"
     symmetric: bool = True
     edge_dtype: torch.dtype | None = None
+    device: str = "cpu"
+    compiled: bool = False
+    cuda_graph: bool = False
 
     def __post_init__(self) -> None:
         if self.views < 2 or self.batch < 2 * self.views or self.batch % self.views:
@@ -51,20 +58,35 @@ class Case:
                 f"classes is {self.classes}; a batch of {self.batch} with {self.views} views has "
                 f"{self.batch // self.views} classes, and the training set at least as many"
             )
-        for name, allowed in (("precision", PRECISIONS), ("memory", EDGE_MEMORY)):
+        precisions = (*PRECISIONS, TF32) if self.device == "cuda" else tuple(PRECISIONS)
+        for name, allowed in (("precision", precisions), ("memory", EDGE_MEMORY), ("device", ("cpu", "cuda"))):
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
+        if self.compiled and self.impl != "reference":
+            raise UserError(f"compiled is True and impl {self.impl!r}; only the reference is measured so")
 
     @property
     def implementation(self) -> str:
         """The implementation that impl means here."""
-        return resolve(self.impl, "cpu", "loss")
+        return resolve(self.impl, self.device, "loss")
 
     @property
     def name(self) -> str:
         """implementation, precision, and how edges are kept."""
-        chosen = self.implementation
-        return f"{chosen} {self.precision}" + ("" if chosen == "reference" else f" {self.memory}")
+        # On CUDA "auto" takes the stages from two implementations.
+        chosen = self.impl if self.device == "cuda" else self.implementation
+        words = [chosen, self.precision] + ([] if chosen == "reference" else [self.memory])
+        return " ".join(words + ["compiled"] * self.compiled + ["graph"] * self.cuda_graph)
+
+    @property
+    def compute(self) -> torch.dtype:
+        """The products' dtype."""
+        return PRECISIONS["fp32" if self.precision == TF32 else self.precision]
+
+    @property
+    def rounding(self) -> float:
+        """The relative error of rounding a product's operand."""
+        return 2.0**-11 if self.precision == TF32 else torch.finfo(self.compute).eps / 2
 
 
 class Problem:
@@ -87,22 +109,37 @@ class Problem:
                 edge_dtype=case.edge_dtype,
                 symmetric=case.symmetric,
                 seed=1,
+                **({"cuda_graph": True} if case.cuda_graph else {}),
                 **options,
-            ).to(self.dtype)
+            ).to(device=case.device, dtype=self.dtype)
         self.gca.mean_metric, self.gca.mean_generator = MEAN_METRIC, MEAN_GENERATOR
         self.embeddings, self.labels = self.batch(case.batch)
+        if case.compiled:
+            compiled = {name: torch.compile(getattr(reference, name)) for name in ("metric_pass", "generator_pass")}
+            self.gca._passes = lambda device: SimpleNamespace(**compiled)
 
     def batch(self, size: int) -> tuple[Tensor, Tensor]:
         """Embeddings (size, D), which require gradients, and labels (size,), classes side by side."""
         generator = torch.Generator().manual_seed(size)
         z = torch.randn(size, self.case.dim, generator=generator, dtype=torch.float64)
         labels = torch.arange(size // self.case.views).repeat_interleave(self.case.views)
-        return z.to(self.dtype).requires_grad_(), labels
+        return z.to(device=self.case.device, dtype=self.dtype).requires_grad_(), labels.to(self.case.device)
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.case.precision == "bf16"):
+        with torch.autocast(self.case.device, dtype=torch.bfloat16, enabled=self.case.precision == "bf16"):
             yield
+
+    @contextmanager
+    def products(self) -> Iterator[None]:
+        """Inside it, fp32 products on CUDA are what the case's precision says."""
+        before = torch.get_float32_matmul_precision()
+        if self.case.device == "cuda":
+            torch.set_float32_matmul_precision("high" if self.case.precision == TF32 else "highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
     def loss(self) -> Tensor:
         """The loss of a training forward."""
@@ -112,28 +149,30 @@ class Problem:
     def step(self) -> dict[str, Tensor]:
         """A whole step: the loss, its backward, and the generator's step. → the loss and the logs."""
         self.embeddings.grad = None
-        loss = self.loss()
-        loss.backward()
-        return {"loss": loss.detach(), **self.gca.generator_step()}
+        with self.products():
+            loss = self.loss()
+            loss.backward()
+            return {"loss": loss.detach(), **self.gca.generator_step()}
 
     @torch.no_grad()
     def forward(self) -> None:
         """The graph network up to θ, in training mode, without a gradient; θ is formed tile by tile and dropped,
         where the implementation can, and no state is touched."""
         gca, network = self.gca, self.gca.graph_network
-        u = mixing_draws(self.case.views, draw=gca.draw, seed=gca.seed, dtype=self.dtype)
+        u = mixing_draws(self.case.views, draw=gca.draw, seed=gca.seed, dtype=self.dtype).to(self.case.device)
         pull = torch.exp(-gca.alpha / gca.mean_metric).to(self.dtype)
         dropout = Dropout(gca.edge_dropout, gca.seed, gca.draw, gca.symmetric)
         classes = self.labels[:: self.case.views]
         batch = Batch(self.embeddings.detach(), classes, self.case.views, pull, u, dropout, True)
-        with self.autocast():
+        with self.products(), self.autocast():
             if self.case.implementation == "reference":
                 graph_network(network, batch.z, batch.labels, training=True, dropout=dropout, update=False)
                 return
             engine = Engine(self.case.implementation, self.case.memory, self.case.edge_dtype)
             settings = engine._settings(network, batch)
         tensors = (batch.z, classes, pull, u, gca.draw, parameter_list(network), buffer_list(network))
-        graph = _prepare(*tensors, settings, record=False, update=False).graph
-        graph.forward()
-        for number, tile in enumerate(graph.schedule.tiles):
-            graph.coefficients(graph.edge(graph.layers, number, tile))
+        with self.products():
+            graph = _prepare(*tensors, settings, record=False, update=False, workspace=_workspace).graph
+            graph.forward()
+            for number, tile in enumerate(graph.schedule.tiles):
+                graph.coefficients(graph.edge(graph.layers, number, tile))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from gcahng.bench.cases import PRECISIONS, Case, Problem
+from gcahng.bench.cases import Case, Problem
 
 # With the weights held, both phases see the same network in every implementation: Adam's first step divides a
 # gradient by its own size, so that a weight whose gradient is mere rounding would move by a full learning rate.
@@ -54,7 +54,7 @@ class Gate:
     """
 
     def __init__(self, size: Case) -> None:
-        self._size = replace(size, impl="reference")
+        self._size = replace(size, impl="reference", compiled=False, cuda_graph=False)
         self._truth = outputs(replace(self._size, precision="fp64"))
         self._allowed: dict[str, dict[str, float]] = {}
 
@@ -66,8 +66,8 @@ class Gate:
             ratio = 1.5 * torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
             return {name: error * ratio for name, error in self.allowed("fp32").items()}
         if precision not in self._allowed:
-            errors = relative_errors(outputs(replace(self._size, precision=precision)), self._truth)
-            rounding = torch.finfo(PRECISIONS[precision]).eps / 2
+            case = replace(self._size, precision=precision)
+            errors, rounding = relative_errors(outputs(case), self._truth), case.rounding
             last = 4 * torch.finfo(torch.float32).eps
             modules = max(error for name, error in errors.items() if name not in ("losses", "dz"))
             self._allowed[precision] = dict.fromkeys(errors, 2 * modules + rounding) | {

@@ -4,7 +4,8 @@
 
 prints one line of JSON. The peak is the process's high-water mark over STEPS steps, less its resident size after one
 warm-up step at n = 2 K, once freed memory has gone back to the system and a gradient lies beside every weight: weights,
-gradients, the optimisers' state and libraries do not count, and neither does what the allocator happened to keep.
+gradients, the optimisers' state and libraries do not count, and neither does what the allocator happened to keep. On
+CUDA the same of what torch's allocator has given out.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def measure_peak(case: Case, steps: int = 2) -> Peak:
 
     Errors: UserError on other systems than Linux, and if the process fails (memory running out included).
     """
-    if sys.platform != "linux":
+    if sys.platform != "linux" and case.device == "cpu":
         raise UserError(f"peak memory is read from /proc, which {sys.platform} does not have; use Linux")
     command = [sys.executable, "-m", "gcahng.bench.peak", to_json(case), str(steps)]
     path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -71,6 +72,51 @@ def from_json(text: str) -> Case:
     return Case(**values)
 
 
+class _Process:
+    """Memory of this process."""
+
+    def resident(self) -> int:
+        return _status("VmRSS")
+
+    def reset(self) -> bool:
+        """The high-water mark back to the resident size, if the system allows it."""
+        try:
+            _CLEAR.write_text("5")
+        except OSError:
+            return False
+        return True
+
+    def high_water(self, resettable: bool) -> int:
+        return _status("VmHWM") if resettable else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def trim(self) -> None:
+        gc.collect()
+        try:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        except (OSError, AttributeError):
+            return  # another C library: the allocator keeps what it keeps
+
+
+class _Device:
+    """The same of torch's CUDA allocator."""
+
+    def resident(self) -> int:
+        torch.cuda.synchronize()
+        return torch.cuda.memory_allocated()
+
+    def reset(self) -> bool:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        return True
+
+    def high_water(self, resettable: bool) -> int:
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated()
+
+    def trim(self) -> None:
+        gc.collect()
+
+
 def _status(key: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{key}:"):
@@ -78,48 +124,29 @@ def _status(key: str) -> int:
     raise UserError(f"/proc/self/status has no {key}; peak memory needs Linux")
 
 
-def _reset() -> bool:
-    """The high-water mark back to the resident size, if the system allows it."""
-    try:
-        _CLEAR.write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-def _high_water(resettable: bool) -> int:
-    return _status("VmHWM") if resettable else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _trim() -> None:
-    gc.collect()
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError):
-        return  # another C library: the allocator keeps what it keeps
-
-
 def _measure(case: Case, steps: int) -> Peak:
+    memory = _Process() if case.device == "cpu" else _Device()
     problem = Problem(case)
     whole = problem.embeddings, problem.labels
     problem.embeddings, problem.labels = problem.batch(2 * case.views)
     problem.step()
-    plain = _status("VmRSS")
-    _trim()
+    plain = memory.resident()
+    memory.trim()
     for parameter in problem.gca.parameters():
         parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
-    baseline = _status("VmRSS")
+    baseline = memory.resident()
     problem.embeddings, problem.labels = whole
-    resettable = _reset()
+    resettable = memory.reset()
     marks: dict[int, int] = {1: 0, 3: 0}
     for _ in range(steps):
         problem.embeddings.grad = None
-        problem.loss().backward()
-        marks[1] = max(marks[1], _high_water(resettable))
-        _reset()
-        problem.gca.generator_step()
-        marks[3] = max(marks[3], _high_water(resettable))
-        _reset()
+        with problem.products():
+            problem.loss().backward()
+            marks[1] = max(marks[1], memory.high_water(resettable))
+            memory.reset()
+            problem.gca.generator_step()
+            marks[3] = max(marks[3], memory.high_water(resettable))
+            memory.reset()
     top = max(marks.values())
     phases = [marks[phase] - baseline if resettable else None for phase in (1, 3)]
     return Peak(top - baseline, *phases, top - plain)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,31 @@ def settings() -> dict[str, str | int]:
     return found | {name: os.environ[name] for name in _VARIABLES if name in os.environ}
 
 
+# nvidia-smi's names, and ours.
+_CARD = {
+    "name": "card",
+    "driver_version": "driver",
+    "compute_cap": "compute capability",
+    "memory.total": "memory",
+    "clocks.max.sm": "largest SM clock",
+    "clocks.sm": "SM clock",
+    "clocks.mem": "memory clock",
+    "power.limit": "power limit",
+    "temperature.gpu": "temperature",
+}
+
+
+def card() -> dict[str, str]:
+    """The first GPU as nvidia-smi describes it at this moment; empty without it. Opens no CUDA context."""
+    command = ["nvidia-smi", f"--query-gpu={','.join(_CARD)}", "--format=csv,noheader", "--id=0"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    values = [value.strip() for value in done.stdout.strip().split(",")]
+    return dict(zip(_CARD.values(), values, strict=True)) if len(values) == len(_CARD) else {}
+
+
 def describe(found: dict[str, str | int]) -> str:
     """The settings as two lines of text."""
     facts = [f"{name} {value}" for name, value in found.items() if not name.isupper()]
@@ -56,19 +82,19 @@ def describe(found: dict[str, str | int]) -> str:
 class ProductRate:
     """Matrix products as the edge MLP does them: a tile's rows times (D, 4D). Each call times one."""
 
-    def __init__(self, dim: int, precision: str) -> None:
+    def __init__(self, dim: int, precision: str, device: str = "cpu") -> None:
         dtype = PRECISIONS[precision]
-        rows = default_tile_rows(dim, dtype)
+        rows = default_tile_rows(dim, dtype, device_type=device)
         generator = torch.Generator().manual_seed(0)
-        self._x = torch.randn(rows, dim, generator=generator).to(dtype)
-        self._w = torch.randn(4 * dim, dim, generator=generator).to(dtype)
-        self._out = torch.empty(rows, 4 * dim, dtype=dtype)
-        self.flops = 2 * rows * dim * 4 * dim
+        self._x = torch.randn(rows, dim, generator=generator).to(device, dtype)
+        self._w = torch.randn(4 * dim, dim, generator=generator).to(device, dtype)
+        self._out = torch.empty(rows, 4 * dim, dtype=dtype, device=device)
+        self.flops, self.device = 2 * rows * dim * 4 * dim, device
         self()
 
     def __call__(self) -> float:
         """Seconds of one product."""
-        return seconds(lambda: torch.mm(self._x, self._w.T, out=self._out))
+        return seconds(lambda: torch.mm(self._x, self._w.T, out=self._out), self.device)
 
     def rate(self, reps: int = 15) -> float:
         """FLOP/s, the median of some products in a row."""
@@ -76,8 +102,16 @@ class ProductRate:
         return self.flops / times[len(times) // 2]
 
 
-def seconds(call: Callable[[], object]) -> float:
-    """How long one call takes."""
+def seconds(call: Callable[[], object], device: str = "cpu") -> float:
+    """How long one call takes; on CUDA by the device's clock."""
+    if device == "cuda":
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        begin.record()
+        call()
+        end.record()
+        torch.cuda.synchronize()
+        return begin.elapsed_time(end) / 1e3
     start = time.perf_counter()
     call()
     return time.perf_counter() - start

@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 from gcahng.engine import cuda_graph, passes
 from gcahng.engine.cuda_graph import GraphCache
 from gcahng.engine.graph import GraphOptions, GraphPass
+from gcahng.engine.judge import TorchJudge
 from gcahng.engine.masks import EdgeDropout
 from gcahng.engine.mixing import TorchMixer, mixing_weights
 from gcahng.engine.parts import make_parts
@@ -58,6 +59,7 @@ class Settings(NamedTuple):
 class _Pass(NamedTuple):
     graph: GraphPass
     mixer: TorchMixer
+    judge: TorchJudge
     classes: Tensor
     buffers: list[Tensor]
 
@@ -88,7 +90,7 @@ def _prepare(
     # The operator is functional: running statistics are copied here and copied back by its caller.
     copies = [b.clone() for b in buffers]
     graph = GraphPass(named, copies, z, schedule, parts.stages, parts.head, options, record)
-    return _Pass(graph, parts.mixer, classes, copies)
+    return _Pass(graph, parts.mixer, parts.judge, classes, copies)
 
 
 def _edge_memory(z: Tensor, num_classes: int, s: Settings) -> str:
@@ -129,7 +131,7 @@ def _run_generator(
 ) -> list[Tensor]:
     with torch.autocast(tensors[0].device.type, enabled=False):
         run = _prepare(*tensors, s, record=want, update=s.training, workspace=workspace)
-        found = passes.generator_pass(run.graph, run.mixer, run.classes, classifier, zeroed, weights)
+        found = passes.generator_pass(run.graph, run.mixer, run.judge, run.classes, classifier, zeroed, weights)
     gradients = [found.parameters[n] for n in generator_names(s.layers)] if want else []
     values = [found.negative_entropy, found.dissimilarity, found.diversity]
     return [*values, *_statistics(run.buffers), *gradients]

@@ -1,4 +1,4 @@
-"""Stages, head and mixer of one pass, as an implementation has them."""
+"""Stages, head, mixer and judge of one pass, as an implementation has them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gcahng.engine.head import TorchHead
+from gcahng.engine.judge import FusedJudge, TorchJudge
 from gcahng.engine.masks import EdgeDropout
 from gcahng.engine.mixing import TorchMixer
 from gcahng.engine.schedule import Schedule
@@ -19,6 +20,7 @@ class Parts(NamedTuple):
     stages: TorchStages
     head: TorchHead
     mixer: TorchMixer
+    judge: TorchJudge
 
 
 def make_parts(
@@ -38,12 +40,18 @@ def make_parts(
     dim = z.shape[1]
     if impl == "torch":
         stages = TorchStages(schedule, dim, compute, z, dropout, layers)
-        return Parts(stages, TorchHead(schedule, compute), TorchMixer(schedule, z, pull, kappa))
+        return Parts(stages, TorchHead(schedule, compute), TorchMixer(schedule, z, pull, kappa), TorchJudge())
     from gcahng.engine.fused import FusedHead, FusedMixer, FusedStages, stage_ops
 
+    kind = FusedStages
+    if impl in ("triton", "cuda+triton"):
+        from gcahng.engine.triton import TritonStages
+
+        kind = TritonStages
     ops = stage_ops(impl)
     return Parts(
-        FusedStages(schedule, dim, compute, z, dropout, layers, workspace, ops),
+        kind(schedule, dim, compute, z, dropout, layers, workspace, ops),
         FusedHead(schedule, compute, z, workspace, ops),
         FusedMixer(schedule, z, pull, kappa, workspace, ops),
+        FusedJudge(workspace, ops),
     )

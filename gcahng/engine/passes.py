@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from gcahng.engine.graph import GraphPass
 from gcahng.engine.head import HeadGradients, weighted_sum
+from gcahng.engine.judge import TorchJudge
 from gcahng.engine.mixing import TorchMixer, mix_index
 from gcahng.engine.schedule import Band, NodeSum, Schedule, Tile
 from gcahng.engine.stages import Edges
@@ -131,6 +132,7 @@ class GeneratorResult(NamedTuple):
 def generator_pass(
     graph: GraphPass,
     mixer: TorchMixer,
+    judge: TorchJudge,
     classes: Tensor,
     classifier: tuple[Tensor, Tensor],
     zeroed: Tensor | None,
@@ -140,7 +142,7 @@ def generator_pass(
     schedule, z = graph.schedule, graph.z
     graph.node_statistics(graph.forward())
     spread = _Spread(graph, weights.diversity)
-    losses = _NegativeLosses(graph, mixer, classes, classifier, zeroed, weights)
+    losses = _NegativeLosses(graph, mixer, judge, classes, classifier, zeroed, weights)
     sums = HeadGradients(graph.dim, z)
     for number, tile in enumerate(schedule.tiles):
         dy = _head_gradient(graph, mixer, losses, spread, tile, graph.edge(graph.layers, number, tile), sums)
@@ -229,12 +231,14 @@ class _NegativeLosses:
         self,
         graph: GraphPass,
         mixer: TorchMixer,
+        judge: TorchJudge,
         classes: Tensor,
         classifier: tuple[Tensor, Tensor],
         zeroed: Tensor | None,
         weights: GeneratorWeights,
     ) -> None:
-        self._mixer, self._classes, self._zeroed = mixer, classes, zeroed
+        self._mixer, self._judge, self._classes, self._zeroed = mixer, judge, classes, zeroed
+        self._nodes = graph.z.contiguous()
         self._want, self._compute = graph.record, graph.options.compute
         self._weight, self._bias = classifier[0].to(self._compute), classifier[1]
         count = graph.schedule.views * graph.schedule.classes**2
@@ -248,35 +252,23 @@ class _NegativeLosses:
         index = mix_index(self._mixer.schedule, tile, negatives.device)
         dn = self._entropy(negatives, self._classes[index.negative])
         counted = ~self._zeroed[index.place] if self._zeroed is not None else index.anchor != index.negative
-        self._similarity_of(self._mixer.anchors(index), negatives, counted[:, None].to(negatives.dtype), dn)
+        found = self._judge.similarity(self._nodes, index.node, negatives, counted, self._similarity, dn)
+        if self.counting:
+            self.dissimilarity += found.sum(dtype=torch.float64)
         return dn
 
     def _entropy(self, negatives: Tensor, labels: Tensor) -> Tensor | None:
         dn = torch.empty_like(negatives) if self._want else None
         step = max(1, LOGITS_AT_ONCE // self._weight.shape[0])
         for start in range(0, len(negatives), step):
-            part, label = negatives[start : start + step], labels[start : start + step]
-            logits = torch.mm(part.to(self._compute), self._weight.T).to(negatives.dtype).add_(self._bias)
-            log_p = F.log_softmax(logits, dim=1)
+            part, label = negatives[start : start + step].to(self._compute), labels[start : start + step]
+            logits = self._judge.logits(part, self._weight)
+            found, d = self._judge.cross_entropy(logits, self._bias, label, self._soft, self._want)
             if self.counting:
-                self.entropy += F.nll_loss(log_p, label, reduction="sum")
+                self.entropy += found.sum(dtype=torch.float64)
             if dn is not None:
-                p = log_p.exp_()
-                p[torch.arange(len(part), device=p.device), label] -= 1
-                dn[start : start + step] = torch.mm(p.mul_(self._soft).to(self._compute), self._weight)
+                dn[start : start + step] = torch.mm(d, self._weight)
         return dn
-
-    def _similarity_of(self, anchors: Tensor, negatives: Tensor, counted: Tensor, dn: Tensor | None) -> None:
-        """1 - cos(a, N), and its gradient added to dn."""
-        floor = 1e-8
-        norm_a = anchors.norm(dim=1, keepdim=True).clamp_min(floor)
-        norm_n = negatives.norm(dim=1, keepdim=True).clamp_min(floor)
-        cosine = (anchors * negatives).sum(dim=1, keepdim=True) / (norm_a * norm_n)
-        if self.counting:
-            self.dissimilarity += ((1 - cosine) * counted).sum()
-        if dn is not None:
-            scale = counted * (self._similarity / norm_n)
-            dn.addcmul_(scale / norm_a, anchors, value=-1).addcmul_(scale * cosine / norm_n, negatives)
 
 
 # -- generation

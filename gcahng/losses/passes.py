@@ -43,9 +43,13 @@ class Passes(Protocol):
 
 
 def passes_for(
-    impl: str, device: torch.device, edge_memory: str, edge_dtype: torch.dtype | None, graphs: GraphCache | None
+    impl: str,
+    device: torch.device,
+    edge_memory: str,
+    edge_dtype: torch.dtype | None,
+    graphs: GraphCache | None = None,
 ) -> Passes:
-    """The implementation of this name on this device. UserError for one that is not available."""
+    """The implementation of this name on this device. UserError for one that is not available. graphs: see Engine."""
     chosen = resolve(impl, device.type, "loss")
     if graphs is not None and device.type != "cuda":
         raise UserError(f"cuda_graph is True and the embeddings are on {device}; CUDA graphs need a CUDA device")

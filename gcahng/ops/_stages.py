@@ -55,6 +55,15 @@ STAGES = {
         "mix.backward_z",
         f"({_MIX}, Tensor theta, Tensor dlogits, float square, Tensor(a!) dz, Tensor(b!) d_d_plus) -> ()",
     ),
+    "cross_entropy_": (
+        "cross_entropy.forward",
+        "(Tensor logits, Tensor bias, Tensor labels, float scale, Tensor(a!) loss, Tensor(b!)? d) -> ()",
+    ),
+    "similarity_": (
+        "similarity.forward",
+        "(Tensor anchors, Tensor node, Tensor negatives, Tensor counted, float scale, Tensor(a!) loss, "
+        "Tensor(b!)? dn) -> ()",
+    ),
     "head_moments_": ("head.moments", "(int[] tile, Tensor e, Tensor(a!) sums) -> ()"),
     "head_fwd_": ("head.forward", "(Tensor p, Tensor b, Tensor(a!) theta) -> ()"),
     "head_bwd_": ("head.backward", "(Tensor theta, Tensor dtheta, Tensor(a!) dpre, Tensor(b!)? sum) -> ()"),

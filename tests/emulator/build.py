@@ -17,15 +17,13 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # in the
 FENCE = 64  # values before and after a guarded tensor that nothing may write
 
 
-@functools.cache
-def _scratch() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="gcahng-emulator-")
+_SCRATCH = tempfile.TemporaryDirectory(prefix="gcahng-emulator-")  # before threads ask for it
 
 
 @functools.cache
 def compiled(stem: str, *defines: str) -> ctypes.CDLL:
     """The stem's kernels as a host library. A compiler that is missing or fails is an error."""
-    library = Path(_scratch().name) / ("-".join((stem, *defines)) + ".so")
+    library = Path(_SCRATCH.name) / ("-".join((stem, *defines)) + ".so")
     options = ["-std=c++20", "-O1", "-g", "-fPIC", "-shared", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
     command = [os.environ.get("CXX", "c++"), *options, *(f"-D{name}" for name in defines)]
     done = subprocess.run([*command, str(FOLDER / f"{stem}.cpp"), "-o", str(library)], capture_output=True, text=True)
@@ -33,16 +31,34 @@ def compiled(stem: str, *defines: str) -> ctypes.CDLL:
     return ctypes.CDLL(str(library))
 
 
-def call(library: ctypes.CDLL, function: str, seed: int, *arguments: Tensor | int) -> None:
-    """Runs a launcher on the seed, the dtype, pointers and 64-bit sizes; RuntimeError for what it reports."""
-    dtype = next(a.dtype for a in arguments if isinstance(a, Tensor))
-    assert all(a.dtype == dtype and a.is_contiguous() for a in arguments if isinstance(a, Tensor))
+def launch(
+    library: ctypes.CDLL, function: str, seed: int, *arguments: Tensor | torch.dtype | int | float | None
+) -> None:
+    """Runs a launcher on the seed and these arguments: tensors as pointers (None: null), dtypes as csrc/common/dtype.h
+    counts them, whole numbers in 64 bits, others as doubles. RuntimeError for what it reports."""
+    assert all(a.is_contiguous() for a in arguments if isinstance(a, Tensor))
+
+    def passed(argument: Tensor | torch.dtype | int | float | None) -> ctypes._SimpleCData:
+        if isinstance(argument, torch.dtype):
+            return ctypes.c_int(DTYPES.index(argument))
+        if isinstance(argument, int):
+            return ctypes.c_int64(argument)
+        if isinstance(argument, float):
+            return ctypes.c_double(argument)
+        return ctypes.c_void_p(None if argument is None else argument.data_ptr())
+
     entry = getattr(library, function)
     entry.restype = ctypes.c_char_p
-    passed = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else ctypes.c_int64(a) for a in arguments]
-    message = entry(ctypes.c_int(seed), ctypes.c_int(DTYPES.index(dtype)), *passed)
+    message = entry(ctypes.c_int(seed), *map(passed, arguments))
     if message is not None:
         raise RuntimeError(message.decode())
+
+
+def call(library: ctypes.CDLL, function: str, seed: int, *arguments: Tensor | int) -> None:
+    """launch, for a launcher of one dtype that comes first."""
+    dtype = next(a.dtype for a in arguments if isinstance(a, Tensor))
+    assert all(a.dtype == dtype for a in arguments if isinstance(a, Tensor))
+    launch(library, function, seed, dtype, *arguments)
 
 
 class Guarded:

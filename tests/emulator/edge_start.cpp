@@ -1,6 +1,7 @@
 #include "cuda_emulator.h"
 // The emulator's macros must come before the kernels.
 #include "../../csrc/cuda/edge_start.cu"
+#include "tile_arguments.h"
 
 using gcahng::DType;
 
@@ -17,5 +18,13 @@ extern "C" const char* emulate_edge_start_backward(int seed, int dtype, const vo
   return emu::report(seed, [&] {
     return gcahng::cuda::launch_edge_start_backward(static_cast<DType>(dtype), grad_e, x_i, x_j, dx_i, dx_j, I, J, D,
                                                     nullptr);
+  });
+}
+
+extern "C" const char* emulate_edge_start_tile(int seed, int dtype, int low_type, const int64_t* tile, const void* x,
+                                               void* e, void* low, int64_t D) {
+  return emu::report(seed, [&] {
+    return gcahng::cuda::launch_edge_start_tile(static_cast<DType>(dtype), static_cast<DType>(low_type),
+                                                emu::tile(tile), x, e, low, D, nullptr);
   });
 }

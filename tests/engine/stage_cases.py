@@ -53,6 +53,7 @@ PRECISIONS = {
     "float64": Precision(torch.float64, torch.float64),
     "float32": Precision(torch.float32, torch.float32),
     "bfloat16": Precision(torch.float32, torch.bfloat16),
+    "float16": Precision(torch.float32, torch.float16),  # the low path in Triton's interpreter
 }
 
 
@@ -179,7 +180,7 @@ class Run:
         pull = torch.tensor(0.625, dtype=precision.accumulate)
         mixing = (inputs.nodes, pull, inputs.kappa)
         parts = make_parts(impl, self.schedule, precision.compute, *mixing, setup.dropout, 2, self.workspace)
-        self.stages, self.head, self.mixer = parts
+        self.stages, self.head, self.mixer, self.judge = parts
         self.tokens = Tokens(*(Band(self.schedule, x) for x in inputs.tokens))
 
     def tiles(self):
@@ -342,6 +343,24 @@ class Run:
             found.add(negatives=negatives, logits=logits, squares=squares, dtheta=dtheta)
             self.mixer.backward_z(tile, theta, self.inputs.logits_upstream[part].clone(), 0.375, into, positive)
         return found.results() | {"dz": into.total(), "d_positive": positive.total()}
+
+    def judging(self) -> Results:
+        """What becomes of negatives: cross entropy under a classifier of 4D classes, and likeness to their anchors."""
+        found, place, w = Collected(), 0, self.inputs.weights
+        for number, tile, _ in self.tiles():
+            index = mix_index(self.schedule, tile, torch.device("cpu"))
+            part = slice(place, place + len(index.view))
+            place = part.stop
+            negatives = self.inputs.mix_upstream[part].clone()
+            low = negatives.to(w.w1.dtype)
+            loss, d = self.judge.cross_entropy(self.judge.logits(low, w.w1), w.b1, index.negative, 0.125, True)
+            again, none = self.judge.cross_entropy(self.judge.logits(low, w.w1), w.b1, index.negative, 0.125, False)
+            assert torch.equal(again, loss) and none is None
+            counted, dn = index.anchor != index.negative, self.inputs.mix_upstream[part].flip(0)
+            inputs = (self.inputs.nodes, index.node, negatives, counted, 0.25)
+            away = self.judge.similarity(*inputs, dn if number != 1 else None)
+            found.add(loss=loss, d=d, away=away, dn=dn)
+        return found.results()
 
 
 class Collected:

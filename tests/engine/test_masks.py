@@ -1,17 +1,13 @@
-"""Dropout masks on tiles are those of the reference, in Python and in C++."""
+"""Dropout masks on tiles are those of the reference, in Python and in C++ (Triton: test_triton_masks.py)."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from mask_cases import CHANCES, CPU, DRAWS, LAYERS, SEEDS, assert_gate_masks, wanted_masks
 
-from gcahng.engine.fused import FusedStages, stage_ops
 from gcahng.engine.masks import EdgeDropout, MaskSource, _nodes
-from gcahng.engine.schedule import Band, make_schedule
-from gcahng.engine.stages import Edges, Tokens
-from gcahng.engine.weights import EdgeWeights
-from gcahng.engine.workspace import Workspace
-from gcahng.reference.philox import edge_dropout_masks
+from gcahng.engine.schedule import make_schedule
 
 CASES = [
     (classes, views, symmetric, rows)
@@ -19,17 +15,8 @@ CASES = [
     for symmetric in (True, False)
     for rows in (9, 40, 1000)
 ]
-CPU = torch.device("cpu")
-SEEDS = (7, 2**63 - 1, (5 << 32) + 3)
-DRAWS = (0, 3, 2**31 + 5)
 
 cases = pytest.mark.parametrize(("classes", "views", "symmetric", "rows"), CASES)
-
-
-def wanted_masks(n: int, *, layer: int, dropout: EdgeDropout, symmetric: bool) -> torch.Tensor:
-    """(n, n, 2): 0 or 1/(1-p)."""
-    keep = edge_dropout_masks(n, layer=layer, draw=dropout.draw, seed=dropout.seed, p=dropout.p, symmetric=symmetric)
-    return keep.double() / (1 - dropout.p)
 
 
 @cases
@@ -37,7 +24,7 @@ def wanted_masks(n: int, *, layer: int, dropout: EdgeDropout, symmetric: bool) -
 def test_mask_source(classes, views, symmetric, rows, seed, monkeypatch):
     monkeypatch.setattr("gcahng.engine.masks._CHUNK", 60)  # several draws a sweep, of several tiles each
     schedule = make_schedule(classes, views, symmetric=symmetric, tile_rows=rows)
-    for layer, draw, p in zip((0, 1, 3), DRAWS, (0.1, 0.5, 0.9), strict=True):
+    for layer, draw, p in zip(LAYERS, DRAWS, CHANCES, strict=True):
         dropout = EdgeDropout(p, seed, torch.tensor(draw))
         wanted = wanted_masks(schedule.nodes, layer=layer, dropout=dropout, symmetric=symmetric)
         source = MaskSource(schedule, layer, dropout, torch.float64)
@@ -49,49 +36,11 @@ def test_mask_source(classes, views, symmetric, rows, seed, monkeypatch):
             assert torch.equal(found.view(-1, 2), wanted[_nodes(schedule, tile, CPU)])
 
 
-def cpp_masks(schedule, layer: int, dropout: EdgeDropout, dtype: torch.dtype) -> dict[int, torch.Tensor]:
-    """What the C++ gate multiplies the weights of i and j with, (T, 2) a tile; both in one where i = j: their sum.
-
-    With U = c = 0 both attention weights are ½, so the gate's sum is t = e + ½ (keep_i v_i + keep_j v_j), and with V =
-    0 for all nodes but one, its edges show that one's keep. GELU is the identity where t is large, and the LayerNorm
-    is undone by two channels that V leaves alone, 20 apart.
-    """
-    n, dim, step = schedule.nodes, 4, 4.0
-    e = torch.tensor([10.0, 20.0, 30.0, 50.0], dtype=dtype)
-    zero, one = torch.zeros(dim, dtype=dtype), torch.ones(dim, dtype=dtype)
-    stages = FusedStages(schedule, dim, dtype, e, dropout, layer + 1, Workspace(), stage_ops("cpp"))
-    w = EdgeWeights(*(zero,) * 5, gamma=one, beta=zero)
-    u, c = (Band(schedule, torch.zeros(n, width, dtype=dtype)) for width in (dim, 1))
-    found = {}
-    for number, tile in enumerate(schedule.tiles):
-        edges = e.expand(tile.rows, dim).contiguous()
-        ends = _nodes(schedule, tile, CPU)
-        found[number] = torch.full((tile.rows, 2), float("nan"), dtype=dtype)
-        for node in range(n):
-            v = torch.zeros(n, dim, dtype=dtype)
-            v[node, 0] = step
-            out, gate = stages.gate(layer, number, tile, w, Tokens(u, c, Band(schedule, v)), Edges(edges, edges), "e1")
-            assert torch.equal(gate.p, torch.full_like(gate.p, 0.5)) and torch.equal(gate.q, gate.p)
-            y = out.full
-            t = e[2] + (y[:, 0] - y[:, 2]) * ((e[3] - e[2]) / (y[:, 3] - y[:, 2]))
-            for side in range(2):
-                mine = ends[side] == node
-                found[number][mine, side] = ((t - e[0]) / (0.5 * step))[mine]
-    return found
-
-
 @pytest.mark.parametrize(
     ("classes", "views", "symmetric", "rows"), [(3, 2, True, 12), (3, 2, False, 12), (4, 3, True, 1000)]
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_cpp_gate(arch, classes, views, symmetric, rows, dtype):
     schedule = make_schedule(classes, views, symmetric=symmetric, tile_rows=rows)
-    for layer, seed, draw, p in zip((0, 1, 3), SEEDS, DRAWS, (0.1, 0.5, 0.9), strict=True):
-        dropout = EdgeDropout(p, seed, torch.tensor(draw))
-        wanted = wanted_masks(schedule.nodes, layer=layer, dropout=dropout, symmetric=symmetric)
-        for number, found in cpp_masks(schedule, layer, dropout, dtype).items():
-            i, j = _nodes(schedule, schedule.tiles[number], CPU)
-            keep = wanted[i, j]
-            keep = torch.where((i == j)[:, None], keep.sum(dim=1, keepdim=True), keep)
-            # 0, 1/(1-p) and twice that are more than 1 apart.
-            torch.testing.assert_close(found.double(), keep, rtol=1e-3, atol=1e-3)
+    for layer, seed, draw, p in zip(LAYERS, SEEDS, DRAWS, CHANCES, strict=True):
+        assert_gate_masks("cpp", schedule, layer, EdgeDropout(p, seed, torch.tensor(draw)), dtype)

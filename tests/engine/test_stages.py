@@ -2,71 +2,26 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from typing import NamedTuple
 
 import pytest
 import torch
-from engine_cases import Case, error, moved
-from stage_cases import PRECISIONS, SETUPS, Inputs, Results, Run, Setup, make_inputs, mapped
+from engine_cases import Case
+from stage_cases import SETUPS
+from stage_checks import (
+    STAGES,
+    check_moments,
+    check_stage,
+    check_store_in_bfloat16,
+    check_variance_of_edges_far_from_zero,
+)
 from torch import Tensor
 from torch.nn import functional as F
 
 from gcahng import _native
-from gcahng.engine.stages import Edges
-from gcahng.testing import assert_close_to_truth, nan_poisoned
 
-STAGES = (
-    "edge_start",
-    "norm_gelu",
-    "edge_to_node",
-    "edge_to_node_backward",
-    "gate",
-    "gate_backward",
-    "mlp",
-    "mlp_backward",
-    "head_forward",
-    "head_backward",
-    "norm_backward",
-    "mixing",
-)
+PRECISIONS = ("float64", "float32", "bfloat16")
 ops = torch.ops.gcahng
-
-
-def run_of(setup: Setup, precision: str, impl: str, inputs: Inputs | None = None) -> Run:
-    p = PRECISIONS[precision]
-    return Run(setup, p, make_inputs(setup, p) if inputs is None else inputs, impl)
-
-
-def truth_of(run: Run, setup: Setup) -> Run:
-    """Plain torch in fp64 on the same (rounded) inputs."""
-    return run_of(setup, "float64", "torch", mapped(Tensor.double, run.inputs))
-
-
-class Wanted(NamedTuple):
-    """arguments of the stage; the truth; what plain torch finds at the precision: on the inputs, and on inputs moved by
-    a rounding, since one run may be right by luck."""
-
-    arguments: tuple[Tensor, ...]
-    truth: Results
-    plain: list[Results]
-
-
-@functools.cache  # for every instruction set
-def wanted(setup: Setup, stage: str, precision: str) -> Wanted:
-    plain = run_of(setup, precision, "torch")
-    truth, arguments = truth_of(plain, setup), ()
-    if stage == "mlp_backward":  # the sums that belong to the edges
-        arguments = (truth.mlp()["s"].to(plain.like.dtype),)
-    exact = getattr(truth, stage)(*(x.double() for x in arguments))
-    if precision == "float64":
-        return Wanted(arguments, exact, [])
-    generator = torch.Generator().manual_seed(1)
-    near = [mapped(lambda x: moved(x, x.dtype, generator), plain.inputs) for _ in range(3)]
-    every = [plain, *(run_of(setup, precision, "torch", inputs) for inputs in near)]
-    return Wanted(arguments, exact, [getattr(run, stage)(*arguments) for run in every])
-
 
 # The instruction set in force on every setup, the others on the first (on all: -m slow).
 ON_SETUPS = [
@@ -80,60 +35,23 @@ ON_SETUPS = [
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize(("arch", "setup"), ON_SETUPS, indirect=["arch"], ids=str)
 def test_stage(setup, stage, precision, arch):
-    """fp64: 1e-13 of the largest value, so every formula is right. Below: at most twice plain torch's error, and half a
-    unit in the last place."""
-    arguments, truth, plain = wanted(setup, stage, precision)
-    cpp = run_of(setup, precision, "cpp")
-    with nan_poisoned():
-        actual = getattr(cpp, stage)(*arguments)
-    cpp.workspace.check()
-    assert actual.keys() == truth.keys() and actual
-    for name, tensor in truth.items():
-        if plain:
-            worst = max((found[name] for found in plain), key=lambda x, t=tensor: error(x, t))
-            assert_close_to_truth(actual[name], worst, tensor, name=f"{stage} {name}")
-        else:
-            assert actual[name].dtype is torch.float64 and actual[name].shape == tensor.shape
-            assert error(actual[name], tensor) <= 1e-13 * tensor.abs().max().item(), name
+    check_stage(setup, stage, precision, "cpp")
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("setup", SETUPS, ids=str)
 def test_store_in_bfloat16(setup, precision, arch):
-    """The pre-norm sums are rounded to the nearest bf16, and what goes on is what was stored."""
-    cpp = run_of(setup, precision, "cpp")
-    with nan_poisoned():
-        kept, whole = cpp.close_to_bfloat16()["kept"], cpp.mlp()["s"]
-    assert torch.equal(kept, whole.bfloat16())
+    check_store_in_bfloat16(setup, precision, "cpp")
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("setup", SETUPS, ids=str)
 def test_moments(setup, precision, arch):
-    """Gathered in fp64 whatever the edges' type: a variance is a difference of them."""
-    cpp = run_of(setup, precision, "cpp")
-    truth = truth_of(cpp, setup).add_moments()["moments"]
-    for run in (cpp, run_of(setup, precision, "torch")):
-        found = run.add_moments()["moments"]
-        torch.testing.assert_close(found, truth, rtol=1e-13, atol=1e-13 * truth.abs().max().item())
+    check_moments(setup, precision, "cpp")
 
 
 def test_variance_of_edges_far_from_zero(arch):
-    """A spread of 1e-3 around 100: its square has seven digits left in fp64, and none in fp32."""
-    setup = Setup(6, 3, 19, 40)
-    for impl in ("cpp", "torch"):
-        run = run_of(setup, "float32", impl)
-        full = (100 + 1e-3 * run.inputs.edges.full.double()).float()
-        run.inputs = run.inputs._replace(edges=Edges(full, full))
-        mean, square = run.add_moments()["moments"] / run.schedule.nodes**2
-        counts = [
-            torch.where(torch.arange(tile.offsets) < tile.mirrored, 1.0, 2.0)[:, None].expand(run.schedule.shape(tile))
-            for tile in run.schedule.tiles
-        ]
-        weight = torch.cat([count.flatten() for count in counts]).double()[:, None] / run.schedule.nodes**2
-        centred = full.double() - (weight * full.double()).sum(dim=0)
-        wanted = (weight * centred.square()).sum(dim=0)
-        torch.testing.assert_close(square - mean**2, wanted, rtol=1e-4, atol=0)
+    check_variance_of_edges_far_from_zero("cpp")
 
 
 # -- the functions in them

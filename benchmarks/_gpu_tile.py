@@ -1,0 +1,255 @@
+"""One tile's inputs on a device, and each stage of the engine on it as a call that returns what it computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gcahng.engine.fused import FusedHead, FusedMixer, FusedStages
+from gcahng.engine.head import HeadGradients, HeadWeights
+from gcahng.engine.judge import FusedJudge
+from gcahng.engine.masks import EdgeDropout
+from gcahng.engine.mixing import mix_index, mixing_weights
+from gcahng.engine.parts import Parts, make_parts
+from gcahng.engine.schedule import Band, NodeSum, make_schedule
+from gcahng.engine.stages import Edges, Tokens, TokenSums
+from gcahng.engine.weights import EdgeGradients, EdgeWeights, ToNodeWeights
+from gcahng.engine.workspace import Workspace
+
+# A stage's matrix products, in units of rows · D².
+PRODUCTS = {
+    "edge_start": 0,
+    "norm_gelu": 0,
+    "edge_to_node": 1,
+    "edge_to_node_backward": 3,
+    "gate": 0,
+    "gate_backward": 0,
+    "hidden": 4,
+    "close": 4,
+    "mlp_backward": 16,
+    "head_moments": 0,
+    "head": 1,
+    "head_backward": 2,
+    "norm_backward": 0,
+    "mix": 0,
+    "mix_logits": 0,
+    "mix_backward_theta": 0,
+    "mix_backward_z": 0,
+    "cross_entropy": 0,  # by the classifier's own size, see Tile.flops
+    "similarity": 0,
+}
+STAGES = tuple(PRODUCTS)
+LABELS = 100
+
+
+@dataclass(frozen=True)
+class Size:
+    """One tile over all pairs of so many classes; accumulate, compute: dtypes."""
+
+    classes: int
+    views: int
+    dim: int
+    accumulate: torch.dtype
+    compute: torch.dtype
+    device: str
+
+
+def rows_of(classes: int, views: int) -> int:
+    """Edges of a Tile."""
+    return make_schedule(classes, views, symmetric=True, tile_rows=1 << 40).tiles[0].rows
+
+
+class Tile:
+    """impl: of gcahng.engine.parts.make_parts. ops: instead, stages whose products are all the library's, with the
+    row-wise work between them in these ops."""
+
+    def __init__(self, size: Size, impl: str | None = None, ops: Any = None) -> None:
+        self.size, self.wide = size, size.accumulate
+        self.schedule = make_schedule(size.classes, size.views, symmetric=True, tile_rows=1 << 40)
+        self.tile = self.schedule.tiles[0]
+        self.like = torch.zeros((), dtype=self.wide, device=size.device)
+        self._generator = torch.Generator(device=size.device).manual_seed(0)
+        self.fresh = True  # False: what a stage overwrites is not drawn anew for each call
+        rows, dim, views = self.tile.rows, size.dim, size.views
+        z = self._drawn(self.schedule.nodes, dim)
+        kappa = mixing_weights(self._normal(views, views - 1).sigmoid()).to(self.wide)
+        self.x, self.ds = self._band(dim), self._band(dim)
+        self.tokens = Tokens(self._band(dim), self._band(1), self._band(dim))
+        self.e, self.e1 = self._edges(rows), self._edges(rows)
+        self.d, self.theta = self._drawn(rows, dim), self._normal(rows, dim).sigmoid().to(self.wide)
+        mixes = self.tile.classes * views * (2 * self.tile.offsets - self.tile.mirrored)
+        self.dn, self.other, self.dlogits = self._drawn(mixes, dim), self._drawn(mixes, dim), self._drawn(mixes)
+        self.index, self.nodes = mix_index(self.schedule, self.tile, z.device), z
+        self.classifier = self._matrix(LABELS, dim), self._drawn(LABELS)
+        self.labels = self.index.negative % LABELS
+        self.w, self.to_node, self.head_weights = self._weights()
+        parts = self._parts(impl, ops, z, torch.full_like(self.like, 0.3125), kappa)
+        self.stages, self.head, self.mixer, self.judge = parts
+
+    def _parts(self, impl: str | None, ops: Any, z: Tensor, pull: Tensor, kappa: Tensor) -> Parts:
+        size, workspace = self.size, Workspace()
+        draw = torch.zeros((), dtype=torch.int64, device=size.device)
+        dropout = EdgeDropout(0.1, 1, draw)
+        if impl is not None:
+            return make_parts(impl, self.schedule, size.compute, z, pull, kappa, dropout, 1, workspace)
+        return Parts(
+            FusedStages(self.schedule, size.dim, size.compute, z, dropout, 1, workspace, ops),
+            FusedHead(self.schedule, size.compute, z, workspace, ops),
+            FusedMixer(self.schedule, z, pull, kappa, workspace, ops),
+            FusedJudge(workspace, ops),
+        )
+
+    def flops(self, stage: str) -> int:
+        """Of a stage's matrix products."""
+        if stage == "cross_entropy":
+            return 2 * self.dn.numel() * LABELS
+        return 2 * PRODUCTS[stage] * self.tile.rows * self.size.dim**2
+
+    def _normal(self, *shape: int) -> Tensor:
+        # In fp32 for every precision, so that all start from the same numbers.
+        return torch.randn(shape, generator=self._generator, device=self.size.device)
+
+    def _drawn(self, *shape: int) -> Tensor:
+        return self._normal(*shape).to(torch.bfloat16).to(self.wide)
+
+    def _band(self, width: int) -> Band:
+        return Band(self.schedule, self._drawn(self.schedule.nodes, width))
+
+    def _edges(self, rows: int) -> Edges:
+        full = self._drawn(rows, self.size.dim)
+        return Edges(full, full.to(self.size.compute))
+
+    def _matrix(self, rows: int, columns: int) -> Tensor:
+        return (self._normal(rows, columns) * columns**-0.5).to(torch.bfloat16).to(self.size.compute)
+
+    def _weights(self) -> tuple[EdgeWeights, ToNodeWeights, HeadWeights]:
+        dim = self.size.dim
+        w2 = self._matrix(dim, 4 * dim)
+        vectors = [self._drawn(dim) for _ in range(6)]
+        edge = EdgeWeights(
+            w1=self._matrix(4 * dim, dim),
+            b1=self._drawn(4 * dim),
+            w2=w2,
+            w=w2.to(self.wide).sum(dim=1),
+            d=vectors[0],
+            gamma=vectors[1],
+            beta=vectors[2],
+        )
+        fc, one = self._matrix(dim, dim), torch.ones_like(vectors[0])
+        head = HeadWeights(
+            weight=fc,
+            bias=vectors[3],
+            weight_fc=fc,
+            gamma=one,
+            beta=0 * one,
+            mean=0 * one,
+            rstd=one,
+            scale=one,
+        )
+        return edge, ToNodeWeights(self._matrix(dim, dim), vectors[4]), head
+
+    def _sum(self, width: int) -> NodeSum:
+        return NodeSum(self.schedule, width, like=self.like)
+
+    def _upstream(self) -> Tensor:
+        return self.d.clone() if self.fresh else self.d
+
+    def prepare(self, stage: str) -> Callable[[], list[Tensor]]:
+        """The call of a stage; what comes before it is done here, and sums start from zero."""
+        dim, like = self.size.dim, self.like
+        self.into, self.edge_sum = TokenSums(self.schedule, dim, like), self._sum(dim)
+        self.z_sum, self.positive_sum = self._sum(dim), self._sum(1)
+        self.moments = self.head.moments(dim, like)
+        self.edge_gradients, self.head_gradients = EdgeGradients(dim, like), HeadGradients(dim, like)
+        self.weight_sums = like.new_zeros(dim, dim), like.new_zeros(dim)
+        if stage == "gate_backward":
+            self.gate_record = self.stages.gate(0, 0, self.tile, self.w, self.tokens, self.e, "kept")[1]
+        if stage in ("close", "mlp_backward"):
+            self.kept_h = like.new_empty(self.tile.rows, 4 * dim, dtype=self.size.compute)
+            self.g, self.row_moments = self.stages.hidden(self.w, self.e1, self.kept_h, None)
+            self.s = self.stages.close(self.w, self.e1, self.g, self.row_moments, None, "kept")[0].clone()
+        return getattr(self, f"_{stage}")
+
+    def _edge_start(self) -> list[Tensor]:
+        return [self.stages.edge_start(self.tile, self.x, "out").full]
+
+    def _norm_gelu(self) -> list[Tensor]:
+        return [self.stages.norm_gelu(self.w, self.e.full, "out").full]
+
+    def _edge_to_node(self) -> list[Tensor]:
+        self.stages.edge_to_node(self.tile, self.to_node, self.e, self.edge_sum)
+        return [self.edge_sum.wrapped]
+
+    def _edge_to_node_backward(self) -> list[Tensor]:
+        de = self._upstream()
+        self.stages.edge_to_node_backward(self.tile, self.to_node, self.e, self.ds, self.weight_sums, de)
+        return [de, *self.weight_sums]
+
+    def _gate(self) -> list[Tensor]:
+        # Plain torch keeps the masks it has drawn for the sweep at hand; every sweep draws them again.
+        for masks in self.stages.masks:
+            if masks is not None:
+                masks._drawn.clear()
+        return [self.stages.gate(0, 0, self.tile, self.w, self.tokens, self.e, "out")[0].full]
+
+    def _gate_backward(self) -> list[Tensor]:
+        arguments = (self.w, self.tokens, self.e, self.gate_record, self._upstream())
+        de = self.stages.gate_backward(0, 0, self.tile, *arguments, (self.edge_gradients, self.into), True)
+        sums = [x.wrapped for x in (self.into.u, self.into.c, self.into.v)]
+        return [de, *sums, self.edge_gradients.gamma, self.edge_gradients.beta]
+
+    def _hidden(self) -> list[Tensor]:
+        g, moments = self.stages.hidden(self.w, self.e1, None, None)
+        return [g, *moments]
+
+    def _close(self) -> list[Tensor]:
+        s, e = self.stages.close(self.w, self.e1, self.g, self.row_moments, None, "out")
+        return [s, e.full]
+
+    def _mlp_backward(self) -> list[Tensor]:
+        into = self.edge_gradients
+        inputs = (self.e1, self.s, self._upstream(), self.kept_h, self.row_moments, into)
+        return [self.stages.mlp_backward(self.w, *inputs), into.w1, into.b1, into.out_g, into.out, into.out_mean]
+
+    def _head_moments(self) -> list[Tensor]:
+        self.head.add_moments(self.tile, self.e, self.moments)
+        return [self.moments]
+
+    def _head(self) -> list[Tensor]:
+        return [self.head.head(self.head_weights, self.e)]
+
+    def _head_backward(self) -> list[Tensor]:
+        into = self.head_gradients
+        dy = self.head.head_backward(self.head_weights, self.e, self.theta, self.d, into)
+        return [dy, into.pre_e, into.pre, into.sums]
+
+    def _norm_backward(self) -> list[Tensor]:
+        return [self.head.norm_backward(self.tile, self.head_weights, self.e, self._upstream(), self.head_gradients)]
+
+    def _mix(self) -> list[Tensor]:
+        return [self.mixer.negatives(self.tile, self.theta)]
+
+    def _mix_logits(self) -> list[Tensor]:
+        return list(self.mixer.logits(self.tile, self.theta))
+
+    def _mix_backward_theta(self) -> list[Tensor]:
+        return [self.mixer.backward_theta(self.tile, self.dn)]
+
+    def _mix_backward_z(self) -> list[Tensor]:
+        self.mixer.backward_z(self.tile, self.theta, self.dlogits, 1e-3, self.z_sum, self.positive_sum)
+        return [self.z_sum.wrapped, self.positive_sum.wrapped]
+
+    def _cross_entropy(self) -> list[Tensor]:
+        weight, bias = self.classifier
+        logits = self.judge.logits(self.dn.to(self.size.compute), weight)
+        loss, d = self.judge.cross_entropy(logits, bias, self.labels, 0.25, True)
+        return [loss, d]
+
+    def _similarity(self) -> list[Tensor]:
+        dn = self.dn.clone() if self.fresh else self.dn
+        counted = self.index.anchor != self.index.negative
+        return [self.judge.similarity(self.nodes, self.index.node, self.other, counted, 0.25, dn), dn]

@@ -1,0 +1,236 @@
+"""Everything worth knowing in the first minutes on a GPU: build, quick check, and what the engine takes on the card.
+
+    python benchmarks/gpu.py                        # about eight minutes in all
+    python benchmarks/gpu.py --no-build --no-check --budget 300
+    python benchmarks/gpu.py --show benchmarks/results/gpu-h100.json
+
+Measures what the card can do (matrix products, a copy); every stage of the engine by implementation; and whole training
+steps, their time, peak memory and ratio to the reference, for batches from 81 to 4096. What is wanted most comes first,
+and what does not fit into the budget is listed as dropped. Nothing has a ratio that does not agree with the reference
+in fp64. The JSON file is written anew after every piece of work, so that a run that is cut off keeps what it has.
+
+Without a GPU (or with --dry) it goes through all of that on the CPU in tiny sizes, which measures nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from _gpu_items import Item, describe, items  # noqa: E402
+from _gpu_tables import add_derived, report  # noqa: E402
+from _gpu_worker import Worker  # noqa: E402
+
+SECTIONS = ("ceilings", "plan", "step", "stages")
+CHECK_SECONDS, RETRIES = 120, 4
+
+
+def main(argv: Sequence[str] | None = None, make_worker: Callable[[], Any] = Worker) -> int:
+    """Exit status: 0 all of it was measured or dropped for want of time, 1 something failed, 130 stopped."""
+    start = time.monotonic()
+    options = _parse(argv)
+    if options.show:
+        print(report(json.loads(options.show.read_text(encoding="utf-8"))))
+        return 0
+    import torch
+
+    dry = options.dry or not torch.cuda.is_available()
+    if dry:
+        why = "as asked" if options.dry else "torch sees no CUDA device"
+        print(f"Dry run on the CPU in tiny sizes ({why}): it tries the code and measures nothing.", flush=True)
+    deadline = start + options.budget
+    found: dict[str, Any] = {"dry": dry, "budget": options.budget, "settings": {}, "dropped": [], "failed": []}
+    found |= {section: [] for section in SECTIONS}
+    if options.build and not dry:
+        found["build"] = _build()
+    _describe(found)
+    path = options.json or _results(found)
+    write(path, found)
+    if options.check and not dry:
+        found["check"] = _check(min(CHECK_SECONDS, deadline - time.monotonic()))
+    wanted = _items(found, dry)
+    worker, before = make_worker(), signal.signal(signal.SIGTERM, _stop)
+    stopped = False
+    try:
+        measure(wanted, worker, deadline, found, lambda: write(path, found))
+    except KeyboardInterrupt:
+        stopped = True
+    finally:
+        worker.close()
+        signal.signal(signal.SIGTERM, before)
+    found["seconds"] = time.monotonic() - start
+    write(path, found)
+    print(f"\n{report(found)}\n\nwritten {path}")
+    return 130 if stopped else 1 if _went_wrong(found) else 0
+
+
+def measure(
+    wanted: Sequence[Item],
+    worker: Any,
+    deadline: float,
+    found: dict[str, Any],
+    save: Callable[[], None],
+    now: Callable[[], float] = time.monotonic,
+) -> None:
+    """Measures the items that fit before the deadline, in order; the others are listed as dropped."""
+    queue = [item | {"number": number, "without": []} for number, item in enumerate(wanted)]
+    while queue:
+        item = queue.pop(0)
+        left, name = deadline - now(), describe(item)
+        if left < item["guess"]:
+            found["dropped"].append(name)
+            save()
+            continue
+        print(f"{now() - deadline + found['budget']:5.0f} s  {name}", file=sys.stderr, flush=True)
+        answer = worker.run(item, min(left, max(60.0, 5 * item["guess"])))
+        if answer.rows is not None:
+            found[item["section"]] += [row | {"item": item["number"]} for row in answer.rows]
+        else:
+            found["failed"].append({"item": name, "case": answer.doing, "reason": answer.reason})
+            known = answer.doing is not None and answer.doing not in item["without"]
+            if known and len(item["without"]) < RETRIES:  # the others of this item, without the one that failed
+                queue.insert(0, item | {"without": [*item["without"], answer.doing]})
+        add_derived(found)
+        save()
+
+
+def write(path: Path, found: dict[str, Any]) -> None:
+    """Writes the file as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+# -- before anything is measured
+
+
+def _build() -> dict[str, Any]:
+    """Builds the native libraries for this card alone."""
+    from gcahng.bench.system import card
+
+    environment, begin = dict(os.environ), time.monotonic()
+    capability = card().get("compute capability", "").replace(".", "")
+    arguments = environment.get("CMAKE_ARGS", "")
+    if capability and "GCAHNG_CUDA_ARCHITECTURES" not in arguments:
+        target = f"{capability}a-real" if capability in ("90", "100", "103") else f"{capability}-real"
+        environment["CMAKE_ARGS"] = f"{arguments} -DGCAHNG_CUDA_ARCHITECTURES={target}".strip()
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    print(f"{shlex.join(command)}  (CMAKE_ARGS={environment.get('CMAKE_ARGS', '')!r})", file=sys.stderr, flush=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    left_out = re.findall(r"^gcahng: (.* is left out: .*)$", done.stdout, re.M)
+    found = {"status": done.returncode, "seconds": time.monotonic() - begin, "left_out": left_out}
+    if done.returncode or left_out:
+        print(done.stdout[-6000:], file=sys.stderr, flush=True)
+    return found
+
+
+def _check(limit: float) -> dict[str, Any]:
+    """The GPU's quick tests."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu and not slow", "tests/gpu", "-p", "no:cacheprovider"]
+    print(shlex.join(command), file=sys.stderr, flush=True)
+    begin = time.monotonic()
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        out, _ = process.communicate(timeout=max(1.0, limit))
+        status: int | str = process.returncode
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, _ = process.communicate()
+        status = f"cut off after {limit:.0f} s"
+    lines = out.strip().splitlines() or [""]
+    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    if status != 0:
+        print(out[-8000:], file=sys.stderr, flush=True)
+    return {"status": status, "seconds": time.monotonic() - begin, "summary": lines[-1], "failed": failed}
+
+
+def _describe(found: dict[str, Any]) -> None:
+    """Card, versions, and which implementations run here."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+
+    import gcahng.losses.passes  # noqa: F401  registers the loss
+    from gcahng.bench import system
+    from gcahng.ops._implementations import available
+
+    try:
+        triton = version("triton")
+    except PackageNotFoundError:
+        triton = "not installed"
+    card = {} if found["dry"] else system.card()
+    found["settings"] = {**card, **system.settings(), "triton": triton, "CUDA": torch.version.cuda or "none"}
+    device = "cpu" if found["dry"] else "cuda"
+    names = ("triton", "cpp", "torch") if found["dry"] else ("cuda", "triton", "torch")
+    reasons = {name: available(name, device, "loss") for name in names}
+    found["implementations"] = [name for name, reason in reasons.items() if reason is None]
+    found["unavailable"] = {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def _items(found: dict[str, Any], dry: bool) -> list[Item]:
+    from gcahng import GCAHNGLoss
+
+    impls = found["implementations"]
+    ops = [name for name in impls if name != "torch"]
+    if not dry and {"cuda", "triton"} <= set(impls):
+        impls = ["auto", *impls]  # CUDA C++ for what is row-wise, Triton for the edge MLP
+    graphs = "cuda_graph" in inspect.signature(GCAHNGLoss).parameters
+    return items(impls, ops, "cpu" if dry else None, graphs)
+
+
+def _results(found: dict[str, Any]) -> Path:
+    """Named after the card; of a dry run, which results in nothing, in the folder for temporary files."""
+    if found["dry"]:
+        return Path(tempfile.gettempdir()) / "gpu-dry.json"
+    return ROOT / "benchmarks" / "results" / f"gpu-{_card_name(found)}.json"
+
+
+def _card_name(found: dict[str, Any]) -> str:
+    """Such as h100-80gb-hbm3."""
+    name = found["settings"].get("card", "unknown").lower().replace("nvidia", "")
+    return re.sub(r"[^a-z0-9]+", "-", name).strip("-") or "unknown"
+
+
+def _went_wrong(found: dict[str, Any]) -> bool:
+    """Anything that should not be: running out of memory and dropping for want of time are none of it."""
+    rows = [row for section in SECTIONS for row in found[section]]
+    broken = any(row.get("failed") not in (None, "out of memory") or row.get("disagrees") for row in rows)
+    unsound = found.get("build", {}).get("left_out") or found.get("check", {}).get("status", 0) != 0
+    return bool(broken or unsound or found["failed"])
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--budget", type=float, default=480, help="seconds, build and check included (480)")
+    parser.add_argument("--no-build", dest="build", action="store_false", help="take the native library as it is")
+    parser.add_argument("--no-check", dest="check", action="store_false", help="run no tests first")
+    parser.add_argument("--dry", action="store_true", help="on the CPU in tiny sizes; the default without a GPU")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="(benchmarks/results/gpu-<card>.json)")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="print the tables of such a file alone")
+    return parser.parse_args(argv)
+
+
+def _stop(signal_number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

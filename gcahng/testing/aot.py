@@ -1,0 +1,292 @@
+"""Compiles the Triton kernels ahead of time, for GPUs that need not be there, and reads from the machine code what they
+take.
+
+What is compiled is what would run: the engine launches its kernels on meta tensors (gcahng.testing.launches), Triton
+itself works out type, alignment and value of every argument as it does before each launch, and a hook takes that down
+where Triton would compile. For a process without TRITON_INTERPRET, in which nothing else uses Triton.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import json
+import os
+import pkgutil
+import re
+import subprocess
+import tempfile
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+DTYPES = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "tf32": torch.float32,  # with torch's switch on
+    "fp64": torch.float64,
+}
+PRODUCTS_ALONE = ("fp16", "tf32")  # what they change is in products; the rest is as in bf16 and in fp32
+DIMS, ARCHS = (128, 384, 512), (80, 90, 100)
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+TENSOR_MEMORY_LIMIT = 512  # columns, on sm_100
+
+
+class Case(NamedTuple):
+    """Channels D, dtype of products (see DTYPES), compute capability without its dot."""
+
+    dim: int
+    dtype: str
+    arch: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel as it was launched in a case, as Triton would compile it; times: how often it was launched like that."""
+
+    case: Case
+    function: JITFunction
+    signature: dict[str, str]
+    constants: dict[tuple[int, ...], Any]
+    attributes: dict[tuple[int, ...], Any]
+    options: dict[str, Any]
+    times: int = 1
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+
+@dataclass(frozen=True)
+class Build:
+    """What a launch's machine code takes: registers a thread; stack and local memory a thread, shared memory a block,
+    in bytes; spills: instructions that access local memory; tensor_memory: columns; narrow: has a product of bf16 or
+    fp16 operands; products: shapes of matrix instructions; atomics: those on floats; width: bits of the widest global
+    access. error: why it does not compile."""
+
+    kernel: str
+    case: Case
+    times: int
+    registers: int = 0
+    stack: int = 0
+    local: int = 0
+    shared: int = 0
+    spills: int = 0
+    tensor_memory: int = 0
+    narrow: bool = False
+    products: list[str] = field(default_factory=list)
+    atomics: list[str] = field(default_factory=list)
+    width: int = 0
+    error: str | None = None
+
+    def failures(self) -> list[str]:
+        """What the gate does not let pass."""
+        if self.error:
+            return [self.error]
+        limit = SHARED_LIMIT[self.case.arch]
+        found = []
+        if self.stack or self.local or self.spills:
+            found.append(f"{self.stack} B of stack, {self.local} B local, {self.spills} accesses to local memory")
+        if self.shared > limit:
+            found.append(f"{self.shared} B of shared memory, of {limit}")
+        if self.tensor_memory > TENSOR_MEMORY_LIMIT:
+            found.append(f"{self.tensor_memory} columns of tensor memory, of {TENSOR_MEMORY_LIMIT}")
+        if self.atomics:
+            found.append(f"atomics on floats: {', '.join(self.atomics)}")
+        if self.narrow and self.case.arch == 90:
+            shapes = [re.fullmatch(r"HGMMA (\d+)x(\d+)x\d+", product) for product in self.products]
+            if not shapes or not all(m and int(m[1]) == 64 and int(m[2]) >= 128 for m in shapes):
+                found.append(f"matrix instructions {self.products}, not HGMMA of at least 64 x 128")
+        return found
+
+
+# -- recording
+
+
+class _Absent:
+    """The driver of a GPU that is not there."""
+
+    def __init__(self, arch: int) -> None:
+        self.arch = arch
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.arch, 32)
+
+    def get_current_device(self) -> int:
+        return self.arch  # one cache of kernels each
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@contextmanager
+def recording(case: Case) -> Iterator[dict[str, Launch]]:
+    """Launches within it are taken down, by all that Triton distinguishes them by, and not run."""
+    if knobs.runtime.interpret:
+        raise RuntimeError("TRITON_INTERPRET is set: kernels would be interpreted, not compiled")
+    launches: dict[str, Launch] = {}
+
+    def take(*, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
+        kernel = fn.jit_function
+        key = f"{kernel.module}.{kernel.__name__} {compile['key']}"
+        if key in launches:
+            launches[key] = replace(launches[key], times=launches[key].times + 1)
+        else:
+            options = json.loads(compile["specialization_data"])["options"]
+            options = {name: tuple(x) if isinstance(x, list) else x for name, x in options.items()}
+            (attributes,) = compile["configs"]
+            launches[key] = Launch(case, kernel, compile["signature"], compile["constants"], attributes, options)
+        return True  # Triton: do not compile, and so do not launch
+
+    before = driver._active, knobs.runtime.jit_cache_hook, torch.backends.cuda.matmul.fp32_precision
+    driver.set_active(_Absent(case.arch))
+    knobs.runtime.jit_cache_hook = take
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if case.dtype == "tf32" else "ieee"
+    try:
+        yield launches
+    finally:
+        driver._active, knobs.runtime.jit_cache_hook, torch.backends.cuda.matmul.fp32_precision = before
+
+
+def record(case: Case) -> list[Launch]:
+    """What a training step launches."""
+    from gcahng.testing.launches import launch_all
+
+    with recording(case) as launches:
+        launch_all(case.dim, DTYPES[case.dtype])
+    found = list(launches.values())
+    return [launch for launch in found if _has_product(launch)] if case.dtype in PRODUCTS_ALONE else found
+
+
+def never_launched(launches: Iterable[Launch], package: str = "gcahng.kernels") -> list[str]:
+    """The package's Triton functions that are neither launched nor called by what is."""
+    root = importlib.import_module(package)
+    defined = {}
+    for module in pkgutil.iter_modules(root.__path__):
+        for name, value in vars(importlib.import_module(f"{package}.{module.name}")).items():
+            if isinstance(value, JITFunction) and value.module == f"{package}.{module.name}":
+                defined[f"{value.module}.{name}"] = value
+    reached = {f"{f.module}.{f.__name__}" for launch in launches for f in _reached(launch.function)}
+    return sorted(defined.keys() - reached)
+
+
+def _has_product(launch: Launch) -> bool:
+    return any(re.search(r"\btl\.dot\(", inspect.getsource(f.fn)) for f in _reached(launch.function))
+
+
+@cache
+def _reached(function: JITFunction) -> tuple[JITFunction, ...]:
+    """A Triton function and all that it calls."""
+    found, waiting = [], [function]
+    while waiting:
+        at = waiting.pop()
+        if at not in found:
+            found.append(at)
+            tree = ast.parse(textwrap.dedent(inspect.getsource(at.fn)))
+            names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+            waiting += [f for f in map(at.fn.__globals__.get, names) if isinstance(f, JITFunction)]
+    return tuple(found)
+
+
+# -- compiling
+
+
+def build(launch: Launch) -> Build:
+    """Compiles a launch and reads its machine code."""
+    result = Build(launch.name, launch.case, launch.times)
+    source = ASTSource(launch.function, launch.signature, launch.constants, launch.attributes)
+    try:
+        built = triton.compile(source, target=GPUTarget("cuda", launch.case.arch, 32), options=launch.options)
+    except Exception as error:  # whatever a compiler throws
+        lines = [line for line in str(error).splitlines() if line.strip()] or [""]
+        return replace(result, error=f"does not compile: {type(error).__name__}: {lines[0]} … {lines[-1]}")
+    usage, code = _disassembled(built.asm["cubin"])
+    numbers = dict(re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", usage))
+    widths = re.findall(r"\b(?:LDG|STG|LDGSTS)\.E[.\w]*?\.(64|128)\b", code)
+    return replace(
+        result,
+        registers=int(numbers["REG"]),
+        stack=int(numbers["STACK"]),
+        local=int(numbers["LOCAL"]),
+        shared=int(numbers["SHARED"]) + built.metadata.shared,
+        spills=len(re.findall(r"\b(?:LDL|STL)\b", code)),
+        tensor_memory=getattr(built.metadata, "tmem_size", None) or 0,
+        narrow=re.search(r"tt\.dot .*: tensor<\d+x\d+x(?:bf16|f16)>", built.asm["ttir"]) is not None,
+        products=_matrix_instructions(code),
+        atomics=sorted(set(re.findall(r"\b(?:ATOM|ATOMG|RED|REDG)\.[.\w]*F(?:16|32|64)[.\w]*", code))),
+        width=max(map(int, widths), default=32),
+    )
+
+
+def _disassembled(cubin: bytes) -> tuple[str, str]:
+    """Resource usage and instructions."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        usage, code = (
+            subprocess.run([str(tool), option, str(path)], capture_output=True, text=True, check=True).stdout
+            for option in ("-res-usage", "-sass")
+        )
+    return usage, code
+
+
+def _matrix_instructions(code: str) -> list[str]:
+    found = {f"HGMMA {shape}" for shape in re.findall(r"\bHGMMA\.(\d+x\d+x\d+)", code)}
+    found |= {f"{name} {shape}" for name, shape in re.findall(r"\b([HD]MMA)\.(\d+)", code)}
+    found |= set(re.findall(r"\bUTC\w*MMA\b", code))
+    return sorted(found)
+
+
+_launches: list[Launch] = []  # what forked workers compile
+
+
+def _build_numbered(number: int) -> Build:
+    return build(_launches[number])
+
+
+def build_all(
+    cases: Sequence[Case],
+    kernels: Sequence[str] = (),
+    once: bool = False,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> list[Build]:
+    """Records all cases and compiles what was launched; an error if a kernel of the package never is.
+
+    kernels: these alone; once: of each kernel's launches in a case that differ for Triton, the most frequent one.
+    """
+    recorded = [launch for case in cases for launch in record(case)]
+    if not all(case.dtype in PRODUCTS_ALONE for case in cases) and (missing := never_launched(recorded)):
+        raise LookupError(f"nothing launches {', '.join(missing)}: see gcahng/testing/launches.py")
+    chosen = [launch for launch in recorded if not kernels or launch.name in kernels]
+    if once:
+        most: dict[tuple[str, Case], Launch] = {}
+        for launch in chosen:
+            best = most.setdefault((launch.name, launch.case), launch)
+            if launch.times > best.times:
+                most[launch.name, launch.case] = launch
+        chosen = list(most.values())
+    _launches[:] = chosen
+    builds = []
+    with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("fork")) as pool:
+        for result in pool.map(_build_numbered, range(len(chosen))):
+            builds.append(result)
+            progress(len(builds), len(chosen))
+    return builds

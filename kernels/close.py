@@ -1,0 +1,319 @@
+"""The end of the edge MLP: LayerNorm's fold, residual, and LayerNorm(GELU(·)), and its backward before the products;
+and the forward in the epilogue of the product before it."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gcahng.kernels._configs import CLOSE_PRODUCT, ROWS, ROWS_BACKWARD
+from gcahng.kernels._launch import on_device_of, row_block
+from gcahng.kernels._math import norm_gelu, norm_gelu_backward
+from gcahng.kernels._product import block_of, block_product, dot_precision
+from gcahng.kernels._sums import add_partials, partials, rows_each
+
+
+@triton.jit(do_not_specialize=["T"])
+def close_forward_kernel(
+    p_out,  # (T, D)
+    p_e1,  # (T, D)
+    p_mean,  # (T,)
+    p_rstd,  # (T,)
+    p_w,  # (D,)
+    p_d,  # (D,)
+    p_gamma,  # (D,)
+    p_beta,  # (D,)
+    p_s,  # (T, D)
+    p_y,  # (T, D) or None
+    p_low,  # (T, D) or None
+    T,
+    D,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """One program: BLOCK_R rows."""
+    o_r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    o_d = tl.arange(0, BLOCK_D)
+    m_r, m_d = o_r < T, o_d < D
+    m_rd = m_r[:, None] & m_d[None, :]
+    o = o_r[:, None] * D + o_d[None, :]
+    b_w = tl.load(p_w + o_d, mask=m_d, other=0.0)
+    b_d = tl.load(p_d + o_d, mask=m_d, other=0.0)
+    b_mean = tl.load(p_mean + o_r, mask=m_r, other=0.0)
+    b_rstd = tl.load(p_rstd + o_r, mask=m_r, other=0.0)
+    b_e1 = tl.load(p_e1 + o, mask=m_rd, other=0.0)
+    b_s = tl.load(p_out + o, mask=m_rd, other=0.0).to(b_e1.dtype)
+    b_s = (b_s - b_mean[:, None] * b_w[None, :]) * b_rstd[:, None] + b_d[None, :] + b_e1
+    tl.store(p_s + o, b_s, mask=m_rd)
+    if p_y is not None or p_low is not None:
+        b_gamma = tl.load(p_gamma + o_d, mask=m_d, other=0.0)
+        b_beta = tl.load(p_beta + o_d, mask=m_d, other=0.0)
+        b_y = norm_gelu(b_s, b_gamma, b_beta, m_d[None, :], D)
+        if p_y is not None:
+            tl.store(p_y + o, b_y, mask=m_rd)
+        if p_low is not None:
+            tl.store(p_low + o, b_y.to(p_low.dtype.element_ty), mask=m_rd)
+
+
+@triton.jit(do_not_specialize=["T", "rows"])
+def close_backward_kernel(
+    p_s,  # (T, D)
+    p_e1,  # (T, D)
+    p_dy,  # (T, D)
+    p_mean,  # (T,)
+    p_rstd,  # (T,)
+    p_w,  # (D,)
+    p_d,  # (D,)
+    p_gamma,  # (D,)
+    p_ds,  # (T, D), may be dy
+    p_low,  # (T, D) or None
+    p_scaled,  # (T, D)
+    p_m1,  # (T,)
+    p_m2,  # (T,)
+    p_part,  # (P, 4, D) or None: sums over a program's rows, of dgamma, dbeta, ds, and ds rstd mean
+    T,
+    D,
+    rows,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """One program: `rows` rows, BLOCK_R at a time."""
+    first_row = tl.program_id(0).to(tl.int64) * rows
+    o_d = tl.arange(0, BLOCK_D)
+    m_d = o_d < D
+    b_gamma = tl.load(p_gamma + o_d, mask=m_d, other=0.0)
+    b_w = tl.load(p_w + o_d, mask=m_d, other=0.0)
+    b_d = tl.load(p_d + o_d, mask=m_d, other=0.0)
+    b_dgamma = tl.zeros((BLOCK_R, BLOCK_D), dtype=b_gamma.dtype)
+    b_dbeta = tl.zeros((BLOCK_R, BLOCK_D), dtype=b_gamma.dtype)
+    b_total = tl.zeros((BLOCK_R, BLOCK_D), dtype=b_gamma.dtype)
+    b_means = tl.zeros((BLOCK_R, BLOCK_D), dtype=b_gamma.dtype)
+    for first in range(0, rows, BLOCK_R):
+        o_r = first_row + first + tl.arange(0, BLOCK_R)
+        m_r = o_r < T
+        m_rd = m_r[:, None] & m_d[None, :]
+        o = o_r[:, None] * D + o_d[None, :]
+        b_s = tl.load(p_s + o, mask=m_rd, other=0.0)
+        b_dy = tl.load(p_dy + o, mask=m_rd, other=0.0)
+        b_e1 = tl.load(p_e1 + o, mask=m_rd, other=0.0)
+        b_mean = tl.load(p_mean + o_r, mask=m_r, other=0.0)
+        b_rstd = tl.load(p_rstd + o_r, mask=m_r, other=0.0)
+        b_ds, b_normalised = norm_gelu_backward(b_s, b_gamma, b_dy, m_d[None, :], D)
+        b_scaled = b_ds * b_rstd[:, None]
+        tl.store(p_ds + o, b_ds, mask=m_rd)
+        if p_low is not None:
+            tl.store(p_low + o, b_ds.to(p_low.dtype.element_ty), mask=m_rd)
+        tl.store(p_scaled + o, b_scaled.to(p_scaled.dtype.element_ty), mask=m_rd)
+        # w and s - e1 - d are 0 outside of the row, where ds has no meaning
+        tl.store(p_m1 + o_r, tl.sum(b_ds * b_w[None, :], axis=1) / (4 * D), mask=m_r)
+        tl.store(p_m2 + o_r, tl.sum(b_ds * (b_s - b_e1 - b_d[None, :]), axis=1) / (4 * D), mask=m_r)
+        # rows past the last have dy = 0, and so ds = 0
+        b_dgamma += b_dy * b_normalised
+        b_dbeta += b_dy
+        b_total += b_ds
+        b_means += b_scaled * b_mean[:, None]
+    if p_part is not None:
+        p_part += tl.program_id(0).to(tl.int64) * 4 * D + o_d
+        tl.store(p_part, tl.sum(b_dgamma, axis=0), mask=m_d)
+        tl.store(p_part + D, tl.sum(b_dbeta, axis=0), mask=m_d)
+        tl.store(p_part + 2 * D, tl.sum(b_total, axis=0), mask=m_d)
+        tl.store(p_part + 3 * D, tl.sum(b_means, axis=0), mask=m_d)
+
+
+def forward(
+    out: Tensor,
+    e1: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    w: Tensor,
+    d: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    s: Tensor,
+    y: Tensor | None,
+    low: Tensor | None,
+) -> None:
+    """out = g W2'ᵀ (T, D) → s = (out - mean w) rstd + d + e1, and y, low = LayerNorm(GELU(s)) (T, D)."""
+    rows, dim = e1.shape
+    block_r, block_d = row_block(dim, ROWS)
+    if e1.numel():
+        with on_device_of(e1):
+            close_forward_kernel[(triton.cdiv(rows, block_r),)](
+                out,
+                e1,
+                mean,
+                rstd,
+                w,
+                d,
+                gamma,
+                beta,
+                s,
+                y,
+                low,
+                rows,
+                dim,
+                BLOCK_R=block_r,
+                BLOCK_D=block_d,
+                num_warps=ROWS.num_warps,
+            )
+
+
+def backward(
+    s: Tensor,
+    e1: Tensor,
+    dy: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    w: Tensor,
+    d: Tensor,
+    gamma: Tensor,
+    ds: Tensor,
+    low: Tensor,
+    scaled: Tensor,
+    m1: Tensor,
+    m2: Tensor,
+    sums: Tensor | None,
+) -> None:
+    """dy (T, D) → ds, ds and ds rstd in the products' type (T, D), the row means m1 and m2 (T, 1), and sums (4, D) += Σ
+    of dgamma, dbeta, ds, and ds rstd mean."""
+    rows, dim = e1.shape
+    if not e1.numel():
+        return
+    config = ROWS_BACKWARD
+    block_r, block_d = row_block(dim, config)
+    each = rows_each(rows, block_r, config.programs)
+    programs = triton.cdiv(rows, each)
+    part = None if sums is None else partials(e1, programs, 4 * dim)
+    same = low.dtype == ds.dtype and low.data_ptr() == ds.data_ptr()  # then ds itself is the operand
+    with on_device_of(e1):
+        close_backward_kernel[(programs,)](
+            s,
+            e1,
+            dy,
+            mean,
+            rstd,
+            w,
+            d,
+            gamma,
+            ds,
+            None if same else low,
+            scaled,
+            m1,
+            m2,
+            part,
+            rows,
+            dim,
+            each,
+            BLOCK_R=block_r,
+            BLOCK_D=block_d,
+            num_warps=config.num_warps,
+        )
+    if part is not None:
+        add_partials(part, sums)
+
+
+# -- in the epilogue of a product
+
+
+@triton.jit(do_not_specialize=["T"])
+def close_product_forward_kernel(
+    p_g,  # (T, W)
+    p_w2,  # (D, W)
+    p_e1,  # (T, D)
+    p_mean,  # (T,)
+    p_rstd,  # (T,)
+    p_w,  # (D,)
+    p_d,  # (D,)
+    p_gamma,  # (D,)
+    p_beta,  # (D,)
+    p_s,  # (T, D)
+    p_y,  # (T, D) or None
+    p_low,  # (T, D) or None
+    T,
+    W,
+    D,
+    PRECISION: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """One program: a block of s. y and low are given only where it holds whole rows."""
+    block_m, block_n = block_of(tl.program_id(0), tl.cdiv(T, BLOCK_M), tl.cdiv(D, BLOCK_N), GROUP)
+    o_m = block_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    o_n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_m, m_n = o_m < T, o_n < D
+    b_s = block_product(p_g, p_w2, o_m, o_n, T, D, W, W, 1, PRECISION, EVEN_K, False, BLOCK_M, BLOCK_N, BLOCK_K)
+    m_mn = m_m[:, None] & m_n[None, :]
+    o = o_m[:, None] * D + o_n[None, :]
+    b_w = tl.load(p_w + o_n, mask=m_n, other=0.0)
+    b_d = tl.load(p_d + o_n, mask=m_n, other=0.0)
+    b_mean = tl.load(p_mean + o_m, mask=m_m, other=0.0)
+    b_rstd = tl.load(p_rstd + o_m, mask=m_m, other=0.0)
+    b_e1 = tl.load(p_e1 + o, mask=m_mn, other=0.0)
+    b_s = (b_s - b_mean[:, None] * b_w[None, :]) * b_rstd[:, None] + b_d[None, :] + b_e1
+    tl.store(p_s + o, b_s, mask=m_mn)
+    if p_y is not None or p_low is not None:
+        b_gamma = tl.load(p_gamma + o_n, mask=m_n, other=0.0)
+        b_beta = tl.load(p_beta + o_n, mask=m_n, other=0.0)
+        b_y = norm_gelu(tl.where(m_n[None, :], b_s, 0.0), b_gamma, b_beta, m_n[None, :], D)
+        if p_y is not None:
+            tl.store(p_y + o, b_y, mask=m_mn)
+        if p_low is not None:
+            tl.store(p_low + o, b_y.to(p_low.dtype.element_ty), mask=m_mn)
+
+
+def whole_rows(g: Tensor, dim: int) -> bool:
+    """Whether a program of the product of g holds whole rows of its result."""
+    return dim <= CLOSE_PRODUCT[g.itemsize].block_n
+
+
+def product_forward(
+    g: Tensor,
+    w2: Tensor,
+    e1: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    w: Tensor,
+    d: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    s: Tensor,
+    y: Tensor | None,
+    low: Tensor | None,
+) -> None:
+    """g (T, W), w2 = W2' (D, W), both in the products' type → as `forward` of out = g W2'ᵀ, which is not stored. fp32,
+    bf16 or fp16; y and low are for `whole_rows` alone."""
+    (rows, dim), width = e1.shape, g.shape[1]
+    assert whole_rows(g, dim) or (y is None and low is None), "a row's moments are not in one program"
+    if not e1.numel():
+        return
+    config = CLOSE_PRODUCT[g.itemsize]
+    with on_device_of(e1):
+        close_product_forward_kernel[(triton.cdiv(rows, config.block_m) * triton.cdiv(dim, config.block_n),)](
+            g,
+            w2,
+            e1,
+            mean,
+            rstd,
+            w,
+            d,
+            gamma,
+            beta,
+            s,
+            y,
+            low,
+            rows,
+            width,
+            dim,
+            PRECISION=dot_precision(),
+            EVEN_K=width % config.block_k == 0,
+            BLOCK_M=config.block_m,
+            BLOCK_N=config.block_n,
+            BLOCK_K=config.block_k,
+            GROUP=config.group,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+        )

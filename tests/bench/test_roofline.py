@@ -1,0 +1,107 @@
+"""docs/roofline.md is what its script prints, and the script counts what the engine does."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+from unittest.mock import patch
+
+import pytest
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gcahng.engine import engine
+from gcahng.engine.plan import edge_products
+from gcahng.testing.launches import Sizes, meta_step
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "roofline.py"
+# Ops that launch nothing, and kernels of the fused ones that launch more than one.
+FREE = {"alias", "broadcast_tensors", "detach", "empty", "empty_like", "matmul", "new_empty", "transpose_"}
+KERNELS = {"edge_to_node_fwd_": 2, "edge_to_node_bwd_": 2, "gate_bwd_": 6, "close_bwd_": 2, "hidden_bwd_": 2}
+KERNELS |= {"head_bwd_": 2, "head_moments_": 2, "head_sums_": 2, "mix_bwd_z_": 4}
+STAGES = {
+    "edge start": "edge_start_tile_",
+    "N of stored sums": "norm_gelu_",
+    "edge to node: GELU, sums": "edge_to_node_fwd_",
+    "gate": "gate_fwd_",
+    "hidden: GELU, moments": "hidden_fwd_",
+    "close: fold, residual, N": "close_fwd_",
+    "head: BatchNorm's moments": "head_moments_",
+    "head: sigmoid": "head_fwd_",
+    "mix: backward to z": "mix_bwd_z_",
+    "mix: backward to θ": "mix_bwd_theta_",
+    "head: BatchNorm backward": "head_norm_",
+    "close: backward": "close_bwd_",
+    "hidden: backward, row-wise": "hidden_bwd_",
+    "gate: backward": "gate_bwd_",
+    "edge to node: backward, row-wise": "edge_to_node_bwd_",
+}
+
+
+def loaded() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("roofline", SCRIPT)
+    module = sys.modules["roofline"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+roofline = loaded()
+
+
+class Count(TorchDispatchMode):
+    """Ops that launch kernels, and multiply-adds of products with a dimension of the given length."""
+
+    def __init__(self, rows: set[int]) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+        self.rows, self.products = rows, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        # x[part] += y copies x[part] to where it lies: torch sees that and launches nothing.
+        in_place = name == "copy_" and args[0].untyped_storage()._cdata == args[1].untyped_storage()._cdata
+        if not (function.is_view or name in FREE or in_place):
+            self.calls[name] += 1
+        if name in ("mm", "addmm", "addmm_"):
+            (m, k), (_, n) = (x.shape for x in args[-2:])
+            self.products += m * k * n if self.rows & {m, k, n} else 0
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_page_is_what_the_script_prints() -> None:
+    page = roofline.PAGE.read_text(encoding="utf-8")
+    assert page == roofline.written(page), "python benchmarks/roofline.py --write"
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("memory", ["store", "hidden"])
+@pytest.mark.parametrize("epilogues", [False, True])
+def test_products_are_the_plans(layers: int, memory: str, epilogues: bool) -> None:
+    kernels = roofline.kernels(roofline.Step(255, layers, "bf16", epilogues, memory))
+    on_edges = sum(k.times * k.products for k in kernels if k.stage != "J_soft: products")
+    assert on_edges == edge_products(layers, memory)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("memory", ["store", "hidden"])
+@pytest.mark.parametrize(("batch", "layers"), [(255, 1), (255, 3), (1023, 2)])
+def test_it_counts_what_the_engine_does(batch: int, layers: int, memory: str, dtype: str) -> None:
+    step = roofline.Step(batch, layers, dtype, False, memory)
+    tiles = step.schedule.tiles
+    count = Count({tile.rows for tile in tiles})
+    run = engine._run
+
+    def counted(*arguments):
+        with count:
+            return run(*arguments)
+
+    sizes = Sizes(batch // roofline.VIEWS, roofline.VIEWS, layers, roofline.CLASSES)
+    with patch.object(engine, "_run", counted):
+        meta_step("cpp", roofline.DIM, roofline.DTYPES[dtype], memory, sizes)
+    found = {k.stage: k.times for k in roofline.kernels(step)}
+    assert {stage: found[stage] for stage in STAGES} == {s: count.calls[op] / len(tiles) for s, op in STAGES.items()}
+    assert count.products == edge_products(layers, memory) * step.size.rows * roofline.DIM**2
+    launches = sum(calls * KERNELS.get(name, 1) for name, calls in count.calls.items())
+    assert launches == pytest.approx(roofline.total(step).launches, rel=0.05)

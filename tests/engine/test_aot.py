@@ -1,0 +1,93 @@
+"""Every Triton kernel compiles for the GPUs it is meant for, as the engine launches it, and takes no more than they
+have. bf16, which the interpreter gets wrong, is covered by this alone where there is no GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).parents[2] / "benchmarks" / "aot.py"
+
+
+def run(script: Path, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    """In a process where kernels are compiled, not interpreted."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(TOOL.parents[1]), *sys.path])
+    command = [sys.executable, str(script), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout)
+
+
+def compiled(folder: Path, *arguments: str, timeout: float = 600) -> tuple[list[dict], str]:
+    """What benchmarks/aot.py finds, and what it prints."""
+    found = folder / "builds.json"
+    done = run(TOOL, "--json", str(found), *arguments, timeout=timeout)
+    assert done.returncode in (0, 1) and found.exists(), done.stderr
+    builds = json.loads(found.read_text())
+    assert done.returncode == int(any(b["failures"] for b in builds))
+    return builds, done.stdout
+
+
+def failures(builds: list[dict]) -> list[str]:
+    return [f"{b['kernel']} {b['case']}: {failure}" for b in builds for failure in b["failures"]]
+
+
+def test_kernels_pass_for_hopper(tmp_path: Path) -> None:
+    builds, text = compiled(tmp_path, "--once", "--dim", "512", "--dtype", "bf16", "--arch", "90")
+    assert not failures(builds)
+    assert len(builds) == len({b["kernel"] for b in builds}) > 20
+    assert all(b["registers"] > 0 for b in builds)
+    products = [b for b in builds if b["narrow"]]
+    assert products and all(b["products"] for b in products)
+    rows = re.findall(r"^\| (\w+) \| 512 \| bf16 \|", text, flags=re.MULTILINE)
+    assert rows == sorted(b["kernel"].removesuffix("_kernel") for b in builds)
+    assert "Beyond the gate: 0 of" in text
+
+
+def test_a_product_passes_everywhere(tmp_path: Path) -> None:
+    chosen = ("--once", "--dim", "512", "--dtype", "bf16", "--arch", "80", "100")
+    builds, _ = compiled(tmp_path, *chosen, "--kernel", "hidden_product_forward_kernel")
+    assert not failures(builds)
+    found = {b["case"]["arch"]: b["products"] for b in builds}
+    assert found == {80: ["HMMA 16816"], 100: ["UTCHMMA"]}
+
+
+def test_the_gate_holds_back_what_it_should() -> None:
+    done = run(Path(__file__).with_name("aot_planted.py"))
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    good, product, *bad = report["failures"]
+    assert good == ["sum_kernel", []] and product == ["product_kernel", []]
+    expected = [
+        ("sum_kernel", r"[1-9]\d* B of stack, .* [1-9]\d* accesses to local memory"),
+        ("product_kernel", r"HGMMA 64x32x16.*not HGMMA of at least 64 x 128"),
+        ("product_kernel", r"B of shared memory, of 232448"),
+        ("atomic_kernel", r"atomics on floats: \w*(ATOM|RED)"),
+        ("wrong_kernel", r"does not compile: .*undefined is not defined"),
+    ]
+    assert len(bad) == len(expected)
+    for (kernel, found), (name, pattern) in zip(bad, expected, strict=True):
+        assert kernel == name and any(re.search(pattern, failure) for failure in found), found
+    # Of the package's kernels that script launches none.
+    assert report["error"].startswith("nothing launches gcahng.kernels.")
+    assert "gcahng.kernels.edge_start.edge_start_forward_kernel" in report["error"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["80", "90", "100"])
+@pytest.mark.parametrize("dim", ["128", "384", "512"])
+def test_every_launch_passes(tmp_path: Path, dim: str, arch: str) -> None:
+    builds, _ = compiled(tmp_path, "--dim", dim, "--arch", arch, timeout=3600)
+    assert not failures(builds)
+    assert {b["case"]["dtype"] for b in builds} == {"bf16", "fp16", "fp32", "tf32"}
+
+
+@pytest.mark.slow
+def test_double_precision_compiles(tmp_path: Path) -> None:
+    builds, _ = compiled(tmp_path, "--once", "--dim", "512", "--dtype", "fp64", "--arch", "90", timeout=3600)
+    assert builds and not [b for b in builds if b["error"]]

@@ -1,0 +1,141 @@
+"""The CUDA kernels of the stages that know the tile, run in the emulator (tests/emulator): against plain torch, between
+fences, in memory full of NaN, with threads in order and warps in random orders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from emulator.tile_ops import EmulatedTiles, compile_all
+from mask_cases import CHANCES, DRAWS, LAYERS, SEEDS, assert_gate_masks
+from stage_cases import Setup
+from stage_checks import check_stage, run_of
+
+from gcahng import _native
+from gcahng.engine.masks import EdgeDropout
+from gcahng.engine.schedule import Schedule, Tile, make_schedule
+
+STAGES = ("edge_start", "edge_to_node", "edge_to_node_backward", "gate", "gate_backward", "mixing")
+PRECISIONS = ("float64", "float32", "bfloat16", "float16")
+WITH_PRODUCTS = [
+    (stage, precision) for stage in STAGES for precision in PRECISIONS[: 2 if stage == "mixing" else len(PRECISIONS)]
+]
+
+
+@dataclass(frozen=True)
+class Some(Setup):
+    """Some tiles of a schedule: (first class, classes, first offset, offsets, mirrored) each."""
+
+    tiles: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def schedule(self) -> Schedule:
+        tiles, rows = [], 0
+        for tile in self.tiles:
+            count = tile[1] * tile[3] * self.views**2
+            tiles.append(Tile(*tile, rows, count))
+            rows += count
+        return Schedule(self.classes, self.views, self.symmetric, tuple(tiles))
+
+
+# Tied and apart; tiles of one class and of several; rows that wide accesses fit, fit in fp32 alone, and do not fit;
+# anchors with many edges, beside their columns and apart from them, and columns that begin again at class 0; more views
+# than a warp weighs at once.
+SETUPS = [
+    Setup(6, 3, 19, 60, p=0.3),
+    Setup(5, 2, 136, 40, symmetric=False, p=0.5),
+    Some(70, 2, 64, 0, p=0.1, tiles=((0, 1, 0, 36, 1), (69, 1, 10, 40, 0), (3, 2, 1, 34, 0))),
+    Setup(4, 9, 36, 400),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def libraries() -> None:
+    compile_all()
+
+
+@pytest.fixture
+def emulated(monkeypatch):
+    """Makes the implementation "cuda" run in the emulator."""
+
+    def use(*arguments) -> None:
+        monkeypatch.setattr("gcahng.engine.fused.stage_ops", lambda impl: EmulatedTiles(*arguments))
+
+    return use
+
+
+@pytest.mark.parametrize(("stage", "precision"), WITH_PRODUCTS)
+@pytest.mark.parametrize("setup", SETUPS, ids=str)
+def test_stage(setup, stage, precision, emulated):
+    emulated()
+    check_stage(setup, stage, precision, "cuda")
+
+
+@pytest.mark.parametrize("stage", ["gate", "gate_backward"])
+@pytest.mark.parametrize("setup", [Setup(3, 2, 260, 100, p=0.2), Setup(2, 1, 1024, 9)], ids=str)
+def test_many_channels_a_lane(setup, stage, emulated):
+    emulated()
+    check_stage(setup, stage, "float32", "cuda")
+
+
+@pytest.mark.parametrize(("stage", "precision"), WITH_PRODUCTS)
+def test_unaligned(stage, precision, emulated):
+    """Rows that wide accesses would fit, were they where they may be."""
+    emulated(-1, 1)
+    check_stage(Setup(3, 2, 16, 12, p=0.3), stage, precision, "cuda")
+
+
+def test_most_views(emulated):
+    emulated()
+    check_stage(Some(2, 64, 5, 0, tiles=((0, 1, 1, 1, 0),)), "mixing", "float32", "cuda")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_bits_do_not_depend_on_warp_order(stage, precision, emulated):
+    setup = Some(35, 2, 40, 0, p=0.3, tiles=((0, 2, 0, 34, 1), (33, 2, 3, 5, 0)))
+    in_order = None
+    for seed in (-1, 0, 1, 2):
+        emulated(seed)
+        found = getattr(run_of(setup, precision, "cuda"), stage)()
+        in_order = in_order or found
+        assert all(torch.equal(tensor, in_order[name]) for name, tensor in found.items())
+
+
+def test_a_missing_barrier_is_caught(emulated):
+    setup = Setup(4, 2, 40, 100)
+    emulated()
+    right = run_of(setup, "float32", "cuda").edge_to_node()["sum"]
+    for seed in range(3):
+        emulated(seed, 0, "CUDA_EMULATOR_DROP_BARRIERS")
+        assert bool(run_of(setup, "float32", "cuda").edge_to_node()["sum"].isnan().any())
+    assert bool(right.isfinite().all())
+
+
+@pytest.mark.parametrize(("classes", "views", "symmetric", "rows"), [(3, 2, True, 12), (2, 3, False, 1000)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_masks(classes, views, symmetric, rows, dtype, monkeypatch):
+    monkeypatch.setattr("mask_cases.stage_ops", lambda impl: EmulatedTiles())
+    schedule = make_schedule(classes, views, symmetric=symmetric, tile_rows=rows)
+    for layer, seed, draw, p in zip(LAYERS, SEEDS, DRAWS, CHANCES, strict=True):
+        assert_gate_masks("cuda", schedule, layer, EdgeDropout(p, seed, torch.tensor(draw)), dtype)
+
+
+def test_too_many_channels_are_an_error(emulated):
+    emulated()
+    with pytest.raises(RuntimeError, match="cudaError_t 9"):
+        run_of(Setup(2, 1, 1028, 9), "float32", "cuda").gate()
+
+
+def test_cuda_library_has_the_ops():
+    if torch.version.cuda is None:
+        pytest.skip("torch is a CPU build")
+    library = _native.load("_C_cuda")
+    if library.path is None and "no nvcc" in (library.reason or ""):
+        pytest.skip(library.reason)
+    assert library.path is not None, library.reason
+    stage_ops = [name for name in dir(EmulatedTiles) if name.endswith("_") and not name.startswith("_")]
+    assert len(stage_ops) == 8
+    for name in stage_ops:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"gcahng::{name}", "CUDA"), name

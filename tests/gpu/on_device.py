@@ -1,0 +1,181 @@
+"""What the tests here check, for any device: tests/bench/test_gpu.py runs the same on the CPU."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+
+import golden
+import stage_cases
+import stage_checks
+import torch
+from engine_cases import Case, assert_exact, run_step
+from test_golden import OUTPUT, STEPS, row_order
+from torch import Tensor
+
+import gcahng
+from gcahng.bench.cases import Case as BenchCase
+from gcahng.bench.gate import Gate, outputs
+from gcahng.testing import seeded
+
+# Tied and apart, one class a tile and several, odd channels and the paper's; rows past one block of any kernel.
+SETUPS = [
+    stage_cases.Setup(6, 3, 19, 40, p=0.3),
+    stage_cases.Setup(5, 3, 130, 130, symmetric=False, p=0.5),
+    stage_cases.Setup(4, 8, 33, 1000, p=0.1),
+    stage_cases.Setup(50, 3, 24, 10_000),
+    stage_cases.Setup(4, 3, 512, 100),
+    stage_cases.Setup(3, 2, 1024, 100, p=0.2),
+]
+STAGES = stage_checks.STAGES
+_WANTED: dict[str, Callable] = {}  # what plain torch finds, kept by device
+
+
+@contextmanager
+def stages_on(device: str) -> Iterator[None]:
+    """Inside it, stage_checks works on this device: inputs are drawn on the CPU as ever, and moved."""
+    make, move = stage_checks.make_inputs, stage_checks.moved
+
+    def make_inputs(*arguments):
+        with torch.device("cpu"):
+            made = make(*arguments)
+        return stage_cases.mapped(lambda x: x.to(device), made)
+
+    def moved(x: Tensor, by: torch.dtype, generator: torch.Generator) -> Tensor:
+        with torch.device("cpu"):
+            return move(x.cpu(), by, generator).to(device)
+
+    if device not in _WANTED:
+        _WANTED[device] = functools.cache(stage_checks.wanted.__wrapped__)
+    with (
+        patch.object(stage_checks, "make_inputs", make_inputs),
+        patch.object(stage_checks, "moved", moved),
+        patch.object(stage_checks, "wanted", _WANTED[device]),
+        torch.device(device),
+    ):
+        yield
+
+
+def check_stage(device: str, setup: stage_cases.Setup, stage: str, precision: str, impl: str) -> None:
+    """Against plain torch in fp64 on the same device."""
+    with stages_on(device):
+        stage_checks.check_stage(setup, stage, precision, impl)
+
+
+def check_more_of_stages(device: str, setup: stage_cases.Setup, precision: str, impl: str) -> None:
+    """Moments, the variance that follows from them, and edges stored in bf16."""
+    with stages_on(device):
+        stage_checks.check_moments(setup, precision, impl)
+        stage_checks.check_variance_of_edges_far_from_zero(impl)
+        stage_checks.check_store_in_bfloat16(setup, precision, impl)
+
+
+def check_stage_twice(device: str, setup: stage_cases.Setup, stage: str, precision: str, impl: str) -> None:
+    """The same bits from two runs."""
+    with stages_on(device):
+        arguments = stage_checks.wanted(setup, stage, precision).arguments
+        first, second = (getattr(stage_checks.run_of(setup, precision, impl), stage)(*arguments) for _ in range(2))
+        assert first.keys() == second.keys() and first
+        different = [name for name, tensor in first.items() if not torch.equal(tensor, second[name])]
+        assert not different
+
+
+# -- whole steps
+
+
+def check_against_reference(device: str, case: Case, impl: str) -> None:
+    """A training step in fp64: loss, gradients, logs and statistics."""
+    z, labels = (x.to(device) for x in case.batch())
+    wanted = run_step(case.loss("reference").to(device), z, labels)
+    assert_exact(run_step(case.loss(impl).to(device), z, labels), wanted)
+
+
+def check_precisions(device: str, impl: str, precisions: tuple[str, ...], n: int = 30, dim: int = 64) -> None:
+    """As near to fp64 as the reference at the same precision."""
+    gate = Gate(BenchCase(n, 3, dim, 2, device=device))
+    for precision in precisions:
+        for memory in ("store", "hidden", "recompute"):
+            case = BenchCase(n, 3, dim, 2, impl=impl, precision=precision, memory=memory, device=device)
+            assert gate.problem(case) is None, f"{case.name}: {gate.problem(case)}"
+
+
+def check_step_twice(device: str, impl: str, precision: str, n: int = 30, dim: int = 64) -> None:
+    """The same bits from two steps, whatever lies in memory that is used again."""
+    case = BenchCase(n, 3, dim, 2, impl=impl, precision=precision, device=device)
+    first = outputs(case)
+    outputs(BenchCase(n + 6, 3, dim, 1, impl=impl, precision=precision, device=device))
+    second = outputs(case)
+    assert first.keys() == second.keys() and first
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not different
+
+
+def train(device: str, steps: int, dtype: torch.dtype, **options) -> dict[str, Tensor]:
+    """Losses, gradients of the embeddings, logs, and the weights after so many steps on batches of one size."""
+    torch.manual_seed(0)
+    gca = gcahng.GCAHNGLoss(12, 32, layers=2, seed=3, num_per_class=3, **options).to(device, dtype)
+    gca.mean_metric, gca.mean_generator = 1.25, 40.0
+    found: dict[str, Tensor] = {}
+    for step in range(steps):
+        z = seeded(24, 32, seed=step, dtype=dtype, device=device).requires_grad_()
+        labels = torch.arange(8).roll(step).repeat(3).to(device)
+        loss = gca(z, labels)
+        loss.backward()
+        found |= {f"loss {step}": loss.detach().clone(), f"dz {step}": z.grad.clone()}
+        found |= {f"{name} {step}": value.clone() for name, value in gca.generator_step().items()}
+    return found | {name: x.clone() for name, x in gca.state_dict().items() if isinstance(x, Tensor)}
+
+
+def check_replay(device: str, impl: str, **captured: bool) -> None:
+    """Four steps on four batches with captured passes are those without, in fp64, where rounding hides no mistake."""
+    wanted = train(device, 4, torch.float64, impl=impl, edge_memory="store")
+    found = train(device, 4, torch.float64, impl=impl, edge_memory="store", **captured)
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        scale = tensor.double().abs().max().item()
+        error = (found[name].double() - tensor.double()).abs().max().item()
+        assert error <= 1e-9 * scale + 1e-15, f"{name}: off by {error:.3g} of {scale:.3g}"
+
+
+# -- the authors' numbers
+
+
+def to_device(case: golden.Golden, device: str) -> golden.Golden:
+    return golden.Golden(case.config, {name: tensor.to(device) for name, tensor in case.tensors.items()})
+
+
+def check_golden_generate(device: str, name: str, impl: str) -> None:
+    case = golden.load(name)
+    order = row_order(case, True, torch.Generator().manual_seed(1)).to(device)
+    gca, case = case.loss(impl=impl).to(device), to_device(case, device)
+    made = gca.generate(case["z"][order], case["labels"][order], u=case["mix.u"])
+    golden.close(made.coefficients, case["edge_para"][order][:, order], OUTPUT, "coefficients")
+    place = torch.searchsorted(made.classes, case["labels"][: case.config["num_classes_in_batch"]])
+    golden.close(made.negatives[:, place][:, :, place], case["mix.negatives"], OUTPUT, "negatives")
+
+
+def check_golden_training(device: str, name: str, impl: str) -> None:
+    """Three of the authors' training steps: losses, and every weight and statistic after them."""
+    cpu = golden.load(name)
+    gca, model, case = cpu.loss(impl=impl).to(device), cpu.feature_extractor().to(device), to_device(cpu, device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-4, weight_decay=1e-4)
+    generator = torch.Generator().manual_seed(0)
+    for step, wanted in enumerate(case.config["train_metrics"]):
+        order = row_order(cpu, True, generator).to(device)
+        x, labels, u = case["train.x"][step][order], case["train.labels"][step][order], case["train.u"][step]
+        optimizer.zero_grad()
+        loss = gca(model(x), labels, u=u[0])
+        golden.close(loss.cpu(), torch.tensor(wanted["J_metric"], dtype=torch.float64), STEPS, "loss")
+        loss.backward()
+        torch.nn.utils.clip_grad_value_(model.parameters(), 10.0)
+        optimizer.step()
+        logs = gca.generator_step(u=u[1])
+        golden.close(logs["J_gen"].cpu(), torch.tensor(wanted["J_gen"], dtype=torch.float64), STEPS, f"J_gen {step}")
+    official = gcahng.official_state_dict(gca)
+    official |= {f"feature_extractor.{key}": tensor for key, tensor in model.state_dict().items()}
+    wanted = case.under("final.")
+    assert official.keys() == wanted.keys()
+    for key, tensor in wanted.items():
+        golden.close(official[key], tensor, STEPS, key)
