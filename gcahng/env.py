@@ -8,6 +8,7 @@ import platform
 import torch
 
 from gcahng import _native
+from gcahng.losses.passes import joined
 from gcahng.ops import _implementations
 
 PACKAGES = (
@@ -90,7 +91,7 @@ def _choices() -> list[tuple[str, str]]:
             order = entry.order(device_type)
             first = next((name for name in order if _implementations.available(name, device_type, op) is None), None)
             if first:
-                chosen.append(f"{first} on {device_type}")
+                chosen.append(f"{joined(first, device_type) if op == 'loss' else first} on {device_type}")
         rows.append((op, ", ".join(chosen)))
     return rows
 

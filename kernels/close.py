@@ -242,27 +242,28 @@ def close_product_forward_kernel(
 ):
     """One program: a block of s. y and low are given only where it holds whole rows."""
     block_m, block_n = block_of(tl.program_id(0), tl.cdiv(T, BLOCK_M), tl.cdiv(D, BLOCK_N), GROUP)
-    o_m = block_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    first_m = block_m.to(tl.int64) * BLOCK_M
+    o_m = first_m + tl.arange(0, BLOCK_M)
     o_n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_m, m_n = o_m < T, o_n < D
     b_s = block_product(p_g, p_w2, o_m, o_n, T, D, W, W, 1, PRECISION, EVEN_K, False, BLOCK_M, BLOCK_N, BLOCK_K)
     m_mn = m_m[:, None] & m_n[None, :]
-    o = o_m[:, None] * D + o_n[None, :]
+    o = tl.arange(0, BLOCK_M)[:, None] * D + o_n[None, :]  # from the block's first row, in 32 bits: to spare registers
     b_w = tl.load(p_w + o_n, mask=m_n, other=0.0)
     b_d = tl.load(p_d + o_n, mask=m_n, other=0.0)
     b_mean = tl.load(p_mean + o_m, mask=m_m, other=0.0)
     b_rstd = tl.load(p_rstd + o_m, mask=m_m, other=0.0)
-    b_e1 = tl.load(p_e1 + o, mask=m_mn, other=0.0)
+    b_e1 = tl.load(p_e1 + first_m * D + o, mask=m_mn, other=0.0)
     b_s = (b_s - b_mean[:, None] * b_w[None, :]) * b_rstd[:, None] + b_d[None, :] + b_e1
-    tl.store(p_s + o, b_s, mask=m_mn)
+    tl.store(p_s + first_m * D + o, b_s, mask=m_mn)
     if p_y is not None or p_low is not None:
         b_gamma = tl.load(p_gamma + o_n, mask=m_n, other=0.0)
         b_beta = tl.load(p_beta + o_n, mask=m_n, other=0.0)
         b_y = norm_gelu(tl.where(m_n[None, :], b_s, 0.0), b_gamma, b_beta, m_n[None, :], D)
         if p_y is not None:
-            tl.store(p_y + o, b_y, mask=m_mn)
+            tl.store(p_y + first_m * D + o, b_y, mask=m_mn)
         if p_low is not None:
-            tl.store(p_low + o, b_y.to(p_low.dtype.element_ty), mask=m_mn)
+            tl.store(p_low + first_m * D + o, b_y.to(p_low.dtype.element_ty), mask=m_mn)
 
 
 def whole_rows(g: Tensor, dim: int) -> bool:

@@ -57,7 +57,7 @@ __device__ __forceinline__ void add_from(const PlacesOf<Term>& places, int64_t p
 #pragma unroll
     for (int n = 0; n < Term::N; ++n) sum.planes[plane].v[n] += values.v[n];
   }
-  if (Term::kNumber) sum.number += places.numbers[place];
+  if (Term::kNumber && d == 0) sum.number += places.numbers[place];  // of the first channel's thread alone
 }
 
 // Adds the sums of a block's thread rows in their order and puts them (kAdd: adds them to what is) there.

@@ -42,6 +42,12 @@ class Passes(Protocol):
     def generate(self, network: GraphNetwork, batch: Batch, anchors: Tensor | None) -> tuple[Tensor, Tensor]: ...
 
 
+def joined(chosen: str, device_type: str) -> str:
+    """What "auto" makes of the best implementation: cuda and triton together, where both are there."""
+    both = chosen == "cuda" and available("triton", device_type, "loss") is None
+    return "cuda+triton" if both else chosen
+
+
 def passes_for(
     impl: str,
     device: torch.device,
@@ -59,6 +65,6 @@ def passes_for(
         return reference
     from gcahng.engine.engine import Engine
 
-    if impl == "auto" and chosen == "cuda" and available("triton", device.type, "loss") is None:
-        chosen = "cuda+triton"
+    if impl == "auto":
+        chosen = joined(chosen, device.type)
     return Engine(chosen, edge_memory, edge_dtype, graphs, asked=impl != "auto")

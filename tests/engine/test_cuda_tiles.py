@@ -86,6 +86,29 @@ def test_unaligned(stage, precision, emulated):
     check_stage(Setup(3, 2, 16, 12, p=0.3), stage, precision, "cuda")
 
 
+def test_a_positive_is_never_farther_than_itself(emulated):
+    """Its share is 1 and θ does not matter, whatever d⁺ and d⁻ are rounded to: no other sum of the same distance may
+    decide."""
+    emulated()
+    run = run_of(Setup(7, 3, 45, 70), "float32", "cuda")
+    _, tile, rows = next(found for found in run.tiles() if found[1].first_offset == 0)
+    theta = rows(run.inputs.theta)
+    place = theta.view(*run.schedule.shape(tile), -1)
+    negatives = run.mixer.negatives(tile, theta).clone()
+    dtheta = run.mixer.backward_theta(tile, torch.ones_like(negatives)).view(place.shape)
+    assert bool((dtheta[:, :, 1:] != 0).any())
+    for i in range(3):
+        assert bool((dtheta[:, i, 0, (i + 1) % 3] == 0).all())
+        place[:, i, 0, (i + 1) % 3] += 1
+    assert torch.equal(run.mixer.negatives(tile, theta), negatives)
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+def test_one_view(precision, emulated):
+    emulated()
+    check_stage(Setup(5, 1, 12, 10), "mixing", precision, "cuda")
+
+
 def test_most_views(emulated):
     emulated()
     check_stage(Some(2, 64, 5, 0, tiles=((0, 1, 1, 1, 0),)), "mixing", "float32", "cuda")
@@ -94,7 +117,7 @@ def test_most_views(emulated):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_bits_do_not_depend_on_warp_order(stage, precision, emulated):
-    setup = Some(35, 2, 40, 0, p=0.3, tiles=((0, 2, 0, 34, 1), (33, 2, 3, 5, 0)))
+    setup = Some(20, 4, 40, 0, p=0.3, tiles=((0, 1, 0, 18, 1), (17, 3, 3, 1, 0)))
     in_order = None
     for seed in (-1, 0, 1, 2):
         emulated(seed)

@@ -94,6 +94,17 @@ def test_step_in_lower_precision(case, autocast, tiles):
         assert_as_good_as_plain(found, truth, plain, len(z), compute=autocast or torch.float32)
 
 
+@pytest.mark.parametrize("case", [Case(), pytest.param(LOW_CASES[1], marks=pytest.mark.slow)], ids=str)
+def test_triton_step_in_single_precision(case, tiles):
+    """Its own products; in the interpreter where there is no GPU, which computes bf16 wrongly."""
+    tiles(case)
+    z, labels = case.batch(dtype=torch.float32)
+    truth = run_step(truth_of(case.loss("reference")), z.double(), labels)
+    plain = plain_errors(case, z, labels, truth, torch.float32, None)
+    found = run_step(case.loss("triton", torch.float32), z, labels)
+    assert_as_good_as_plain(found, truth, plain, len(z), compute=torch.float32)
+
+
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize(
     "case", [LOW_CASES[2].but(dim=32), pytest.param(LOW_CASES[1], marks=pytest.mark.slow)], ids=str

@@ -119,7 +119,8 @@ def test_diversity(case):
 
 # -- every implementation, through the public loss
 
-IMPLEMENTATIONS = ("reference", "torch", "cpp")
+# Triton's interpreter takes seconds a pass: by default it runs whole training steps on one case.
+IMPLEMENTATIONS = ("reference", "torch", "cpp", pytest.param("triton", marks=pytest.mark.slow))
 implementations = pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 orders = pytest.mark.parametrize("shuffled", [False, True], ids=["view-major", "shuffled"])
 
@@ -183,6 +184,15 @@ def test_eval(case, impl, shuffled):
 @implementations
 @orders
 def test_training_steps(case, impl, shuffled):
+    train(case, impl, shuffled)
+
+
+def test_training_steps_on_triton_kernels():
+    train(golden.load(golden.CASES[0]), "triton", shuffled=True)
+
+
+def train(case, impl, shuffled):
+    """The authors' training steps: every loss, and all weights and statistics after them."""
     gca, model = case.loss(impl=impl), case.feature_extractor()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-4, weight_decay=1e-4)
     names = {
