@@ -26,6 +26,7 @@ def plan_size(case: Case) -> StepSize:
         case.edge_dtype or accumulate,
         case.symmetric,
         case.implementation,
+        torch.device(case.device).type,
     )
 
 

@@ -199,9 +199,10 @@ def expected_bytes(size: StepSize, memory: str) -> int:
 def cpu_overhead(size: StepSize, memory: str) -> int:
     """What a process on the CPU holds beyond its tensors, as measured with glibc: code first run and what oneDNN packs
     operands into (more where products are in bf16), and freed memory that the heap keeps: six tenths of the gradients,
-    which are freed as a step begins, and two tiles of logits."""
+    which are freed as a step begins, and with torch stages two tiles of logits."""
     packed = LOW_PACKED if size.compute is not size.accumulate else 0
-    heap = 6 * parameters(size) // 10 + 2 * _rows_at_once(size, memory) * size.classes
+    logits = 2 * _rows_at_once(size, memory) * size.classes if size.stages == "torch" else 0
+    heap = 6 * parameters(size) // 10 + logits
     return LIBRARIES + packed + heap * size.accumulate.itemsize
 
 
@@ -219,9 +220,13 @@ def _moments(size: StepSize, memory: str) -> dict[str, dict[str, int]]:
     low = size.compute is not size.accumulate
     mixes = tiling(size, memory).mixes
     at_once = _rows_at_once(size, memory)
-    # Logits and their log-probabilities, and the next rows' logits where there are such.
-    logits = m * (2 * at_once * a + min(at_once, mixes - at_once) * a + (at_once * c if low else 0)) + at_once * d * c
-    negatives = mixes * d * a + max(logits, 2 * mixes * d * a, 2 * tiling(size, memory).rows * d * a)
+    spread = 2 * tiling(size, memory).rows * d * a
+    if size.stages == "torch":
+        # Logits and their log-probabilities, and the next rows' logits where there are such.
+        logits = m * (2 * at_once + min(at_once, mixes - at_once)) * a + at_once * (m if low else 0) * c
+        negatives = mixes * d * a + max(logits + at_once * d * c, 2 * mixes * d * a, spread)
+    else:  # logits in the workspace; rows as operands, and their gradient
+        negatives = mixes * d * a + at_once * m * c + max((2 if low else 1) * at_once * d * c, spread)
     vectors = 2 * tiling(size, memory).rows * d * a + (4 * d * d * c if low else 0)
     entropy = 2 * n * m * a + (n * m * c if low else 0)
     pairs = 3 * size.views * (n // size.views) ** 2 * a

@@ -84,11 +84,12 @@ def observe(problem: Problem) -> tuple[list[int], list[tuple[int, int, int]]]:
 
     def phase(number: int) -> int:
         observed.peak = observed.live
-        run = _prepare(*tensors, settings, record=True, update=True)
+        run = _prepare(*tensors, settings, record=True, update=True, workspace=engine._workspace)
         if number == 1:
             passes.metric_pass(run.graph, run.mixer, run.classes, True)
         else:
-            passes.generator_pass(run.graph, run.mixer, run.classes, head, None, GeneratorWeights(10.0, 5.0, 5.0))
+            weights = GeneratorWeights(10.0, 5.0, 5.0)
+            passes.generator_pass(run.graph, run.mixer, run.judge, run.classes, head, None, weights)
         return observed.peak
 
     with torch.no_grad(), Observed() as observed:
