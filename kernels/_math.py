@@ -73,6 +73,18 @@ def norm_gelu_backward(t, gamma, dy, m_rd, D):
 
 
 @triton.jit
+def hidden_vjp(h, b, dn, mean, rstd, m1, m2, STORED: tl.constexpr):
+    """g as it is stored, and dh. h, dn (R, BLOCK_W), b (BLOCK_W,), the others (R,); m1, m2: the row means of dn and of
+    dn times the normalised rows."""
+    b_x = h.to(b.dtype) + b[None, :]
+    b_cdf = normal_cdf(b_x)
+    b_g = (b_x * b_cdf).to(STORED)
+    b_centred = b_g.to(b.dtype) - mean[:, None]
+    b_dg = (dn.to(b.dtype) - m1[:, None] - b_centred * (m2 * rstd)[:, None]) * rstd[:, None]
+    return b_g, b_dg * gelu_slope(b_x, b_cdf)
+
+
+@triton.jit
 def keeps(i, j, seed, layer, threshold, draw, scale, TIED: tl.constexpr):
     """What the attention weights of nodes i and j of an edge are multiplied with: 0, or scale (docs/math/random.md)."""
     if TIED:

@@ -225,11 +225,7 @@ def close_product_forward_kernel(
     p_rstd,  # (T,)
     p_w,  # (D,)
     p_d,  # (D,)
-    p_gamma,  # (D,)
-    p_beta,  # (D,)
     p_s,  # (T, D)
-    p_y,  # (T, D) or None
-    p_low,  # (T, D) or None
     T,
     W,
     D,
@@ -240,7 +236,8 @@ def close_product_forward_kernel(
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """One program: a block of s. y and low are given only where it holds whole rows."""
+    """One program: a block of s = (g W2'ᵀ - mean w) rstd + d + e1. Not its norm, even where a block holds whole rows:
+    that takes more registers than there are."""
     block_m, block_n = block_of(tl.program_id(0), tl.cdiv(T, BLOCK_M), tl.cdiv(D, BLOCK_N), GROUP)
     first_m = block_m.to(tl.int64) * BLOCK_M
     o_m = first_m + tl.arange(0, BLOCK_M)
@@ -256,19 +253,6 @@ def close_product_forward_kernel(
     b_e1 = tl.load(p_e1 + first_m * D + o, mask=m_mn, other=0.0)
     b_s = (b_s - b_mean[:, None] * b_w[None, :]) * b_rstd[:, None] + b_d[None, :] + b_e1
     tl.store(p_s + first_m * D + o, b_s, mask=m_mn)
-    if p_y is not None or p_low is not None:
-        b_gamma = tl.load(p_gamma + o_n, mask=m_n, other=0.0)
-        b_beta = tl.load(p_beta + o_n, mask=m_n, other=0.0)
-        b_y = norm_gelu(tl.where(m_n[None, :], b_s, 0.0), b_gamma, b_beta, m_n[None, :], D)
-        if p_y is not None:
-            tl.store(p_y + first_m * D + o, b_y, mask=m_mn)
-        if p_low is not None:
-            tl.store(p_low + first_m * D + o, b_y.to(p_low.dtype.element_ty), mask=m_mn)
-
-
-def whole_rows(g: Tensor, dim: int) -> bool:
-    """Whether a program of the product of g holds whole rows of its result."""
-    return dim <= CLOSE_PRODUCT[g.itemsize].block_n
 
 
 def product_forward(
@@ -279,16 +263,11 @@ def product_forward(
     rstd: Tensor,
     w: Tensor,
     d: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
     s: Tensor,
-    y: Tensor | None,
-    low: Tensor | None,
 ) -> None:
-    """g (T, W), w2 = W2' (D, W), both in the products' type → as `forward` of out = g W2'ᵀ, which is not stored. fp32,
-    bf16 or fp16; y and low are for `whole_rows` alone."""
+    """g (T, W), w2 = W2' (D, W), both in the products' type → s (T, D) as `forward` forms it of out = g W2'ᵀ, which is
+    not stored. fp32, bf16 or fp16."""
     (rows, dim), width = e1.shape, g.shape[1]
-    assert whole_rows(g, dim) or (y is None and low is None), "a row's moments are not in one program"
     if not e1.numel():
         return
     config = CLOSE_PRODUCT[g.itemsize]
@@ -301,11 +280,7 @@ def product_forward(
             rstd,
             w,
             d,
-            gamma,
-            beta,
             s,
-            y,
-            low,
             rows,
             width,
             dim,

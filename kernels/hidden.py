@@ -1,5 +1,5 @@
 """The hidden layer of the edge MLP: bias, GELU and row moments behind the first product, and its backward between two
-products; and both of them in the epilogue of the product before them."""
+products; and the launchers of both in the epilogue of the product before them (kernels in _hidden_product.py)."""
 
 from __future__ import annotations
 
@@ -9,25 +9,18 @@ import triton.language as tl
 from torch import Tensor
 
 from gcahng.kernels._configs import HIDDEN_PRODUCT, HIDDEN_PRODUCT_BACKWARD, ROWS, ROWS_BACKWARD
+from gcahng.kernels._hidden_product import (
+    hidden_product_backward_kernel,
+    hidden_product_forward_kernel,
+    merge_moments_kernel,
+)
 from gcahng.kernels._launch import on_device_of, row_block
-from gcahng.kernels._math import NORM_EPS, gelu, gelu_slope, inverse_root, normal_cdf, row_moments
-from gcahng.kernels._product import block_of, block_product, column_parts, dot_precision
+from gcahng.kernels._math import gelu, hidden_vjp, row_moments
+from gcahng.kernels._product import dot_precision
 from gcahng.kernels._sums import add_partials, partials, rows_each
 
 _BACKWARD_COLUMNS = 512
 _MERGED_ROWS = 128
-
-
-@triton.jit
-def hidden_vjp(h, b, dn, mean, rstd, m1, m2, STORED: tl.constexpr):
-    """g as it is stored, and dh. h, dn (R, BLOCK_W), b (BLOCK_W,), the others (R,); m1, m2: the row means of dn and of
-    dn times the normalised rows."""
-    b_x = h.to(b.dtype) + b[None, :]
-    b_cdf = normal_cdf(b_x)
-    b_g = (b_x * b_cdf).to(STORED)
-    b_centred = b_g.to(b.dtype) - mean[:, None]
-    b_dg = (dn.to(b.dtype) - m1[:, None] - b_centred * (m2 * rstd)[:, None]) * rstd[:, None]
-    return b_g, b_dg * gelu_slope(b_x, b_cdf)
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -156,200 +149,6 @@ def backward(
 
 
 # -- in the epilogue of a product
-
-
-@triton.jit
-def merged(mean, square, seen, part_mean, part_square, count):
-    """Mean and sum of squared deviations of `seen` values joined by `count` more, by Chan's formula."""
-    share = count / tl.maximum(seen + count, 1.0)
-    b_delta = part_mean - mean
-    return mean + b_delta * share, square + part_square + b_delta * b_delta * (seen * share)
-
-
-@triton.jit
-def forward_epilogue(h, block_m, first_n, p_b, p_h, p_g, T, W, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """A part h (BLOCK_M, BLOCK_N) of the product, to columns first_n … of what the kernel writes → each row's mean and
-    sum of squared deviations, and how many columns there are."""
-    first_m = block_m.to(tl.int64) * BLOCK_M
-    o_m = first_m + tl.arange(0, BLOCK_M)
-    o_n = first_n + tl.arange(0, BLOCK_N)
-    m_m, m_n = o_m < T, o_n < W
-    m_mn = m_m[:, None] & m_n[None, :]
-    o = tl.arange(0, BLOCK_M)[:, None] * W + o_n[None, :]  # from the block's first row, in 32 bits: to spare registers
-    b_h = h.to(p_g.dtype.element_ty)
-    if p_h is not None:
-        tl.store(p_h + first_m * W + o, b_h, mask=m_mn)
-    b_b = tl.load(p_b + o_n, mask=m_n, other=0.0)
-    b_g = gelu(b_h.to(b_b.dtype) + b_b[None, :]).to(p_g.dtype.element_ty)
-    tl.store(p_g + first_m * W + o, b_g, mask=m_mn)
-    b_g = tl.where(m_n[None, :], b_g.to(b_b.dtype), 0.0)
-    count = tl.maximum(tl.minimum(W - first_n, BLOCK_N), 0).to(tl.float32)
-    b_mean = tl.sum(b_g, axis=1) / tl.maximum(count, 1.0)
-    b_centred = tl.where(m_n[None, :], b_g - b_mean[:, None], 0.0)
-    return b_mean, tl.sum(b_centred * b_centred, axis=1), count
-
-
-@triton.jit(do_not_specialize=["T"])
-def hidden_product_forward_kernel(
-    p_e1,  # (T, D)
-    p_w1,  # (W, D)
-    p_b,  # (W,)
-    p_h,  # (T, W) or None
-    p_g,  # (T, W)
-    p_mean,  # (column parts, T), parts of JOINED of the epilogue's
-    p_square,  # (column parts, T)
-    T,
-    D,
-    W,
-    PRECISION: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
-    PARTS: tl.constexpr,
-    JOINED: tl.constexpr,
-):
-    """One program: a block of g = GELU(h + b), h = e1 W1ᵀ rounded as it would be stored; and means and sums of
-    squared deviations of its rows, part by part, of g as it is stored."""
-    block_m, block_n = block_of(tl.program_id(0), tl.cdiv(T, BLOCK_M), tl.cdiv(W, BLOCK_N), GROUP)
-    o_m = block_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    o_n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    b_h = block_product(p_e1, p_w1, o_m, o_n, T, W, D, D, 1, PRECISION, EVEN_K, False, BLOCK_M, BLOCK_N, BLOCK_K)
-    b_parts = column_parts(b_h, PARTS)
-    for k in tl.static_range(PARTS):
-        first_n = block_n * BLOCK_N + k * (BLOCK_N // PARTS)
-        b_part, b_part_square, count = forward_epilogue(
-            b_parts[k], block_m, first_n, p_b, p_h, p_g, T, W, BLOCK_M, BLOCK_N // PARTS
-        )
-        if k % JOINED == 0:
-            b_mean, b_square = b_part, b_part_square
-        else:
-            seen = 1.0 * (k % JOINED) * (BLOCK_N // PARTS)
-            b_mean, b_square = merged(b_mean, b_square, seen, b_part, b_part_square, count)
-        if k % JOINED == JOINED - 1:
-            o_part = (block_n * (PARTS // JOINED) + k // JOINED).to(tl.int64) * T + o_m
-            tl.store(p_mean + o_part, b_mean, mask=o_m < T)
-            tl.store(p_square + o_part, b_square, mask=o_m < T)
-
-
-@triton.jit(do_not_specialize=["T"])
-def merge_moments_kernel(
-    p_means,  # (column parts, T)
-    p_squares,  # (column parts, T)
-    p_mean,  # (T,)
-    p_rstd,  # (T,)
-    T,
-    W,
-    BLOCK_N: tl.constexpr,  # columns a part
-    BLOCK_R: tl.constexpr,
-):
-    """Mean and 1/σ of rows from those of their parts. One program: BLOCK_R rows."""
-    o_r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    m_r = o_r < T
-    b_mean = tl.zeros((BLOCK_R,), dtype=tl.float32)
-    b_square = tl.zeros((BLOCK_R,), dtype=tl.float32)
-    o_part = o_r
-    seen = 0.0
-    for first in range(0, W, BLOCK_N):
-        count = tl.minimum(W - first, BLOCK_N).to(tl.float32)
-        b_part = tl.load(p_means + o_part, mask=m_r, other=0.0)
-        b_part_square = tl.load(p_squares + o_part, mask=m_r, other=0.0)
-        b_mean, b_square = merged(b_mean, b_square, seen, b_part, b_part_square, count)
-        seen += count
-        o_part += T
-    tl.store(p_mean + o_r, b_mean, mask=m_r)
-    tl.store(p_rstd + o_r, inverse_root(b_square / W + NORM_EPS), mask=m_r)
-
-
-@triton.jit
-def backward_epilogue(
-    dn,
-    block_m,
-    first_n,
-    p_h,
-    p_b,
-    p_mean,
-    p_rstd,
-    p_m1,
-    p_m2,
-    p_g,
-    p_dh,
-    p_part,
-    T,
-    W,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """A part dn (BLOCK_M, BLOCK_N) of the product, to columns first_n … of what the kernel writes."""
-    first_m = block_m.to(tl.int64) * BLOCK_M
-    o_m = first_m + tl.arange(0, BLOCK_M)
-    o_n = first_n + tl.arange(0, BLOCK_N)
-    m_m, m_n = o_m < T, o_n < W
-    m_mn = m_m[:, None] & m_n[None, :]
-    o = tl.arange(0, BLOCK_M)[:, None] * W + o_n[None, :]  # from the block's first row, in 32 bits: to spare registers
-    b_h = tl.load(p_h + first_m * W + o, mask=m_mn, other=0.0)
-    b_b = tl.load(p_b + o_n, mask=m_n, other=0.0)
-    b_mean = tl.load(p_mean + o_m, mask=m_m, other=0.0)
-    b_rstd = tl.load(p_rstd + o_m, mask=m_m, other=0.0)
-    b_m1 = tl.load(p_m1 + o_m, mask=m_m, other=0.0)
-    b_m2 = tl.load(p_m2 + o_m, mask=m_m, other=0.0)
-    b_g, b_dh = hidden_vjp(b_h, b_b, dn, b_mean, b_rstd, b_m1, b_m2, p_g.dtype.element_ty)
-    tl.store(p_g + first_m * W + o, b_g, mask=m_mn)
-    tl.store(p_dh + first_m * W + o, b_dh.to(p_dh.dtype.element_ty), mask=m_mn)
-    if p_part is not None:  # rows past the last have rstd = 0, and so dh = 0
-        tl.store(p_part + block_m.to(tl.int64) * W + o_n, tl.sum(b_dh, axis=0), mask=m_n)
-
-
-@triton.jit(do_not_specialize=["T"])
-def hidden_product_backward_kernel(
-    p_ds,  # (T, D)
-    p_w2,  # (D, W)
-    p_h,  # (T, W)
-    p_b,  # (W,)
-    p_mean,  # (T,)
-    p_rstd,  # (T,)
-    p_m1,  # (T,)
-    p_m2,  # (T,)
-    p_g,  # (T, W), may be h
-    p_dh,  # (T, W)
-    p_part,  # (row blocks, W) or None: sums of dh over a block's rows
-    T,
-    D,
-    W,
-    PRECISION: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
-    PARTS: tl.constexpr,
-):
-    """One program: a block of dn = ds W2', and from it, part by part, of dh and g."""
-    block_m, block_n = block_of(tl.program_id(0), tl.cdiv(T, BLOCK_M), tl.cdiv(W, BLOCK_N), GROUP)
-    o_m = block_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    o_n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    b_dn = block_product(p_ds, p_w2, o_m, o_n, T, W, D, 1, W, PRECISION, EVEN_K, True, BLOCK_M, BLOCK_N, BLOCK_K)
-    b_parts = column_parts(b_dn, PARTS)
-    for k in tl.static_range(PARTS):
-        backward_epilogue(
-            b_parts[k],
-            block_m,
-            block_n * BLOCK_N + k * (BLOCK_N // PARTS),
-            p_h,
-            p_b,
-            p_mean,
-            p_rstd,
-            p_m1,
-            p_m2,
-            p_g,
-            p_dh,
-            p_part,
-            T,
-            W,
-            BLOCK_M,
-            BLOCK_N // PARTS,
-        )
 
 
 def product_forward(e1: Tensor, w1: Tensor, b: Tensor, h: Tensor | None, g: Tensor, mean: Tensor, rstd: Tensor) -> None:

@@ -35,6 +35,7 @@ from gcahng.reference.passes import Batch, GeneratorLosses, GeneratorWeights, Me
 
 _workspace = Workspace()
 FUSED_MAX_VIEWS = 64  # csrc/mix.h
+CUDA_MAX_DIM = 1024  # csrc/cuda/rows.cuh
 
 
 class Settings(NamedTuple):
@@ -320,14 +321,17 @@ class Engine:
             run = _prepare(*tensors, self._settings(network, batch), record=False, update=False, workspace=_workspace)
             return generated(batch, passes.coefficients(run.graph), anchors)
 
-    def _stages_for(self, views: int) -> str:
-        if self.stages == "torch" or views <= FUSED_MAX_VIEWS:
+    def _stages_for(self, views: int, dim: int) -> str:
+        """The stages that take so many samples a class and channels."""
+        limits = []
+        if self.stages != "torch" and views > FUSED_MAX_VIEWS:
+            limits.append(f"labels has {views} samples a class; impl={self.stages!r} takes up to {FUSED_MAX_VIEWS}")
+        if self.stages.startswith("cuda") and dim > CUDA_MAX_DIM:
+            limits.append(f"embeddings has {dim} channels; impl={self.stages!r} takes up to {CUDA_MAX_DIM}")
+        if not limits:
             return self.stages
         if self.asked:
-            raise UserError(
-                f"labels has {views} samples a class; impl={self.stages!r} takes up to {FUSED_MAX_VIEWS}, "
-                "impl='torch' any"
-            )
+            raise UserError(f"{limits[0]}, impl='torch' any number")
         return "torch"
 
     def _settings(self, network: GraphNetwork, batch: Batch) -> Settings:
@@ -344,7 +348,7 @@ class Engine:
             momentum=norm.momentum,
             eps=norm.eps,
             compute=_name(compute_dtype(batch.z.device, dtype)),
-            stages=self._stages_for(batch.views),
+            stages=self._stages_for(batch.views, batch.z.shape[1]),
             edge_memory=self.edge_memory,
             edge_dtype=_name(self.edge_dtype or dtype),
             graphs=0 if self.graphs is None else self.graphs.number,

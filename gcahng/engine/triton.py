@@ -38,16 +38,10 @@ class TritonStages(FusedStages):
     ) -> tuple[Tensor, Edges]:
         if not self._epilogues:
             return super().close(w, e1, g, moments, keep_s, slot)
-        rows = g.shape[0]
-        inputs = (g, w.w2, e1.full, *moments, w.w, w.d, w.gamma, w.beta)
-        as_formed = keep_s is None or keep_s.dtype is self.like.dtype
-        s = keep_s if as_formed and keep_s is not None else self.scratch("s", rows, self.dim, wide=True)
-        if as_formed and close_kernels.whole_rows(g, self.dim):
-            e = self._pair(slot, rows)
-            close_kernels.product_forward(*inputs, s, e.full, self._low(e))
-            return s, e
-        close_kernels.product_forward(*inputs, s, None, None)
-        if not as_formed:
+        narrowed = keep_s is not None and keep_s.dtype is not self.like.dtype
+        s = self.scratch("s", g.shape[0], self.dim, wide=True) if keep_s is None or narrowed else keep_s
+        close_kernels.product_forward(g, w.w2, e1.full, *moments, w.w, w.d, s)
+        if narrowed:
             s.copy_(keep_s.copy_(s))
         return s, self.norm_gelu(w, s, slot)
 

@@ -15,6 +15,11 @@ from stage_checks import (
     run_of,
     wanted,
 )
+from torch.nn import functional as F
+
+from gcahng.engine.fused import FusedStages
+from gcahng.kernels import hidden
+from gcahng.testing import seeded
 
 PRECISIONS = ("float64", "float32", "float16")
 
@@ -33,6 +38,27 @@ SETUPS = [
 @pytest.mark.parametrize("setup", SETUPS, ids=str)
 def test_stage(setup, stage, precision):
     check_stage(setup, stage, precision, "triton")
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])  # in fp64 they are so anyway
+@pytest.mark.parametrize("stage", ["mlp", "mlp_backward"])
+@pytest.mark.parametrize("setup", SETUPS[:2], ids=str)
+def test_mlp_between_products_of_the_library(setup, stage, precision, monkeypatch):
+    monkeypatch.setattr("gcahng.engine.triton.TritonStages", FusedStages)
+    check_stage(setup, stage, precision, "triton")
+
+
+def test_more_blocks_than_share_a_cache():
+    """Every block of a product is formed, in whichever order."""
+    e1, w1, b = (seeded(*shape, seed=k, dtype=torch.float32) for k, shape in enumerate(((1300, 5), (300, 5), (300,))))
+    h, g = (torch.full((1300, 300), torch.nan) for _ in range(2))
+    mean, rstd = (torch.full((1300, 1), torch.nan) for _ in range(2))
+    hidden.product_forward(e1, w1, b, h, g, mean, rstd)
+    torch.testing.assert_close(h, e1 @ w1.T)
+    torch.testing.assert_close(g, F.gelu(h + b))
+    variance, wanted_mean = torch.var_mean(g, dim=1, correction=0, keepdim=True)
+    torch.testing.assert_close(mean, wanted_mean)
+    torch.testing.assert_close(rstd, torch.rsqrt(variance + 1e-5))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -54,7 +80,7 @@ def test_variance_of_edges_far_from_zero():
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_same_bits_twice(stage, precision):
-    setup = SETUPS[0]
+    setup = Setup(3, 2, 19, 20, p=0.3)
     arguments = wanted(setup, stage, precision).arguments
     first, second = (getattr(run_of(setup, precision, "triton"), stage)(*arguments) for _ in range(2))
     for name, tensor in first.items():
