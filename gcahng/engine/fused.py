@@ -144,25 +144,21 @@ class FusedStages(TorchStages):
     ) -> tuple[Tensor, RowMoments]:
         rows = e1.low.shape[0]
         g = self.scratch("g", rows, 4 * self.dim)
-        h = torch.mm(e1.low, w.w1.T, out=g if keep_h is None else keep_h)
         moments = keep_moments or RowMoments(*(self.scratch(f"row {k}", rows, 1, wide=True) for k in range(2)))
-        self.ops.hidden_fwd_(h, w.b1, g, *moments)
+        self._hidden(w, e1, keep_h, g, moments)
         return g, moments
 
     def close(
         self, w: EdgeWeights, e1: Edges, g: Tensor, moments: RowMoments, keep_s: Tensor | None, slot: str
     ) -> tuple[Tensor, Edges]:
-        rows = g.shape[0]
-        product = torch.mm(g, w.w2.T, out=self.scratch("product", rows, self.dim))
-        inputs = (product, e1.full, *moments, w.w, w.d, w.gamma, w.beta)
-        if keep_s is not None and keep_s.dtype is not self.like.dtype:
-            s = self.scratch("s", rows, self.dim, wide=True)
-            self.ops.close_fwd_(*inputs, s, None, None)
+        narrowed = keep_s is not None and keep_s.dtype is not self.like.dtype
+        s = self.scratch("s", g.shape[0], self.dim, wide=True) if keep_s is None or narrowed else keep_s
+        if narrowed:
+            self._close(w, e1, g, moments, s, None)
             s.copy_(keep_s.copy_(s))
             return s, self.norm_gelu(w, s, slot)
-        s = self.scratch("s", rows, self.dim, wide=True) if keep_s is None else keep_s
-        e = self._pair(slot, rows)
-        self.ops.close_fwd_(*inputs, s, e.full, self._low(e))
+        e = self._pair(slot, g.shape[0])
+        self._close(w, e1, g, moments, s, e)
         return s, e
 
     def mlp_backward(
@@ -176,21 +172,40 @@ class FusedStages(TorchStages):
         into: EdgeGradients | None,
     ) -> Tensor:
         rows = e1.low.shape[0]
-        g = self.scratch("g", rows, 4 * self.dim)
+        g, dh = (self.scratch(slot, rows, 4 * self.dim) for slot in ("g", "dn"))
         if h is None:
             h = torch.mm(e1.low, w.w1.T, out=g)
         low = d if self.same else self.scratch("ds low", rows, self.dim)
         scaled = self.scratch("ds scaled", rows, self.dim)
-        m1, m2 = (self.scratch(f"mean {k}", rows, 1, wide=True) for k in range(2))
+        means = tuple(self.scratch(f"mean {k}", rows, 1, wide=True) for k in range(2))
         sums = None if into is None else into.close_sums
-        self.ops.close_bwd_(s, e1.full, d, *moments, w.w, w.d, w.gamma, d, low, scaled, m1, m2, sums)
-        dn = torch.mm(low, w.w2, out=self.scratch("dn", rows, 4 * self.dim))
-        self.ops.hidden_bwd_(h, w.b1, dn, *moments, m1, m2, g, dn, None if into is None else into.b1)
+        self.ops.close_bwd_(s, e1.full, d, *moments, w.w, w.d, w.gamma, d, low, scaled, *means, sums)
+        self._hidden_backward(w, low, h, (*moments, *means), g, dh, None if into is None else into.b1)
         if into is not None:
             self._accumulate_product(into.out_g, scaled, g)
-            self._accumulate_product(into.w1, dn, e1.low)
-        self._add_product(d, dn, w.w1)
+            self._accumulate_product(into.w1, dh, e1.low)
+        self._add_product(d, dh, w.w1)
         return d
+
+    # -- the edge MLP's products with what follows them
+
+    def _hidden(self, w: EdgeWeights, e1: Edges, h: Tensor | None, g: Tensor, moments: RowMoments) -> None:
+        """g and its row moments; h, if given, the product."""
+        h = torch.mm(e1.low, w.w1.T, out=g if h is None else h)
+        self.ops.hidden_fwd_(h, w.b1, g, *moments)
+
+    def _close(self, w: EdgeWeights, e1: Edges, g: Tensor, moments: RowMoments, s: Tensor, e: Edges | None) -> None:
+        """s, and the edges that leave if given."""
+        product = torch.mm(g, w.w2.T, out=self.scratch("product", g.shape[0], self.dim))
+        out = (None, None) if e is None else (e.full, self._low(e))
+        self.ops.close_fwd_(product, e1.full, *moments, w.w, w.d, w.gamma, w.beta, s, *out)
+
+    def _hidden_backward(
+        self, w: EdgeWeights, ds: Tensor, h: Tensor, rows: tuple[Tensor, ...], g: Tensor, dh: Tensor, db: Tensor | None
+    ) -> None:
+        """g and dh (T, 4D) from ds (T, D); rows: mean and 1/σ, and the two means of LayerNorm's gradient."""
+        torch.mm(ds, w.w2, out=dh)
+        self.ops.hidden_bwd_(h, w.b1, dh, *rows, g, dh, db)
 
     def _add_product(self, into: Tensor, a: Tensor, b: Tensor) -> None:
         if into.dtype is a.dtype:
