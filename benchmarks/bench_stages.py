@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gcahng.engine.head import HeadGradients, HeadWeights
 from gcahng.engine.masks import EdgeDropout
-from gcahng.engine.mixing import mixing_weights
+from gcahng.engine.mixing import mix_index, mixing_weights
 from gcahng.engine.parts import make_parts
 from gcahng.engine.schedule import Band, NodeSum, default_tile_rows, make_schedule
 from gcahng.engine.stages import Edges, Tokens, TokenSums
@@ -30,7 +30,7 @@ DIM, CLASSES, VIEWS = 256, 40, 3
 PRECISIONS = {"fp32": (torch.float32, torch.float32), "bf16": (torch.bfloat16, torch.float32)}
 STAGES = ("edge_start", "norm_gelu", "edge_to_node", "edge_to_node_backward", "gate", "gate_backward", "hidden")
 STAGES += ("close", "mlp_backward", "head_moments", "head", "head_backward", "mix", "mix_backward_theta")
-STAGES += ("mix_backward_z",)
+STAGES += ("mix_backward_z", "cross_entropy", "similarity")
 
 
 class Tile:
@@ -42,6 +42,7 @@ class Tile:
         dropout = EdgeDropout(0.1, 1, torch.zeros((), dtype=torch.int64))
         kappa = mixing_weights(self._drawn(VIEWS, VIEWS - 1, seed=0).sigmoid())
         z, pull = self._drawn(schedule.nodes, DIM, seed=1), torch.tensor(0.3, dtype=wide)
+        self.nodes = z
         parts = make_parts(impl, schedule, compute, z, pull, kappa, dropout, 1, Workspace())
         self.stages, self.head, self.mixer, self.judge = parts
         rows = self.tile.rows
@@ -102,6 +103,7 @@ class Tile:
         self.into, self.edge_sum = TokenSums(self.schedule, DIM, like), self._sum()
         self.z_sum, self.positive_sum = self._sum(), self._sum(1)
         self.moments = torch.zeros(2, DIM, dtype=torch.float64)
+        self.index = mix_index(self.schedule, self.tile, torch.device("cpu"))
         self.gate_record = self.stages.gate(0, 0, self.tile, self.w, self.tokens, self.e, "kept")[1]
         self.kept_h = torch.empty(self.tile.rows, 4 * DIM, dtype=self.compute)
         self.g, self.row_moments = self.stages.hidden(self.w, self.e1, self.kept_h, None)
@@ -168,6 +170,15 @@ class Tile:
     def _mix_backward_z(self) -> list[Tensor]:
         self.mixer.backward_z(self.tile, self.theta, self.dlogits, 1e-3, self.z_sum, self.positive_sum)
         return [self.z_sum.wrapped, self.positive_sum.wrapped]
+
+    def _cross_entropy(self) -> list[Tensor]:
+        logits = self.judge.logits(self.dn.to(self.compute), self.w.w1)  # a classifier of 4D classes
+        loss, d = self.judge.cross_entropy(logits, self.w.b1, self.index.negative, 0.1, True)
+        return [loss, d]
+
+    def _similarity(self) -> list[Tensor]:
+        counted, dn = self.index.anchor != self.index.negative, self.dn.clone()
+        return [self.judge.similarity(self.nodes, self.index.node, self.dn, counted, 0.1, dn), dn]
 
 
 def results(impl: str, precision: str, stage: str) -> list[Tensor]:
