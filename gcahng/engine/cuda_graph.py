@@ -13,7 +13,7 @@ from torch import Tensor
 from gcahng.engine.workspace import Workspace
 
 Run = Callable[[Sequence[Tensor], Workspace], list[Tensor]]
-MOST = 4
+MOST = 8  # passes: two for each of four kinds of batches
 _WARM_UPS = 2
 _numbers = itertools.count(1)
 _caches: WeakValueDictionary[int, GraphCache] = WeakValueDictionary()

@@ -80,7 +80,7 @@ def test_replayed_steps_are_the_same_bits(captures: list[int], compat: str) -> N
 
 def test_other_batches_are_captured_anew_and_few_are_kept(captures: list[int]) -> None:
     gca = make(True)
-    batches = [(seeded(2 * classes, 16, seed=1), torch.arange(classes).repeat(2)) for classes in (2, 3, 4, 5, 2)]
+    batches = [(seeded(2 * classes, 16, seed=1), torch.arange(classes).repeat(2)) for classes in (2, 3, 4, 5, 6, 2)]
     wanted = train(make(False), batches)
     assert all(torch.equal(a, b) for a, b in zip(train(gca, batches), wanted, strict=True))
     assert len(captures) == 2 * len(batches)  # the first kind was dropped when it came again
