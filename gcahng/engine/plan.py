@@ -199,10 +199,9 @@ def expected_bytes(size: StepSize, memory: str) -> int:
 def cpu_overhead(size: StepSize, memory: str) -> int:
     """What a process on the CPU holds beyond its tensors, as measured with glibc: code first run and what oneDNN packs
     operands into (more where products are in bf16), and freed memory that the heap keeps: six tenths of the gradients,
-    which are freed as a step begins, and with torch stages two tiles of logits."""
+    which are freed as a step begins, and two tiles of logits."""
     packed = LOW_PACKED if size.compute is not size.accumulate else 0
-    logits = 2 * _rows_at_once(size, memory) * size.classes if size.stages == "torch" else 0
-    heap = 6 * parameters(size) // 10 + logits
+    heap = 6 * parameters(size) // 10 + 2 * _rows_at_once(size, memory) * size.classes
     return LIBRARIES + packed + heap * size.accumulate.itemsize
 
 
