@@ -191,8 +191,7 @@ def add_ratios(rows: list[dict[str, Any]], rates: dict[str, float]) -> None:
 
 def fused_size(case: Case) -> StepSize:
     """A case as the planner takes it."""
-    size = plan_size(replace(case, precision="fp32") if case.precision == TF32 else case)
-    return replace(size, device=case.device, stages=case.implementation)
+    return plan_size(replace(case, precision="fp32") if case.precision == TF32 else case)
 
 
 def plan(item: dict[str, Any], doing: Doing) -> list[dict[str, Any]]:

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gcahng.engine.fused import FusedHead, FusedMixer, FusedStages
+from gcahng.engine.fused import FusedStages
 from gcahng.engine.head import HeadGradients, HeadWeights
-from gcahng.engine.judge import FusedJudge
 from gcahng.engine.masks import EdgeDropout
 from gcahng.engine.mixing import mix_index, mixing_weights
-from gcahng.engine.parts import Parts, make_parts
+from gcahng.engine.parts import Parts, fused_parts, make_parts
 from gcahng.engine.schedule import Band, NodeSum, make_schedule
 from gcahng.engine.stages import Edges, Tokens, TokenSums
 from gcahng.engine.weights import EdgeGradients, EdgeWeights, ToNodeWeights
@@ -96,12 +95,7 @@ class Tile:
         dropout = EdgeDropout(0.1, 1, draw)
         if impl is not None:
             return make_parts(impl, self.schedule, size.compute, z, pull, kappa, dropout, 1, workspace)
-        return Parts(
-            FusedStages(self.schedule, size.dim, size.compute, z, dropout, 1, workspace, ops),
-            FusedHead(self.schedule, size.compute, z, workspace, ops),
-            FusedMixer(self.schedule, z, pull, kappa, workspace, ops),
-            FusedJudge(workspace, ops),
-        )
+        return fused_parts(FusedStages, ops, self.schedule, size.compute, z, pull, kappa, dropout, 1, workspace)
 
     def flops(self, stage: str) -> int:
         """Of a stage's matrix products."""

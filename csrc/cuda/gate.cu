@@ -34,12 +34,6 @@ __device__ __forceinline__ void keeps_of(Dropout dropout, const int64_t* draw, c
   keep_of(dropout, n.i, tile.node(n.j), keep_i, keep_j);
 }
 
-template <class T>
-__device__ __forceinline__ T logistic(T x) {
-  const T e = exp_negative(x < 0 ? x : -x);
-  return (x < 0 ? e : T(1)) / (T(1) + e);
-}
-
 // The pre-norm sum e + w_i V_i + w_j V_j, channels from d on.
 template <class T, int N>
 __device__ __forceinline__ Pack<T, N> attended(const Ends<T>& n, const T* e, T w_i, T w_j, int64_t d) {

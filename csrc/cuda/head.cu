@@ -7,13 +7,6 @@ namespace {
 
 constexpr int64_t kPlainRows = 32;  // rows of a block where nothing is summed
 
-// The logistic function, by exp of what is not positive.
-template <class T>
-__device__ __forceinline__ T logistic(T x) {
-  const T e = exp_negative(x < 0 ? x : -x);
-  return (x < 0 ? e : T(1)) / (T(1) + e);
-}
-
 // How many ordered pairs the edge of a row stands for.
 __device__ __forceinline__ int weight_of(const Tile& tile, int64_t row) {
   return row / tile.K % tile.O >= tile.mirrored ? 2 : 1;

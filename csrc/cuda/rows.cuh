@@ -53,6 +53,13 @@ __device__ __forceinline__ T warp_sum(T x) {
 __device__ __forceinline__ float inverse_root(float x) { return 1.0f / sqrtf(x); }
 __device__ __forceinline__ double inverse_root(double x) { return 1.0 / sqrt(x); }
 
+// The logistic function, by exp of what is not positive.
+template <class T>
+__device__ __forceinline__ T logistic(T x) {
+  const T e = exp_negative(x < 0 ? x : -x);
+  return (x < 0 ? e : T(1)) / (T(1) + e);
+}
+
 // -- a row by a warp: lane l (threadIdx.x) has the channels from (kWarp k + l) N on, N at a time.
 //
 // V: how many channels a lane keeps in registers. 0: none; what a row needs again is computed again, for channels in

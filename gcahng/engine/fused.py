@@ -39,7 +39,7 @@ def _numbers(schedule: Schedule, tile: Tile) -> Sequence[int]:
 
 
 class FusedStages(TorchStages):
-    """Matrix products stay torch's, into memory that is used again; ops: see stageself.ops."""
+    """Matrix products stay torch's, into memory that is used again; ops: see stage_ops."""
 
     def __init__(
         self,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from gcahng.engine import fused
 from gcahng.engine.head import TorchHead
 from gcahng.engine.judge import FusedJudge, TorchJudge
 from gcahng.engine.masks import EdgeDropout
@@ -37,21 +38,33 @@ def make_parts(
     """impl: torch, cpp, cuda, triton, or cuda+triton: CUDA C++ for what is row-wise, Triton for the edge MLP, whose
     products carry their neighbours. compute: dtype of products; z (n, D), pull (0-dim) and kappa (K, K): what is
     mixed."""
-    dim = z.shape[1]
     if impl == "torch":
-        stages = TorchStages(schedule, dim, compute, z, dropout, layers)
+        stages = TorchStages(schedule, z.shape[1], compute, z, dropout, layers)
         return Parts(stages, TorchHead(schedule, compute), TorchMixer(schedule, z, pull, kappa), TorchJudge())
-    from gcahng.engine.fused import FusedHead, FusedMixer, FusedStages, stage_ops
-
-    kind = FusedStages
+    kind = fused.FusedStages
     if impl in ("triton", "cuda+triton"):
         from gcahng.engine.triton import TritonStages
 
         kind = TritonStages
-    ops = stage_ops(impl)
+    return fused_parts(kind, fused.stage_ops(impl), schedule, compute, z, pull, kappa, dropout, layers, workspace)
+
+
+def fused_parts(
+    kind: type[fused.FusedStages],
+    ops: Any,
+    schedule: Schedule,
+    compute: torch.dtype,
+    z: Tensor,
+    pull: Tensor,
+    kappa: Tensor,
+    dropout: EdgeDropout | None,
+    layers: int,
+    workspace: Workspace,
+) -> Parts:
+    """Stages of this kind, and all else, on these ops."""
     return Parts(
-        kind(schedule, dim, compute, z, dropout, layers, workspace, ops),
-        FusedHead(schedule, compute, z, workspace, ops),
-        FusedMixer(schedule, z, pull, kappa, workspace, ops),
+        kind(schedule, z.shape[1], compute, z, dropout, layers, workspace, ops),
+        fused.FusedHead(schedule, compute, z, workspace, ops),
+        fused.FusedMixer(schedule, z, pull, kappa, workspace, ops),
         FusedJudge(workspace, ops),
     )
