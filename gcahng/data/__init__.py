@@ -3,7 +3,23 @@
 from gcahng.data.augment import random_shifts
 from gcahng.data.batches import InMemoryBatches
 from gcahng.data.glyphs import load_glyphs
-from gcahng.data.image_set import DataSplits, ImageSet
+from gcahng.data.image_set import DataSplits, ImageFiles, ImageSet, LabeledImages
+from gcahng.data.load import load_data
+from gcahng.data.reading import Preprocessing, UnreadableImage, evaluation_batches, read_rgb
 from gcahng.data.sampler import BalancedBatchSampler
 
-__all__ = ["BalancedBatchSampler", "DataSplits", "ImageSet", "InMemoryBatches", "load_glyphs", "random_shifts"]
+__all__ = [
+    "BalancedBatchSampler",
+    "DataSplits",
+    "ImageFiles",
+    "ImageSet",
+    "InMemoryBatches",
+    "LabeledImages",
+    "Preprocessing",
+    "UnreadableImage",
+    "evaluation_batches",
+    "load_data",
+    "load_glyphs",
+    "random_shifts",
+    "read_rgb",
+]

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from gcahng.train.config import BackboneConfig
 
+_LUMA = (0.299, 0.587, 0.114)  # of RGB, ITU-R BT.601, as PIL turns colour into grey
+
 
 class GlyphConv(nn.Module):
     """A small convolutional network for grey images: five 3×3 convolutions and a global mean.
@@ -35,12 +37,18 @@ class GlyphConv(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster on CPUs
 
     def forward(self, images: Tensor) -> Tensor:
-        """(n, H, W) uint8, H and W at least 8 → (n, D)."""
-        x = images[:, None].to(self.head[1].weight.dtype) / 255
+        """(n, H, W) or (n, 3, H, W) uint8, H and W at least 8 → (n, D)."""
+        x = images.to(self.head[1].weight.dtype) / 255
+        x = x[:, None] if x.ndim == 3 else (x * x.new_tensor(_LUMA)[:, None, None]).sum(dim=1, keepdim=True)
         x = self.features(x.contiguous(memory_format=torch.channels_last))
         return self.head(x.mean(dim=(2, 3)))
 
 
-def build_backbone(config: BackboneConfig) -> nn.Module:
-    """The network that `config` describes, with fresh weights from torch's generator."""
+def build_backbone(config: BackboneConfig, pretrained: bool | None = None) -> nn.Module:
+    """The network that `config` describes, with fresh weights from torch's generator where it is not pretrained.
+
+    Args:
+        config: which network.
+        pretrained: in the place of config.pretrained; False where weights are loaded afterwards.
+    """
     return {"glyph_conv": GlyphConv}[config.name](config.embedding_dim, config.width)

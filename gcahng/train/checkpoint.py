@@ -6,11 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from gcahng.errors import UserError
-from gcahng.train.backbones import build_backbone
-from gcahng.train.config import TrainConfig, config_from_dict
 from gcahng.train.files import atomic_write
 
 # What a checkpoint of this schema holds:
@@ -65,11 +62,3 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if state["schema"] != SCHEMA:
         raise UserError(f"{path} has checkpoint schema {state['schema']}; this version of gcahng reads schema {SCHEMA}")
     return state
-
-
-def load_backbone(state: dict[str, Any]) -> tuple[nn.Module, TrainConfig]:
-    """The trained network of a checkpoint, in evaluation mode on the CPU, and the run's config."""
-    config = config_from_dict(state["config"])
-    model = build_backbone(config.backbone)
-    model.load_state_dict(state["model"])
-    return model.eval(), config

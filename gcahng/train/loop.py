@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from gcahng._extras import require
-from gcahng.data import DataSplits
+from gcahng.data import DataSplits, load_data
 from gcahng.train.checkpoint import checkpoint_path, save_checkpoint
 from gcahng.train.config import TrainConfig, config_to_dict
 from gcahng.train.devices import resolve_device, torch_threads
-from gcahng.train.evaluate import embed, evaluate, load_data, metrics_of
+from gcahng.train.evaluate import embed, evaluate, metrics_of
 from gcahng.train.files import check_run_folder, make_run_folder, write_json, write_text
 from gcahng.train.log import RunLog
 from gcahng.train.report import Reporter, reporter
@@ -84,7 +84,7 @@ def _fit(config: TrainConfig, report: Reporter, started: float) -> dict[str, Any
     try:
         best, val = _train(trainer, clock, data, run, report)
         report.status("evaluating on the test classes")
-        embeddings = embed(trainer.model, data.test.images, trainer.device)
+        embeddings = embed(trainer.model, data.test, trainer.device)
         test = metrics_of(embeddings, data.test)
         _draw(run, data, embeddings, config.seed)
     finally:

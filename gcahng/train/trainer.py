@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -12,7 +11,8 @@ from gcahng.data import BalancedBatchSampler, DataSplits, InMemoryBatches
 from gcahng.errors import UserError
 from gcahng.train.backbones import build_backbone
 from gcahng.train.config import TrainConfig, config_to_dict
-from gcahng.train.losses import build_objective, proxy_lr
+from gcahng.train.losses import build_objective
+from gcahng.train.optim import build_optimizer, prepare_step
 from gcahng.train.versions import versions
 
 
@@ -40,17 +40,14 @@ class Trainer:
         )
         self.model = build_backbone(config.backbone).to(self.device)
         self.objective = build_objective(config, data.train.num_classes).to(self.device)
-        groups = [{"params": list(self.model.parameters()), "base_lr": config.optimizer.lr}]
-        if proxies := self.objective.proxies():
-            groups.append({"params": proxies, "base_lr": proxy_lr(config), "weight_decay": 0.0})
-        self.optimizer = torch.optim.AdamW(groups, lr=config.optimizer.lr, weight_decay=config.optimizer.weight_decay)
+        self.optimizer = build_optimizer(config, self.model, self.objective)
         self._stepped = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.step = 0
 
     def train_step(self) -> dict[str, Tensor]:
         """One optimiser step on the next batch; its losses, detached and 0-dim, no synchronisation with the device."""
         config = self.config
-        self._set_rates()
+        prepare_step(config, self.step, self.model, self.optimizer)
         images, labels = self.batches.batch(self.step)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             embeddings = self.model(images).float()
@@ -99,10 +96,3 @@ class Trainer:
         if self.device.type == "cuda" and state["rng"]["cuda"] is not None:
             torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
         self.step = state["step"]
-
-    def _set_rates(self) -> None:
-        factor = 1.0
-        if self.config.optimizer.schedule == "cosine":
-            factor = 0.5 * (1 + math.cos(math.pi * self.step / self.config.steps))
-        for group in self.optimizer.param_groups:
-            group["lr"] = factor * group["base_lr"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gcahng.errors import UserError
-from gcahng.train.checkpoint import SCHEMA, find_checkpoint, load_backbone, load_checkpoint, save_checkpoint
+from gcahng.train.checkpoint import SCHEMA, find_checkpoint, load_checkpoint, save_checkpoint
 from gcahng.train.files import atomic_write, write_json
 
 
@@ -76,9 +76,3 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         find_checkpoint(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"holds no checkpoints/best\.pt"):
         find_checkpoint(tmp_path, "best")
-
-
-def test_a_network_from_a_checkpoint(finished_run: tuple[Path, dict[str, Any]]) -> None:
-    model, config = load_backbone(load_checkpoint(find_checkpoint(finished_run[0])))
-    assert not model.training and config.backbone.embedding_dim == 16
-    assert model(torch.zeros(2, 32, 32, dtype=torch.uint8)).shape == (2, 16)

@@ -1,0 +1,105 @@
+"""Trained networks as files: what `gcahng eval`, `embed`, `index`, `export` and a user's own code load."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from gcahng._extras import require
+from gcahng.data import Preprocessing
+from gcahng.errors import UserError
+from gcahng.train.backbones import build_backbone
+from gcahng.train.checkpoint import find_checkpoint, load_checkpoint
+from gcahng.train.config import TrainConfig, config_from_dict, config_to_dict
+from gcahng.train.files import atomic_write
+
+FORMAT = "gcahng-model-1"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained network and how it was made.
+
+    Attributes:
+        network: (n, H, W) or (n, 3, H, W) uint8 images → (n, D) embeddings, not normalised; in evaluation mode.
+        config: of the run; of an imported network only data, backbone and loss options mean something.
+        path: the file it came from.
+        step: of its training; None where unknown.
+        data_digest: of its training data; None where unknown.
+    """
+
+    network: nn.Module
+    config: TrainConfig
+    path: Path
+    step: int | None = None
+    data_digest: str | None = None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How it wants image files."""
+        return Preprocessing(self.config.data.resize, self.config.data.image_size)
+
+
+def load_model(source: Path, which: str = "last") -> Model:
+    """The network of a run folder (its checkpoint `which`), of a checkpoint, or of a .safetensors file, on the CPU.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    if source.suffix == ".safetensors":
+        return _load_safetensors(source)
+    path = find_checkpoint(source, which)
+    state = load_checkpoint(path)
+    config = config_from_dict(state["config"])
+    return Model(_network(config, state["model"], path), config, path, state["step"], state["data_digest"])
+
+
+def save_model(
+    path: Path,
+    tensors: dict[str, Tensor],
+    config: TrainConfig,
+    *,
+    step: int | None = None,
+    data_digest: str | None = None,
+) -> None:
+    """Write a network's state dict with its config as .safetensors, whole or not at all."""
+    require("safetensors", extra="train", purpose="weights are written as safetensors")
+    from safetensors.torch import save
+
+    about: dict[str, Any] = {"config": config_to_dict(config), "step": step, "data_digest": data_digest}
+    # contiguous: channels_last weights are no plain arrays.
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    content = save(plain, {"format": FORMAT, "gcahng": json.dumps(about)})
+    atomic_write(path, lambda file: file.write(content))
+
+
+def _load_safetensors(path: Path) -> Model:
+    require("safetensors", extra="train", purpose=f"{path} is read")
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise UserError(f"{path} is no safetensors file or is damaged ({error})") from error
+    if about.get("format") != FORMAT:
+        raise UserError(f"{path} was not written by gcahng; its format is {about.get('format')!r}, not {FORMAT!r}")
+    known = json.loads(about["gcahng"])
+    config = config_from_dict(known["config"])
+    return Model(_network(config, tensors, path), config, path, known["step"], known["data_digest"])
+
+
+def _network(config: TrainConfig, tensors: dict[str, Tensor], path: Path) -> nn.Module:
+    network = build_backbone(config.backbone, pretrained=False)
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(f"{path} does not hold the weights of {config.backbone.name}: {error}") from error
+    return network.eval()
