@@ -1,6 +1,10 @@
-"""Augmentation of image batches, keyed on a seed and a counter instead of on a generator's state."""
+"""Augmentation of images, keyed on a seed and a counter instead of on a generator's state."""
 
 from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -32,3 +36,19 @@ def random_shifts(images: Tensor, max_shift: int, *, seed: int, step: int) -> Te
     if images.ndim == 3:
         return padded[batch, rows[:, :, None], columns[:, None, :]]
     return padded.movedim(1, -1)[batch, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
+
+
+@contextmanager
+def drawing(*key: int) -> Iterator[None]:
+    """Within, torch's generator of the CPU draws what follows from `key` alone; afterwards it is as it was before.
+
+    For transforms that take no generator of their own.
+    """
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    before = torch.get_rng_state()
+    # Not torch.manual_seed, which seeds CUDA's generators too.
+    torch.default_generator.manual_seed(int.from_bytes(digest, "big") >> 1)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)

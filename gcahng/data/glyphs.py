@@ -48,8 +48,8 @@ def load_glyphs(train_classes: int = 200, val_classes: int = 100) -> DataSplits:
         UserError: matplotlib is missing, or the half that is not held out has too few classes.
     """
     for name, value in (("train_classes", train_classes), ("val_classes", val_classes)):
-        if value < 2:
-            raise UserError(f"{name} is {value}; it must be at least 2")
+        if value < 2 and (name, value) != ("val_classes", 0):
+            raise UserError(f"{name} is {value}; it must be at least 2{', or 0 for none' * (name == 'val_classes')}")
     _require_matplotlib()
     codes, images = _drawn_once()
     num_classes = len(codes)
@@ -64,8 +64,11 @@ def load_glyphs(train_classes: int = 200, val_classes: int = 100) -> DataSplits:
         )
     picks = {"train": rest[:train_classes], "val": rest[len(rest) - val_classes :], "test": order[:half]}
     digest = hashlib.sha256()
-    splits = {}
+    splits: dict[str, ImageSet | None] = {}
     for name, pick in picks.items():
+        if not len(pick):
+            splits[name] = None
+            continue
         chosen = np.sort(pick)
         pixels = images[chosen]
         digest.update(pixels.tobytes())

@@ -2,19 +2,140 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
+
+from gcahng.data import cars196, csv_file, cub200, folder, inshop, sop
 from gcahng.data.glyphs import load_glyphs
-from gcahng.data.image_set import DataSplits
+from gcahng.data.image_set import DataSplits, ImageFiles
+from gcahng.data.index import read_index, write_index
+from gcahng.data.listing import SPLITS, Found, Listing, SplitFiles, collect, stop
+from gcahng.data.spec import DataSetSpec
+from gcahng.errors import UserError
 
 if TYPE_CHECKING:
     from gcahng.train.config import DataConfig
+
+DATA_SETS = {module.SPEC.name: module.SPEC for module in (cub200, cars196, sop, inshop, folder, csv_file)}
+# Fixed once and for all, so that runs with different seeds choose their best checkpoint on the same classes.
+VAL_SEED = 20250
 
 
 def load_data(config: DataConfig) -> DataSplits:
     """The splits of `config.name`.
 
+    Files are read in place. Whether there are as many as the data set has is for `gcahng data verify` to say.
+
     Raises:
-        UserError: files that are missing or not as the data set has them; an option that does not fit it.
+        UserError: files that are missing or not as the data set has them; classes that are in two splits; an option
+            that does not fit the data set.
     """
-    return load_glyphs(config.train_classes, 100 if config.val_classes is None else config.val_classes)
+    if config.name == "glyphs":
+        return load_glyphs(config.train_classes, 100 if config.val_classes is None else config.val_classes)
+    spec = DATA_SETS[config.name]
+    found = find_files(spec, config.root, config.csv)
+    listing = read_index(spec.name, found)
+    if listing is None:
+        listing = collect(found, stop)
+        write_index(spec.name, found, listing)
+    return _splits(spec, listing, config.val_classes)
+
+
+def find_files(spec: DataSetSpec, root: str | None, csv: str | None) -> Found:
+    """The files of a data set below `root`.
+
+    Raises:
+        UserError: `root` or `csv` does not fit the data set, or is not there.
+    """
+    if csv is not None and spec.name != "csv":
+        raise UserError(f"data.csv is {csv} and data.name {spec.name}; a CSV file is for data.name=csv")
+    if csv is None and spec.name == "csv":
+        raise UserError(f"data.csv is not given; data.name=csv needs it: {'; '.join(_lines(spec.layout))}")
+    if root is None and csv is None:
+        raise UserError(f"data.root is not given; {spec.name} needs it, the folder of {'; '.join(_lines(spec.layout))}")
+    if root is not None and not Path(root).is_dir():
+        raise UserError(f"data.root is {root}, which is no folder; it must be the folder of the files of {spec.name}")
+    return spec.find(Path(root) if root is not None else Path(csv).parent, Path(csv) if csv is not None else None)
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines()]
+
+
+def _splits(spec: DataSetSpec, listing: Listing, val_classes: int | None) -> DataSplits:
+    splits = dict(listing.splits)
+    for name in ("train", "test"):
+        if name not in splits:
+            raise UserError(f"{listing.root} has no {name} images of {spec.name}; it must have some")
+    own_val = splits.pop("val", None)
+    if own_val is not None and val_classes:
+        raise UserError(
+            f"data.val_classes is {val_classes} and the data set has validation classes of its own; leave it null to "
+            "use them, or 0 to use none"
+        )
+    if own_val is None:
+        count = _val_count(len(splits["train"].class_names), val_classes)
+        splits["train"], own_val = _set_aside(splits["train"], count) if count else (splits["train"], None)
+    if own_val is not None and val_classes != 0:
+        splits["val"] = own_val
+    files = {name: _image_files(listing.root, splits[name]) for name in SPLITS if name in splits}
+    return DataSplits(
+        train=files["train"],
+        val=files.get("val"),
+        test=files["test"],
+        digest=_digest(splits),
+        gallery=files.get("gallery"),
+        recall_at=spec.recall_at,
+    )
+
+
+def _val_count(classes: int, asked: int | None) -> int:
+    """How many of the training classes validate: as asked, else a tenth, at least 2."""
+    count = max(2, round(classes / 10)) if asked is None else asked
+    if count and not 2 <= count <= classes - 2:
+        raise UserError(
+            f"data.val_classes is {'null: ' if asked is None else ''}{count} of {classes} training classes; it must be "
+            f"0, or from 2 to {max(2, classes - 2)} so that 2 or more train"
+        )
+    return count
+
+
+def _set_aside(train: SplitFiles, count: int) -> tuple[SplitFiles, SplitFiles]:
+    """Training and validation classes, each numbered from 0; more validation classes include those of fewer."""
+    # RandomState, unlike numpy's newer generators, promises the same numbers in every version.
+    order = np.random.RandomState(VAL_SEED).permutation(len(train.class_names))
+    chosen = {int(label) for label in order[:count]}
+    rest = set(range(len(train.class_names))) - chosen
+    return _only(train, rest), _only(train, chosen)
+
+
+def _only(files: SplitFiles, classes: set[int]) -> SplitFiles:
+    numbers = {label: number for number, label in enumerate(sorted(classes))}
+    kept = [i for i, label in enumerate(files.labels) if label in numbers]
+    return SplitFiles(
+        paths=[files.paths[i] for i in kept],
+        labels=[numbers[files.labels[i]] for i in kept],
+        class_names=[files.class_names[label] for label in numbers],
+        sizes=[files.sizes[i] for i in kept],
+    )
+
+
+def _image_files(root: Path, files: SplitFiles) -> ImageFiles:
+    return ImageFiles(root, tuple(files.paths), torch.tensor(files.labels), tuple(files.class_names))
+
+
+def _digest(splits: dict[str, SplitFiles]) -> str:
+    digest = hashlib.sha256()
+    for name in SPLITS:
+        if name in splits:
+            files = splits[name]
+            lines = (
+                f"{path}\0{files.class_names[label]}\0{size}"
+                for path, label, size in zip(files.paths, files.labels, files.sizes, strict=True)
+            )
+            digest.update("\n".join([f"{name} {len(files.paths)}", *lines, ""]).encode(errors="surrogateescape"))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,155 @@
+"""Cars196 (Stanford Cars) in three layouts: classes 1–98 train, 99–196 test, whatever its own split says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gcahng._extras import require
+from gcahng.data.class_folders import ClassFolders, names_in, scan
+from gcahng.data.listing import Difference, Entry, Found, Report, locate
+from gcahng.data.spec import Counts, DataSetSpec, key_of, not_here
+from gcahng.errors import UserError
+
+CLASSES = 196
+TRAIN_CLASSES = 98
+# Class numbers follow the makes: 1 is the AM General Hummer, 98 the Eagle Talon, 99 the first FIAT.
+TRAIN_MAKES = (
+    "am", "acura", "aston", "audi", "bmw", "bentley", "bugatti", "buick", "cadillac", "chevrolet", "chrysler", "daewoo",
+    "dodge", "eagle",
+)  # fmt: skip
+TEST_MAKES = (
+    "fiat", "ferrari", "fisker", "ford", "gmc", "geo", "hummer", "honda", "hyundai", "infiniti", "isuzu", "jaguar",
+    "jeep", "lamborghini", "land", "lincoln", "mini", "maybach", "mazda", "mclaren", "mercedes", "mitsubishi", "nissan",
+    "plymouth", "porsche", "ram", "rolls", "scion", "spyker", "suzuki", "tesla", "toyota", "volkswagen", "volvo",
+    "smart",
+)  # fmt: skip
+_TEST_LABELS = "cars_test_annos_withlabels.mat"
+_LAYOUT = f"""1. cars_annos.mat and car_ims/
+2. devkit/cars_train_annos.mat, {_TEST_LABELS} (here or in devkit/), cars_train/ and cars_test/
+3. class folders named as the classes or by their numbers, here or below train/ and test/"""
+_SOURCE = (
+    "Its first home, https://ai.stanford.edu/~jkrause/cars/car_dataset.html, no longer serves the files; "
+    "torchvision.datasets.StanfordCars and Kaggle's copies of Stanford Cars have layouts 2 and 3"
+)
+
+
+def find(root: Path, csv: Path | None) -> Found:
+    """The first layout that `root` has, or its folder stanford_cars or car_data."""
+    below = ("stanford_cars", "car_data", "car_data/car_data")
+    if (base := locate(root, "cars_annos.mat", *below)) is not None:
+        annotations = base / "cars_annos.mat"
+        key = key_of("cars196", "1", files=[annotations])
+        return Found(base, key, lambda report: _annotated(annotations, "relative_im_path", "", report))
+    if (base := locate(root, "devkit/cars_train_annos.mat", *below)) is not None:
+        return _find_devkit(base)
+    for base in (root, *(root / name for name in below)):
+        folders = [name for name in ("train", "test") if (base / name).is_dir()] or [""]
+        scanned = [scan(base, name) for name in folders] if base.is_dir() else []
+        if any(_class_of(name) is not None for each in scanned for name in each.classes):
+            key = key_of("cars196", "3", *(line for each in scanned for line in names_in(each)))
+            return Found(base, key, lambda report, scanned=scanned: _foldered(scanned, report))
+    raise not_here("cars196", root, "cars_annos.mat, devkit/cars_train_annos.mat or class folders", _LAYOUT, _SOURCE)
+
+
+def _find_devkit(base: Path) -> Found:
+    labelled = locate(base, _TEST_LABELS, "devkit")
+    if labelled is None:
+        raise not_here("cars196", base, f"{_TEST_LABELS} (cars_test_annos.mat has no classes)", _LAYOUT, _SOURCE)
+    train, test = base / "devkit" / "cars_train_annos.mat", labelled / _TEST_LABELS
+
+    def entries(report: Report) -> Iterator[Entry]:
+        yield from _annotated(train, "fname", "cars_train/", report)
+        yield from _annotated(test, "fname", "cars_test/", report)
+
+    return Found(base, key_of("cars196", "2", files=[train, test]), entries)
+
+
+def _annotated(path: Path, path_field: str, below: str, report: Report) -> Iterator[Entry]:
+    contents = _load_mat(path)
+    annotations = contents.get("annotations")
+    fields = getattr(annotations, "dtype", None) and annotations.dtype.names or ()
+    if path_field not in fields or "class" not in fields:
+        remedy = f"it must have annotations with {path_field} and class: restore the original file"
+        report(Difference(f"{path} has no annotations with {path_field} and class", remedy))
+        return
+    names = _class_names(path, contents)
+    for number, annotation in enumerate(annotations.ravel(), start=1):
+        where = f"{path.name} annotation {number}"
+        name, label = _scalar(annotation[path_field]), _scalar(annotation["class"])
+        if not isinstance(name, str) or not isinstance(label, int) or not 1 <= label <= CLASSES:
+            remedy = f"it must have a path and a class from 1 to {CLASSES}: restore the original {path}"
+            report(Difference(f"{where} has the path {name!r} and the class {label!r}", remedy))
+            continue
+        title = names[label - 1] if label <= len(names) else f"{label:03}"
+        image = name if name.startswith("/") else below + name
+        yield Entry(_split_of(label), image, label, title, where)
+
+
+def _foldered(scanned: list[ClassFolders], report: Report) -> Iterator[Entry]:
+    unknown = set()
+    for each in scanned:
+        for name, path in each.paths(report):
+            label = _class_of(name)
+            if label is None:
+                if name not in unknown:
+                    unknown.add(name)
+                    remedy = "it must start with the make, as Acura RL Sedan 2012, or with the number of the class"
+                    report(Difference(f"{name}/ is no class of Cars196", f"{remedy}: rename or remove it"))
+                continue
+            split = _split_of(label) if isinstance(label, int) else label
+            yield Entry(split, path, name, name, f"{path.rpartition('/')[0]}/")
+
+
+def _split_of(label: int) -> str:
+    return "train" if label <= TRAIN_CLASSES else "test"
+
+
+def _class_of(folder: str) -> int | str | None:
+    """The number that a class folder's name starts with, or else the split of the make; None: neither."""
+    if number := re.match(r"\d+", folder):
+        label = int(number.group())
+        return label if 1 <= label <= CLASSES else None
+    make = re.split(r"[ _-]", folder.casefold(), maxsplit=1)[0]
+    return "train" if make in TRAIN_MAKES else "test" if make in TEST_MAKES else None
+
+
+def _class_names(path: Path, contents: dict[str, Any]) -> list[str]:
+    """The names of classes 1 …, from the file itself or from the devkit's cars_meta.mat; none where neither has any."""
+    meta = path.parent.parent / "devkit" / "cars_meta.mat" if path.parent.name == "devkit" else path.parent / "devkit"
+    meta = meta / "cars_meta.mat" if meta.name == "devkit" else meta
+    if "class_names" not in contents and meta.is_file():
+        contents = _load_mat(meta)
+    return [str(_scalar(name)) for name in contents["class_names"].ravel()] if "class_names" in contents else []
+
+
+def _load_mat(path: Path) -> dict[str, Any]:
+    require("scipy", extra="train", purpose="the .mat files of Cars196 are read")
+    from scipy.io import loadmat
+
+    try:
+        return loadmat(path)
+    except Exception as error:  # scipy raises what its decoders raise: ValueError, TypeError, zlib.error, OSError …
+        raise UserError(f"{path} cannot be read as a MATLAB file: {error}; restore the original file") from None
+
+
+def _scalar(value: Any) -> Any:
+    """The only element of a MATLAB array, as Python's int or str; None if it is not one."""
+    if getattr(value, "size", 1) != 1:
+        return None
+    item = value.item() if hasattr(value, "item") else value
+    return _scalar(item) if hasattr(item, "item") else item
+
+
+SPEC = DataSetSpec(
+    name="cars196",
+    title="Cars196",
+    find=find,
+    layout=_LAYOUT,
+    source=_SOURCE,
+    trap="cars_train/ and cars_test/ (8,144 and 8,041 images), and train/ and test/ made from them, have all 196 "
+    "classes on both sides: they are put together, and split by class",
+    expected={"train": Counts(8054, 98), "test": Counts(8131, 98)},
+)

@@ -1,0 +1,84 @@
+"""Any images that a CSV file lists: path, label, split."""
+
+from __future__ import annotations
+
+import csv as csv_module
+import io
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from gcahng.data.listing import Difference, Entry, Found, Report, bad_line, read_bytes
+from gcahng.data.spec import DataSetSpec, key_of
+from gcahng.errors import UserError
+
+_COLUMNS = ("path", "label", "split")
+_SPLITS = {"train": "train", "val": "val", "test": "test", "query": "test", "gallery": "gallery"}
+_LAYOUT = """a header with the columns path, label and split; then a line an image
+path: relative to root, or to the CSV's own folder where no root is given
+split: train, val (optional), test (or query and gallery)"""
+_SOURCE = "Write one with the csv module of Python, or export one from a spreadsheet as UTF-8"
+
+
+def find(root: Path, csv: Path | None) -> Found:
+    """The images below `root` that `csv` lists."""
+    assert csv is not None
+    if not csv.is_file():
+        raise UserError(f"data.csv is {csv}, which is no file; it must be a CSV file of path, label and split")
+    return Found(root, key_of("csv", files=[csv]), lambda report: _entries(csv, report))
+
+
+def _entries(path: Path, report: Report) -> Iterator[Entry]:
+    content = read_bytes(path)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = content.count(b"\n", 0, error.start) + 1
+        report(bad_line(path, number, repr(content.split(b"\n")[number - 1])[1:], "UTF-8 text"))
+        return
+    rows = _rows(text, path, report)
+    header = [name.strip() for name in next(rows, (1, []))[1]]
+    if not set(_COLUMNS) <= set(header):
+        report(bad_line(path, 1, ",".join(header), f"a header with the columns {', '.join(_COLUMNS)}"))
+        return
+    places = [header.index(name) for name in _COLUMNS]
+    first: dict[str, str] = {}
+    for number, row in rows:
+        where = f"{path.name} line {number}"
+        if len(row) != len(header):
+            report(Difference(f"{where} has {len(row)} fields", f"it must have {len(header)}, as the header of {path}"))
+            continue
+        image, label, split = (row[place].strip() for place in places)
+        if not image or not label or split not in _SPLITS:
+            right = f"a path, a label and a split of {', '.join(_SPLITS)}"
+            report(bad_line(path, number, ",".join(row), right))
+            continue
+        first.setdefault(split, where)
+        yield Entry(_SPLITS[split], str(PurePosixPath(image)), label, label, where)
+    if "test" in first and (others := [name for name in ("query", "gallery") if name in first]):
+        report(
+            Difference(
+                f"{first[others[0]]} has the split {others[0]} and {first['test']} has test",
+                "use test alone, or query and gallery",
+            )
+        )
+
+
+def _rows(text: str, path: Path, report: Report) -> Iterator[tuple[int, list[str]]]:
+    """Line number and fields of the rows that are not blank."""
+    rows = csv_module.reader(io.StringIO(text, newline=""))
+    try:
+        for row in rows:
+            if any(field.strip() for field in row):
+                yield rows.line_num, row
+    except csv_module.Error as error:
+        report(Difference(f"{path.name} line {rows.line_num} is no CSV: {error}", f"correct {path}"))
+
+
+SPEC = DataSetSpec(
+    name="csv",
+    title="CSV of path, label, split",
+    find=find,
+    layout=_LAYOUT,
+    source=_SOURCE,
+    trap="a label with both train and test images is an image-level split, and is refused",
+)

@@ -1,0 +1,70 @@
+"""CUB-200-2011: classes 1–100 train, 101–200 test (its own train_test_split.txt is another split, and is not read)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from gcahng.data.listing import Difference, Entry, Found, Report, bad_line, lines_of, locate
+from gcahng.data.spec import Counts, DataSetSpec, key_of, not_here
+
+CLASSES = 200
+TRAIN_CLASSES = 100
+_LAYOUT = """images.txt: lines `image_id path`
+image_class_labels.txt: lines `image_id class_id`
+images/: the files, below a folder a class"""
+_SOURCE = "Get CUB_200_2011.tgz from https://www.vision.caltech.edu/datasets/cub_200_2011/ and unpack it"
+
+
+def find(root: Path, csv: Path | None) -> Found:
+    """`root`, or its folder CUB_200_2011, with the label files."""
+    base = locate(root, "images.txt", "CUB_200_2011")
+    if base is None:
+        raise not_here("cub200", root, "images.txt", _LAYOUT, _SOURCE)
+    if not (base / "image_class_labels.txt").exists():
+        raise not_here("cub200", base, "image_class_labels.txt", _LAYOUT, _SOURCE)
+    files = [base / "images.txt", base / "image_class_labels.txt"]
+    return Found(base, key_of("cub200", files=files), lambda report: _entries(*files, report))
+
+
+def _entries(images: Path, labels: Path, report: Report) -> Iterator[Entry]:
+    classes: dict[str, int] = {}
+    for number, line in lines_of(labels, report):
+        fields = line.split()
+        if len(fields) != 2 or not all(field.isdecimal() for field in fields) or not 1 <= int(fields[1]) <= CLASSES:
+            report(bad_line(labels, number, line, f"`image_id class_id` with a class from 1 to {CLASSES}"))
+        else:
+            classes[fields[0]] = int(fields[1])
+    listed = set()
+    for number, line in lines_of(images, report):
+        image, _, path = line.partition(" ")
+        if not image.isdecimal() or not path.strip():
+            report(bad_line(images, number, line, "`image_id path`"))
+            continue
+        listed.add(image)
+        where = f"{images.name} line {number}"
+        if image not in classes:
+            report(
+                Difference(f"{where}: image {image} has no class in {labels.name}", f"restore the original {labels}")
+            )
+            continue
+        label, path = classes[image], path.strip()
+        split = "train" if label <= TRAIN_CLASSES else "test"
+        yield Entry(split, f"images/{path}" if not path.startswith("/") else path, label, path.split("/")[0], where)
+    for image in classes:
+        if image not in listed:
+            report(
+                Difference(f"{labels.name}: image {image} is not in {images.name}", f"restore the original {images}")
+            )
+
+
+SPEC = DataSetSpec(
+    name="cub200",
+    title="CUB-200-2011",
+    find=find,
+    layout=_LAYOUT,
+    source=_SOURCE,
+    trap="train_test_split.txt has all 200 classes on both sides (5,994 and 5,794 images): it is never read. "
+    "A tree with train/ and test/ folders that share classes was made from it",
+    expected={"train": Counts(5864, 100), "test": Counts(5924, 100)},
+)

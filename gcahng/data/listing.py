@@ -1,0 +1,264 @@
+"""What a data set's label files list, held against the files that are there."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import NamedTuple
+
+from gcahng.errors import UserError
+
+SPLITS = ("train", "val", "test", "gallery")
+
+
+class Entry(NamedTuple):
+    """An image that a label file lists.
+
+    Attributes:
+        split: one of `SPLITS`; a query is "test".
+        path: relative to the data set's folder, with forward slashes.
+        label: of the class; classes are numbered in its order.
+        class_name: of that label.
+        where: the file and line that list it.
+    """
+
+    split: str
+    path: str
+    label: int | str
+    class_name: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Something that is not as the data set has it, and what to do."""
+
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.what}; {self.remedy}"
+
+
+Report = Callable[[Difference], None]
+
+
+def stop(difference: Difference) -> None:
+    """A `Report` that ends at the first difference.
+
+    Raises:
+        UserError: the difference.
+    """
+    raise UserError(str(difference))
+
+
+@dataclass(frozen=True)
+class Found:
+    """A data set's files, before they are read.
+
+    Attributes:
+        root: the folder that its paths are relative to.
+        key: changes whenever the label files do (for class folders: whenever a file comes, goes or is renamed).
+        entries: lists the images, and reports what it cannot understand.
+    """
+
+    root: Path
+    key: str
+    entries: Callable[[Report], Iterable[Entry]]
+
+
+@dataclass(frozen=True)
+class SplitFiles:
+    """The files of one split: N paths, N labels from 0 with the name of each, and N sizes in bytes."""
+
+    paths: list[str]
+    labels: list[int]
+    class_names: list[str]
+    sizes: list[int]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All files of a data set; `splits` has the names of `SPLITS` that are not empty."""
+
+    root: Path
+    splits: dict[str, SplitFiles]
+
+
+def collect(found: Found, report: Report) -> Listing:
+    """Read the label files and look at every file that they list.
+
+    Reports paths that leave the folder, files listed twice, files that are not there and classes that are in two
+    splits; leaves such entries out (but for the last) where `report` returns.
+    """
+    folder = _Folder(found.root)
+    seen: dict[str, str] = {}
+    missing: list[Entry] = []
+    kept: list[tuple[Entry, int]] = []
+    listed = Counter[str]()
+    for entry in found.entries(report):
+        if entry.path in seen:
+            report(
+                Difference(
+                    f"{entry.where}: {entry.path} is listed twice, first in {seen[entry.path]}",
+                    "an image belongs to one class and one split: keep one of the lines",
+                )
+            )
+            continue
+        seen[entry.path] = entry.where
+        listed[str(PurePosixPath(entry.path).parent)] += 1
+        problem, size = folder.look_at(entry)
+        if problem is not None:
+            report(problem)
+        elif size is None:
+            missing.append(entry)
+        else:
+            kept.append((entry, size))
+    _report_missing(missing, listed, report)
+    _report_shared_classes([entry for entry, _ in kept], report)
+    return Listing(found.root, _number(kept))
+
+
+def lines_of(path: Path, report: Report) -> Iterator[tuple[int, str]]:
+    """Number and text of the lines of a UTF-8 file that are not blank; reports those that are no UTF-8.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    for number, line in enumerate(read_bytes(path).split(b"\n"), start=1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+        except UnicodeDecodeError:
+            report(bad_line(path, number, repr(line)[1:], "UTF-8 text"))
+            continue
+        if text:
+            yield number, text
+
+
+def bad_line(path: Path, number: int, line: str, right: str) -> Difference:
+    """The `Difference` of a line that is not as it must be."""
+    return Difference(f"{path.name} line {number} is {line!r}", f"it must be {right}: restore the original {path}")
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a label file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; it must be a file that you may read") from None
+
+
+def locate(root: Path, marker: str, *below: str) -> Path | None:
+    """The first of `root` and its folders `below` that has the file or folder `marker`."""
+    return next((base for base in (root, *(root / name for name in below)) if (base / marker).exists()), None)
+
+
+class _Folder:
+    """Sizes of files below a folder, and whether a path leaves it."""
+
+    def __init__(self, root: Path) -> None:
+        self._root, self._real_root = root, root.resolve()
+        self._inside: dict[str, bool] = {}
+
+    def look_at(self, entry: Entry) -> tuple[Difference | None, int | None]:
+        """What is wrong with the path of an entry, and the size of its file; None if that is missing."""
+        if leaves(entry.path):
+            return self._outside(entry, "leaves the data set's folder"), None
+        path = os.path.join(self._root, entry.path)
+        parent = os.path.dirname(path)
+        if parent not in self._inside:
+            self._inside[parent] = self._is_inside(parent)
+        if not self._inside[parent]:
+            return self._outside(entry, "leads out of the data set's folder through a symbolic link"), None
+        try:
+            status = os.lstat(path)
+            if stat.S_ISLNK(status.st_mode):
+                if not self._is_inside(path):
+                    return self._outside(entry, "is a symbolic link that leads out of the data set's folder"), None
+                status = os.stat(path)
+        except (OSError, ValueError):  # ValueError: a NUL in the name
+            return None, None
+        return None, status.st_size if stat.S_ISREG(status.st_mode) else None
+
+    def _is_inside(self, path: str) -> bool:
+        return Path(path).resolve().is_relative_to(self._real_root)
+
+    def _outside(self, entry: Entry, how: str) -> Difference:
+        remedy = f"every image must lie below {self._root}: correct the path, or move or copy the file there"
+        return Difference(f"{entry.where}: {entry.path!r} {how}", remedy)
+
+
+def leaves(path: str) -> bool:
+    """Whether a listed path is absolute or climbs with `..`, on any system."""
+    windows = PureWindowsPath(path)
+    return bool(path.startswith("/") or windows.drive or windows.root or ".." in re.split(r"[\\/]", path))
+
+
+def _report_missing(missing: list[Entry], listed: Counter[str], report: Report) -> None:
+    """One difference a file, or one a folder of which nothing is there."""
+    lost = Counter(str(PurePosixPath(entry.path).parent) for entry in missing)
+    remedy = "unpack the original archive again, or correct the list"
+    told: set[str] = set()
+    for entry in missing:
+        parent = str(PurePosixPath(entry.path).parent)
+        if lost[parent] == listed[parent] > 1:
+            if parent not in told:
+                told.add(parent)
+                report(
+                    Difference(
+                        f"{parent}/: all {lost[parent]:,} files listed there are missing, the first in {entry.where}",
+                        remedy,
+                    )
+                )
+        else:
+            report(Difference(f"{entry.path} is missing (listed in {entry.where})", remedy))
+
+
+def _report_shared_classes(entries: list[Entry], report: Report) -> None:
+    """Classes on both sides of a split: what an image-level split looks like."""
+    sides: dict[str, dict[int | str, Entry]] = {}
+    for entry in entries:
+        side = "test" if entry.split == "gallery" else entry.split
+        sides.setdefault(side, {}).setdefault(entry.label, entry)
+    for one, other in (("train", "test"), ("train", "val"), ("val", "test")):
+        shared = [label for label in sides.get(one, {}) if label in sides.get(other, {})]
+        if shared:
+            first, second = sides[one][shared[0]], sides[other][shared[0]]
+            report(
+                Difference(
+                    f"{len(shared):,} of {len(sides[one]):,} {one} classes are {other} classes too, such as "
+                    f"{first.class_name} ({first.where} and {second.where})",
+                    "this is an image-level split, as classification has it; retrieval is tested on classes that "
+                    f"nobody has seen: put each class wholly into {one} or into {other}",
+                )
+            )
+
+
+def _number(kept: list[tuple[Entry, int]]) -> dict[str, SplitFiles]:
+    """Labels 0 … in the order of the entries' labels; test and gallery share them."""
+    splits: dict[str, SplitFiles] = {}
+    for group in (("train",), ("val",), ("test", "gallery")):
+        names: dict[int | str, str] = {}
+        for entry, _ in kept:
+            if entry.split in group:
+                names.setdefault(entry.label, entry.class_name)
+        ranks = {label: rank for rank, label in enumerate(sorted(names))}  # type: ignore[type-var]
+        for split in group:
+            own = [(entry, size) for entry, size in kept if entry.split == split]
+            if own:
+                splits[split] = SplitFiles(
+                    paths=[entry.path for entry, _ in own],
+                    labels=[ranks[entry.label] for entry, _ in own],
+                    class_names=[names[label] for label in ranks],
+                    sizes=[size for _, size in own],
+                )
+    return splits

@@ -1,0 +1,53 @@
+"""Stanford Online Products: Ebay_train.txt trains, Ebay_test.txt tests; a class is a `class_id`, not a file name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from gcahng.data.listing import Entry, Found, Report, bad_line, lines_of, locate
+from gcahng.data.spec import Counts, DataSetSpec, key_of, not_here
+
+_HEADER = "image_id class_id super_class_id path"
+_FILES = {"train": "Ebay_train.txt", "test": "Ebay_test.txt"}
+_LAYOUT = f"""Ebay_train.txt, Ebay_test.txt: a header, then lines `{_HEADER}`
+bicycle_final/ … toaster_final/: the files, below a folder a super class"""
+_SOURCE = "Get Stanford_Online_Products.zip from https://cvgl.stanford.edu/projects/lifted_struct/ and unpack it"
+
+
+def find(root: Path, csv: Path | None) -> Found:
+    """`root`, or its folder Stanford_Online_Products, with the label files."""
+    base = locate(root, _FILES["train"], "Stanford_Online_Products")
+    if base is None:
+        raise not_here("sop", root, _FILES["train"], _LAYOUT, _SOURCE)
+    if not (base / _FILES["test"]).exists():
+        raise not_here("sop", base, _FILES["test"], _LAYOUT, _SOURCE)
+    files = [base / name for name in _FILES.values()]
+    return Found(base, key_of("sop", files=files), lambda report: _entries(base, report))
+
+
+def _entries(base: Path, report: Report) -> Iterator[Entry]:
+    for split, name in _FILES.items():
+        lines = lines_of(base / name, report)
+        number, header = next(lines, (1, ""))
+        if header.split() != _HEADER.split():
+            report(bad_line(base / name, number, header, f"the header `{_HEADER}`"))
+        for number, line in lines:
+            fields = line.split(maxsplit=3)
+            if len(fields) != 4 or not all(field.isdecimal() for field in fields[:3]):
+                report(bad_line(base / name, number, line, f"`{_HEADER}`"))
+            else:
+                yield Entry(split, fields[3], int(fields[1]), fields[1], f"{name} line {number}")
+
+
+SPEC = DataSetSpec(
+    name="sop",
+    title="Stanford Online Products",
+    find=find,
+    layout=_LAYOUT,
+    source=_SOURCE,
+    trap="the class is class_id (22,634 of them), not super_class_id (12) and not the number in the file's name; "
+    "classes that are in both Ebay_train.txt and Ebay_test.txt are an image-level split",
+    recall_at=(1, 10, 100, 1000),
+    expected={"train": Counts(59551, 11318), "test": Counts(60502, 11316)},
+)

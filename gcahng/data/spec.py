@@ -1,0 +1,61 @@
+"""What the package knows of a data set before it has seen its files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from gcahng.data.listing import Found, read_bytes
+from gcahng.errors import UserError
+
+
+class Counts(NamedTuple):
+    """Images and classes of a split."""
+
+    images: int
+    classes: int
+
+
+@dataclass(frozen=True)
+class DataSetSpec:
+    """A data set that is read from files.
+
+    Attributes:
+        name: as `data.name` has it.
+        title: what papers call it.
+        find: its files below (root, csv); raises `UserError` where they are not.
+        layout: the files that are expected, a line each.
+        source: where to get them.
+        trap: the image-level split that is taken for this one, and how to tell.
+        recall_at: the usual K of Recall@K.
+        expected: counts of each split, "query" being "test"; empty where any will do.
+    """
+
+    name: str
+    title: str
+    find: Callable[[Path, Path | None], Found]
+    layout: str
+    source: str
+    trap: str
+    recall_at: tuple[int, ...] = (1, 2, 4, 8)
+    expected: Mapping[str, Counts] = field(default_factory=dict)
+
+
+def not_here(name: str, root: Path, lacks: str, layout: str, source: str) -> UserError:
+    """The error of a root that has not the files of data set `name`."""
+    expected = "; ".join(line.strip() for line in layout.splitlines())
+    return UserError(
+        f"{root} is not the folder of {name}: it has no {lacks}; expected there: {expected}. {source}. "
+        f"`gcahng data verify {name} --root {root}` lists all that differs"
+    )
+
+
+def key_of(*parts: str, files: Iterable[Path] = ()) -> str:
+    """A hash of `parts` and of the content of label files."""
+    digest = hashlib.sha256("\0".join(parts).encode(errors="surrogateescape"))
+    for file in files:
+        digest.update(hashlib.sha256(read_bytes(file)).digest())
+    return digest.hexdigest()
