@@ -9,9 +9,8 @@ from typing import Any
 
 from gcahng._extras import require
 from gcahng.data.class_folders import ClassFolders, names_in, scan
-from gcahng.data.listing import Difference, Entry, Found, Report, locate
+from gcahng.data.listing import Difference, Entry, Found, Report, Unfit, locate
 from gcahng.data.spec import Counts, DataSetSpec, key_of, not_here
-from gcahng.errors import UserError
 
 CLASSES = 196
 TRAIN_CLASSES = 98
@@ -51,13 +50,15 @@ def find(root: Path, csv: Path | None) -> Found:
         if any(_class_of(name) is not None for each in scanned for name in each.classes):
             key = key_of("cars196", "3", *(line for each in scanned for line in names_in(each)))
             return Found(base, key, lambda report, scanned=scanned: _foldered(scanned, report))
-    raise not_here("cars196", root, "cars_annos.mat, devkit/cars_train_annos.mat or class folders", _LAYOUT, _SOURCE)
+    lacks = ["cars_annos.mat", "devkit/cars_train_annos.mat", "class folders"]
+    raise not_here("cars196", root, lacks, _LAYOUT, _SOURCE)
 
 
 def _find_devkit(base: Path) -> Found:
     labelled = locate(base, _TEST_LABELS, "devkit")
     if labelled is None:
-        raise not_here("cars196", base, f"{_TEST_LABELS} (cars_test_annos.mat has no classes)", _LAYOUT, _SOURCE)
+        lacks = [f"{_TEST_LABELS} (cars_test_annos.mat has no classes)"]
+        raise not_here("cars196", base, lacks, _LAYOUT, _SOURCE)
     train, test = base / "devkit" / "cars_train_annos.mat", labelled / _TEST_LABELS
 
     def entries(report: Report) -> Iterator[Entry]:
@@ -132,7 +133,9 @@ def _load_mat(path: Path) -> dict[str, Any]:
     try:
         return loadmat(path)
     except Exception as error:  # scipy raises what its decoders raise: ValueError, TypeError, zlib.error, OSError …
-        raise UserError(f"{path} cannot be read as a MATLAB file: {error}; restore the original file") from None
+        raise Unfit(
+            Difference(f"{path} cannot be read as a MATLAB file: {error}", "restore the original file")
+        ) from None
 
 
 def _scalar(value: Any) -> Any:

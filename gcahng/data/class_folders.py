@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gcahng.data.listing import Difference, Report
-from gcahng.errors import UserError
+from gcahng.data.listing import Difference, Report, Unfit
 
 # As torchvision.datasets.folder.IMG_EXTENSIONS.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -49,7 +48,7 @@ def scan(root: Path, below: str) -> ClassFolders:
     """List the class folders of `root`/`below`, sorted by name.
 
     Raises:
-        UserError: a folder cannot be read.
+        Unfit: a folder cannot be read.
     """
     folder = root / below
     classes, strays = {}, []
@@ -79,4 +78,5 @@ def _sorted(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
     except OSError as error:
-        raise UserError(f"{folder} cannot be read: {error.strerror}; it must be a folder that you may read") from None
+        difference = Difference(f"{folder} cannot be read: {error.strerror}", "it must be a folder that you may read")
+        raise Unfit(difference) from None

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gcahng.data.listing import Difference, Entry, Found, Report, bad_line, lines_of, locate
-from gcahng.data.spec import Counts, DataSetSpec, key_of, not_here
+from gcahng.data.spec import Counts, DataSetSpec, key_of, missing_from, not_here
 
 CLASSES = 200
 TRAIN_CLASSES = 100
@@ -18,11 +18,9 @@ _SOURCE = "Get CUB_200_2011.tgz from https://www.vision.caltech.edu/datasets/cub
 
 def find(root: Path, csv: Path | None) -> Found:
     """`root`, or its folder CUB_200_2011, with the label files."""
-    base = locate(root, "images.txt", "CUB_200_2011")
-    if base is None:
-        raise not_here("cub200", root, "images.txt", _LAYOUT, _SOURCE)
-    if not (base / "image_class_labels.txt").exists():
-        raise not_here("cub200", base, "image_class_labels.txt", _LAYOUT, _SOURCE)
+    base = locate(root, "images.txt", "CUB_200_2011") or root
+    if lacks := missing_from(base, ("images.txt", "image_class_labels.txt", "images/")):
+        raise not_here("cub200", base, lacks, _LAYOUT, _SOURCE)
     files = [base / "images.txt", base / "image_class_labels.txt"]
     return Found(base, key_of("cub200", files=files), lambda report: _entries(*files, report))
 

@@ -20,10 +20,10 @@ _SOURCE = "Make one folder a class, and move each class folder as a whole to tra
 def find(root: Path, csv: Path | None) -> Found:
     """The class folders below `root`."""
     folders = [name for name in _SPLITS if (root / name).is_dir()]
-    if "train" not in folders:
-        raise not_here("folder", root, "train/", _LAYOUT, _SOURCE)
-    if "test" not in folders and not {"query", "gallery"} <= set(folders):
-        raise not_here("folder", root, "test/", _LAYOUT, _SOURCE)
+    has_test = "test" in folders or {"query", "gallery"} <= set(folders)
+    lacks = [*([] if "train" in folders else ["train/"]), *([] if has_test else ["test/"])]
+    if lacks:
+        raise not_here("folder", root, lacks, _LAYOUT, _SOURCE)
     if "test" in folders:
         folders = [name for name in folders if name not in ("query", "gallery")]
     scanned = [scan(root, name) for name in folders]

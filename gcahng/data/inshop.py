@@ -21,12 +21,10 @@ _SOURCE = (
 
 def find(root: Path, csv: Path | None) -> Found:
     """`root` with the list and the images; both may be in the folders that they were published in."""
-    lists = locate(root, _LIST, "Eval", "Anno")
-    if lists is None:
-        raise not_here("inshop", root, f"Eval/{_LIST}", _LAYOUT, _SOURCE)
-    base = locate(root, "img", "Img")
-    if base is None:
-        raise not_here("inshop", root, "img/", _LAYOUT, _SOURCE)
+    lists, base = locate(root, _LIST, "Eval"), locate(root, "img", "Img")
+    if lists is None or base is None:
+        lacks = [*([f"Eval/{_LIST}"] if lists is None else []), *(["img/"] if base is None else [])]
+        raise not_here("inshop", root, lacks, _LAYOUT, _SOURCE)
     path = lists / _LIST
     below = "" if base == root else f"{base.name}/"
     return Found(root, key_of("inshop", below, files=[path]), lambda report: _entries(path, below, report))

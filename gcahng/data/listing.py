@@ -45,6 +45,14 @@ class Difference:
         return f"{self.what}; {self.remedy}"
 
 
+class Unfit(UserError):
+    """Files that differ from what the data set has; `difference` tells how."""
+
+    def __init__(self, difference: Difference) -> None:
+        super().__init__(str(difference))
+        self.difference = difference
+
+
 Report = Callable[[Difference], None]
 
 
@@ -52,9 +60,9 @@ def stop(difference: Difference) -> None:
     """A `Report` that ends at the first difference.
 
     Raises:
-        UserError: the difference.
+        Unfit: with the difference.
     """
-    raise UserError(str(difference))
+    raise Unfit(difference)
 
 
 @dataclass(frozen=True)
@@ -93,8 +101,11 @@ class Listing:
 def collect(found: Found, report: Report) -> Listing:
     """Read the label files and look at every file that they list.
 
-    Reports paths that leave the folder, files listed twice, files that are not there and classes that are in two
-    splits; leaves such entries out (but for the last) where `report` returns.
+    Reports paths that leave the folder, files listed twice, files that are not there, classes that are in two splits
+    and splits without images. Where `report` returns, the listing has what remains.
+
+    Raises:
+        Unfit: a label file cannot be read at all.
     """
     folder = _Folder(found.root)
     seen: dict[str, str] = {}
@@ -121,14 +132,18 @@ def collect(found: Found, report: Report) -> Listing:
             kept.append((entry, size))
     _report_missing(missing, listed, report)
     _report_shared_classes([entry for entry, _ in kept], report)
-    return Listing(found.root, _number(kept))
+    splits = _number(kept)
+    for split in ("train", "test"):
+        if split not in splits:
+            report(Difference(f"{found.root} has no {split} images", "there must be some"))
+    return Listing(found.root, splits)
 
 
 def lines_of(path: Path, report: Report) -> Iterator[tuple[int, str]]:
     """Number and text of the lines of a UTF-8 file that are not blank; reports those that are no UTF-8.
 
     Raises:
-        UserError: the file cannot be read.
+        Unfit: the file cannot be read.
     """
     for number, line in enumerate(read_bytes(path).split(b"\n"), start=1):
         try:
@@ -149,12 +164,13 @@ def read_bytes(path: Path) -> bytes:
     """The content of a label file.
 
     Raises:
-        UserError: it cannot be read.
+        Unfit: it cannot be read.
     """
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; it must be a file that you may read") from None
+        difference = Difference(f"{path} cannot be read: {error.strerror}", "it must be a file that you may read")
+        raise Unfit(difference) from None
 
 
 def locate(root: Path, marker: str, *below: str) -> Path | None:

@@ -13,7 +13,7 @@ from gcahng.data import cars196, csv_file, cub200, folder, inshop, sop
 from gcahng.data.glyphs import load_glyphs
 from gcahng.data.image_set import DataSplits, ImageFiles
 from gcahng.data.index import read_index, write_index
-from gcahng.data.listing import SPLITS, Found, Listing, SplitFiles, collect, stop
+from gcahng.data.listing import SPLITS, Found, Listing, SplitFiles, Unfit, collect, stop
 from gcahng.data.spec import DataSetSpec
 from gcahng.errors import UserError
 
@@ -37,11 +37,16 @@ def load_data(config: DataConfig) -> DataSplits:
     if config.name == "glyphs":
         return load_glyphs(config.train_classes, 100 if config.val_classes is None else config.val_classes)
     spec = DATA_SETS[config.name]
-    found = find_files(spec, config.root, config.csv)
-    listing = read_index(spec.name, found)
-    if listing is None:
-        listing = collect(found, stop)
-        write_index(spec.name, found, listing)
+    try:
+        found = find_files(spec, config.root, config.csv)
+        listing = read_index(spec.name, found)
+        if listing is None:
+            listing = collect(found, stop)
+            write_index(spec.name, found, listing)
+    except Unfit as error:
+        options = [f"--{name} {value}" for name, value in (("root", config.root), ("csv", config.csv)) if value]
+        command = " ".join(["gcahng data verify", spec.name, *options])
+        raise UserError(f"{error}. `{command}` lists everything that differs") from None
     return _splits(spec, listing, config.val_classes)
 
 
@@ -50,6 +55,7 @@ def find_files(spec: DataSetSpec, root: str | None, csv: str | None) -> Found:
 
     Raises:
         UserError: `root` or `csv` does not fit the data set, or is not there.
+        Unfit: label files or folders are missing.
     """
     if csv is not None and spec.name != "csv":
         raise UserError(f"data.csv is {csv} and data.name {spec.name}; a CSV file is for data.name=csv")
@@ -68,9 +74,6 @@ def _lines(text: str) -> list[str]:
 
 def _splits(spec: DataSetSpec, listing: Listing, val_classes: int | None) -> DataSplits:
     splits = dict(listing.splits)
-    for name in ("train", "test"):
-        if name not in splits:
-            raise UserError(f"{listing.root} has no {name} images of {spec.name}; it must have some")
     own_val = splits.pop("val", None)
     if own_val is not None and val_classes:
         raise UserError(

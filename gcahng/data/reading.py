@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -51,7 +52,8 @@ class UnreadableImage(UserError):
 
 
 def read_rgb(path: Path) -> PILImage:
-    """The image of a file in RGB: grey, CMYK and palette images are converted, transparency is laid on white.
+    """The image of a file in RGB: grey (of 8 or 16 bits), CMYK and palette images are converted, transparency is laid
+    on white.
 
     Raises:
         UnreadableImage: the file is missing, truncated or no image.
@@ -66,6 +68,12 @@ def read_rgb(path: Path) -> PILImage:
                 image = image.convert("RGBA")
                 white = Image.new("RGBA", image.size, "white")
                 return Image.alpha_composite(white, image).convert("RGB")
+            if image.mode.startswith("I;16"):  # PIL's own conversion cuts everything above 255 off
+                return Image.fromarray((np.asarray(image, dtype=np.uint16) / 257).round().astype(np.uint8)).convert(
+                    "RGB"
+                )
+            if image.mode in ("I", "F"):
+                raise ValueError(f"it has {image.mode} pixels of 32 bits; 8 or 16 bits a channel can be read")
             return image.convert("RGB")
     except Exception as error:  # PIL raises what its codecs raise: OSError, SyntaxError, ValueError, struct.error …
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__

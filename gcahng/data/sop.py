@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gcahng.data.listing import Entry, Found, Report, bad_line, lines_of, locate
-from gcahng.data.spec import Counts, DataSetSpec, key_of, not_here
+from gcahng.data.spec import Counts, DataSetSpec, key_of, missing_from, not_here
 
 _HEADER = "image_id class_id super_class_id path"
 _FILES = {"train": "Ebay_train.txt", "test": "Ebay_test.txt"}
@@ -17,11 +17,9 @@ _SOURCE = "Get Stanford_Online_Products.zip from https://cvgl.stanford.edu/proje
 
 def find(root: Path, csv: Path | None) -> Found:
     """`root`, or its folder Stanford_Online_Products, with the label files."""
-    base = locate(root, _FILES["train"], "Stanford_Online_Products")
-    if base is None:
-        raise not_here("sop", root, _FILES["train"], _LAYOUT, _SOURCE)
-    if not (base / _FILES["test"]).exists():
-        raise not_here("sop", base, _FILES["test"], _LAYOUT, _SOURCE)
+    base = locate(root, _FILES["train"], "Stanford_Online_Products") or root
+    if lacks := missing_from(base, _FILES.values()):
+        raise not_here("sop", base, lacks, _LAYOUT, _SOURCE)
     files = [base / name for name in _FILES.values()]
     return Found(base, key_of("sop", files=files), lambda report: _entries(base, report))
 

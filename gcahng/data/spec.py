@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from gcahng.data.listing import Found, read_bytes
-from gcahng.errors import UserError
+from gcahng.data.listing import Difference, Found, Unfit, read_bytes
 
 
 class Counts(NamedTuple):
@@ -26,7 +25,7 @@ class DataSetSpec:
     Attributes:
         name: as `data.name` has it.
         title: what papers call it.
-        find: its files below (root, csv); raises `UserError` where they are not.
+        find: its files below (root, csv); raises `Unfit` where they are not.
         layout: the files that are expected, a line each.
         source: where to get them.
         trap: the image-level split that is taken for this one, and how to tell.
@@ -44,13 +43,20 @@ class DataSetSpec:
     expected: Mapping[str, Counts] = field(default_factory=dict)
 
 
-def not_here(name: str, root: Path, lacks: str, layout: str, source: str) -> UserError:
-    """The error of a root that has not the files of data set `name`."""
-    expected = "; ".join(line.strip() for line in layout.splitlines())
-    return UserError(
-        f"{root} is not the folder of {name}: it has no {lacks}; expected there: {expected}. {source}. "
-        f"`gcahng data verify {name} --root {root}` lists all that differs"
+def not_here(name: str, root: Path, lacks: Iterable[str], layout: str, source: str) -> Unfit:
+    """The error of a folder that has not the files of data set `name`."""
+    expected = "; ".join(layout.splitlines())
+    return Unfit(
+        Difference(
+            f"{root} is not the folder of {name}: it has no {', no '.join(lacks)}",
+            f"expected there: {expected}. {source}",
+        )
     )
+
+
+def missing_from(base: Path, names: Iterable[str]) -> list[str]:
+    """Those of `names` that `base` lacks; a name with a slash at its end is a folder's."""
+    return [name for name in names if not ((base / name).is_dir() if name.endswith("/") else (base / name).is_file())]
 
 
 def key_of(*parts: str, files: Iterable[Path] = ()) -> str:

@@ -109,13 +109,19 @@ def test_more_training_classes_only_add_some(splits: DataSplits) -> None:
     ("sizes", "message"),
     [
         ({"train_classes": 1}, "train_classes is 1"),
-        ({"val_classes": 0}, "val_classes is 0"),
+        ({"val_classes": 1}, "val_classes is 1; it must be at least 2, or 0 for none"),
         ({"train_classes": 1000}, "at most 10.. together"),
     ],
 )
 def test_sizes_out_of_range(sizes: dict[str, int], message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_glyphs(**sizes)
+
+
+def test_no_validation_classes(splits: DataSplits) -> None:
+    without = load_glyphs(val_classes=0)
+    assert without.val is None
+    assert torch.equal(without.train.images, splits.train.images) and without.digest != splits.digest
 
 
 def test_without_matplotlib_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

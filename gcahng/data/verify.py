@@ -1,0 +1,170 @@
+"""Does a folder hold a data set as it was published? What `gcahng data verify` does."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from gcahng.data.class_folders import scan
+from gcahng.data.index import write_index
+from gcahng.data.listing import SPLITS, Difference, Listing, Unfit, collect
+from gcahng.data.load import DATA_SETS, find_files
+from gcahng.data.reading import UnreadableImage, read_in_order, read_rgb, usual_workers
+from gcahng.data.spec import Counts, DataSetSpec
+
+_FILES_A_JOB = 16
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found.
+
+    Attributes:
+        spec: the data set.
+        counts: of each split that there is.
+        differences: all of them.
+        images_read: how many images were decoded.
+        index: where the index was written; None: not, as the files cannot be listed or no place is writable.
+    """
+
+    spec: DataSetSpec
+    counts: dict[str, Counts]
+    differences: list[Difference]
+    images_read: int
+    index: Path | None
+
+
+def verify_data(
+    name: str,
+    root: str | None,
+    csv: str | None = None,
+    *,
+    images: bool = True,
+    workers: int | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> Verification:
+    """Hold label files, files, counts and classes against the data set, decode every image, and write the index.
+
+    Args:
+        name: of the data set, as `data.name`.
+        root: its folder.
+        csv: the CSV file, of name "csv".
+        images: whether to decode the images.
+        workers: processes that decode; None: `usual_workers`.
+        progress: called with the number of images decoded and of all.
+
+    Raises:
+        UserError: arguments that do not fit; a missing extra.
+    """
+    spec = DATA_SETS[name]
+    differences: list[Difference] = []
+    try:
+        found = find_files(spec, root, csv)
+    except Unfit as error:
+        differences.append(Difference(error.difference.what, "see the expected files and where to get them"))
+        differences += _image_level_folders(Path(root or "."))
+        return Verification(spec, {}, differences, 0, None)
+    try:
+        listing = collect(found, differences.append)
+    except Unfit as error:
+        return Verification(spec, {}, [*differences, error.difference], 0, None)
+    # With any of these `load_data` stops; not with those that follow.
+    index = None if differences else write_index(name, found, listing)
+    counts = {split: Counts(len(files.paths), len(set(files.labels))) for split, files in listing.splits.items()}
+    differences += _count_differences(spec, counts)
+    read = 0
+    if images:
+        paths = [listing.root / path for files in listing.splits.values() for path in files.paths]
+        for number, unreadable in _decode(paths, usual_workers(workers)):
+            read += number
+            differences += [_unreadable(listing, error) for error in unreadable]
+            if progress is not None:
+                progress(read, len(paths))
+    return Verification(spec, counts, differences, read, index)
+
+
+def _count_differences(spec: DataSetSpec, counts: dict[str, Counts]) -> Iterator[Difference]:
+    for split, expected in spec.expected.items():
+        here = counts.get(split, Counts(0, 0))
+        for what, has, should in zip(("images", "classes"), here, expected, strict=True):
+            if has != should:
+                remedy = "unpack the original archive again" if has < should else "restore the original label files"
+                yield Difference(f"{split} has {has:,} {what}; {spec.title} has {should:,}", remedy)
+
+
+def _image_level_folders(root: Path) -> Iterator[Difference]:
+    """In the place of the original files: train/ and test/ with the same classes, as classification has them."""
+    if (root / "train").is_dir() and (root / "test").is_dir():
+        train, test = scan(root, "train").classes, scan(root, "test").classes
+        if shared := [name for name in train if name in test]:
+            yield Difference(
+                f"{len(shared)} class folders, such as {shared[0]}, are both in train/ and in test/",
+                "this is an image-level split, as classification has it; the original files are split by class",
+            )
+
+
+def _decode(paths: list[Path], workers: int) -> Iterator[tuple[int, list[UnreadableImage]]]:
+    """How many images were decoded, and which of them cannot be, a few at a time."""
+    jobs = [paths[start : start + _FILES_A_JOB] for start in range(0, len(paths), _FILES_A_JOB)]
+    for job, unreadable in zip(jobs, read_in_order(_Decoder(), jobs, workers), strict=True):
+        yield len(job), unreadable
+
+
+class _Decoder:
+    """Reader of a few files: those that cannot be read."""
+
+    def __getitem__(self, job: list[Path]) -> list[UnreadableImage]:
+        unreadable = []
+        for path in job:
+            try:
+                read_rgb(path)
+            except UnreadableImage as error:
+                unreadable.append(error)
+        return unreadable
+
+
+def _unreadable(listing: Listing, error: UnreadableImage) -> Difference:
+    path = error.path.relative_to(listing.root).as_posix()
+    return Difference(f"{path} cannot be read as an image: {error.reason}", "restore the original file")
+
+
+def describe(found: Verification, root: Path) -> str:
+    """The report of a verification: counts, then every difference with its remedy, then what was expected."""
+    spec = found.spec
+    lines = [f"{spec.title} in {root}", f"  {'split':<8}{'images':>10}{'expected':>10}{'classes':>10}{'expected':>10}"]
+    for split in SPLITS:
+        if split in found.counts or split in spec.expected:
+            here, expected = found.counts.get(split, Counts(0, 0)), spec.expected.get(split)
+            images, classes = (f"{n:,}" for n in expected) if expected else ("any", "any")
+            lines.append(f"  {split:<8}{here.images:>10,}{images:>10}{here.classes:>10,}{classes:>10}")
+    lines.append(f"  {found.images_read:,} images decoded")
+    if not found.differences:
+        lines.append("no differences")
+    else:
+        lines += ["", "1 difference:" if len(found.differences) == 1 else f"{len(found.differences):,} differences:"]
+        for number, difference in enumerate(found.differences, start=1):
+            lines += [f"  {number}. {difference.what}", f"     -> {difference.remedy}"]
+        lines += ["", "expected files:", *(_wrapped(line) for line in spec.layout.splitlines())]
+        lines += ["where to get them:", _wrapped(spec.source), "image-level splits:", _wrapped(spec.trap), ""]
+    unwritten = "could not be written" if not found.differences else "not written: training would stop at a difference"
+    lines.append(f"index {found.index or unwritten}")
+    return "\n".join(lines)
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="    ", break_long_words=False)
+
+
+def table() -> str:
+    """The data sets, their splits and the K of their Recall@K."""
+    lines = [f"{'name':<10}{'split':<9}{'images':>8}{'classes':>9}  {'Recall@K':<20}title"]
+    for spec in DATA_SETS.values():
+        rows = [(split, f"{n.images:,}", f"{n.classes:,}") for split, n in spec.expected.items()] or [("any", "", "")]
+        for number, (split, images, classes) in enumerate(rows):
+            first = number == 0
+            recall, title = (" ".join(map(str, spec.recall_at)), spec.title) if first else ("", "")
+            line = f"{spec.name if first else '':<10}{split:<9}{images:>8}{classes:>9}  {recall:<20}{title}"
+            lines.append(line.rstrip())
+    return "\n".join(lines)
