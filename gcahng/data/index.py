@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -47,7 +48,8 @@ def write_index(name: str, found: Found, listing: Listing) -> Path | None:
             os.replace(temporary, path)
             return path
         except OSError:  # read-only, or no space: an index only saves time
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink()
     return None
 
 

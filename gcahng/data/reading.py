@@ -160,7 +160,7 @@ def read_in_order(
             except StopIteration:
                 return
             except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
+                if "DataLoader worker (pid" not in str(error):
                     raise
                 raise UserError(
                     f"data.workers is {workers} and a process that reads images was killed, perhaps because memory or "

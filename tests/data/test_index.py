@@ -1,0 +1,124 @@
+"""The index makes the next start instant, and is never believed when it is stale or damaged."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import trees
+from test_data_sets import MAKERS, config_of
+
+import gcahng.data.load
+from gcahng.data import load_data
+from gcahng.data.verify import verify_data
+from gcahng.errors import UserError
+
+INDEX = ".gcahng-cub200.json"
+
+
+@pytest.fixture
+def no_collecting(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("looked at every file")
+
+    monkeypatch.setattr(gcahng.data.load, "collect", refuse)
+
+
+@pytest.mark.parametrize("tree", MAKERS)
+def test_next_start_looks_at_no_image(tree: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    name, make = MAKERS[tree]
+    config = config_of(name, make(tmp_path))
+    first = load_data(config)
+    request.getfixturevalue("no_collecting")
+    again = load_data(config)
+    for split in ("train", "test", "gallery"):
+        one, other = getattr(first, split), getattr(again, split)
+        if one is not None:
+            assert (one.root, one.paths, one.class_names) == (other.root, other.paths, other.class_names)
+            assert one.labels.tolist() == other.labels.tolist()
+    assert first.digest == again.digest
+
+
+def test_verify_writes_it(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    root = trees.make_cub200(tmp_path)
+    assert verify_data("cub200", str(root)).index == root / INDEX
+    assert not list(root.glob("*.tmp"))
+    request.getfixturevalue("no_collecting")
+    load_data(config_of("cub200", root))
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"half", b"\xff\xfe\0"])
+def test_damaged_index_is_made_anew(damage: bytes, tmp_path: Path) -> None:
+    root = trees.make_cub200(tmp_path)
+    first = load_data(config_of("cub200", root))
+    good = (root / INDEX).read_bytes()
+    (root / INDEX).write_bytes(good[: len(good) // 2] if damage == b"half" else damage)
+    assert load_data(config_of("cub200", root)).digest == first.digest
+    assert (root / INDEX).read_bytes() == good
+
+
+def test_changed_label_file_makes_it_stale(tmp_path: Path) -> None:
+    root = trees.make_cub200(tmp_path)
+    first = load_data(config_of("cub200", root))
+    labels = root / "image_class_labels.txt"
+    labels.write_text(labels.read_text().replace("1 1\n", "1 2\n", 1))
+    assert load_data(config_of("cub200", root)).digest != first.digest
+
+
+@pytest.mark.parametrize("change", ["new", "gone", "renamed"])
+def test_changed_folder_makes_it_stale(change: str, tmp_path: Path) -> None:
+    root = trees.make_folder(tmp_path)
+    first = load_data(config_of("folder", root))
+    image = root / "train" / "class_0" / "0.png"
+    if change == "new":
+        trees.write_image(image.with_name("9.png"))
+    elif change == "gone":
+        image.unlink()
+    else:
+        image.rename(image.with_name("9.png"))
+    assert load_data(config_of("folder", root)).train.paths != first.train.paths
+
+
+def test_index_that_leads_out_is_not_believed(tmp_path: Path) -> None:
+    root = trees.make_cub200(tmp_path)
+    first = load_data(config_of("cub200", root))
+    values = json.loads((root / INDEX).read_bytes().split(b"\n", 1)[1])
+    values["splits"]["train"]["paths"][0] = "../../etc/passwd"
+    body = json.dumps(values).encode()
+    (root / INDEX).write_bytes(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+    assert load_data(config_of("cub200", root)).train.paths == first.train.paths
+
+
+def test_folder_that_cannot_be_written_has_its_index_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    root = trees.make_cub200(tmp_path / "data")
+    (root / INDEX).mkdir()  # nothing can be renamed to it, not even by root
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    found = verify_data("cub200", str(root))
+    assert found.index is not None and found.index.parent == tmp_path / "cache" / "gcahng"
+    assert not list(root.glob("*.tmp"))
+    request.getfixturevalue("no_collecting")
+    load_data(config_of("cub200", root))
+
+
+def test_no_place_for_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = trees.make_cub200(tmp_path / "data")
+    (root / INDEX).mkdir()
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert len(load_data(config_of("cub200", root)).train) == 12
+    assert verify_data("cub200", str(root)).index is None
+
+
+def test_lost_image_is_found_by_verify_though_there_is_an_index(tmp_path: Path) -> None:
+    root = trees.make_cub200(tmp_path)
+    data = load_data(config_of("cub200", root))
+    data.train.file(0).unlink()
+    lost = verify_data("cub200", str(root), images=False).differences[0].what
+    assert lost == f"{data.train.paths[0]} is missing (listed in images.txt line 1)"
+    (root / INDEX).unlink()
+    with pytest.raises(UserError, match="is missing"):
+        load_data(config_of("cub200", root))
