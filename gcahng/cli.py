@@ -15,11 +15,11 @@ from gcahng.errors import UserError
 
 COMMANDS = {
     "train": ("gcahng.commands.train", "train an embedding network and write a run folder"),
-    "data": ("gcahng.commands.data", "check the files of a data set, or list the data sets"),
     "eval": ("gcahng.commands.evaluate", "retrieval metrics of a run or a checkpoint"),
     "env": ("gcahng.commands.env", "versions, native libraries and the implementations available here"),
     "bench": ("gcahng.commands.bench", "time and peak memory of a training step on this machine"),
     "plan": ("gcahng.commands.plan", "memory and arithmetic of a step by its sizes, and the largest batch that fits"),
+    "data": ("gcahng.commands.data", "check the files of a data set, or list the data sets"),
 }
 
 

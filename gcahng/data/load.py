@@ -63,9 +63,11 @@ def find_files(spec: DataSetSpec, root: str | None, csv: str | None) -> Found:
         raise UserError(f"data.csv is not given; data.name=csv needs it: {'; '.join(_lines(spec.layout))}")
     if root is None and csv is None:
         raise UserError(f"data.root is not given; {spec.name} needs it, the folder of {'; '.join(_lines(spec.layout))}")
-    if root is not None and not Path(root).is_dir():
+    folder_path = Path(root).expanduser() if root is not None else None
+    if folder_path is not None and not folder_path.is_dir():
         raise UserError(f"data.root is {root}, which is no folder; it must be the folder of the files of {spec.name}")
-    return spec.find(Path(root) if root is not None else Path(csv).parent, Path(csv) if csv is not None else None)
+    csv_path = Path(csv).expanduser() if csv is not None else None
+    return spec.find(folder_path or csv_path.parent, csv_path)  # type: ignore[union-attr]  # one of them was given
 
 
 def _lines(text: str) -> list[str]:

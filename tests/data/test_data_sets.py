@@ -218,6 +218,13 @@ def test_options_that_do_not_fit(fields: dict[str, str | None], says: str, tmp_p
         load_data(replace(DataConfig(name="folder", root=str(tmp_path)), **fields))
 
 
+def test_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    trees.make_csv(tmp_path / "data")
+    assert len(load_data(DataConfig(name="csv", csv="~/data/list.csv", val_classes=0)).train) == 12
+    assert len(load_data(DataConfig(name="csv", csv="~/data/list.csv", root="~/data", val_classes=0)).train) == 12
+
+
 def test_nothing_is_written_but_the_index(tmp_path: Path) -> None:
     root = trees.make_cub200(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
