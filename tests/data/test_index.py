@@ -49,12 +49,14 @@ def test_verify_writes_it(tmp_path: Path, request: pytest.FixtureRequest) -> Non
     load_data(config_of("cub200", root))
 
 
-@pytest.mark.parametrize("damage", [b"", b"{}", b"half", b"\xff\xfe\0"])
+@pytest.mark.parametrize("damage", [b"", b"{}", b"half", b"one label", b"\xff\xfe\0"])
 def test_damaged_index_is_made_anew(damage: bytes, tmp_path: Path) -> None:
     root = trees.make_cub200(tmp_path)
     first = load_data(config_of("cub200", root))
     good = (root / INDEX).read_bytes()
-    (root / INDEX).write_bytes(good[: len(good) // 2] if damage == b"half" else damage)
+    damaged = {b"half": good[: len(good) // 2], b"one label": good.replace(b'"labels": [0', b'"labels": [1', 1)}
+    assert good not in damaged.values()
+    (root / INDEX).write_bytes(damaged.get(damage, damage))
     assert load_data(config_of("cub200", root)).digest == first.digest
     assert (root / INDEX).read_bytes() == good
 
