@@ -8,7 +8,7 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
 from gcahng.errors import UserError
@@ -122,7 +122,7 @@ def collect(found: Found, report: Report) -> Listing:
             )
             continue
         seen[entry.path] = entry.where
-        listed[str(PurePosixPath(entry.path).parent)] += 1
+        listed[_parent(entry.path)] += 1
         problem, size = folder.look_at(entry)
         if problem is not None:
             report(problem)
@@ -215,17 +215,22 @@ class _Folder:
 
 def leaves(path: str) -> bool:
     """Whether a listed path is absolute or climbs with `..`, on any system."""
-    windows = PureWindowsPath(path)
-    return bool(path.startswith("/") or windows.drive or windows.root or ".." in re.split(r"[\\/]", path))
+    if path.startswith(("/", "\\")) or (":" in path and PureWindowsPath(path).drive):
+        return True
+    return ".." in path and ".." in re.split(r"[\\/]", path)
+
+
+def _parent(path: str) -> str:
+    return path.rpartition("/")[0] or "."
 
 
 def _report_missing(missing: list[Entry], listed: Counter[str], report: Report) -> None:
     """One difference a file, or one a folder of which nothing is there."""
-    lost = Counter(str(PurePosixPath(entry.path).parent) for entry in missing)
+    lost = Counter(_parent(entry.path) for entry in missing)
     remedy = "unpack the original archive again, or correct the list"
     told: set[str] = set()
     for entry in missing:
-        parent = str(PurePosixPath(entry.path).parent)
+        parent = _parent(entry.path)
         if lost[parent] == listed[parent] > 1:
             if parent not in told:
                 told.add(parent)

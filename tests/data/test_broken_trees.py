@@ -11,6 +11,7 @@ import trees
 from test_data_sets import config_of
 
 from gcahng.data import load_data
+from gcahng.data.listing import leaves
 from gcahng.data.verify import verify_data
 from gcahng.errors import UserError
 
@@ -171,6 +172,25 @@ def test_bad_annotation_has_its_number(tmp_path: Path) -> None:
         UserError, match=r"cars_annos.mat annotation 13 has the path 'car_ims/000013.jpg' and the class 200"
     ):
         load_data(config_of("cars196", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("a/b.jpg", False),
+        ("a/..b/c...jpg", False),
+        ("a/3:4.jpg", False),
+        ("/a.jpg", True),
+        ("a/../b.jpg", True),
+        ("..", True),
+        ("a\\..\\b.jpg", True),
+        ("\\\\server\\share\\a.jpg", True),
+        ("C:\\a.jpg", True),
+        ("C:a.jpg", True),
+    ],
+)
+def test_paths_that_leave_on_any_system(path: str, expected: bool) -> None:
+    assert leaves(path) == expected
 
 
 def test_image_level_tree_in_the_place_of_the_original(tmp_path: Path) -> None:
