@@ -41,7 +41,7 @@ def find(root: Path, csv: Path | None) -> Found:
     if (base := locate(root, "cars_annos.mat", *below)) is not None:
         annotations = base / "cars_annos.mat"
         key = key_of("cars196", "1", files=[annotations])
-        return Found(base, key, lambda report: _annotated(annotations, "relative_im_path", "", report))
+        return Found(base, key, lambda report: _annotated(annotations, annotations, "relative_im_path", "", report))
     if (base := locate(root, "devkit/cars_train_annos.mat", *below)) is not None:
         return _find_devkit(base)
     for base in (root, *(root / name for name in below)):
@@ -60,23 +60,24 @@ def _find_devkit(base: Path) -> Found:
         lacks = [f"{_TEST_LABELS} (cars_test_annos.mat has no classes)"]
         raise not_here("cars196", base, lacks, _LAYOUT, _SOURCE)
     train, test = base / "devkit" / "cars_train_annos.mat", labelled / _TEST_LABELS
+    names = base / "devkit" / "cars_meta.mat"
 
     def entries(report: Report) -> Iterator[Entry]:
-        yield from _annotated(train, "fname", "cars_train/", report)
-        yield from _annotated(test, "fname", "cars_test/", report)
+        yield from _annotated(train, names, "fname", "cars_train/", report)
+        yield from _annotated(test, names, "fname", "cars_test/", report)
 
-    return Found(base, key_of("cars196", "2", files=[train, test]), entries)
+    files = [train, test, *([names] if names.is_file() else [])]
+    return Found(base, key_of("cars196", "2", files=files), entries)
 
 
-def _annotated(path: Path, path_field: str, below: str, report: Report) -> Iterator[Entry]:
-    contents = _load_mat(path)
-    annotations = contents.get("annotations")
-    fields = getattr(annotations, "dtype", None) and annotations.dtype.names or ()
+def _annotated(path: Path, names_from: Path, path_field: str, below: str, report: Report) -> Iterator[Entry]:
+    annotations = _load_mat(path).get("annotations")
+    fields = annotations.dtype.names or () if annotations is not None else ()
     if path_field not in fields or "class" not in fields:
         remedy = f"it must have annotations with {path_field} and class: restore the original file"
         report(Difference(f"{path} has no annotations with {path_field} and class", remedy))
         return
-    names = _class_names(path, contents)
+    names = _class_names(names_from)
     for number, annotation in enumerate(annotations.ravel(), start=1):
         where = f"{path.name} annotation {number}"
         name, label = _scalar(annotation[path_field]), _scalar(annotation["class"])
@@ -117,13 +118,10 @@ def _class_of(folder: str) -> int | str | None:
     return "train" if make in TRAIN_MAKES else "test" if make in TEST_MAKES else None
 
 
-def _class_names(path: Path, contents: dict[str, Any]) -> list[str]:
-    """The names of classes 1 …, from the file itself or from the devkit's cars_meta.mat; none where neither has any."""
-    meta = path.parent.parent / "devkit" / "cars_meta.mat" if path.parent.name == "devkit" else path.parent / "devkit"
-    meta = meta / "cars_meta.mat" if meta.name == "devkit" else meta
-    if "class_names" not in contents and meta.is_file():
-        contents = _load_mat(meta)
-    return [str(_scalar(name)) for name in contents["class_names"].ravel()] if "class_names" in contents else []
+def _class_names(path: Path) -> list[str]:
+    """The names of classes 1 …; none where the file is not there, or has none."""
+    names = _load_mat(path).get("class_names") if path.is_file() else None
+    return [] if names is None else [str(_scalar(name)) for name in names.ravel()]
 
 
 def _load_mat(path: Path) -> dict[str, Any]:

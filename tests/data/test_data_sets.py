@@ -231,3 +231,9 @@ def test_nothing_is_written_but_the_index(tmp_path: Path) -> None:
     load("cub200", root)
     after = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
     assert {path: time for path, time in after.items() if path.name != ".gcahng-cub200.json"} == before
+
+
+def test_cars196_without_class_names_has_numbers(tmp_path: Path) -> None:
+    root = trees.make_cars196(tmp_path, "devkit")
+    (root / "devkit" / "cars_meta.mat").unlink()
+    assert load("cars196", root).train.class_names == ("001", "006", "047", "098")
