@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gcahng.engine.head import HeadGradients, HeadWeights, TorchHead
+from gcahng.engine.head import DiversitySums, HeadGradients, HeadWeights, TorchHead
 from gcahng.engine.masks import EdgeDropout
 from gcahng.engine.mixing import TorchMixer
 from gcahng.engine.schedule import Band, NodeSum, Schedule, Tile
@@ -255,6 +255,12 @@ class FusedHead(TorchHead):
         a, b = sums.sums / self.schedule.nodes**2
         self.ops.head_norm_(_numbers(self.schedule, tile), dy, e.full, w.scale, a, b, dy)
         return dy
+
+    def add_diversity(self, tile: Tile, theta: Tensor, into: DiversitySums) -> None:
+        self.ops.diversity_fwd_(_numbers(self.schedule, tile), theta, into.sum.wrapped, into.square.wrapped)
+
+    def diversity_backward(self, tile: Tile, theta: Tensor, mean: Band, scale: Tensor, into: Tensor) -> None:
+        self.ops.diversity_bwd_(_numbers(self.schedule, tile), theta, mean.wrapped, scale, into)
 
 
 class FusedMixer(TorchMixer):

@@ -64,6 +64,14 @@ STAGES = {
         "(Tensor anchors, Tensor node, Tensor negatives, Tensor counted, float scale, Tensor(a!) loss, "
         "Tensor(b!)? dn) -> ()",
     ),
+    "diversity_fwd_": (
+        "diversity.forward",
+        "(int[] tile, Tensor theta, Tensor(a!) sum, Tensor(b!) square) -> ()",
+    ),
+    "diversity_bwd_": (
+        "diversity.backward",
+        "(int[] tile, Tensor theta, Tensor mean, Tensor scale, Tensor(a!) dtheta) -> ()",
+    ),
     "head_moments_": ("head.moments", "(int[] tile, Tensor e, Tensor(a!) sums) -> ()"),
     "head_fwd_": ("head.forward", "(Tensor p, Tensor b, Tensor(a!) theta) -> ()"),
     "head_bwd_": ("head.backward", "(Tensor theta, Tensor dtheta, Tensor(a!) dpre, Tensor(b!)? sum) -> ()"),

@@ -25,6 +25,7 @@ STAGES = (
     "head_forward",
     "head_backward",
     "norm_backward",
+    "diversity",
     "mixing",
     "judging",
 )
