@@ -43,17 +43,10 @@ void similarity(const Tensor& anchors, const Tensor& node, const Tensor& negativ
   });
 }
 
-// f32 or f64: through raw pointers another type would be taken for one of them.
-DType type_of(const Tensor& tensor, const char* op) {
-  const DType dtype = dtype_of(tensor, op, false);
-  STD_TORCH_CHECK(dtype != DType::bf16, op, ": float32 or float64 is needed");
-  return dtype;
-}
-
 void diversity_fwd(const Ints& tile_, const Tensor& theta, const Tensor& sum, const Tensor& square) {
   constexpr const char* op = "gcahng::diversity_fwd_";
   const Tile tile = tile_of(tile_, op);
-  const DType dtype = type_of(theta, op);
+  const DType dtype = sum_type_of(theta, op);
   const int64_t D = width_of(theta), rows = tile.units() * tile.K * D, columns = tile.A * tile.O * tile.K * D;
   const void* pt = data(theta, tile.rows() * D, dtype, op, "theta");
   void *into = nodes(sum, tile, D, dtype, op, "sum"), *into_square = nodes(square, tile, D, dtype, op, "square");
@@ -71,7 +64,7 @@ void diversity_bwd(const Ints& tile_, const Tensor& theta, const Tensor& mean, c
                    const Tensor& dtheta) {
   constexpr const char* op = "gcahng::diversity_bwd_";
   const Tile tile = tile_of(tile_, op);
-  const DType dtype = type_of(theta, op);
+  const DType dtype = sum_type_of(theta, op);
   const int64_t D = width_of(theta), T = tile.rows();
   const void *pt = data(theta, T * D, dtype, op, "theta"), *pm = nodes(mean, tile, D, dtype, op, "mean"),
              *ps = data(scale, 1, dtype, op, "scale");

@@ -52,6 +52,22 @@ void edge_start_tile(const Ints& tile_, const Tensor& x, const Maybe& e, const M
                [=, &stem](int64_t begin, int64_t end) { stem.tile(dtype, low_type, tile, px, pe, pl, begin, end, D); });
 }
 
+void edge_start_tile_bwd(const Ints& tile_, const Tensor& x, const Tensor& de, const Tensor& dx) {
+  constexpr const char* op = "gcahng::edge_start_tile_bwd_";
+  const Tile tile = tile_of(tile_, op);
+  const DType dtype = sum_type_of(de, op);
+  const int64_t D = width_of(de), rows = tile.units() * tile.K * D, columns = tile.A * tile.O * tile.K * D;
+  const void *px = nodes(x, tile, D, dtype, op, "x"), *pe = data(de, tile.rows() * D, dtype, op, "de");
+  void* into = nodes(dx, tile, D, dtype, op, "dx");
+  Scratch scratch(de, dtype, rows + columns);
+  void *row = scratch.take(rows), *column = scratch.take(columns);
+  const auto& stem = GCAHNG_CPU(edge_start);
+  parallel_for(0, tile.units(), 1, [=, &stem](int64_t begin, int64_t end) {
+    stem.tile_backward(dtype, tile, px, pe, row, column, begin, end, D);
+  });
+  add_nodes(dtype, tile, row, column, 0, into, D);
+}
+
 Dropout dropout_of(const Ints& d, double scale, const Tensor& draw) {
   STD_TORCH_CHECK(d.size() == 4, "gcahng::gate_: dropout is (seed, layer, threshold, tied)");
   return {static_cast<uint64_t>(d[0]),
@@ -374,6 +390,7 @@ void head_norm(const Ints& tile_, const Tensor& dy, const Tensor& e, const Tenso
 STABLE_TORCH_LIBRARY_IMPL(gcahng, CPU, m) {
   m.impl("norm_gelu_", TORCH_BOX(&norm_gelu));
   m.impl("edge_start_tile_", TORCH_BOX(&edge_start_tile));
+  m.impl("edge_start_tile_bwd_", TORCH_BOX(&edge_start_tile_bwd));
   m.impl("gate_fwd_", TORCH_BOX(&gate_fwd));
   m.impl("gate_bwd_", TORCH_BOX(&gate_bwd));
   m.impl("hidden_fwd_", TORCH_BOX(&hidden_fwd));

@@ -7,6 +7,13 @@ namespace gcahng::binding {
 
 using torch::stable::parallel_for;
 
+// The type of what is summed up.
+inline DType sum_type_of(const Tensor& tensor, const char* op) {
+  const DType dtype = dtype_of(tensor, op, false);
+  STD_TORCH_CHECK(dtype != DType::bf16, op, ": float32 or float64 is needed");
+  return dtype;
+}
+
 template <class T>
 void add(const T* x, T* into, int64_t width) {
   for (int64_t w = 0; w < width; ++w) into[w] += x[w];

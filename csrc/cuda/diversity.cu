@@ -29,7 +29,7 @@ struct Spread {
 
 // dtheta += scale (theta - mean_i), and scale (theta - mean_j) for mirrored offsets.
 template <class T, int N>
-__global__ void __launch_bounds__(kColumnLanes* kColumnRows)
+__global__ void __launch_bounds__(kColumnLanes* kColumnRows, kBlocks)
     diversity_backward_kernel(Tile tile, const T* __restrict__ theta, const T* __restrict__ mean,
                               const T* __restrict__ scale, T* dtheta, int64_t D, ColumnGrid grid) {
   const T by = *scale;

@@ -75,6 +75,9 @@ class FusedStages(TorchStages):
         self.ops.edge_start_tile_(_numbers(self.schedule, tile), x.wrapped, e.full, self._low(e))
         return e
 
+    def edge_start_backward(self, tile: Tile, x: Band, de: Tensor, into: NodeSum) -> None:
+        self.ops.edge_start_tile_bwd_(_numbers(self.schedule, tile), x.wrapped, de, into.wrapped)
+
     def norm_gelu(self, w: EdgeWeights, t: Tensor, slot: str) -> Edges:
         e = self._pair(slot, t.shape[0])
         self.ops.norm_gelu_(t, w.gamma, w.beta, e.full, self._low(e))

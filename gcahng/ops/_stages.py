@@ -16,6 +16,7 @@ _MIX = "int[] tile, Tensor z, Tensor d_plus, Tensor kappa, Tensor pull"
 STAGES = {
     "norm_gelu_": ("norm_gelu.forward", "(Tensor t, Tensor gamma, Tensor beta, Tensor(a!)? y, Tensor(b!)? low) -> ()"),
     "edge_start_tile_": ("edge_start.tile", "(int[] tile, Tensor x, Tensor(a!)? e, Tensor(b!)? low) -> ()"),
+    "edge_start_tile_bwd_": ("edge_start.tile_backward", "(int[] tile, Tensor x, Tensor de, Tensor(a!) dx) -> ()"),
     "gate_fwd_": (
         "gate.forward",
         f"({_GATE}, Tensor beta, Tensor e, Tensor(a!) e1, Tensor(b!)? low, Tensor(c!) p, Tensor(d!) q) -> ()",

@@ -35,6 +35,10 @@ class EmulatedTiles:
         types = x.dtype, x.dtype if low is None else low.dtype
         self._run("edge_start", "tile", types, (tile, x), (e, low), x.shape[-1])
 
+    def edge_start_tile_bwd_(self, tile: Numbers, x: Tensor, de: Tensor, dx: Tensor) -> None:
+        scratch = self._scratch("edge_start", "tile_backward", tile, de.shape[-1], de.dtype)
+        self._run("edge_start", "tile_backward", (de.dtype,), (tile, x, de), (dx, scratch), de.shape[-1])
+
     def edge_to_node_fwd_(self, tile: Numbers, p: Tensor, b: Tensor, sum: Tensor) -> None:
         scratch = self._scratch("edge_to_node", "forward", tile, p.shape[-1], b.dtype)
         self._run("edge_to_node", "forward", (b.dtype, p.dtype), (tile, p, b), (sum, scratch), p.shape[-1])

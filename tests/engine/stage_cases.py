@@ -199,6 +199,12 @@ class Run:
             found.add(e=e.full, low=e.low)
         return found.results()
 
+    def edge_start_backward(self) -> Results:
+        x, into = Band(self.schedule, self.inputs.nodes), NodeSum(self.schedule, self.dim, like=self.like)
+        for _, tile, rows in self.tiles():
+            self.stages.edge_start_backward(tile, x, rows(self.inputs.upstream), into)
+        return {"dx": into.total()}
+
     def norm_gelu(self) -> Results:
         found = Collected()
         for _, _, rows in self.tiles():
