@@ -162,8 +162,8 @@ class TorchHead:
         into.square.add_rows(tile, squares)
 
     def diversity_backward(self, tile: Tile, theta: Tensor, mean: Band, scale: Tensor, into: Tensor) -> None:
-        """Adds scale (0-dim) times the gradient of ½ Σ_ij (θ_ij - m_i)², both directions of an edge, to into (T, D), given
-        θ (T, D). mean: the nodes' row means m as a band; their own share of the gradient is zero."""
+        """Adds scale (0-dim) times the gradient of ½ Σ_ij (θ_ij - m_i)², both directions of an edge, to into (T, D).
+        mean: the nodes' row means m; their own share of the gradient is zero."""
         shape = (*self.schedule.shape(tile), theta.shape[-1])
         grid, out = theta.view(shape), into.view(shape)
         out += (grid - mean.rows(tile)[:, :, None, None]) * scale
