@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gcahng.engine.fused import FusedStages
-from gcahng.engine.head import HeadGradients, HeadWeights
+from gcahng.engine.head import DiversitySums, HeadGradients, HeadWeights
 from gcahng.engine.masks import EdgeDropout
 from gcahng.engine.mixing import mix_index, mixing_weights
 from gcahng.engine.parts import Parts, fused_parts, make_parts
@@ -22,6 +22,7 @@ from gcahng.engine.workspace import Workspace
 # A stage's matrix products, in units of rows · D².
 PRODUCTS = {
     "edge_start": 0,
+    "edge_start_backward": 0,
     "norm_gelu": 0,
     "edge_to_node": 1,
     "edge_to_node_backward": 3,
@@ -40,6 +41,8 @@ PRODUCTS = {
     "mix_backward_z": 0,
     "cross_entropy": 0,  # by the classifier's own size, see Tile.flops
     "similarity": 0,
+    "diversity": 0,
+    "diversity_backward": 0,
 }
 STAGES = tuple(PRODUCTS)
 LABELS = 100
@@ -157,6 +160,7 @@ class Tile:
         dim, like = self.size.dim, self.like
         self.into, self.edge_sum = TokenSums(self.schedule, dim, like), self._sum(dim)
         self.z_sum, self.positive_sum = self._sum(dim), self._sum(1)
+        self.dx, self.diversity = self._sum(dim), DiversitySums(self.schedule, dim, like)
         self.moments = self.head.moments(dim, like)
         self.edge_gradients, self.head_gradients = EdgeGradients(dim, like), HeadGradients(dim, like)
         self.weight_sums = like.new_zeros(dim, dim), like.new_zeros(dim)
@@ -170,6 +174,10 @@ class Tile:
 
     def _edge_start(self) -> list[Tensor]:
         return [self.stages.edge_start(self.tile, self.x, "out").full]
+
+    def _edge_start_backward(self) -> list[Tensor]:
+        self.stages.edge_start_backward(self.tile, self.x, self.d, self.dx)
+        return [self.dx.wrapped]
 
     def _norm_gelu(self) -> list[Tensor]:
         return [self.stages.norm_gelu(self.w, self.e.full, "out").full]
@@ -247,3 +255,12 @@ class Tile:
         dn = self.dn.clone() if self.fresh else self.dn
         counted = self.index.anchor != self.index.negative
         return [self.judge.similarity(self.nodes, self.index.node, self.other, counted, 0.25, dn), dn]
+
+    def _diversity(self) -> list[Tensor]:
+        self.head.add_diversity(self.tile, self.theta, self.diversity)  # plain torch overwrites θ
+        return [self.diversity.sum.wrapped, self.diversity.square.wrapped]
+
+    def _diversity_backward(self) -> list[Tensor]:
+        into = self._upstream()
+        self.head.diversity_backward(self.tile, self.theta, self.ds, self.like + 0.3125, into)
+        return [into]

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gcahng.engine.head import HeadGradients, HeadWeights
+from gcahng.engine.head import DiversitySums, HeadGradients, HeadWeights
 from gcahng.engine.masks import EdgeDropout
 from gcahng.engine.mixing import mix_index, mixing_weights
 from gcahng.engine.parts import make_parts
@@ -28,9 +28,9 @@ from gcahng.testing import seeded
 
 DIM, CLASSES, VIEWS = 256, 40, 3
 PRECISIONS = {"fp32": (torch.float32, torch.float32), "bf16": (torch.bfloat16, torch.float32)}
-STAGES = ("edge_start", "norm_gelu", "edge_to_node", "edge_to_node_backward", "gate", "gate_backward", "hidden")
-STAGES += ("close", "mlp_backward", "head_moments", "head", "head_backward", "mix", "mix_backward_theta")
-STAGES += ("mix_backward_z", "cross_entropy", "similarity")
+STAGES = ("edge_start", "edge_start_backward", "norm_gelu", "edge_to_node", "edge_to_node_backward", "gate")
+STAGES += ("gate_backward", "hidden", "close", "mlp_backward", "head_moments", "head", "head_backward", "mix")
+STAGES += ("mix_backward_theta", "mix_backward_z", "cross_entropy", "similarity", "diversity", "diversity_backward")
 
 
 class Tile:
@@ -42,7 +42,7 @@ class Tile:
         dropout = EdgeDropout(0.1, 1, torch.zeros((), dtype=torch.int64))
         kappa = mixing_weights(self._drawn(VIEWS, VIEWS - 1, seed=0).sigmoid())
         z, pull = self._drawn(schedule.nodes, DIM, seed=1), torch.tensor(0.3, dtype=wide)
-        self.nodes = z
+        self.nodes, self.pull = z, pull
         parts = make_parts(impl, schedule, compute, z, pull, kappa, dropout, 1, Workspace())
         self.stages, self.head, self.mixer, self.judge = parts
         rows = self.tile.rows
@@ -102,6 +102,7 @@ class Tile:
         like = torch.zeros((), dtype=self.wide)
         self.into, self.edge_sum = TokenSums(self.schedule, DIM, like), self._sum()
         self.z_sum, self.positive_sum = self._sum(), self._sum(1)
+        self.dx, self.diversity = self._sum(), DiversitySums(self.schedule, DIM, like)
         self.moments = torch.zeros(2, DIM, dtype=torch.float64)
         self.index = mix_index(self.schedule, self.tile, torch.device("cpu"))
         self.gate_record = self.stages.gate(0, 0, self.tile, self.w, self.tokens, self.e, "kept")[1]
@@ -114,6 +115,10 @@ class Tile:
 
     def _edge_start(self) -> list[Tensor]:
         return [self.stages.edge_start(self.tile, self.x, "out").full]
+
+    def _edge_start_backward(self) -> list[Tensor]:
+        self.stages.edge_start_backward(self.tile, self.x, self.d, self.dx)
+        return [self.dx.wrapped]
 
     def _norm_gelu(self) -> list[Tensor]:
         return [self.stages.norm_gelu(self.w, self.d, "out").full]
@@ -179,6 +184,15 @@ class Tile:
     def _similarity(self) -> list[Tensor]:
         counted, dn = self.index.anchor != self.index.negative, self.dn.clone()
         return [self.judge.similarity(self.nodes, self.index.node, self.dn, counted, 0.1, dn), dn]
+
+    def _diversity(self) -> list[Tensor]:
+        self.head.add_diversity(self.tile, self.theta, self.diversity)  # plain torch overwrites θ
+        return [self.diversity.sum.wrapped, self.diversity.square.wrapped]
+
+    def _diversity_backward(self) -> list[Tensor]:
+        into = self.d.clone()
+        self.head.diversity_backward(self.tile, self.theta, self.ds, self.pull, into)
+        return [into]
 
 
 def results(impl: str, precision: str, stage: str) -> list[Tensor]:

@@ -39,8 +39,8 @@ A = 4  # bytes of a number outside products: fp32
 
 class Step(NamedTuple):
     """n, L, dtype of products, whether products carry their neighbours as epilogues, edge_memory; and what the engine
-    does not do yet. gathered: J_div within the head and the mix, and edge start's backward in one kernel; narrow: edges
-    and their gradients in the products' dtype wherever they lie."""
+    does not do yet. gathered: J_div within the kernels of head and mix, which hold θ anyway; narrow: edges and their
+    gradients in the products' dtype wherever they lie."""
 
     batch: int
     layers: int
@@ -64,14 +64,13 @@ class Step(NamedTuple):
 
 class Kernel(NamedTuple):
     """One kernel, or a few that share their bytes: D x D products an edge, bytes an edge and channel, launches a tile,
-    and how often it goes over all edges; anchors: launches for each class of a tile's anchors, beside."""
+    and how often it goes over all edges."""
 
     stage: str
     times: int
     products: float
     bytes: float
     launches: float = 1
-    anchors: int = 0
 
 
 class Cost(NamedTuple):
@@ -137,8 +136,8 @@ def _losses(step: Step) -> Iterator[Kernel]:
         yield Kernel("head: BatchNorm's sums", 1, 0, c + 2 * e, 2)
     else:
         yield Kernel("mix: backward to θ", 1, 0, mixes * A + e)
-        yield Kernel("J_div: sums", 1, 0, 7 * A, 6, anchors=1)
-        yield Kernel("J_div: gradient", 1, 0, 14 * A, 6)
+        yield Kernel("J_div: sums", 1, 0, e, 2)
+        yield Kernel("J_div: gradient", 1, 0, 3 * e)
         yield Kernel("head: backward, row-wise", 1, 0, 2 * e + c + (c + 2 * e), 4)
     yield Kernel("head: backward, products", 1, 2, 4 * c, 3)
     yield Kernel("head: BatchNorm backward", 1, 0, 3 * e)
@@ -163,10 +162,7 @@ def _backward(step: Step) -> Iterator[Kernel]:
     yield Kernel("edge to node: backward, row-wise", 2 * top, 0, 2 * c, 2)
     yield Kernel("edge to node: weights' gradient", 2 * top, 1, 2 * c, 1 if c == A else 2)
     yield Kernel("edge to node: edges' gradient", 2 * top - 1, 1, c + add, adds)
-    if step.gathered:
-        yield Kernel("edge start: backward", 1, 0, e, 2)
-    else:
-        yield Kernel("edge start: backward", 1, 0, 7 * A, 7, anchors=1)
+    yield Kernel("edge start: backward", 1, 0, e, 2)
 
 
 def cost(step: Step, kernel: Kernel) -> Cost:
@@ -174,8 +170,8 @@ def cost(step: Step, kernel: Kernel) -> Cost:
     size, tiles = step.size, step.schedule.tiles
     channels = kernel.times * size.rows * DIM
     flops, moved = 2 * channels * DIM * kernel.products, channels * kernel.bytes
-    launches = kernel.times * (len(tiles) * kernel.launches + kernel.anchors * sum(t.classes for t in tiles))
-    return Cost(flops, moved, max(flops / RATE[step.dtype], moved / BANDWIDTH), launches)
+    seconds = max(flops / RATE[step.dtype], moved / BANDWIDTH)
+    return Cost(flops, moved, seconds, kernel.times * len(tiles) * kernel.launches)
 
 
 def nodes(step: Step) -> Cost:
@@ -252,7 +248,7 @@ def aims() -> str:
         ladder = {
             _version(False): plain._replace(epilogues=False),
             _version(True): plain,
-            "that, and J_div and edge start's backward in kernels": plain._replace(gathered=True),
+            "that, and J_div within head and mix": plain._replace(gathered=True),
             "that, and edges and gradients in bf16": plain._replace(gathered=True, narrow=True),
         }
         for name, chosen in ladder.items():
@@ -278,8 +274,7 @@ def stages(layers: int, dtype: str, epilogues: bool) -> str:
     for same in zip(*(kernels(step) for step in steps), strict=True):
         k = same[-1]
         if k.times:
-            anchors = f" + {k.anchors} a class" if k.anchors else ""
-            cells = [k.stage, str(k.times), f"{k.launches:.0f}{anchors}", f"{k.products:.3g}", f"{k.bytes:.3g}"]
+            cells = [k.stage, str(k.times), f"{k.launches:.0f}", f"{k.products:.3g}", f"{k.bytes:.3g}"]
             rows.append(cells + _at(cost(step, kernel) for step, kernel in zip(steps, same, strict=True)))
     rows.append(["node side", "", "", "", "", *_at(map(nodes, steps))])
     rows.append(["all", "", "", "", "", *_at(map(total, steps))])

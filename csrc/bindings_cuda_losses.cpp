@@ -1,7 +1,8 @@
-// The CUDA implementations of the stages that judge negatives (gcahng/ops/_stages.py declares them).
+// The CUDA implementations of the stages that form the generator's losses (gcahng/ops/_stages.py declares them).
 #include "bindings_cuda.h"
 #include "bindings_stages.h"
 #include "cross_entropy.h"
+#include "diversity.h"
 #include "similarity.h"
 
 namespace {
@@ -36,9 +37,37 @@ void similarity(const Tensor& anchors, const Tensor& node, const Tensor& negativ
         op);
 }
 
+void diversity_fwd(const Ints& tile_, const Tensor& theta, const Tensor& sum, const Tensor& square) {
+  constexpr const char* op = "gcahng::diversity_fwd_";
+  const Tile tile = tile_of(tile_, op);
+  const DeviceGuard guard = guarded(op, theta, sum, square);
+  const DType dtype = type_of(theta, op);
+  const int64_t D = width_of(theta);
+  const Scratch scratch(theta, dtype, cuda::diversity_forward_scratch(tile, D));
+  check(cuda::launch_diversity_forward(
+            dtype, tile, data(theta, tile.rows() * D, dtype, op, "theta"), nodes(sum, tile, D, dtype, op, "sum"),
+            nodes(square, tile, D, dtype, op, "square"), scratch.at, D, current_stream(theta)),
+        op);
+}
+
+void diversity_bwd(const Ints& tile_, const Tensor& theta, const Tensor& mean, const Tensor& scale,
+                   const Tensor& dtheta) {
+  constexpr const char* op = "gcahng::diversity_bwd_";
+  const Tile tile = tile_of(tile_, op);
+  const DeviceGuard guard = guarded(op, theta, mean, scale, dtheta);
+  const DType dtype = type_of(theta, op);
+  const int64_t D = width_of(theta), T = tile.rows();
+  check(cuda::launch_diversity_backward(dtype, tile, data(theta, T * D, dtype, op, "theta"),
+                                        nodes(mean, tile, D, dtype, op, "mean"), data(scale, 1, dtype, op, "scale"),
+                                        data(dtheta, T * D, dtype, op, "dtheta"), D, current_stream(theta)),
+        op);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(gcahng, CUDA, m) {
   m.impl("cross_entropy_", TORCH_BOX(&cross_entropy));
   m.impl("similarity_", TORCH_BOX(&similarity));
+  m.impl("diversity_fwd_", TORCH_BOX(&diversity_fwd));
+  m.impl("diversity_bwd_", TORCH_BOX(&diversity_bwd));
 }

@@ -3,7 +3,7 @@
 // threads.
 #include <algorithm>
 
-#include "bindings_stages.h"
+#include "bindings_sums.h"
 #include "close.h"
 #include "cpu/dispatch.h"
 #include "edge_start.h"
@@ -26,57 +26,6 @@ int64_t grain(int64_t values) { return std::max<int64_t>(1, 32768 / std::max<int
 int64_t blocks_of(int64_t rows) { return (rows + kBlock - 1) / kBlock; }
 
 DType type_of(const Tensor& tensor, const char* op) { return dtype_of(tensor, op, false); }
-
-template <class T>
-void add(const T* x, T* into, int64_t width) {
-  for (int64_t w = 0; w < width; ++w) into[w] += x[w];
-}
-
-// into[w] += sum over u, in order, of part[u * stride + w], w < width; in double, for there may be many.
-template <class T, class Into>
-void add_in_order(const T* part, int64_t count, int64_t stride, Into* into, int64_t width) {
-  constexpr int64_t kChunk = 64;
-  double total[kChunk];
-  for (int64_t first = 0; first < width; first += kChunk) {
-    const int64_t chunk = std::min(kChunk, width - first);
-    for (int64_t w = 0; w < chunk; ++w) total[w] = into[first + w];
-    for (int64_t u = 0; u < count; ++u)
-      for (int64_t w = 0; w < chunk; ++w) total[w] += part[u * stride + first + w];
-    for (int64_t w = 0; w < chunk; ++w) into[first + w] = static_cast<Into>(total[w]);
-  }
-}
-
-template <class F>
-void with_float(DType dtype, F f) {
-  if (dtype == DType::f64) return f(static_cast<double*>(nullptr));
-  f(static_cast<float*>(nullptr));
-}
-
-void add_blocks(DType dtype, const void* part, int64_t count, void* into, int64_t width) {
-  with_float(dtype, [&]<class T>(T*) {
-    parallel_for(0, width, 512, [=](int64_t begin, int64_t end) {
-      add_in_order(static_cast<const T*>(part) + begin, count, width, static_cast<T*>(into) + begin, end - begin);
-    });
-  });
-}
-
-// Adds a tile's sums to a node tensor: rows (units, K, W), columns (A, O, K, W) from offset `skip` on.
-void add_nodes(DType dtype, const Tile& tile, const void* rows, const void* columns, int64_t skip, void* into,
-               int64_t W) {
-  with_float(dtype, [&]<class T>(T*) {
-    const int64_t width = tile.K * W, chunks = tile.chunks();
-    parallel_for(0, width, 256, [=](int64_t begin, int64_t end) {
-      T* to = static_cast<T*>(into);
-      for (int64_t a = 0; a < tile.A; ++a) {
-        add_in_order(static_cast<const T*>(rows) + a * chunks * width + begin, chunks, width,
-                     to + (tile.first + a) * width + begin, end - begin);
-        for (int64_t o = skip; o < tile.O; ++o)
-          add(static_cast<const T*>(columns) + (a * tile.O + o) * width + begin,
-              to + (tile.first + a + tile.offset + o) * width + begin, end - begin);
-      }
-    });
-  });
-}
 
 void norm_gelu(const Tensor& t, const Tensor& gamma, const Tensor& beta, const Maybe& y, const Maybe& low) {
   constexpr const char* op = "gcahng::norm_gelu_";
@@ -101,6 +50,22 @@ void edge_start_tile(const Ints& tile_, const Tensor& x, const Maybe& e, const M
   const auto& stem = GCAHNG_CPU(edge_start);
   parallel_for(0, tile.units(), 1,
                [=, &stem](int64_t begin, int64_t end) { stem.tile(dtype, low_type, tile, px, pe, pl, begin, end, D); });
+}
+
+void edge_start_tile_bwd(const Ints& tile_, const Tensor& x, const Tensor& de, const Tensor& dx) {
+  constexpr const char* op = "gcahng::edge_start_tile_bwd_";
+  const Tile tile = tile_of(tile_, op);
+  const DType dtype = sum_type_of(de, op);
+  const int64_t D = width_of(de), rows = tile.units() * tile.K * D, columns = tile.A * tile.O * tile.K * D;
+  const void *px = nodes(x, tile, D, dtype, op, "x"), *pe = data(de, tile.rows() * D, dtype, op, "de");
+  void* into = nodes(dx, tile, D, dtype, op, "dx");
+  Scratch scratch(de, dtype, rows + columns);
+  void *row = scratch.take(rows), *column = scratch.take(columns);
+  const auto& stem = GCAHNG_CPU(edge_start);
+  parallel_for(0, tile.units(), 1, [=, &stem](int64_t begin, int64_t end) {
+    stem.tile_backward(dtype, tile, px, pe, row, column, begin, end, D);
+  });
+  add_nodes(dtype, tile, row, column, 0, into, D);
 }
 
 Dropout dropout_of(const Ints& d, double scale, const Tensor& draw) {
@@ -425,6 +390,7 @@ void head_norm(const Ints& tile_, const Tensor& dy, const Tensor& e, const Tenso
 STABLE_TORCH_LIBRARY_IMPL(gcahng, CPU, m) {
   m.impl("norm_gelu_", TORCH_BOX(&norm_gelu));
   m.impl("edge_start_tile_", TORCH_BOX(&edge_start_tile));
+  m.impl("edge_start_tile_bwd_", TORCH_BOX(&edge_start_tile_bwd));
   m.impl("gate_fwd_", TORCH_BOX(&gate_fwd));
   m.impl("gate_bwd_", TORCH_BOX(&gate_bwd));
   m.impl("hidden_fwd_", TORCH_BOX(&hidden_fwd));

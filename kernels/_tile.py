@@ -56,6 +56,11 @@ def cut(tile: Tile, columns: int, views: int, least: int = 1) -> Cut:
     return Cut(columns, views, triton.cdiv(tile.O * tile.K, columns), triton.cdiv(tile.K, views))
 
 
+def places(tile: Tile, by: Cut, channels: int, block: int) -> tuple[int, int]:
+    """The grid of programs that each take one place (see place_of) and a block of channels."""
+    return tile.A * by.chunks * by.blocks, triton.cdiv(channels, block)
+
+
 @triton.jit
 def place_of(K, O, BLOCK_C: tl.constexpr, BLOCK_V: tl.constexpr):
     """A program's anchor class, chunk of views and block of columns, and the columns o_c (a block) with their mask."""
@@ -129,7 +134,7 @@ def add_nodes_kernel(
 def add_nodes(tile: Tile, parts: NodeParts, into: Tensor) -> None:
     """Adds a tile's sums at the ends of its edges to `into`, a wrapped node tensor."""
     width = into.shape[-1]
-    classes = tile.A + tile.O - 1 + min(tile.offset, tile.A)
+    classes = tile.A + (tile.O - 1 + min(tile.offset, tile.A) if parts.skip < tile.O else 0)
     with on_device_of(into):
         add_nodes_kernel[(classes * tile.K, triton.cdiv(width, NODE_PARTS.block_channels))](
             parts.rows,

@@ -9,8 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gcahng.kernels._configs import EDGE_START
+from gcahng.kernels._configs import EDGE_START, ENDS
 from gcahng.kernels._launch import compute_type, on_device_of
+from gcahng.kernels._tile import TILE, Tile, add_nodes, cut, node_parts, place_of, places
 
 
 @triton.jit
@@ -95,6 +96,41 @@ def edge_start_tile_kernel(
         tl.store(p_low + o, b_e.to(p_low.dtype.element_ty), mask=m_jd)
 
 
+@triton.jit(do_not_specialize=TILE)
+def edge_start_tile_backward_kernel(
+    p_x,  # (classes + reach, K, D)
+    p_de,  # (A, K, O, K, D)
+    p_rows,  # (A, K, blocks, D)
+    p_columns,  # (A, chunks, O, K, D)
+    K,
+    O,
+    first,
+    offset,
+    D,
+    COMPUTE: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """One program: a place (see _tile.py), BLOCK_D channels."""
+    a, chunk, block, o_c, m_c = place_of(K, O, BLOCK_C, BLOCK_V)
+    o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    m_d = o_d < D
+    m_cd = m_c[:, None] & m_d[None, :]
+    o_j = (first + a + offset) * K + o_c
+    b_x_j = tl.load(p_x + o_j[:, None] * D + o_d[None, :], mask=m_cd, other=0.0)
+    b_column = tl.zeros((BLOCK_C, BLOCK_D), dtype=COMPUTE)
+    for i in range(chunk * BLOCK_V, tl.minimum((chunk + 1) * BLOCK_V, K)):
+        o_row = (a * K + i) * O * K + o_c
+        b_x_i = tl.load(p_x + ((first + a) * K + i) * D + o_d, mask=m_d, other=0.0)
+        b_de = tl.load(p_de + o_row[:, None] * D + o_d[None, :], mask=m_cd, other=0.0)
+        b_column += b_de * b_x_i[None, :]
+        o_part = (a * K + i) * tl.cdiv(O * K, BLOCK_C) + block
+        tl.store(p_rows + o_part * D + o_d, tl.sum(b_de * b_x_j, axis=0), mask=m_d)
+    o_column = (a * tl.cdiv(K, BLOCK_V) + chunk) * O * K + o_c
+    tl.store(p_columns + o_column[:, None] * D + o_d[None, :], b_column, mask=m_cd)
+
+
 def forward(x_i: Tensor, x_j: Tensor) -> Tensor:
     """x_i (I, D), x_j (J, D) → e (I, J, D)."""
     x_i, x_j = x_i.contiguous(), x_j.contiguous()
@@ -167,3 +203,28 @@ def tile(tile: Sequence[int], x: Tensor, e: Tensor | None, low: Tensor | None) -
             BLOCK_D=config.block_channels,
             num_warps=config.num_warps,
         )
+
+
+def tile_backward(tile: Sequence[int], x: Tensor, de: Tensor, dx: Tensor) -> None:
+    """x (classes + reach, K, D), de (T, D), in fp32 or fp64 → dx, as x, += Σ de x_j at anchors, Σ de x_i at columns."""
+    tile, config, channels = Tile(*tile), ENDS, de.shape[1]
+    by = cut(tile, config.block_columns, config.block_views)
+    parts = node_parts(tile, by, channels, de)
+    with on_device_of(de):
+        edge_start_tile_backward_kernel[places(tile, by, channels, config.block_channels)](
+            x,
+            de,
+            parts.rows,
+            parts.columns,
+            tile.K,
+            tile.O,
+            tile.first,
+            tile.offset,
+            channels,
+            COMPUTE=compute_type(de.dtype),
+            BLOCK_C=by.columns,
+            BLOCK_V=by.views,
+            BLOCK_D=config.block_channels,
+            num_warps=config.num_warps,
+        )
+    add_nodes(tile, parts, dx)

@@ -12,7 +12,7 @@ from gcahng.kernels._configs import ENDS
 from gcahng.kernels._launch import compute_type, on_device_of
 from gcahng.kernels._math import gelu, gelu_slope, normal_cdf
 from gcahng.kernels._sums import add_partials, partials
-from gcahng.kernels._tile import TILE, Cut, Tile, add_nodes, cut, node_parts, place_of
+from gcahng.kernels._tile import TILE, Tile, add_nodes, cut, node_parts, place_of, places
 
 
 @triton.jit(do_not_specialize=TILE)
@@ -94,7 +94,7 @@ def forward(tile: Sequence[int], p: Tensor, b: Tensor, sum: Tensor) -> None:
     by = cut(tile, config.block_columns, config.block_views)
     parts = node_parts(tile, by, channels, b, skip=tile.mirrored)
     with on_device_of(p):
-        edge_to_node_forward_kernel[_grid(tile, by, channels)](
+        edge_to_node_forward_kernel[places(tile, by, channels, config.block_channels)](
             p,
             b,
             parts.rows,
@@ -116,7 +116,7 @@ def backward(tile: Sequence[int], p: Tensor, b: Tensor, ds: Tensor, dp: Tensor, 
     """ds, the gradient of S (classes + reach, K, D) → dp (T, D), which may be p; db (D) += Σ dp."""
     tile, config, channels = Tile(*tile), ENDS, p.shape[1]
     by = cut(tile, config.block_columns, config.block_views)
-    grid = _grid(tile, by, channels)
+    grid = places(tile, by, channels, config.block_channels)
     part = None if db is None else partials(b, grid[0], channels)
     with on_device_of(p):
         edge_to_node_backward_kernel[grid](
@@ -139,7 +139,3 @@ def backward(tile: Sequence[int], p: Tensor, b: Tensor, ds: Tensor, dp: Tensor, 
         )
     if db is not None:
         add_partials(part, db)
-
-
-def _grid(tile: Tile, by: Cut, channels: int) -> tuple[int, int]:
-    return tile.A * by.chunks * by.blocks, triton.cdiv(channels, ENDS.block_channels)

@@ -74,6 +74,25 @@ __global__ void __launch_bounds__(kColumnLanes* kColumnRows)
   });
 }
 
+// What an edge adds to the gradient of its nodes: de times the other node.
+template <class T_, int N_>
+struct NodeGradient {
+  using T = T_;
+  static constexpr int N = N_, kPlanes = 1;
+  static constexpr bool kNumber = false;
+  const T *x, *de;
+  Tile tile;
+  int64_t D;
+
+  template <bool kColumn>
+  __device__ __forceinline__ void add(const Edge& edge, int64_t d, Sum<T, N, 1>& sum) const {
+    const int64_t other = kColumn ? tile.anchor(edge.a, edge.i) : tile.column(edge.a, edge.o, edge.v);
+    const Pack<T, N> g = read<T, N>(de + edge.row * D + d), at = read<T, N>(x + other * D + d);
+#pragma unroll
+    for (int n = 0; n < N; ++n) sum.planes[0].v[n] += g.v[n] * at.v[n];
+  }
+};
+
 template <class T, int N>
 int forward(const T* x_i, const T* x_j, T* e, int64_t I, int64_t J, int64_t D, void* stream) {
   const int64_t tiles = ceil_div(J, kTile), blocks = I * tiles;
@@ -138,6 +157,21 @@ int launch_edge_start_tile(DType dtype, DType low_type, const Tile& tile, const 
       return cudaGetLastError();
     };
     return wide<T>(D, x, e, low) ? run(Width<kWide<T>>{}) : run(Width<1>{});
+  });
+}
+
+int64_t edge_start_tile_backward_scratch(const Tile& tile, int64_t D) { return node_sums_scratch(tile, D, 1, 0); }
+
+int launch_edge_start_tile_backward(DType dtype, const Tile& tile, const void* x, const void* de, void* dx,
+                                    void* scratch, int64_t D, void* stream) {
+  if (tile.rows() * D == 0) return cudaSuccess;
+  if (!numbered(tile)) return cudaErrorInvalidConfiguration;
+  return with_accumulating(dtype, [&]<class T>(T*) -> int {
+    const auto run = [&]<int N>(Width<N>) -> int {
+      const NodeGradient<T, N> term{static_cast<const T*>(x), static_cast<const T*>(de), tile, D};
+      return add_node_sums(term, tile, 0, static_cast<T*>(scratch), {{static_cast<T*>(dx)}, nullptr}, D, stream);
+    };
+    return wide<T>(D, x, de, dx, scratch) ? run(Width<kWide<T>>{}) : run(Width<1>{});
   });
 }
 

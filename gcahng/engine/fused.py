@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gcahng.engine.head import HeadGradients, HeadWeights, TorchHead
+from gcahng.engine.head import DiversitySums, HeadGradients, HeadWeights, TorchHead
 from gcahng.engine.masks import EdgeDropout
 from gcahng.engine.mixing import TorchMixer
 from gcahng.engine.schedule import Band, NodeSum, Schedule, Tile
@@ -74,6 +74,9 @@ class FusedStages(TorchStages):
         e = self._pair(slot, tile.rows)
         self.ops.edge_start_tile_(_numbers(self.schedule, tile), x.wrapped, e.full, self._low(e))
         return e
+
+    def edge_start_backward(self, tile: Tile, x: Band, de: Tensor, into: NodeSum) -> None:
+        self.ops.edge_start_tile_bwd_(_numbers(self.schedule, tile), x.wrapped, de, into.wrapped)
 
     def norm_gelu(self, w: EdgeWeights, t: Tensor, slot: str) -> Edges:
         e = self._pair(slot, t.shape[0])
@@ -255,6 +258,12 @@ class FusedHead(TorchHead):
         a, b = sums.sums / self.schedule.nodes**2
         self.ops.head_norm_(_numbers(self.schedule, tile), dy, e.full, w.scale, a, b, dy)
         return dy
+
+    def add_diversity(self, tile: Tile, theta: Tensor, into: DiversitySums) -> None:
+        self.ops.diversity_fwd_(_numbers(self.schedule, tile), theta, into.sum.wrapped, into.square.wrapped)
+
+    def diversity_backward(self, tile: Tile, theta: Tensor, mean: Band, scale: Tensor, into: Tensor) -> None:
+        self.ops.diversity_bwd_(_numbers(self.schedule, tile), theta, mean.wrapped, scale, into)
 
 
 class FusedMixer(TorchMixer):

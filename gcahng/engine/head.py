@@ -1,5 +1,5 @@
-"""The coefficient head on a tile's edges: BatchNorm over all n² of them, a linear map, a sigmoid; BatchNorm is a
-barrier each way."""
+"""The coefficient head on a tile's edges: BatchNorm over all n² of them, a linear map, a sigmoid, and what J_div makes
+of the result; BatchNorm and J_div are barriers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gcahng.engine.schedule import Schedule, Tile
+from gcahng.engine.schedule import Band, NodeSum, Schedule, Tile
 from gcahng.engine.stages import Edges
 from gcahng.engine.weights import EdgeWeights
 
@@ -94,6 +94,15 @@ class HeadGradients:
         }
 
 
+class DiversitySums:
+    """Of x = θ - ½ over the ordered pairs of all edges: sum, Σ_j x_ij at every node i; square, Σ x² at the anchors of
+    edges, so that its total is Σ_ij x²."""
+
+    def __init__(self, schedule: Schedule, dim: int, like: Tensor) -> None:
+        self.sum = NodeSum(schedule, dim, like=like)
+        self.square = NodeSum(schedule, dim, like=like)
+
+
 class TorchHead:
     """The head's stages in plain torch. Edges are normalised (see HeadWeights) but for add_moments."""
 
@@ -140,3 +149,24 @@ class TorchHead:
             grid = through.view(*self.schedule.shape(tile), through.shape[-1])
             grid[:, :, tile.mirrored :].mul_(2)
         return (dy - through).mul_(w.scale)
+
+    def add_diversity(self, tile: Tile, theta: Tensor, into: DiversitySums) -> None:
+        """Adds a tile's part of J_div's sums. θ (T, D) may be lost."""
+        grid = theta.sub_(0.5).view(*self.schedule.shape(tile), theta.shape[-1])
+        square = grid.square()
+        squares = square.sum(dim=(2, 3))
+        into.sum.add_rows(tile, grid.sum(dim=(2, 3)))
+        if tile.mirrored < tile.offsets:
+            into.sum.add_columns(tile, grid[:, :, tile.mirrored :].sum(dim=1), skip=tile.mirrored)
+            squares += square[:, :, tile.mirrored :].sum(dim=(2, 3))
+        into.square.add_rows(tile, squares)
+
+    def diversity_backward(self, tile: Tile, theta: Tensor, mean: Band, scale: Tensor, into: Tensor) -> None:
+        """Adds scale (0-dim) times the gradient of ½ Σ_ij (θ_ij - m_i)², both directions of an edge, to into (T, D).
+        mean: the nodes' row means m; their own share of the gradient is zero."""
+        shape = (*self.schedule.shape(tile), theta.shape[-1])
+        grid, out = theta.view(shape), into.view(shape)
+        out += (grid - mean.rows(tile)[:, :, None, None]) * scale
+        if tile.mirrored < tile.offsets:
+            skip = tile.mirrored
+            out[:, :, skip:] += (grid[:, :, skip:] - mean.columns(tile)[:, None, skip:]) * scale

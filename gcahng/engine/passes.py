@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gcahng.engine.graph import GraphPass
-from gcahng.engine.head import HeadGradients, weighted_sum
+from gcahng.engine.head import DiversitySums, HeadGradients
 from gcahng.engine.judge import TorchJudge
 from gcahng.engine.mixing import TorchMixer, mix_index
 from gcahng.engine.schedule import Band, NodeSum, Schedule, Tile
@@ -195,19 +195,12 @@ class _Spread:
     close to."""
 
     def __init__(self, graph: GraphPass, weight: float) -> None:
-        self._schedule = schedule = graph.schedule
-        z = graph.z
-        sums = NodeSum(schedule, graph.dim, like=z)
-        square = torch.zeros((), dtype=torch.float64, device=z.device)
+        self._head, schedule, z = graph.head, graph.schedule, graph.z
+        sums = DiversitySums(schedule, graph.dim, z)
         for number, tile in enumerate(schedule.tiles):
-            theta = graph.coefficients(graph.edge(graph.layers, number, tile)).sub_(0.5)
-            grid = theta.view(*schedule.shape(tile), -1)
-            sums.add_rows(tile, grid.sum(dim=(2, 3)))
-            if tile.mirrored < tile.offsets:
-                sums.add_columns(tile, grid[:, :, tile.mirrored :].sum(dim=1), skip=tile.mirrored)
-            square += weighted_sum(schedule, tile, theta.square()).sum()
+            self._head.add_diversity(tile, graph.coefficients(graph.edge(graph.layers, number, tile)), sums)
         n = schedule.nodes
-        mean = sums.total() / n
+        mean, square = sums.sum.total() / n, sums.square.total().sum(dtype=torch.float64)
         deviation = torch.sqrt(square / n**2 - mean.double().square().sum() / n)
         self.diversity = 0.01 * (1 - deviation)
         self._mean = Band(schedule, mean + 0.5)
@@ -215,12 +208,7 @@ class _Spread:
 
     def add_gradient(self, tile: Tile, theta: Tensor, into: Tensor) -> None:
         """Adds weight · ∂J_div/∂θ_ij = -0.01 weight (θ_ij - m_i) / (n² √(S/n²)), both directions of an edge."""
-        shape = (*self._schedule.shape(tile), theta.shape[-1])
-        grid, out = theta.view(shape), into.view(shape)
-        out += (grid - self._mean.rows(tile)[:, :, None, None]) * self._scale
-        if tile.mirrored < tile.offsets:
-            skip = tile.mirrored
-            out[:, :, skip:] += (grid[:, :, skip:] - self._mean.columns(tile)[:, None, skip:]) * self._scale
+        self._head.diversity_backward(tile, theta, self._mean, self._scale, into)
 
 
 class _NegativeLosses:

@@ -219,13 +219,13 @@ def _moments(size: StepSize, memory: str) -> dict[str, dict[str, int]]:
     low = size.compute is not size.accumulate
     mixes = tiling(size, memory).mixes
     at_once = _rows_at_once(size, memory)
-    spread = 2 * tiling(size, memory).rows * d * a
     if size.stages == "torch":
         # Logits and their log-probabilities, and the next rows' logits where there are such.
         logits = m * (2 * at_once + min(at_once, mixes - at_once)) * a + at_once * (m if low else 0) * c
+        spread = 2 * tiling(size, memory).rows * d * a  # J_div's gradient
         negatives = mixes * d * a + max(logits + at_once * d * c, 2 * mixes * d * a, spread)
     else:  # logits in the workspace; rows as operands, and their gradient
-        negatives = mixes * d * a + at_once * m * c + max((2 if low else 1) * at_once * d * c, spread)
+        negatives = mixes * d * a + at_once * (m + (2 if low else 1) * d) * c
     vectors = 2 * tiling(size, memory).rows * d * a + (4 * d * d * c if low else 0)
     entropy = 2 * n * m * a + (n * m * c if low else 0)
     pairs = 3 * size.views * (n // size.views) ** 2 * a

@@ -86,6 +86,7 @@ class TorchStages:
         return self._edges(product.view(tile.rows, self.dim))
 
     def edge_start_backward(self, tile: Tile, x: Band, de: Tensor, into: NodeSum) -> None:
+        """Adds both ends' parts of dx̂, given de (T, D)."""
         de = self._grid(tile, de)
         into.add_rows(tile, (de * x.columns(tile)[:, None]).sum(dim=(2, 3)))
         into.add_columns(tile, (de * x.rows(tile)[:, :, None, None]).sum(dim=1))

@@ -16,6 +16,7 @@ _MIX = "int[] tile, Tensor z, Tensor d_plus, Tensor kappa, Tensor pull"
 STAGES = {
     "norm_gelu_": ("norm_gelu.forward", "(Tensor t, Tensor gamma, Tensor beta, Tensor(a!)? y, Tensor(b!)? low) -> ()"),
     "edge_start_tile_": ("edge_start.tile", "(int[] tile, Tensor x, Tensor(a!)? e, Tensor(b!)? low) -> ()"),
+    "edge_start_tile_bwd_": ("edge_start.tile_backward", "(int[] tile, Tensor x, Tensor de, Tensor(a!) dx) -> ()"),
     "gate_fwd_": (
         "gate.forward",
         f"({_GATE}, Tensor beta, Tensor e, Tensor(a!) e1, Tensor(b!)? low, Tensor(c!) p, Tensor(d!) q) -> ()",
@@ -63,6 +64,14 @@ STAGES = {
         "similarity.forward",
         "(Tensor anchors, Tensor node, Tensor negatives, Tensor counted, float scale, Tensor(a!) loss, "
         "Tensor(b!)? dn) -> ()",
+    ),
+    "diversity_fwd_": (
+        "diversity.forward",
+        "(int[] tile, Tensor theta, Tensor(a!) sum, Tensor(b!) square) -> ()",
+    ),
+    "diversity_bwd_": (
+        "diversity.backward",
+        "(int[] tile, Tensor theta, Tensor mean, Tensor scale, Tensor(a!) dtheta) -> ()",
     ),
     "head_moments_": ("head.moments", "(int[] tile, Tensor e, Tensor(a!) sums) -> ()"),
     "head_fwd_": ("head.forward", "(Tensor p, Tensor b, Tensor(a!) theta) -> ()"),

@@ -18,9 +18,20 @@ from gcahng.testing.launches import Sizes, meta_step
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "roofline.py"
 # Ops that launch nothing, and kernels of the fused ones that launch more than one.
-FREE = {"alias", "broadcast_tensors", "detach", "empty", "empty_like", "matmul", "new_empty", "transpose_"}
+FREE = {
+    "_unsafe_view",
+    "alias",
+    "broadcast_tensors",
+    "detach",
+    "empty",
+    "empty_like",
+    "matmul",
+    "new_empty",
+    "transpose_",
+}
 KERNELS = {"edge_to_node_fwd_": 2, "edge_to_node_bwd_": 2, "gate_bwd_": 6, "close_bwd_": 2, "hidden_bwd_": 2}
-KERNELS |= {"head_bwd_": 2, "head_moments_": 2, "head_sums_": 2, "mix_bwd_z_": 4}
+KERNELS |= {"head_bwd_": 2, "head_moments_": 2, "head_sums_": 2, "mix_bwd_z_": 4, "diversity_fwd_": 2}
+KERNELS |= {"edge_start_tile_bwd_": 2}
 STAGES = {
     "edge start": "edge_start_tile_",
     "N of stored sums": "norm_gelu_",
@@ -32,11 +43,14 @@ STAGES = {
     "head: sigmoid": "head_fwd_",
     "mix: backward to z": "mix_bwd_z_",
     "mix: backward to θ": "mix_bwd_theta_",
+    "J_div: sums": "diversity_fwd_",
+    "J_div: gradient": "diversity_bwd_",
     "head: BatchNorm backward": "head_norm_",
     "close: backward": "close_bwd_",
     "hidden: backward, row-wise": "hidden_bwd_",
     "gate: backward": "gate_bwd_",
     "edge to node: backward, row-wise": "edge_to_node_bwd_",
+    "edge start: backward": "edge_start_tile_bwd_",
 }
 
 

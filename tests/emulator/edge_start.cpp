@@ -28,3 +28,15 @@ extern "C" const char* emulate_edge_start_tile(int seed, int dtype, int low_type
                                                 emu::tile(tile), x, e, low, D, nullptr);
   });
 }
+
+extern "C" int64_t edge_start_tile_backward_scratch(const int64_t* tile, int64_t D) {
+  return gcahng::cuda::edge_start_tile_backward_scratch(emu::tile(tile), D);
+}
+
+extern "C" const char* emulate_edge_start_tile_backward(int seed, int dtype, const int64_t* tile, const void* x,
+                                                        const void* de, void* dx, void* scratch, int64_t D) {
+  return emu::report(seed, [&] {
+    return gcahng::cuda::launch_edge_start_tile_backward(static_cast<DType>(dtype), emu::tile(tile), x, de, dx, scratch,
+                                                         D, nullptr);
+  });
+}

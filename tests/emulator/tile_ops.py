@@ -11,7 +11,7 @@ import torch
 from emulator.build import Guarded, compiled, launch
 from torch import Tensor
 
-STEMS = ("gate", "edge_to_node", "edge_start", "mix")
+STEMS = ("gate", "edge_to_node", "edge_start", "mix", "diversity")
 Numbers = Sequence[int]
 
 
@@ -34,6 +34,10 @@ class EmulatedTiles:
     def edge_start_tile_(self, tile: Numbers, x: Tensor, e: Tensor | None, low: Tensor | None) -> None:
         types = x.dtype, x.dtype if low is None else low.dtype
         self._run("edge_start", "tile", types, (tile, x), (e, low), x.shape[-1])
+
+    def edge_start_tile_bwd_(self, tile: Numbers, x: Tensor, de: Tensor, dx: Tensor) -> None:
+        scratch = self._scratch("edge_start", "tile_backward", tile, de.shape[-1], de.dtype)
+        self._run("edge_start", "tile_backward", (de.dtype,), (tile, x, de), (dx, scratch), de.shape[-1])
 
     def edge_to_node_fwd_(self, tile: Numbers, p: Tensor, b: Tensor, sum: Tensor) -> None:
         scratch = self._scratch("edge_to_node", "forward", tile, p.shape[-1], b.dtype)
@@ -68,6 +72,13 @@ class EmulatedTiles:
         *inputs, dz, d_d_plus = arguments
         scratch = self._scratch("mix", "backward_z", inputs[0], dz.shape[-1], dz.dtype)
         self._run("mix", "backward_z", (dz.dtype,), inputs, (dz, d_d_plus, scratch), dz.shape[-1])
+
+    def diversity_fwd_(self, tile: Numbers, theta: Tensor, *sums: Tensor) -> None:
+        scratch = self._scratch("diversity", "forward", tile, theta.shape[-1], theta.dtype)
+        self._run("diversity", "forward", (theta.dtype,), (tile, theta), (*sums, scratch), theta.shape[-1])
+
+    def diversity_bwd_(self, tile: Numbers, theta: Tensor, mean: Tensor, scale: Tensor, dtheta: Tensor) -> None:
+        self._run("diversity", "backward", (theta.dtype,), (tile, theta, mean, scale), (dtheta,), theta.shape[-1])
 
     def _scratch(self, stem: str, function: str, tile: Numbers, dim: int, dtype: torch.dtype) -> Tensor:
         size = getattr(compiled(stem, *self._defines), f"{stem}_{function}_scratch")

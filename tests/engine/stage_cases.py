@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gcahng.engine.head import HeadGradients, HeadWeights
+from gcahng.engine.head import DiversitySums, HeadGradients, HeadWeights
 from gcahng.engine.masks import EdgeDropout
 from gcahng.engine.mixing import mix_index, mixing_weights
 from gcahng.engine.parts import make_parts
@@ -199,6 +199,12 @@ class Run:
             found.add(e=e.full, low=e.low)
         return found.results()
 
+    def edge_start_backward(self) -> Results:
+        x, into = Band(self.schedule, self.inputs.nodes), NodeSum(self.schedule, self.dim, like=self.like)
+        for _, tile, rows in self.tiles():
+            self.stages.edge_start_backward(tile, x, rows(self.inputs.upstream), into)
+        return {"dx": into.total()}
+
     def norm_gelu(self) -> Results:
         found = Collected()
         for _, _, rows in self.tiles():
@@ -329,6 +335,16 @@ class Run:
         for _, tile, rows in self.tiles():
             self.head.add_moments(tile, self.edges(rows), into)
         return {"moments": into}
+
+    def diversity(self) -> Results:
+        found, sums = Collected(), DiversitySums(self.schedule, self.dim, self.like)
+        mean, scale = Band(self.schedule, self.inputs.node_upstream), torch.full_like(self.like, -0.375)
+        for _, tile, rows in self.tiles():
+            dtheta = rows(self.inputs.upstream)
+            self.head.diversity_backward(tile, rows(self.inputs.theta), mean, scale, dtheta)
+            self.head.add_diversity(tile, rows(self.inputs.theta), sums)
+            found.add(dtheta=dtheta)
+        return found.results() | {"sum": sums.sum.total(), "square": sums.square.total()}
 
     def mixing(self) -> Results:
         found, place = Collected(), 0

@@ -15,6 +15,7 @@ from gcahng.testing import assert_close_to_truth, nan_poisoned
 
 STAGES = (
     "edge_start",
+    "edge_start_backward",
     "norm_gelu",
     "edge_to_node",
     "edge_to_node_backward",
@@ -25,6 +26,7 @@ STAGES = (
     "head_forward",
     "head_backward",
     "norm_backward",
+    "diversity",
     "mixing",
     "judging",
 )

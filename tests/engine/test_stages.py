@@ -143,6 +143,14 @@ def test_ops_check_what_they_get(recorded):
                     op(*before, wrong, *after)
 
 
+def test_sums_of_bfloat16_are_an_error():
+    tile, x, square = [1, 2, 1, 0, 0, 0, 1], torch.zeros(2, 4).bfloat16(), torch.zeros(4, 4).bfloat16()
+    with pytest.raises(RuntimeError, match="gcahng::edge_start_tile_bwd_: float32 or float64 is needed"):
+        ops.edge_start_tile_bwd_(tile, x, square, x.clone())
+    with pytest.raises(RuntimeError, match="gcahng::diversity_fwd_: float32 or float64 is needed"):
+        ops.diversity_fwd_(tile, square, x, x.clone())
+
+
 def test_more_views_than_the_mixing_holds():
     z = torch.zeros(65 * 2, 4)
     with pytest.raises(RuntimeError, match="at most 64 samples a class"):
