@@ -116,6 +116,9 @@ class FaissIndex(Index):
         for parameters in quantisers:
             parameters.seed = settings.seed
             parameters.min_points_per_centroid = 1
+        if self.kind == "ivf_pq":
+            # The factory asks for codes fit to be compared by Hamming distance, which takes long and serves nothing here.
+            self.raw.do_polysemous_training = False
         self.raw.cp.spherical = self.metric == "cosine"
         self.raw.train(torch.cat(list(prepared("embeddings", sample, self.metric))).cpu().numpy())
         self.raw.nprobe = min(settings.probes or max(1, lists // 32), lists)
