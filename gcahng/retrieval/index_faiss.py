@@ -117,7 +117,7 @@ class FaissIndex(Index):
             parameters.seed = settings.seed
             parameters.min_points_per_centroid = 1
         if self.kind == "ivf_pq":
-            # The factory asks for codes fit to be compared by Hamming distance, which takes long and serves nothing here.
+            # The factory asks for codes to compare by Hamming distance: long to train, and of no use here.
             self.raw.do_polysemous_training = False
         self.raw.cp.spherical = self.metric == "cosine"
         self.raw.train(torch.cat(list(prepared("embeddings", sample, self.metric))).cpu().numpy())

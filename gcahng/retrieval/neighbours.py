@@ -212,7 +212,7 @@ class NeighbourSearch:
 
     @torch.no_grad()
     def standing(
-        self, rows: Tensor, target: Tensor, target_index: Tensor, cuts: Sequence[int], left_out: Tensor | None = None
+        self, rows: Tensor, target: Tensor, target_index: Tensor, cuts: Sequence[int], left_out: Tensor
     ) -> Standing:
         """Where one gallery row for each of the queries `rows` stands, as exactly as `cuts` need.
 
@@ -225,12 +225,10 @@ class NeighbourSearch:
             target: (q,) float64 squared distances to the gallery rows in question.
             target_index: (q,) these rows.
             cuts: the K.
-            left_out: (q,) a gallery row for each query that does not count, instead of itself; never the target.
+            left_out: (q,) for each query a gallery row that does not count, never the target; -1 for none.
         """
         device = self._queries.values.device
-        rows, target, target_index = (x.to(device) for x in (rows, target, target_index))
-        left_out = rows if left_out is None and self._without_self else left_out
-        left_out = torch.full_like(rows, -1) if left_out is None else left_out.to(device)
+        rows, target, target_index, left_out = (x.to(device) for x in (rows, target, target_index, left_out))
         slack = rounding(self._gallery.dim, self._products.dtype)
         least, most = (torch.zeros(len(rows), dtype=torch.int64, device=device) for _ in range(2))
         low, high = ((target + d).to(self._products.dtype).unsqueeze(1) for d in (-slack, slack))
