@@ -31,6 +31,8 @@ Right = Callable[[Tensor, Tensor], Tensor]
 
 # Candidates beyond k: enough that distances past the k-th differ by more than float32 rounding, unless there are ties.
 _MARGIN = 32
+# Elements of pairs of rows at once: 2 MiB of float64, which stay in a core's cache from one operation to the next.
+_IN_CACHE = 1 << 18
 # Gallery rows at once where pairs in doubt are listed: in a collapsed embedding all of them are.
 _DOUBT_WIDTH = 1 << 13
 
@@ -255,7 +257,7 @@ class NeighbourSearch:
         device = self._queries.values.device
         rows, gallery_rows = rows.to(device), gallery_rows.to(device)
         distances = torch.empty(len(rows), dtype=torch.float64, device=device)
-        for part in blocks(torch.arange(len(rows), device=device), self._gallery.dim):
+        for part in blocks(torch.arange(len(rows), device=device), self._gallery.dim, _IN_CACHE):
             difference = self._gallery.at(gallery_rows[part], torch.float64)
             difference -= self._queries.at(rows[part], torch.float64)
             distances[part] = difference.square_().sum(dim=1)

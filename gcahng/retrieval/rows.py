@@ -79,9 +79,9 @@ def split(rows: Tensor, chunk: int) -> Iterator[Tensor]:
     return (rows[start : start + chunk] for start in range(0, len(rows), chunk))
 
 
-def blocks(rows: Tensor, elements: int) -> tuple[Tensor, ...]:
-    """`rows` (n, ...) in pieces whose work, `elements` for a row, stays within 64 MiB of float64."""
-    return rows.split(max(1, _BLOCK // elements))
+def blocks(rows: Tensor, elements: int, at_once: int = _BLOCK) -> tuple[Tensor, ...]:
+    """`rows` (n, ...) in pieces whose work, `elements` for a row, stays within `at_once`: 64 MiB of float64."""
+    return rows.split(max(1, at_once // elements))
 
 
 def power_of_two(largest: float) -> float:
