@@ -9,8 +9,9 @@ For a query whose class has R other items in the gallery, and right(i) = 1 if th
 - MAP@R: (1/R) * sum over i = 1..R of precision@i * right(i).
 
 Each is the mean over the queries with R > 0. Recall@K, R-Precision and MAP@R are those of Musgrave et al., "A Metric
-Learning Reality Check" (ECCV 2020), section 3.2. Other libraries divide MAP@K by the right items found, which rewards
-finding fewer; with K the whole gallery it is the same.
+Learning Reality Check" (ECCV 2020), section 3.2. MAP@K is divided by the most that K neighbours can reach, so that 1
+means perfect; pytorch-metric-learning divides it by R, torchmetrics by the right items found. With K the whole gallery
+the three are the same.
 """
 
 from __future__ import annotations

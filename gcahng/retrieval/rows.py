@@ -80,8 +80,8 @@ def split(rows: Tensor, chunk: int) -> Iterator[Tensor]:
 
 
 def blocks(rows: Tensor, elements: int, at_once: int = _BLOCK) -> tuple[Tensor, ...]:
-    """`rows` (n, ...) in pieces whose work, `elements` for a row, stays within `at_once`: 64 MiB of float64."""
-    return rows.split(max(1, at_once // elements))
+    """`rows` (n, ...) in pieces whose work, `elements` for a row, stays within `at_once`; none where n = 0."""
+    return rows.split(max(1, at_once // elements)) if len(rows) else ()
 
 
 def power_of_two(largest: float) -> float:

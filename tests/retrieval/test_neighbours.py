@@ -148,7 +148,11 @@ def test_only_what_is_needed_is_searched(monkeypatch):
         asked.append((len(queries), k))
         return propose(self, queries, k)
 
+    def never(*_):
+        raise AssertionError("the whole gallery was scanned again, for nobody")
+
     monkeypatch.setattr(candidates.TorchCandidates, "__call__", spy)
+    monkeypatch.setattr(neighbours.NeighbourSearch, "_rescan", never)
     nearest(seeded(500, 8), 6, backend="torch", chunk=200)
     assert asked == [(rows, 6 + 1 + neighbours._MARGIN) for rows in (200, 200, 100)]
 
