@@ -138,36 +138,146 @@ def test_a_duplicate_of_another_class_is_a_wrong_neighbour():
     assert metrics["recall@3"] == 1.0
 
 
+def labelled(seed=11, n=500, classes=40):
+    """Embeddings of norm 1 in float64 without duplicates, some classes larger than others."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, classes, (n,), generator=generator)
+    embeddings = torch.randn(classes, 8, generator=generator)[labels] + torch.randn(n, 8, generator=generator)
+    return torch.nn.functional.normalize(embeddings.double(), dim=1), labels
+
+
+ALL = ("recall", "precision", "map", "map@r", "r_precision")
+
+
 def test_agrees_with_pytorch_metric_learning():
+    """Precision@1, R-Precision and MAP@R are the same. Two differences are of definition:
+
+    - A query is removed from its own neighbours by rank there, by index here: no duplicates in these data.
+    - Their mean_average_precision at K divides by R, ours by min(R, K), the most that K neighbours can reach: theirs
+      times R / min(R, K), query by query, is ours.
+    """
     from pytorch_metric_learning.distances import LpDistance
     from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
     from pytorch_metric_learning.utils.inference import CustomKNN
 
-    # No duplicates here: theirs removes a query from its neighbours by rank.
-    generator = torch.Generator().manual_seed(11)
-    labels = torch.randint(0, 40, (500,), generator=generator)
-    embeddings = torch.randn(40, 8, generator=generator)[labels] + torch.randn(500, 8, generator=generator)
-    embeddings = torch.nn.functional.normalize(embeddings.double(), dim=1)
-    # Their own search, not faiss's, so that it runs in float64; some of their means are float32.
-    calculator = AccuracyCalculator(
-        include=("precision_at_1", "r_precision", "mean_average_precision_at_r"),
-        k="max_bin_count",
-        knn_func=CustomKNN(LpDistance(normalize_embeddings=False), batch_size=100),
-    )
-    theirs = calculator.get_accuracy(embeddings, labels)
-    ours = retrieval_metrics(embeddings, labels)
-    assert ours["recall@1"] == pytest.approx(theirs["precision_at_1"], abs=1e-6)
-    assert ours["r_precision"] == pytest.approx(theirs["r_precision"], abs=1e-6)
-    assert ours["map@r"] == pytest.approx(theirs["mean_average_precision_at_r"], abs=1e-6)
+    def theirs(*data, k="max_bin_count", include=("precision_at_1", "r_precision", "mean_average_precision_at_r")):
+        # Their own search, not faiss's, so that it runs in float64; some of their means are float32.
+        knn = CustomKNN(LpDistance(normalize_embeddings=False), batch_size=100)
+        return AccuracyCalculator(include=include, k=k, knn_func=knn).get_accuracy(*data)
 
-    query, query_labels = embeddings[:100], labels[:100]
-    theirs = calculator.get_accuracy(query, query_labels, embeddings[100:], labels[100:])
-    ours = retrieval_metrics(
-        query, query_labels, gallery_embeddings=embeddings[100:], gallery_labels=labels[100:], normalize=False
+    embeddings, labels = labelled()
+    query, query_labels, gallery, gallery_labels = embeddings[:100], labels[:100], embeddings[100:], labels[100:]
+    in_gallery = dict(gallery_embeddings=gallery, gallery_labels=gallery_labels)
+    for ours, expected in [
+        (retrieval_metrics(embeddings, labels, metrics=ALL), theirs(embeddings, labels)),
+        (
+            retrieval_metrics(query, query_labels, metrics=ALL, normalize=False, **in_gallery),
+            theirs(query, query_labels, gallery, gallery_labels),
+        ),
+    ]:
+        assert ours["recall@1"] == ours["precision@1"] == pytest.approx(expected["precision_at_1"], abs=1e-6)
+        assert ours["r_precision"] == pytest.approx(expected["r_precision"], abs=1e-6)
+        assert ours["map@r"] == pytest.approx(expected["mean_average_precision_at_r"], abs=1e-6)
+
+    include = ("mean_average_precision",)
+    whole = theirs(query, query_labels, gallery, gallery_labels, k=400, include=include)["mean_average_precision"]
+    ours = retrieval_metrics(query, query_labels, metrics=("map",), map_at=(5, 400), **in_gallery)
+    assert ours["map@400"] == pytest.approx(whole, abs=1e-6)
+    at_5 = theirs(query, query_labels, gallery, gallery_labels, k=5, include=include)["mean_average_precision"]
+    assert ours["map@5"] > at_5 + 0.01
+    rescaled = 0.0
+    for i, label in enumerate(query_labels):
+        one = theirs(query[i : i + 1], label.view(1), gallery, gallery_labels, k=5, include=include)
+        size = int((gallery_labels == label).sum())
+        rescaled += one["mean_average_precision"] * size / min(5, size)
+    assert ours["map@5"] == pytest.approx(rescaled / 100, abs=1e-6)
+
+
+def test_agrees_with_torchmetrics():
+    """Hit rate, precision, R-Precision and MAP over the whole gallery are the same. Two differences are of definition:
+
+    - Their RetrievalRecall(K) is the part of the R right items that is found, our Recall@K, as in metric learning,
+      whether one is: their RetrievalHitRate.
+    - Their RetrievalMAP(K) divides by the right items among the K, ours by min(R, K).
+    """
+    from torchmetrics import retrieval
+
+    n = 120
+    embeddings, labels = labelled(seed=12, n=n, classes=10)
+    # Theirs takes an item with a score of zero or less for a wrong one.
+    similarities = 2 + embeddings @ embeddings.T
+    others = ~torch.eye(n, dtype=torch.bool)
+    scores = similarities[others]
+    target = (labels.unsqueeze(1) == labels)[others]
+    indexes = torch.arange(n).unsqueeze(1).expand(n, n)[others]
+
+    def theirs(metric):
+        return float(metric(scores, target, indexes=indexes))
+
+    ours = retrieval_metrics(embeddings, labels, metrics=ALL, precision_at=(1, 5, 20), map_at=(5, n - 1))
+    for k in (1, 2, 4, 8):
+        assert ours[f"recall@{k}"] == pytest.approx(theirs(retrieval.RetrievalHitRate(top_k=k)), abs=1e-6)
+    for k in (1, 5, 20):
+        assert ours[f"precision@{k}"] == pytest.approx(theirs(retrieval.RetrievalPrecision(top_k=k)), abs=1e-6)
+    assert ours["r_precision"] == pytest.approx(theirs(retrieval.RetrievalRPrecision()), abs=1e-6)
+    assert ours[f"map@{n - 1}"] == pytest.approx(theirs(retrieval.RetrievalMAP()), abs=1e-6)
+
+    assert ours["recall@8"] > theirs(retrieval.RetrievalRecall(top_k=8)) + 0.1
+    assert ours["map@5"] < theirs(retrieval.RetrievalMAP(top_k=5)) - 0.01
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_official_golden(golden, backend):
+    """No duplicates and no ties in these data: the authors' protocol and the definitions give the same numbers."""
+    tensors, expected = golden
+    for name, data in (
+        ("single", dict(embeddings=tensors["embeddings"], labels=tensors["labels"])),
+        (
+            "query_gallery",
+            dict(
+                embeddings=tensors["query"],
+                labels=tensors["query_labels"],
+                gallery_embeddings=tensors["gallery"],
+                gallery_labels=tensors["gallery_labels"],
+            ),
+        ),
+    ):
+        recall_at = [int(k) for k in expected[name]["recall"]]
+        check_golden(
+            retrieval_metrics(**data, recall_at=recall_at, protocol="official", backend=backend), expected[name]
+        )
+
+
+def test_per_class_is_the_mean_over_its_queries():
+    embeddings, labels = odd_data(8)
+    result = retrieval_metrics(embeddings, labels, metrics=ALL, per_class=True, chunk=9)
+    assert result.overall == retrieval_metrics(embeddings, labels, metrics=ALL)
+    # The class of one item has no query that counts.
+    assert sorted(result.per_class) == sorted(set(labels.tolist()) - {7 * 1 - 3})
+    for name in set(result.overall) - {"queries", "queries_without_match"}:
+        total = sum(values[name] * values["queries"] for values in result.per_class.values())
+        assert result.overall[name] == pytest.approx(total / result.overall["queries"], abs=1e-14)
+    label = 7 * 12 - 3
+    own = labels == label
+    alone = retrieval_metrics(
+        embeddings[own],
+        labels[own],
+        metrics=ALL,
+        gallery_embeddings=torch.cat([embeddings[own].flip(0), embeddings[~own]]),
+        gallery_labels=torch.cat([labels[own], labels[~own]]),
+        map_at=(1,),
     )
-    assert ours["recall@1"] == pytest.approx(theirs["precision_at_1"], abs=1e-6)
-    assert ours["r_precision"] == pytest.approx(theirs["r_precision"], abs=1e-6)
-    assert ours["map@r"] == pytest.approx(theirs["mean_average_precision_at_r"], abs=1e-6)
+    # Against a gallery that holds it, each query finds itself first.
+    assert alone["precision@1"] == 1.0 and result.per_class[label]["queries"] == 12
+    ranking = nearest(embeddings, 11)[own]
+    assert result.per_class[label]["r_precision"] == pytest.approx(float((labels[ranking] == label).double().mean()))
+
+
+def test_progress_counts_the_queries():
+    embeddings, labels = odd_data(9)
+    steps = []
+    metrics = retrieval_metrics(embeddings, labels, chunk=30, progress=lambda *step: steps.append(step))
+    assert steps == [(30, 77), (60, 77), (77, 77)] and metrics["queries"] == 77
 
 
 def test_cosine_and_euclidean_differ_where_they_should():

@@ -1,0 +1,157 @@
+"""The metrics of single queries."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gcahng.errors import UserError
+from gcahng.retrieval.neighbours import NeighbourSearch, Ranking
+from gcahng.retrieval.plan import OFFICIAL_DEPTH, RetrievalPlan
+from gcahng.retrieval.ties import FirstMatch, first_match, gains, recall, tie_groups
+
+# Ranked neighbours, or right items measured, at once.
+_AT_ONCE = 1 << 22
+
+
+class QueryMetrics:
+    """Gives the metrics of some queries at a time.
+
+    Args:
+        plan: what to measure.
+        embeddings: (n, D) the queries; the gallery too where `gallery` is None.
+        labels: (n,) int64 on the CPU.
+        gallery: (m, D) or None.
+        gallery_labels: (m,) int64 on the CPU, or None.
+        backend: as in `gcahng.retrieval.nearest`.
+
+    Attributes:
+        counted: (q,) the queries with R > 0.
+    """
+
+    def __init__(
+        self,
+        plan: RetrievalPlan,
+        embeddings: Tensor,
+        labels: Tensor,
+        gallery: Tensor | None,
+        gallery_labels: Tensor | None,
+        backend: str,
+    ):
+        self._plan = plan
+        self._self_retrieval = gallery is None
+        self._labels = labels
+        self._gallery_labels = labels if gallery_labels is None else gallery_labels
+        self._classes = _Classes(self._gallery_labels)
+        self._matches = self._classes.sizes(labels) - int(self._self_retrieval)
+        self.counted = self._matches.nonzero().squeeze(1)
+        if not len(self.counted):
+            raise UserError("labels must give some query another item of its class to find, all have R = 0")
+        if plan.official and len(self.counted) < len(labels):
+            first = int((self._matches == 0).nonzero()[0])
+            raise UserError(
+                f'labels must give every query another item of its class with protocol="official", '
+                f"{len(labels) - len(self.counted)} have none, the first in row {first}"
+            )
+        # The first of the ranking is dropped by rank instead of by index.
+        self._drops_first = plan.official and self._self_retrieval
+        self._search = NeighbourSearch(
+            embeddings, gallery, normalize=plan.normalize, backend=backend, keep_self=self._drops_first
+        )
+        available = self._search.available - int(self._drops_first)
+        self._depth = plan.depth(int(self._matches.max()), available)
+        self._recall_ties = "optimistic" if plan.official and not self._self_retrieval else plan.ties
+        limit = min(available, OFFICIAL_DEPTH) if self._drops_first else available
+        self._cuts = [min(k, limit) for k in plan.recall_at]
+
+    def chunk(self, wanted: int) -> int:
+        """Queries to give at once: `wanted`, or fewer where their rankings are long."""
+        return min(wanted, max(1, _AT_ONCE // self._depth))
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """(q, len(plan.names)) float64 metrics of the queries `rows` (q,)."""
+        plan = self._plan
+        ranking, left_out = self._ranked(rows)
+        right = self._same_class(rows.unsqueeze(1), ranking.indices)
+        groups = tie_groups(ranking.distances, right, ranking.beyond, ranking.beyond_right)
+        columns = []
+        if "recall" in plan.metrics:
+            met, match = first_match(right, groups, self._recall_ties)
+            if max(self._cuts) > self._depth and not met.all():
+                unmet = met.logical_not().nonzero().squeeze(1)
+                for ours, theirs in zip(match, self._counted_out(rows[unmet], left_out[unmet]), strict=True):
+                    ours[unmet] = theirs
+                met[unmet] = True
+            columns += [recall(match, k, self._recall_ties) * met for k in self._cuts]
+        gain, precision_gain = gains(right, groups, plan.ties)
+        matches = self._matches[rows]
+        if "precision" in plan.metrics:
+            columns += [gain[:, :k].sum(dim=1) / k for k in plan.precision_at]
+        if "map" in plan.metrics:
+            columns += [precision_gain[:, :k].sum(dim=1) / matches.clamp_max(k) for k in plan.map_at]
+        within = torch.arange(self._depth) < matches.unsqueeze(1)
+        if "map@r" in plan.metrics:
+            columns.append((precision_gain * within).sum(dim=1) / matches)
+        if "r_precision" in plan.metrics:
+            columns.append((gain * within).sum(dim=1) / matches)
+        return torch.stack(columns, dim=1)
+
+    def _ranked(self, rows: Tensor) -> tuple[Ranking, Tensor]:
+        """The rankings of the queries on the CPU, and (q,) the gallery row that each leaves out (-1: none)."""
+        found = self._search.ranked(rows, self._depth + int(self._drops_first), self._same_class)
+        ranking = Ranking(*(part.cpu() for part in found))
+        if not self._drops_first:
+            return ranking, rows if self._self_retrieval else torch.full_like(rows, -1)
+        rest = Ranking(ranking.indices[:, 1:], ranking.distances[:, 1:], ranking.beyond, ranking.beyond_right)
+        return rest, ranking.indices[:, 0]
+
+    def _same_class(self, rows: Tensor, gallery_rows: Tensor) -> Tensor:
+        """Whether queries and gallery rows are of one class, pair by pair, where the pairs are."""
+        return (self._labels[rows.cpu()] == self._gallery_labels[gallery_rows.cpu()]).to(gallery_rows.device)
+
+    def _counted_out(self, rows: Tensor, left_out: Tensor) -> FirstMatch:
+        """Where the first match of each of the queries stands, by counting who is nearer than it."""
+        largest = int(self._classes.sizes(self._labels[rows]).max())
+        size = max(1, _AT_ONCE // largest)
+        nearest = [self._nearest_match(*part) for part in zip(rows.split(size), left_out.split(size), strict=True)]
+        target, target_index, tied_right = (torch.cat(part) for part in zip(*nearest, strict=True))
+        found = self._search.standing(rows, target, target_index, sorted(set(self._cuts)), left_out)
+        # Where no K of Recall@K depends on the ties, they were not counted.
+        return FirstMatch(found.closer.cpu(), found.tied.cpu().maximum(tied_right), tied_right, found.tied_before.cpu())
+
+    def _nearest_match(self, rows: Tensor, left_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(q,) the distance of the nearest right item of each query, the first such item, and how many there are."""
+        query, item = self._classes.members(self._labels[rows])
+        keep = item != left_out[query]
+        query, item = query[keep], item[keep]
+        distances = self._search.pair_distances(rows[query], item).cpu()
+        nearest = torch.full((len(rows),), torch.inf, dtype=torch.float64)
+        nearest.scatter_reduce_(0, query, distances, "amin")
+        at = distances == nearest[query]
+        first = torch.full((len(rows),), len(self._gallery_labels)).scatter_reduce_(0, query[at], item[at], "amin")
+        return nearest, first, torch.zeros_like(first).index_add_(0, query, at.long())
+
+
+class _Classes:
+    """The gallery by class."""
+
+    def __init__(self, gallery_labels: Tensor):
+        self._labels, self._sizes = gallery_labels.unique(return_counts=True)
+        self._order = gallery_labels.argsort(stable=True)
+        self._starts = self._sizes.cumsum(0) - self._sizes
+
+    def sizes(self, labels: Tensor) -> Tensor:
+        """(n,) how many gallery items have each label of `labels` (n,)."""
+        place = self._place(labels)
+        return torch.where(self._labels[place] == labels, self._sizes[place], 0)
+
+    def members(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The gallery items of each of `labels` (n,), all in the gallery: as pairs (t,) (t,) of place and item."""
+        place = self._place(labels)
+        sizes = self._sizes[place]
+        query = torch.arange(len(labels)).repeat_interleave(sizes)
+        within = torch.arange(len(query)) - (sizes.cumsum(0) - sizes)[query]
+        return query, self._order[self._starts[place][query] + within]
+
+    def _place(self, labels: Tensor) -> Tensor:
+        return torch.searchsorted(self._labels, labels).clamp_(max=len(self._labels) - 1)
