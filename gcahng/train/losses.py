@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from gcahng._extras import require
+from gcahng.errors import UserError
 from gcahng.losses import GCAHNGLoss, npair_loss
+from gcahng.losses.official import load_official_state_dict
 from gcahng.train.config import TrainConfig
+from gcahng.train.pretrained import read_tensors
 
 PROXY_LR_FACTORS = {"proxy_anchor": 100.0, "arcface": 10.0}
 
@@ -109,7 +112,16 @@ def build_objective(config: TrainConfig, num_classes: int) -> Objective:
         clip_value=gca.clip_value,
         epochs=-(-config.steps // config.steps_per_epoch),
     )
+    if gca.weights is not None:
+        _load_weights(loss, gca.weights)
     return GcaObjective(loss)
+
+
+def _load_weights(loss: GCAHNGLoss, path: str) -> None:
+    try:
+        load_official_state_dict(loss, read_tensors(path))
+    except UserError as error:
+        raise UserError(f"gca.weights is {path}; {error}") from error
 
 
 def proxy_lr(config: TrainConfig) -> float:
