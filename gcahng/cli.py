@@ -16,6 +16,8 @@ from gcahng.errors import UserError
 COMMANDS = {
     "train": ("gcahng.commands.train", "train an embedding network and write a run folder"),
     "eval": ("gcahng.commands.evaluate", "retrieval metrics of a run or a checkpoint"),
+    "recipes": ("gcahng.commands.recipes", "the complete options of known training runs, by name"),
+    "import-official": ("gcahng.commands.import_official", "a checkpoint of the authors' code as a model of gcahng"),
     "env": ("gcahng.commands.env", "versions, native libraries and the implementations available here"),
     "bench": ("gcahng.commands.bench", "time and peak memory of a training step on this machine"),
     "plan": ("gcahng.commands.plan", "memory and arithmetic of a step by its sizes, and the largest batch that fits"),
@@ -52,7 +54,8 @@ def _run(arguments: list[str]) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {name:<8}{summary}" for name, (_, summary) in COMMANDS.items()]
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:<{width}}{summary}" for name, (_, summary) in COMMANDS.items()]
     return "\n".join(
         [
             "usage: gcahng COMMAND [options]",

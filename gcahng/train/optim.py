@@ -22,8 +22,8 @@ def build_optimizer(config: TrainConfig, model: Backbone, objective: Objective) 
 def lr_factor(config: TrainConfig, step: int) -> float:
     """What the schedule multiplies every learning rate with in step `step` (the first is 0).
 
-    cosine: ½ (1 + cos(π step / steps)), every step. step: γ^⌊epoch / step_epochs⌋ with epoch = ⌊step / steps_per_epoch⌋,
-    the epochs of warm-up counted.
+    cosine: ½ (1 + cos(π step / steps)), anew every step. step: γ^⌊epoch / step_epochs⌋ with epoch =
+    ⌊step / steps_per_epoch⌋, the epochs of warm-up counted.
     """
     if config.optimizer.schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * step / config.steps))

@@ -76,9 +76,7 @@ def check_names(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], sourc
         UserError: lists missing and unexpected names and wrong shapes.
     """
     # num_batches_tracked: PyTorch before 0.4.1 did not save it, and nothing is computed with it.
-    missing = sorted(
-        name for name in wanted.keys() - given.keys() if not name.rpartition(".")[2] == "num_batches_tracked"
-    )
+    missing = sorted(name for name in wanted.keys() - given.keys() if name.rpartition(".")[2] != "num_batches_tracked")
     unexpected = sorted(given.keys() - wanted.keys())
     shapes = [
         f"{name} is {tuple(given[name].shape)} and must be {tuple(wanted[name].shape)}"
