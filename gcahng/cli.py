@@ -16,11 +16,11 @@ from gcahng.errors import UserError
 COMMANDS = {
     "train": ("gcahng.commands.train", "train an embedding network and write a run folder"),
     "eval": ("gcahng.commands.evaluate", "retrieval metrics of a run or a checkpoint"),
-    "recipes": ("gcahng.commands.recipes", "the complete options of known training runs, by name"),
-    "import-official": ("gcahng.commands.import_official", "a checkpoint of the authors' code as a model of gcahng"),
     "env": ("gcahng.commands.env", "versions, native libraries and the implementations available here"),
     "bench": ("gcahng.commands.bench", "time and peak memory of a training step on this machine"),
     "plan": ("gcahng.commands.plan", "memory and arithmetic of a step by its sizes, and the largest batch that fits"),
+    "recipes": ("gcahng.commands.recipes", "the complete options of known training runs, by name"),
+    "import-official": ("gcahng.commands.import_official", "a checkpoint of the authors' code as a model of gcahng"),
 }
 
 
