@@ -20,6 +20,8 @@ COMMANDS = {
     "bench": ("gcahng.commands.bench", "time and peak memory of a training step on this machine"),
     "plan": ("gcahng.commands.plan", "memory and arithmetic of a step by its sizes, and the largest batch that fits"),
     "data": ("gcahng.commands.data", "check the files of a data set, or list the data sets"),
+    "recipes": ("gcahng.commands.recipes", "the complete options of known training runs, by name"),
+    "import-official": ("gcahng.commands.import_official", "a checkpoint of the authors' code as a model of gcahng"),
 }
 
 
@@ -53,7 +55,8 @@ def _run(arguments: list[str]) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {name:<8}{summary}" for name, (_, summary) in COMMANDS.items()]
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:<{width}}{summary}" for name, (_, summary) in COMMANDS.items()]
     return "\n".join(
         [
             "usage: gcahng COMMAND [options]",

@@ -63,6 +63,7 @@ def test_a_mistake_in_a_fresh_process_has_no_traceback() -> None:
 @pytest.mark.parametrize("command", [[], ["--help"], ["--version"], ["env"]])
 def test_these_start_without_the_extras(command: list[str]) -> None:
     extras = "jsonargparse matplotlib rich tqdm tensorboard sklearn pytorch_metric_learning yaml PIL faiss safetensors"
+    extras += " torchvision timm"
     code = f"""
 import sys
 class Blocked:

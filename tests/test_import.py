@@ -19,6 +19,8 @@ OPTIONAL = (
     "sklearn",
     "pytorch_metric_learning",
     "safetensors",
+    "torchvision",
+    "timm",
     "pytest",
 )
 

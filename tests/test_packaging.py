@@ -74,6 +74,9 @@ def test_pure_python_wheel_holds_the_package(source: Path) -> None:
     expected = {f"gcahng/{path.relative_to(source / 'gcahng')}" for path in (source / "gcahng").rglob("*.py")}
     expected |= {f"gcahng/kernels/{path.name}" for path in (source / "kernels").glob("*.py")}
     expected |= {"gcahng/py.typed", "gcahng/_native_build.json"}
+    recipes = {f"gcahng/recipes/{path.name}" for path in (source / "gcahng" / "recipes").glob("*.yaml")}
+    assert len(recipes) >= 12
+    expected |= recipes
     package = {name for name in names if ".dist-info/" not in name}
     assert package == expected
 
@@ -105,6 +108,7 @@ def test_sdist_holds_all_sources(source: Path) -> None:
         expected = {str(path.relative_to(source)) for path in (source / folder).rglob("*") if path.is_file()}
         assert expected <= names, expected - names
     assert {"CMakeLists.txt", "setup.py", "gcahng/py.typed", "gcahng/ops/edge_start.py"} <= names
+    assert "gcahng/recipes/resnet50_cub200.yaml" in names
     assert not [name for name in names if name.endswith((".so", ".pyc", "_native_build.json"))]
 
 

@@ -2,15 +2,76 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
+from gcahng.errors import UserError
+from gcahng.train.bodies import Body, build_body
 from gcahng.train.config import BackboneConfig
+from gcahng.train.pretrained import check_names, read_tensors
 
 _LUMA = (0.299, 0.587, 0.114)  # of RGB, ITU-R BT.601, as PIL turns colour into grey
 
 
-class GlyphConv(nn.Module):
+class Backbone(nn.Module):
+    """A body that finds features and a head that embeds them: (n, H, W) or (n, 3, H, W) uint8 → (n, D).
+
+    The head is BatchNorm1d → Linear, as in the authors' networks. The embeddings are not normalised.
+
+    Attributes:
+        body: all but the head.
+        head: what warm-up trains.
+        freeze_bn: the body's BatchNorm2d use and keep their running statistics, in training too; their scale and shift
+            train.
+        frozen: prefixes of the names of the body's parameters that never train.
+    """
+
+    body: nn.Module
+    head: nn.Sequential
+    freeze_bn: bool = False
+    frozen: tuple[str, ...] = ()
+
+    def body_parameters(self) -> Iterator[nn.Parameter]:
+        """Those outside the head that train after warm-up."""
+        for name, parameter in self.body.named_parameters():
+            if not name.startswith(self.frozen):
+                yield parameter
+
+    def trainable(self) -> list[nn.Parameter]:
+        """Everything that trains at some time of a run."""
+        return [*self.body_parameters(), *self.head.parameters()]
+
+    def train_body(self, trains: bool) -> None:
+        """Whether the body trains; otherwise no graph is recorded through it and its gradients are None."""
+        for parameter in self.body_parameters():
+            parameter.requires_grad_(trains)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """As of every module, but for BatchNorm2d that are frozen."""
+        super().train(mode)
+        if self.freeze_bn:
+            for module in self.body.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+    def speed_up(self, *, channels_last: bool = False, compile: bool = False) -> None:
+        """Memory layout and compilation of the body; names and values of the state dict stay.
+
+        Args:
+            channels_last: convolutions on channels-last memory.
+            compile: the body's forward runs through torch.compile, from its first call.
+        """
+        if channels_last:
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if compile:
+            self.body.compile()
+
+
+class GlyphConv(Backbone):
     """A small convolutional network for grey images: five 3×3 convolutions and a global mean.
 
     Each convolution is followed by BatchNorm and ReLU, the first, second and fourth also by a 2×2 maximum; their widths
@@ -36,6 +97,10 @@ class GlyphConv(nn.Module):
         self.head = nn.Sequential(nn.BatchNorm1d(8 * width), nn.Linear(8 * width, embedding_dim))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster on CPUs
 
+    @property
+    def body(self) -> nn.Module:  # type: ignore[override]
+        return self.features
+
     def forward(self, images: Tensor) -> Tensor:
         """(n, H, W) or (n, 3, H, W) uint8, H and W at least 8 → (n, D)."""
         x = images.to(self.head[1].weight.dtype) / 255
@@ -44,11 +109,132 @@ class GlyphConv(nn.Module):
         return self.head(x.mean(dim=(2, 3)))
 
 
-def build_backbone(config: BackboneConfig, pretrained: bool | None = None) -> nn.Module:
-    """The network that `config` describes, with fresh weights from torch's generator where it is not pretrained.
+class ImageBackbone(Backbone):
+    """A network of torchvision or timm with the authors' head on top.
+
+    Images are scaled to 0 … 1 and normalised with the mean and deviation that the network was trained with. Grey ones
+    get three equal channels. Those whose shorter side is below `min_size` are scaled up to it (bilinear); a network
+    with one input size gets that size.
+
+    Args:
+        body: the network.
+        embedding_dim: D.
+        min_size: in pixels.
+
+    Weights of the head come from torch's generator; on top of a transformer's class token its matrix starts orthogonal
+    and its shift 0, as in the authors' DINO.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, body: Body, embedding_dim: int, min_size: int = 64) -> None:
+        super().__init__()
+        self.body = body.network
+        linear = nn.Linear(body.features, embedding_dim)
+        if body.class_token:
+            nn.init.orthogonal_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        self.head = nn.Sequential(nn.BatchNorm1d(body.features), linear)
+        self.register_buffer("mean", torch.tensor(body.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(body.std).view(3, 1, 1), persistent=False)
+        self._size, self._min_size = body.size, min_size
+        self._format = torch.contiguous_format
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, H, W) or (n, 3, H, W) uint8 → (n, D).
+
+        Raises:
+            UserError: the images are larger than the one size that the network takes.
+        """
+        x = images.to(self.mean.dtype) / 255
+        if x.ndim == 3:
+            x = x[:, None].expand(-1, 3, -1, -1)
+        x = (self._scaled(x) - self.mean) / self.std
+        return self.head(self.body(x.contiguous(memory_format=self._format)))
+
+    def speed_up(self, *, channels_last: bool = False, compile: bool = False) -> None:
+        super().speed_up(channels_last=channels_last, compile=compile)
+        if channels_last:
+            self._format = torch.channels_last
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        size = self._size
+        if size is None:
+            factor = self._min_size / min(height, width)
+            if factor <= 1:
+                return x
+            wanted = (max(self._min_size, round(height * factor)), max(self._min_size, round(width * factor)))
+        elif (height, width) == (size, size):
+            return x
+        elif max(height, width) > size:
+            raise UserError(
+                f"images are {height}x{width}; this network takes {size}x{size}: set data.image_size {size}"
+            )
+        else:
+            wanted = (size, size)
+        return interpolate(x, size=wanted, mode="bilinear")
+
+
+def build_backbone(config: BackboneConfig, pretrained: bool | None = None) -> Backbone:
+    """The network that `config` describes; what is not pretrained has fresh weights from torch's generator.
 
     Args:
         config: which network.
         pretrained: in the place of config.pretrained; False where weights are loaded afterwards.
+
+    Raises:
+        UserError: an unknown name, a missing package, weights that cannot be had or do not fit, or an option that the
+            network does not have.
     """
-    return {"glyph_conv": GlyphConv}[config.name](config.embedding_dim, config.width)
+    wants = config.pretrained if pretrained is None else pretrained
+    if config.weights is not None and not config.pretrained:
+        raise UserError(f"backbone.weights is {config.weights} and backbone.pretrained is false; give one of them")
+    own = _own_weights(config.weights) if wants and config.weights is not None else None
+    network: Backbone
+    if config.name == "glyph_conv":
+        network = _glyph_conv(config, own is None and wants)
+    else:
+        network = ImageBackbone(build_body(config, wants and own is None), config.embedding_dim, config.min_size)
+    network.freeze_bn = config.freeze_bn
+    _freeze_patch_embed(network, config)
+    if own is not None:
+        expected = network.state_dict()
+        check_names(expected, own, str(config.weights), f"{config.name} with embedding_dim {config.embedding_dim}")
+        network.load_state_dict(own)
+    return network.train()
+
+
+def _glyph_conv(config: BackboneConfig, wants: bool) -> GlyphConv:
+    if wants and config.weights is not None:
+        raise UserError(f"backbone.weights is {config.weights}; of glyph_conv it must be a model that gcahng wrote")
+    if config.pool != "avg":
+        raise UserError(f"backbone.pool is {config.pool!r}; of glyph_conv it must be 'avg'")
+    if config.grad_checkpointing:
+        raise UserError("backbone.grad_checkpointing is true; glyph_conv has none, only networks of timm do")
+    return GlyphConv(config.embedding_dim, config.width)
+
+
+def _own_weights(path: str) -> dict[str, Tensor] | None:
+    """The tensors of a model that gcahng wrote; None: the file is of another kind."""
+    tensors = read_tensors(path)
+    return tensors if "head.1.weight" in tensors and any(_is_ours(name) for name in tensors) else None
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith(("body.", "features."))
+
+
+def _freeze_patch_embed(network: Backbone, config: BackboneConfig) -> None:
+    if config.freeze_patch_embed == "off":
+        return
+    if not hasattr(network.body, "patch_embed"):
+        raise UserError(
+            f"backbone.freeze_patch_embed is {config.freeze_patch_embed!r}; {config.name} has no patch embedding: it "
+            "must be 'off'"
+        )
+    if config.freeze_patch_embed == "strict":
+        network.frozen = ("patch_embed.",)
+        for parameter in network.body.patch_embed.parameters():  # type: ignore[union-attr,operator]
+            parameter.requires_grad_(False)

@@ -60,8 +60,11 @@ class BackboneConfig:
         embedding_dim: D, embedding channels.
         width: channels of glyph_conv's first convolution; the next have 2, 4, 4 and 8 times as many.
         pretrained: start from ImageNet weights (DINO's, for timm's .dino networks), from the hub or from weights.
-        weights: file of pretrained weights (.pth, .pt or .safetensors), for machines that reach no hub.
-        pool: global pooling of feature maps: avg, or avg+max: the sum of average and maximum.
+        weights: file of pretrained weights (.pth, .pt or .safetensors), for machines that reach no hub; or a model that
+            gcahng wrote (.safetensors), with its head.
+        min_size: smaller images are scaled up to so many pixels (networks with one input size: to that size).
+        pool: global pooling of feature maps: avg, or avg+max: the sum of average and maximum. A vision transformer
+            keeps its own, most often the class token.
         freeze_bn: the network's BatchNorm2d keep their running statistics; their scale and shift train.
         freeze_patch_embed: of a vision transformer. official: as in the authors' code, where the flag changes nothing.
             strict: the patch embedding does not train.
@@ -73,6 +76,7 @@ class BackboneConfig:
     width: int = 32
     pretrained: bool = True
     weights: str | None = None
+    min_size: int = 64
     pool: Literal["avg", "avg+max"] = "avg"
     freeze_bn: bool = False
     freeze_patch_embed: Literal["off", "official", "strict"] = "off"
@@ -95,6 +99,8 @@ class GcaConfig:
         edge_dropout: dropout of the edges' attention weights.
         symmetric: one dropout draw for both directions of an edge.
         compat: official reproduces a mistake in the authors' J_sim.
+        weights: file that the graph network and the classifier start from: a full checkpoint of the authors, or the
+            .loss.safetensors that gcahng import-official makes of one.
         impl: which code computes the graph network.
         check: when the loss looks at values; see gcahng.GCAHNGLoss.
         graph_lr: learning rate of the graph network (AdamW), a cosine to 0 over the run's epochs.
@@ -115,6 +121,7 @@ class GcaConfig:
     edge_dropout: float = 0.1
     symmetric: bool = True
     compat: Literal["fixed", "official"] = "fixed"
+    weights: str | None = None
     impl: Literal["auto", "reference", "torch", "cpp", "cuda", "triton"] = "auto"
     check: Literal["auto", "raise", "deferred", "off"] = "auto"
     graph_lr: float = 1.5e-4
@@ -234,7 +241,7 @@ class TrainConfig:
         least |= {"skip_nonfinite": 0, "data.image_size": 1, "data.resize": 1, "data.crop_scale_min": 0}
         least |= {"optimizer.step_epochs": 1, "optimizer.step_gamma": 0, "optimizer.warmup_epochs": 0}
         least |= {"threads": 1, "epochs": 1, "eval_every_epochs": 1, "keep_every": 1, "optimizer.proxy_lr": 0}
-        least |= {"data.val_classes": 0, "data.workers": 0}
+        least |= {"data.val_classes": 0, "data.workers": 0, "backbone.min_size": 1}
         for name, bound in least.items():
             value: Any = self
             for part in name.split("."):

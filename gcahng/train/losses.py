@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from gcahng._extras import require
+from gcahng.errors import UserError
 from gcahng.losses import GCAHNGLoss, npair_loss
+from gcahng.losses.official import load_official_state_dict
 from gcahng.train.config import TrainConfig
+from gcahng.train.pretrained import read_tensors
 
 PROXY_LR_FACTORS = {"proxy_anchor": 100.0, "arcface": 10.0}
 
@@ -72,11 +75,17 @@ class GcaObjective(Objective):
         return self.gca.base_parameters()
 
 
-def build_objective(config: TrainConfig, num_classes: int) -> Objective:
+def build_objective(config: TrainConfig, num_classes: int, pretrained: bool = True) -> Objective:
     """The loss that `config` names, for labels 0 … num_classes - 1, with fresh weights from torch's generator.
 
+    Args:
+        config: of the run.
+        num_classes: of the training set.
+        pretrained: start from gca.weights; False where weights are loaded afterwards.
+
     Raises:
-        UserError: pytorch-metric-learning is needed and missing, or GCA-HNG refuses one of its arguments.
+        UserError: pytorch-metric-learning is needed and missing, GCA-HNG refuses one of its arguments, or gca.weights
+            does not fit.
     """
     views, dim = config.data.samples_per_class, config.backbone.embedding_dim
     if config.loss == "npair":
@@ -109,7 +118,16 @@ def build_objective(config: TrainConfig, num_classes: int) -> Objective:
         clip_value=gca.clip_value,
         epochs=-(-config.steps // config.steps_per_epoch),
     )
+    if gca.weights is not None and pretrained:
+        _load_weights(loss, gca.weights)
     return GcaObjective(loss)
+
+
+def _load_weights(loss: GCAHNGLoss, path: str) -> None:
+    try:
+        load_official_state_dict(loss, read_tensors(path))
+    except UserError as error:
+        raise UserError(f"gca.weights is {path}; {error}") from error
 
 
 def proxy_lr(config: TrainConfig) -> float:

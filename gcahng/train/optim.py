@@ -5,24 +5,41 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
 
+from gcahng.train.backbones import Backbone
 from gcahng.train.config import TrainConfig
 from gcahng.train.losses import Objective, proxy_lr
 
 
-def build_optimizer(config: TrainConfig, model: nn.Module, objective: Objective) -> torch.optim.AdamW:
-    """AdamW over the network, and over the loss's proxies with their own rate and no weight decay."""
-    groups = [{"params": list(model.parameters()), "base_lr": config.optimizer.lr}]
+def build_optimizer(config: TrainConfig, model: Backbone, objective: Objective) -> torch.optim.AdamW:
+    """AdamW over what trains of the network, and over the loss's proxies with their own rate and no weight decay."""
+    groups = [{"params": model.trainable(), "base_lr": config.optimizer.lr}]
     if proxies := objective.proxies():
         groups.append({"params": proxies, "base_lr": proxy_lr(config), "weight_decay": 0.0})
     return torch.optim.AdamW(groups, lr=config.optimizer.lr, weight_decay=config.optimizer.weight_decay)
 
 
-def prepare_step(config: TrainConfig, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Set the learning rates of step `step` (the first is 0), and what of the network trains in it."""
-    factor = 1.0
+def lr_factor(config: TrainConfig, step: int) -> float:
+    """What the schedule multiplies every learning rate with in step `step` (the first is 0).
+
+    cosine: ½ (1 + cos(π step / steps)), anew every step. step: γ^⌊epoch / step_epochs⌋ with epoch =
+    ⌊step / steps_per_epoch⌋, the epochs of warm-up counted.
+    """
     if config.optimizer.schedule == "cosine":
-        factor = 0.5 * (1 + math.cos(math.pi * step / config.steps))
+        return 0.5 * (1 + math.cos(math.pi * step / config.steps))
+    if config.optimizer.schedule == "step":
+        epoch = step // config.steps_per_epoch
+        return config.optimizer.step_gamma ** (epoch // config.optimizer.step_epochs)
+    return 1.0
+
+
+def prepare_step(config: TrainConfig, step: int, model: Backbone, optimizer: torch.optim.Optimizer) -> None:
+    """Set the learning rates of step `step` (the first is 0), and what of the network trains in it.
+
+    During warm-up the network's body is left out of the graph: its parameters get no gradient, so that AdamW leaves
+    them, their weight decay and their moments alone. Its BatchNorm2d keep following the batches unless they are frozen.
+    """
+    factor = lr_factor(config, step)
     for group in optimizer.param_groups:
         group["lr"] = factor * group["base_lr"]
+    model.train_body(step >= config.optimizer.warmup_epochs * config.steps_per_epoch)

@@ -39,6 +39,7 @@ class Trainer:
             data.train, sampler, max_shift=config.data.max_shift, seed=config.seed, device=self.device
         )
         self.model = build_backbone(config.backbone).to(self.device)
+        self.model.speed_up(channels_last=config.channels_last, compile=config.compile)
         self.objective = build_objective(config, data.train.num_classes).to(self.device)
         self.optimizer = build_optimizer(config, self.model, self.objective)
         self._stepped = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]

@@ -1,0 +1,176 @@
+"""Checkpoints of the authors' code as models of gcahng."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gcahng import recipes
+from gcahng.errors import UserError
+from gcahng.losses import GCAHNGLoss
+from gcahng.losses.official import official_state_dict
+from gcahng.train.backbones import build_backbone
+from gcahng.train.config import DataName, TrainConfig
+from gcahng.train.files import atomic_write
+from gcahng.train.models import save_model
+from gcahng.train.pretrained import check_names, read_tensors
+
+_EXTRACTOR, _HEAD = "feature_extractor.", "feature_extractor.fc."
+_CLASSIFIER = "softmax_classifier."
+
+
+@dataclass(frozen=True)
+class _Names:
+    """How the authors' names of a network differ from ours.
+
+    Attributes:
+        body: what stands before the names of torchvision or timm.
+        unused: what their code keeps after that and never uses.
+        mark: a name that no other network has.
+    """
+
+    body: str
+    unused: tuple[str, ...]
+    mark: str
+
+    def theirs(self, ours: str) -> str:
+        """The authors' name of a tensor of our network."""
+        part, _, rest = ours.partition(".")
+        return f"{_HEAD}{rest}" if part == "head" else f"{self.body}{rest}"
+
+
+_BODY = f"{_EXTRACTOR}backbone."
+BACKBONES = {
+    "googlenet": _Names(_BODY, ("fc.", "aux1.", "aux2."), f"{_BODY}inception3a.branch1.conv.weight"),
+    "resnet50": _Names(f"{_BODY}model.", ("fc.",), f"{_BODY}model.layer1.0.conv1.weight"),
+    "dino": _Names(_BODY, (), f"{_BODY}cls_token"),
+}
+# Training classes of the authors' data sets, which tell the set.
+_DATA_OF_CLASSES: dict[int, DataName] = {100: "cub200", 98: "cars196", 11318: "sop", 3997: "inshop"}
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import wrote.
+
+    Attributes:
+        model: the network's file.
+        loss: the file of graph network and classifier; None: the checkpoint had none.
+        config: as the model's file has it: the recipe's, with the sizes of the checkpoint.
+        num_classes: training classes; None where there is no classifier.
+        left_out: names of the checkpoint that nothing uses.
+    """
+
+    model: Path
+    loss: Path | None
+    config: TrainConfig
+    num_classes: int | None
+    left_out: tuple[str, ...]
+
+
+def import_official(source: Path, out: Path, backbone: str, data: DataName | None = None) -> Imported:
+    """Convert a checkpoint of the authors' code; the same as `gcahng import-official`.
+
+    A full checkpoint (feature_extractor, gnn, softmax_classifier) gives the network as `out` and the generator's
+    weights as OUT.loss.safetensors, which training starts from with gca.weights. One with the feature extractor alone,
+    with or without that prefix, gives the network.
+
+    Args:
+        source: .pth or .safetensors; read without running any code of it.
+        out: .safetensors.
+        backbone: googlenet, resnet50 or dino.
+        data: what it was trained on, for the options that the file keeps; None: by the number of classes.
+
+    Raises:
+        UserError: an argument that cannot be, a file that cannot be read, or names or shapes that do not fit, listed;
+            nothing is written then.
+    """
+    if backbone not in BACKBONES:
+        raise UserError(f"backbone is {backbone!r}; it must be one of {', '.join(BACKBONES)}")
+    if out.suffix != ".safetensors":
+        raise UserError(f"OUT is {out}; it must end in .safetensors")
+    if not out.parent.is_dir():
+        raise UserError(f"OUT is {out}; there is no folder {out.parent}")
+    names = BACKBONES[backbone]
+    given = _with_prefix(read_tensors(source))
+    _check_backbone(given, backbone, source)
+    has_generator = any(name.startswith("gnn.") for name in given)
+    unused = tuple(names.body + name for name in names.unused) + (() if has_generator else (_CLASSIFIER,))
+    left_out = tuple(name for name in given if name.startswith(unused))
+    given = {name: tensor for name, tensor in given.items() if name not in left_out}
+
+    config, num_classes = _config(given, backbone, data)
+    network = build_backbone(config.backbone, pretrained=False)
+    state = network.state_dict()
+    wanted = {names.theirs(name): tensor for name, tensor in state.items()}
+    generator = _generator(config, num_classes) if has_generator else {}
+    check_names({**wanted, **generator}, given, str(source), f"the authors' {backbone}")
+    network.load_state_dict({name: given.get(names.theirs(name), tensor) for name, tensor in state.items()})
+
+    save_model(out, network.state_dict(), config)
+    loss = None
+    if has_generator:
+        loss = out.with_suffix(".loss.safetensors")
+        _save(loss, {name: _as(tensor, given.get(name)) for name, tensor in generator.items()})
+    return Imported(out, loss, config, num_classes if has_generator else None, left_out)
+
+
+def _with_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names as in a full checkpoint, also where the feature extractor alone was saved."""
+    bare = not any(name.startswith(_EXTRACTOR) for name in tensors)
+    return {
+        f"{_EXTRACTOR}{name}" if bare and name.startswith(("backbone.", "fc.")) else name: tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def _check_backbone(given: Mapping[str, Tensor], backbone: str, source: Path) -> None:
+    """One line instead of hundreds of names where the file is of another of the three networks."""
+    found = [name for name, names in BACKBONES.items() if names.mark in given]
+    if found and backbone not in found:
+        raise UserError(f"{source} holds the authors' {found[0]}; backbone is {backbone!r}: it must be {found[0]!r}")
+
+
+def _config(given: Mapping[str, Tensor], backbone: str, data: DataName | None) -> tuple[TrainConfig, int]:
+    """The recipe's options with the file's sizes, and the number of training classes (0: no classifier)."""
+    num_classes = _rows(given, f"{_CLASSIFIER}weight", 0)
+    known = data or _DATA_OF_CLASSES.get(num_classes)
+    recipe = f"{backbone}_{known}"
+    config = recipes.load(recipe if recipe in recipes.names() else f"{backbone}_cub200")
+    layers = len({name.split(".")[2] for name in given if name.startswith("gnn.gnn.")}) or config.gca.layers
+    dim = _rows(given, f"{_HEAD}1.weight", config.backbone.embedding_dim)
+    # Without a known set the user names it: gcahng eval --data.name.
+    config = replace(
+        config,
+        data=replace(config.data, name=known or "folder"),
+        backbone=replace(config.backbone, embedding_dim=dim),
+        gca=replace(config.gca, layers=layers),
+    )
+    return config, num_classes
+
+
+def _rows(given: Mapping[str, Tensor], name: str, default: int) -> int:
+    return given[name].shape[0] if name in given and given[name].ndim == 2 else default
+
+
+def _generator(config: TrainConfig, num_classes: int) -> dict[str, Tensor]:
+    """Names and shapes of graph network and classifier, without memory."""
+    with torch.device("meta"):
+        loss = GCAHNGLoss(max(num_classes, 1), config.backbone.embedding_dim, layers=config.gca.layers, heads=1, seed=0)
+    return official_state_dict(loss)
+
+
+def _as(wanted: Tensor, given: Tensor | None) -> Tensor:
+    """In the generator's dtype; the one that an old file may lack is BatchNorm's count of batches."""
+    return torch.zeros((), dtype=wanted.dtype) if given is None else given.to(wanted.dtype).contiguous()
+
+
+def _save(path: Path, tensors: dict[str, Tensor]) -> None:
+    from safetensors.torch import save
+
+    content = save(tensors)
+    atomic_write(path, lambda file: file.write(content))
