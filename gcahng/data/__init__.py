@@ -1,7 +1,7 @@
 """Data sets, batch sampling and augmentation."""
 
 from gcahng.data.augment import random_shifts
-from gcahng.data.batches import InMemoryBatches
+from gcahng.data.batches import Batches, InMemoryBatches, build_batches
 from gcahng.data.glyphs import load_glyphs
 from gcahng.data.image_set import DataSplits, ImageFiles, ImageSet, LabeledImages
 from gcahng.data.load import load_data
@@ -10,6 +10,7 @@ from gcahng.data.sampler import BalancedBatchSampler
 
 __all__ = [
     "BalancedBatchSampler",
+    "Batches",
     "DataSplits",
     "ImageFiles",
     "ImageSet",
@@ -17,6 +18,7 @@ __all__ = [
     "LabeledImages",
     "Preprocessing",
     "UnreadableImage",
+    "build_batches",
     "evaluation_batches",
     "load_data",
     "load_glyphs",

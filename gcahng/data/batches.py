@@ -1,6 +1,8 @@
-"""Training batches of an image set that is held in memory."""
+"""Training batches: what a run wants of them, those of an image set in memory, and the choice of the right ones."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -9,9 +11,49 @@ from gcahng.data.augment import random_shifts
 from gcahng.data.image_set import ImageSet
 from gcahng.data.sampler import BalancedBatchSampler
 
+if TYPE_CHECKING:
+    from gcahng.train.config import DataConfig
+
+
+class Batches(Protocol):
+    """Balanced, augmented batches on a device; step s always gets the same ones, also after `load_state_dict`."""
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """⌊images / batch size⌋, at least 1."""
+
+    @property
+    def skipped(self) -> int:
+        """How many files that cannot be read have been replaced so far, a file counted each time it is drawn."""
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Images (n, …) uint8 and labels (n,) of a step; call it once a step, in the order of steps."""
+
+    def names(self) -> list[str]:
+        """What a person calls the n images of the last batch."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Where the batches stand after the last one that was handed out."""
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue where the batches that gave `state` stood."""
+
+    def close(self) -> None:
+        """End the processes that read files."""
+
+
+def build_batches(config: DataConfig, train: ImageSet, *, seed: int, device: torch.device) -> Batches:
+    """The batches of `train` that `config` asks for.
+
+    Raises:
+        UserError: more classes a batch than there are.
+    """
+    sampler = BalancedBatchSampler(train.labels, config.classes_per_batch, config.samples_per_class, seed)
+    return InMemoryBatches(train, sampler, max_shift=config.max_shift, seed=seed, device=device)
+
 
 class InMemoryBatches:
-    """Balanced, augmented batches on a device; step s always gets the same ones, also after `load_state_dict`.
+    """Batches of images in memory, shifted by whole pixels; see `Batches`.
 
     Args:
         images: the training set; copied to `device` once.
@@ -21,19 +63,33 @@ class InMemoryBatches:
         device: where batches are made.
     """
 
+    skipped = 0
+
     def __init__(
         self, images: ImageSet, sampler: BalancedBatchSampler, *, max_shift: int, seed: int, device: torch.device
     ) -> None:
+        self._set = images
         self._images, self._labels = images.images.to(device), images.labels.to(device)
         self._sampler, self._max_shift, self._seed = sampler, max_shift, seed
+        self._last = torch.empty(0, dtype=torch.int64)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return self._sampler.batches_per_epoch
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Images (n, …) uint8 and labels (n,) of a step; call it once a step, in the order of steps."""
-        index = self._sampler.draw().to(self._labels.device)
+        self._last = self._sampler.draw()
+        index = self._last.to(self._labels.device)
         return random_shifts(self._images[index], self._max_shift, seed=self._seed, step=step), self._labels[index]
+
+    def names(self) -> list[str]:
+        return [self._set.name(index) for index in self._last.tolist()]
 
     def state_dict(self) -> dict[str, Tensor]:
         return self._sampler.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self._sampler.load_state_dict(state)
+
+    def close(self) -> None:
+        """Nothing to end."""
