@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,10 +25,11 @@ from typing import Any
 import torch
 
 from gcahng.data import DataSplits, ImageSet, load_glyphs
-from gcahng.train import BackboneConfig, DataConfig, GcaConfig, TrainConfig, files, fit, loop, resume
+from gcahng.train import BackboneConfig, DataConfig, GcaConfig, TrainConfig, files, fit, loop, resume, session
 from gcahng.train.checkpoint import load_checkpoint
 
 KILLS_A_RUN = 3
+Event = tuple[str, int]  # write, fsync or rename, and which of them
 
 
 def small_data() -> DataSplits:
@@ -52,13 +54,13 @@ def config(out: Path) -> TrainConfig:
     )
 
 
-def kill_at_event(number: int) -> list[int]:
-    """This process kills itself in the middle of the `number`-th write, fsync or rename; returns the count of them."""
-    count = [0]
+def kill_at(kind: str, number: int) -> Counter[str]:
+    """This process kills itself in the middle of its `number`-th write, fsync or rename; returns the counts of them."""
+    count: Counter[str] = Counter()
 
-    def event(half: Callable[[], Any]) -> None:
-        count[0] += 1
-        if count[0] == number:
+    def event(name: str, half: Callable[[], Any]) -> None:
+        count[name] += 1
+        if name == kind and count[name] == number:
             half()
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -69,7 +71,7 @@ def kill_at_event(number: int) -> list[int]:
             self._file = real_open(*arguments, **options)
 
         def write(self, data: bytes) -> int:
-            event(lambda: (self._file.write(data[: len(data) // 2]), self._file.flush()))
+            event("write", lambda: (self._file.write(data[: len(data) // 2]), self._file.flush()))
             return self._file.write(data)
 
         def __enter__(self) -> File:
@@ -82,19 +84,21 @@ def kill_at_event(number: int) -> list[int]:
             return getattr(self._file, name)
 
     files.open = File  # type: ignore[attr-defined]
-    os.fsync = lambda fd: (event(lambda: None), fsync(fd))[1]  # type: ignore[assignment]
-    os.replace = lambda a, b: (event(lambda: None), rename(a, b))[1]  # type: ignore[assignment]
+    os.fsync = lambda fd: (event("fsync", lambda: None), fsync(fd))[1]  # type: ignore[assignment]
+    os.replace = lambda a, b: (event("rename", lambda: None), rename(a, b))[1]  # type: ignore[assignment]
     return count
 
 
-def child(action: Callable[[], Any], log: Path, after: float | None = None, event: int = 0) -> bool:
-    """Run `action` in a fork that is killed `after` seconds or at the `event`-th event; whether it came to its end."""
+def child(
+    action: Callable[[], Any], counts: Path, after: float | None = None, event: tuple[str, int] = ("", 0)
+) -> bool:
+    """Run `action` in a fork that is killed `after` seconds or at an `event`; whether it came to its end."""
     pid = os.fork()
     if pid == 0:
         try:
-            count = kill_at_event(event)
+            count = kill_at(*event)
             action()
-            log.write_text(str(count[0]))
+            counts.write_text(json.dumps(count))
             os._exit(0)
         except BaseException:
             traceback.print_exc()
@@ -110,6 +114,11 @@ def child(action: Callable[[], Any], log: Path, after: float | None = None, even
             os.kill(pid, signal.SIGKILL)
             end = None
         time.sleep(0.002)
+
+
+def no_pictures(run: Path, *_: object) -> None:
+    """In the place of the plots, which take longer than all the rest and are the last thing before the summary."""
+    files.write_text(run / "curves.png", "")
 
 
 def start_or_resume(run: Path) -> dict[str, Any]:
@@ -159,11 +168,12 @@ def main(folder: Path, kills: int, seed: int) -> None:
     torch.set_num_threads(1)
     data = small_data()
     loop.load_data = lambda _: data  # type: ignore[assignment]
+    session._draw = no_pictures
     chance = random.Random(seed)
     whole, count = folder / "whole", folder / "count"
     start = time.monotonic()
     child(lambda: fit(config(whole)), count)
-    seconds, events = time.monotonic() - start, int(count.read_text())
+    seconds, events = time.monotonic() - start, json.loads(count.read_text())
     expected = outcome(whole)
     done = runs = 0
     found = []
@@ -171,9 +181,10 @@ def main(folder: Path, kills: int, seed: int) -> None:
         run = folder / f"killed-{runs}"
         runs += 1
         for _ in range(min(KILLS_A_RUN, kills - done)):
-            by_time = chance.random() < 0.5
-            kill = {"after": chance.uniform(0, seconds)} if by_time else {"event": chance.randint(1, events)}
-            if child(lambda run=run: start_or_resume(run), count, **kill):
+            kind = chance.choice(["time", *sorted(events)])
+            after = chance.uniform(0, seconds) if kind == "time" else None
+            event = ("", 0) if kind == "time" else (kind, chance.randint(1, events[kind]))
+            if child(lambda run=run: start_or_resume(run), count, after, event):
                 break  # it had less left to do
             done += 1
         child(lambda run=run: start_or_resume(run), count)
