@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -399,6 +400,7 @@ def test_a_file_size_limit(config_of_whole: TrainConfig, whole: Path, small_data
     if pid == 0:
         import resource
 
+        signal.alarm(300)
         with contextlib.suppress(BaseException):
             resource.setrlimit(resource.RLIMIT_FSIZE, (size - 4096, size - 4096))
             try:
@@ -410,6 +412,31 @@ def test_a_file_size_limit(config_of_whole: TrainConfig, whole: Path, small_data
     assert last.read_bytes() == before and not list(run.rglob("*.tmp"))
     resume(run)
     assert differences(outcome(whole), outcome(run)) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other rights")
+def test_a_folder_without_the_right_to_write(config_of_whole: TrainConfig) -> None:
+    run = interrupted(config_of_whole, 4)
+    with tempfile.TemporaryDirectory() as place:  # pytest's own folders are for this user alone
+        folder = Path(place) / "run"
+        shutil.copytree(run, folder)
+        Path(place).chmod(0o755)
+        folder.chmod(0o555)
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(300)
+            with contextlib.suppress(BaseException):
+                if os.getuid() == 0:  # whom no mode stops
+                    os.setuid(65534)
+                try:
+                    resume(folder)
+                except CannotWrite as error:
+                    os._exit(0 if str(error) == f"{folder}/.lock cannot be written: Permission denied" else 3)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+        folder.chmod(0o755)
 
 
 # -- which checkpoint is the best
