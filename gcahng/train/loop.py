@@ -131,7 +131,7 @@ def resume(
             report.warning(f"{difference}; the last bits may differ from those of an uninterrupted run")
         open_now.enter_context(_surroundings(config))
         data = load_data(config.data)
-        trainer = Trainer(config, data)
+        trainer = Trainer(config, data, pretrained=not state)
         open_now.callback(trainer.close)
         if state:
             trainer.load_state_dict(state)

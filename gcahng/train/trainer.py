@@ -45,6 +45,7 @@ class Trainer:
     Args:
         config: with `device` resolved.
         data: the splits; training needs `train` only.
+        pretrained: start from the pretrained weights that the config asks for; False: a state is loaded afterwards.
 
     Attributes:
         config: epochs are counted in steps now.
@@ -54,13 +55,13 @@ class Trainer:
         wait_seconds: time spent waiting for batches.
     """
 
-    def __init__(self, config: TrainConfig, data: DataSplits) -> None:
+    def __init__(self, config: TrainConfig, data: DataSplits, *, pretrained: bool = True) -> None:
         self.data_digest = data.digest
         self.device = torch.device(config.device)
         torch.manual_seed(config.seed)
         self.batches = build_batches(config.data, data.train, seed=config.seed, device=self.device)
         self.config = config = config.with_epochs(self.batches.batches_per_epoch)
-        self.model = build_backbone(config.backbone).to(self.device)
+        self.model = build_backbone(config.backbone, None if pretrained else False).to(self.device)
         if config.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.compile:

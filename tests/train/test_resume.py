@@ -25,7 +25,8 @@ import gcahng
 from gcahng.cli import main
 from gcahng.data import DataSplits
 from gcahng.errors import UserError
-from gcahng.train import DataConfig, TrainConfig, TrainingInterrupted, files, fit, resume
+from gcahng.train import BackboneConfig, DataConfig, TrainConfig, TrainingInterrupted, files, fit, resume
+from gcahng.train import trainer as trainer_module
 from gcahng.train.checkpoint import find_checkpoint, load_checkpoint
 from gcahng.train.files import CannotWrite, run_lock
 from gcahng.train.trainer import Trainer
@@ -142,6 +143,24 @@ def test_a_moved_run(config_of_whole: TrainConfig, whole: Path) -> None:
     run.rename(moved)
     assert resume(moved)["out"] == str(moved)
     assert not run.exists() and differences(outcome(whole), outcome(moved)) == []
+
+
+def test_pretrained_weights_are_not_needed_again(config_of_whole: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool | None] = []
+    real = trainer_module.build_backbone
+
+    def build(config: BackboneConfig, pretrained: bool | None = None) -> torch.nn.Module:
+        asked.append(pretrained)
+        return real(config, pretrained)
+
+    monkeypatch.setattr(trainer_module, "build_backbone", build)
+    run = interrupted(config_of_whole, 7)
+    resume(run)
+    shutil.rmtree(run / "checkpoints")
+    (run / "summary.json").unlink()
+    with signal_at(1), pytest.raises(TrainingInterrupted):
+        resume(run)
+    assert asked == [None, False, None]
 
 
 def truncate(path: Path) -> None:
