@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gcahng.errors import UserError
 
@@ -38,6 +38,11 @@ class NonFinite(UserError):
     def with_advice(self, advice: str) -> NonFinite:
         """The same with what to do about it."""
         return NonFinite(self.step, self.values, self.images, advice)
+
+
+def largest(gradients: list[Tensor]) -> Tensor:
+    """The largest absolute entry, 0-dim; NaN where one is NaN. Unlike a sum of squares it does not overflow."""
+    return nn.utils.get_total_norm(gradients, norm_type=float("inf"))
 
 
 class FiniteWatch:

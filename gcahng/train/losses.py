@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from gcahng._extras import require
 from gcahng.losses import GCAHNGLoss, npair_loss
 from gcahng.train.config import TrainConfig
+from gcahng.train.finite import largest
 
 PROXY_LR_FACTORS = {"proxy_anchor": 100.0, "arcface": 10.0}
 
@@ -94,11 +95,6 @@ class GcaObjective(Objective):
 
     def proxies(self) -> list[nn.Parameter]:
         return self.gca.base_parameters()
-
-
-def largest(gradients: list[Tensor]) -> Tensor:
-    """The largest absolute entry, 0-dim; NaN where one is NaN. Unlike a sum of squares it does not overflow."""
-    return nn.utils.get_total_norm(gradients, norm_type=float("inf"))
 
 
 def build_objective(config: TrainConfig, num_classes: int) -> Objective:

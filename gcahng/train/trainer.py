@@ -14,8 +14,8 @@ from gcahng.data import DataSplits, build_batches
 from gcahng.errors import UserError
 from gcahng.train.backbones import build_backbone
 from gcahng.train.config import TrainConfig, config_to_dict
-from gcahng.train.finite import FiniteWatch, NonFinite
-from gcahng.train.losses import build_objective, largest
+from gcahng.train.finite import FiniteWatch, NonFinite, largest
+from gcahng.train.losses import build_objective
 from gcahng.train.optim import build_optimizer, prepare_step
 from gcahng.train.versions import versions
 
