@@ -16,7 +16,7 @@ Split = Literal["val", "test"]
 
 
 class Measured(NamedTuple):
-    """metrics of retrieval; embeddings (N, D) of the split's images (of the queries where there is a gallery)."""
+    """metrics of retrieval; embeddings (N, D) of the split's images, and after them of the gallery where there is one."""
 
     metrics: dict[str, float]
     embeddings: Tensor
@@ -31,13 +31,16 @@ def measure(model: nn.Module, data: DataSplits, split: Split, config: TrainConfi
         return embed(model, images, device, preprocessing, workers)
 
     images = getattr(data, split)
-    embeddings = embedded(images)
-    gallery = data.gallery if split == "test" else None
+    queries = embedded(images)
+    if split != "test" or data.gallery is None:
+        metrics = retrieval_metrics(queries, images.labels.to(device), recall_at=data.recall_at)
+        return Measured(metrics, queries)
+    gallery = embedded(data.gallery)
     metrics = retrieval_metrics(
-        embeddings,
+        queries,
         images.labels.to(device),
         recall_at=data.recall_at,
-        gallery_embeddings=None if gallery is None else embedded(gallery),
-        gallery_labels=None if gallery is None else gallery.labels.to(device),
+        gallery_embeddings=gallery,
+        gallery_labels=data.gallery.labels.to(device),
     )
-    return Measured(metrics, embeddings)
+    return Measured(metrics, torch.cat([queries, gallery]))

@@ -7,10 +7,11 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from gcahng.data import DataSplits, ImageFiles
+from gcahng.data import DataSplits, ImageFiles, LabeledImages
 from gcahng.data.reading import read_rgb
 from gcahng.errors import UserError
 from gcahng.train.checkpoint import DamagedCheckpoint, checkpoint_path, load_checkpoint, save_checkpoint
@@ -261,27 +262,31 @@ class Session:
 
 
 def _draw(run: Path, data: DataSplits, embeddings: Tensor, config: TrainConfig) -> None:
+    """Curves, and a picture of retrieval among all test images, those of a gallery included."""
     from gcahng.train.plots import plot_curves, plot_retrieval_grid
 
-    images = data.test
-    size = config.data.image_size
+    parts = [data.test] if data.gallery is None else [data.test, data.gallery]
 
     def picture(index: int) -> Tensor:
-        if not isinstance(images, ImageFiles):
-            return images.images[index].float() / 255
-        import numpy as np
-
-        small = read_rgb(images.file(index)).resize((size, size))
-        return torch.from_numpy(np.asarray(small).copy()).movedim(2, 0).float() / 255
+        part, index = (0, index) if index < len(data.test) else (1, index - len(data.test))
+        return _picture(parts[part], index, config.data.image_size)
 
     with writing(run / "curves.png"):
         plot_curves(run / "metrics.jsonl", run / "curves.png")
     with writing(run / "retrieval.png"):
         plot_retrieval_grid(
             picture,
-            images.labels,
+            torch.cat([part.labels for part in parts]),
             embeddings.cpu(),
             run / "retrieval.png",
             seed=config.seed,
-            class_names=images.class_names,
+            class_names=data.test.class_names,
         )
+
+
+def _picture(images: LabeledImages, index: int, size: int) -> Tensor:
+    """Image `index` as (H, W) or (3, H, W) in [0, 1]; files are scaled to a square."""
+    if not isinstance(images, ImageFiles):
+        return images.images[index].float() / 255
+    square = read_rgb(images.file(index)).resize((size, size))
+    return torch.from_numpy(np.array(square)).movedim(2, 0).float() / 255
