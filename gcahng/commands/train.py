@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from gcahng._extras import require
+from gcahng.commands._arguments import Parser
 from gcahng.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,26 +17,79 @@ if TYPE_CHECKING:
     from gcahng.train.config import TrainConfig
 
 
+# What may be said anew when a run is resumed, and the names that gcahng.train.resume has for it.
+_RESUME_OPTIONS = {
+    "--device": ("device", str, "auto, cpu, cuda or cuda:N"),
+    "--threads": ("threads", int, "of PyTorch on the CPU"),
+    "--data.root": ("root", str, "folder of the data set's files"),
+    "--data.workers": ("workers", int, "processes that read image files"),
+    "--skip_nonfinite": ("skip_nonfinite", int, "steps in a row that are left out where something is not finite"),
+}
+
+
 def run(arguments: list[str]) -> int:
     """Train an embedding network, evaluate it on classes it never saw, and write a run folder.
 
-    Without options: GCA-HNG on glyphs. Options may come from a YAML file (--config), which later options override.
+    Without options: GCA-HNG on glyphs. Options may come from a YAML file or a recipe (--config), which later options
+    override. --resume RUN goes on with a run that was ended before its end.
     """
+    if _wants_resume(arguments):
+        return _resume(arguments)
     config = parse(arguments)
     from gcahng.train import fit
+
+    _print_summary(fit(config, verbose=True))
+    return 0
+
+
+def _resume(arguments: list[str]) -> int:
+    parser = Parser(prog="gcahng train --resume", description="Go on with a run that was ended before its end.")
+    parser.add_argument("--resume", metavar="RUN", required=True, help="the run folder")
+    for option, (name, kind, text) in _RESUME_OPTIONS.items():
+        parser.add_argument(option, dest=name, type=kind, help=f"{text} (the run's own)")
+    options, others = parser.parse_known_args(arguments)
+    if others:
+        raise UserError(
+            f"{others[0]} cannot be given with --resume: a run goes on with its own options, but for "
+            f"{', '.join(_RESUME_OPTIONS)}"
+        )
+    from gcahng.train import resume
+    from gcahng.train.loop import finished
+
+    values = vars(options)
+    folder = Path(values.pop("resume"))
+    if (summary := finished(folder)) is not None:
+        print(f"{folder} has finished; there is nothing to go on with")
+    else:
+        summary = resume(folder, **values, verbose=True)
+    _print_summary(summary)
+    return 0
+
+
+def _wants_resume(arguments: list[str]) -> bool:
+    return any(argument == "--resume" or argument.startswith("--resume=") for argument in arguments)
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
     from gcahng.train.report import metrics_table
 
-    summary = fit(config, verbose=True)
-    out = summary["out"]
+    out, best = Path(summary["out"]), summary["best"]
+    rows = {"test (per cent)": summary["test"]}
+    if best and best["step"] != summary["steps"]:
+        rows[f"test, best checkpoint (step {best['step']})"] = summary["test_best"]
     print()
-    print(metrics_table({"test (per cent)": summary["test"]}))
+    print(metrics_table(rows))
     print()
+    if summary["left_out"]:
+        print(f"{summary['left_out']} steps were not finite and were left out; see {out}/nonfinite.jsonl")
+    if summary["unreadable"]:
+        print(f"{summary['unreadable']} times another image stood in for one that cannot be read")
     print(f"{summary['steps']} steps, {summary['seconds']:.0f} s; wrote")
     for name in ("summary.json", "config.yaml", "metrics.jsonl", "checkpoints/last.pt", "checkpoints/best.pt"):
-        print(f"  {out}/{name}")
+        if (out / name).exists():
+            print(f"  {out}/{name}")
     for name in ("curves.png", "retrieval.png", "tensorboard"):
         print(f"  {out}/{name}")
-    return 0
 
 
 def parse(arguments: list[str]) -> TrainConfig:
@@ -51,14 +106,35 @@ def parse(arguments: list[str]) -> TrainConfig:
     from gcahng.train.config import TrainConfig, config_from_dict
 
     parser = ArgumentParser(prog="gcahng train", description=run.__doc__, exit_on_error=False)
-    parser.add_argument("--config", action="config", help="a YAML file of these options")
+    parser.add_argument("--config", action="config", help="a YAML file of these options, or the name of a recipe")
+    parser.add_argument("--resume", metavar="RUN", help="go on with the run of this folder")
     parser.add_class_arguments(TrainConfig)
     try:
-        values = parser.parse_args(arguments).as_dict()
+        values = parser.parse_args(_with_recipes(arguments)).as_dict()
     except ArgumentError as error:
         raise UserError(_one_line(str(error), parser)) from None
-    del values["config"]
+    del values["config"], values["resume"]
     return config_from_dict(values)
+
+
+def _with_recipes(arguments: list[str]) -> list[str]:
+    """The arguments with recipes' names after --config replaced by their files."""
+    found = list(arguments)
+    for i, argument in enumerate(arguments):
+        if argument == "--config" and i + 1 < len(arguments):
+            found[i + 1] = _config_file(arguments[i + 1])
+        elif argument.startswith("--config="):
+            found[i] = f"--config={_config_file(argument.removeprefix('--config='))}"
+    return found
+
+
+def _config_file(name: str) -> str:
+    """A file as it is; anything that cannot be one is a recipe's name."""
+    if Path(name).exists() or Path(name).name != name or Path(name).suffix in (".yaml", ".yml", ".json"):
+        return name
+    from gcahng.recipes import find
+
+    return str(find(name))
 
 
 def _one_line(message: str, parser: ArgumentParser) -> str:

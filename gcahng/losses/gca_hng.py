@@ -156,6 +156,8 @@ class GCAHNGLoss(nn.Module):
         self._epoch = 0
         self._warned_of_epoch = False
         self._pending: _Pending | None = None
+        # Called before gradients are clipped: with "graph_network" (twice a step) or "classifier", and the gradients.
+        self.gradient_hook: Callable[[str, list[Tensor]], None] | None = None
         # Fused: one pass over memory for each parameter; with small batches the optimisers are a good part of a step.
         self.graph_optimizer = torch.optim.AdamW(
             self.graph_network.trainable(), lr=graph_lr, weight_decay=graph_weight_decay, fused=True
@@ -222,6 +224,7 @@ class GCAHNGLoss(nn.Module):
             entropy = nn.functional.cross_entropy(self.classifier(z), self._in_range(layout.labels))
             classifier_loss = CLASSIFIER_FACTOR * entropy
         classifier_loss.backward()
+        self._show_gradients("classifier", list(self.classifier.parameters()))
         self.classifier_optimizer.step()
         self.classifier.zero_grad(set_to_none=True)
 
@@ -433,9 +436,14 @@ class GCAHNGLoss(nn.Module):
             if not bool(finite):
                 self.graph_network.zero_grad(set_to_none=True)
                 return
+        self._show_gradients("graph_network", parameters)
         nn.utils.clip_grad_value_(parameters, self.clip_value)
         self.graph_optimizer.step()
         self.graph_network.zero_grad(set_to_none=True)
+
+    def _show_gradients(self, module: str, parameters: list[nn.Parameter]) -> None:
+        if self.gradient_hook is not None:
+            self.gradient_hook(module, [p.grad for p in parameters if p.grad is not None])
 
     def _apply_schedule(self) -> None:
         if self.epochs is None:

@@ -2,31 +2,61 @@
 
 from __future__ import annotations
 
+import os
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from gcahng.errors import UserError
-from gcahng.train.files import atomic_write
+from gcahng.train.files import atomic_write, writing
 
 # What a checkpoint of this schema holds:
 #   schema int, versions dict[str, str], config dict, data_digest str, step int;
-#   model, loss, optimizer, batches: state dicts; rng {"torch": Tensor, "cuda": Tensor | None};
-#   best {"step": int, "val": dict[str, float]}: of the best checkpoint so far, empty before the first.
-SCHEMA = 1
+#   model, loss (with the graph network's and the classifier's optimisers, running means and draws), optimizer, scaler,
+#   batches: state dicts; rng {"torch": Tensor, "cuda": Tensor | None};
+#   left_out {"all": int, "in_row": int}: steps left out because something was not finite;
+#   best {"step": int, KIND: dict[str, float]}: of the best checkpoint so far, empty before the first; KIND is what
+#     chose it, "val" or "test"; latest {KIND: dict[str, float]}: the last evaluation;
+#   log {"sums": dict[str, Tensor], "steps": int}: losses that are not in metrics.jsonl yet;
+#   seconds {"all": float, "step": float, "step_cpu": float}: time so far, over all sessions; resumed int: sessions
+#     before this one.
+# The steps of a schedule follow from `step`, those of the augmentation too.
+SCHEMA = 2
 FOLDER = "checkpoints"
 
 
+class DamagedCheckpoint(UserError):
+    """A file that should be a checkpoint and cannot be read as one."""
+
+
 def checkpoint_path(run: Path, which: str) -> Path:
-    """Where a run folder keeps its checkpoint `which`, "last" or "best"."""
+    """Where a run folder keeps its checkpoint `which`: "last", "previous", "best" or "step-N"."""
     return run / FOLDER / f"{which}.pt"
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` and the schema's number, whole or not at all."""
-    path.parent.mkdir(exist_ok=True)
-    atomic_write(path, lambda file: torch.save({"schema": SCHEMA, **state}, file))
+def save_checkpoint(path: Path, state: dict[str, Any], *, previous: Path | None = None) -> None:
+    """Write `state` and the schema's number, whole or not at all.
+
+    Args:
+        path: the file.
+        state: what a checkpoint holds.
+        previous: where the file that was at `path` is kept.
+
+    Raises:
+        CannotWrite: a full disk, a read-only folder; the file that was at `path` is still whole.
+    """
+
+    def write(file: BinaryIO) -> None:
+        try:
+            torch.save({"schema": SCHEMA, **state}, file)
+        except RuntimeError as error:  # torch's zip writer puts its own error in the place of the file's
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+    with writing(path):
+        path.parent.mkdir(exist_ok=True)
+        atomic_write(path, write, previous=previous)
 
 
 def find_checkpoint(run_or_checkpoint: Path, which: str = "last") -> Path:
@@ -40,8 +70,13 @@ def find_checkpoint(run_or_checkpoint: Path, which: str = "last") -> Path:
     if not run_or_checkpoint.is_dir():
         raise UserError(f"{run_or_checkpoint} does not exist; name a run folder or a checkpoint file")
     path = checkpoint_path(run_or_checkpoint, which)
+    if not path.is_file() and which == "last":  # killed between two renames
+        path = checkpoint_path(run_or_checkpoint, "previous")
     if not path.is_file():
-        raise UserError(f"{run_or_checkpoint} holds no {FOLDER}/{which}.pt; name a folder that gcahng train wrote")
+        none = " (a run that selects nothing has none)" if which == "best" else ""
+        raise UserError(
+            f"{run_or_checkpoint} holds no {FOLDER}/{which}.pt{none}; name a folder that gcahng train wrote"
+        )
     return path
 
 
@@ -49,16 +84,59 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
 
     Raises:
-        UserError: unreadable, truncated, no checkpoint of gcahng, or of another schema.
+        DamagedCheckpoint: truncated, altered (its checksums say so), or no checkpoint of gcahng.
+        UserError: unreadable, or of another schema.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        file = open(path, "rb")  # noqa: SIM115  # closed below
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        with file:
+            with zipfile.ZipFile(file) as archive:  # torch.load does not look at the checksums
+                altered = archive.testzip()
+            file.seek(0)
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises what its file formats raise: zip, pickle and EOF errors among them
-        raise UserError(f"{path} is no checkpoint or is damaged ({type(error).__name__})") from error
+        raise DamagedCheckpoint(f"{path} is no checkpoint or is damaged ({type(error).__name__})") from error
+    if altered is not None:
+        raise DamagedCheckpoint(f"{path} is no checkpoint or is damaged (the checksum of {altered} is wrong)")
     if not isinstance(state, dict) or "schema" not in state:
-        raise UserError(f"{path} is no checkpoint that gcahng train wrote; it has no schema number")
+        raise DamagedCheckpoint(f"{path} is no checkpoint that gcahng train wrote; it has no schema number")
     if state["schema"] != SCHEMA:
         raise UserError(f"{path} has checkpoint schema {state['schema']}; this version of gcahng reads schema {SCHEMA}")
     return state
+
+
+def newest_checkpoint(run: Path) -> tuple[Path | None, dict[str, Any], list[DamagedCheckpoint]]:
+    """The most recent checkpoint of a run that can be read, its state, and what was found damaged before it.
+
+    A damaged last.pt is renamed, so that the next checkpoint does not put it in the place of the one before.
+
+    Returns:
+        None and {} where the run has no checkpoint yet.
+
+    Raises:
+        UserError: there are some, and none can be read.
+    """
+    kept = sorted((run / FOLDER).glob("step-*.pt"), key=lambda path: -int(path.stem.removeprefix("step-")))
+    paths = [*(checkpoint_path(run, which) for which in ("last", "previous", "best")), *kept]
+    damaged: list[DamagedCheckpoint] = []
+    for path in paths:
+        if not path.is_file():
+            continue
+        try:
+            state = load_checkpoint(path)
+        except DamagedCheckpoint as error:
+            damaged.append(error)
+            continue
+        if damaged and (last := checkpoint_path(run, "last")).exists():
+            with writing(last):
+                os.replace(last, last.with_name("last.damaged"))
+        return path, state, damaged
+    if damaged:
+        raise UserError(
+            f"no checkpoint of {run} can be read ({'; '.join(map(str, damaged))}); start a new run with "
+            f"gcahng train --config {run / 'config.yaml'} --out FOLDER"
+        )
+    return None, {}, damaged

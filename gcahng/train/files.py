@@ -5,18 +5,47 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing keeps two processes from training one run
+    fcntl = None  # type: ignore[assignment]
 
 from gcahng.errors import UserError
 from gcahng.train.config import TrainConfig
 
 
-def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
+class CannotWrite(UserError):
+    """A file of a run cannot be written: the disk is full, the folder read-only."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an OSError into one line.
+
+    Raises:
+        CannotWrite: names `path` and the system's reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CannotWrite(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def atomic_write(path: Path, write: Callable[[BinaryIO], object], *, previous: Path | None = None) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to the disk, then rename it to `path`.
 
     Whoever reads `path`, even after a crash at any point, finds the old content or the new one.
+
+    Args:
+        path: the file.
+        write: is handed the open temporary file.
+        previous: where the old content of `path` is kept. Between two renames there is then no `path` for a moment, but
+            the old content is whole under this name.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -24,6 +53,8 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            os.replace(path, previous)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -43,6 +74,32 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """`atomic_write` of indented JSON."""
     write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what `atomic_write` left in a folder when its process was killed."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def run_lock(run: Path) -> Iterator[None]:
+    """Hold a run folder for this process; the system lets go of it when the process ends, however it does.
+
+    Raises:
+        UserError: another process holds it.
+        CannotWrite: the folder is read-only.
+    """
+    path = run / ".lock"
+    with writing(path):
+        file = open(path, "a")  # noqa: SIM115  # closed below
+    with file:
+        if fcntl is not None:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                raise UserError(f"{run} is being trained by another process; wait for its end, or end it") from None
+        yield
 
 
 def check_run_folder(out: str) -> Path:

@@ -1,33 +1,60 @@
-"""metrics.jsonl and TensorBoard events."""
+"""metrics.jsonl, TensorBoard events and, if asked for, Weights & Biases."""
 
 from __future__ import annotations
 
 import json
-import math
+import os
+import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gcahng.errors import UserError
+from gcahng._extras import require
+from gcahng.train.config import TrainConfig, config_to_dict
+from gcahng.train.files import atomic_write, write_text, writing
+from gcahng.train.finite import NonFinite
+
+METRICS, NONFINITE = "metrics.jsonl", "nonfinite.jsonl"
 
 
 class RunLog:
     """Writes a run's losses and metrics, as lines of metrics.jsonl and as TensorBoard events.
 
-    A line is {"step": …, "kind": "train", "loss": …, "J_m": …, …}, each the mean over the steps since the line before,
-    or {"step": …, "kind": "val", "recall@1": …, "map@r": …, …}.
+    A line is {"step": …, "kind": "train", "loss": …, "J_m": …, …}, each the mean over the steps since the line before;
+    {"step": …, "kind": "system", "images_per_second": …, …}; or {"step": …, "kind": "val" or "test", "recall@1": …,
+    "map@r": …, …}. Steps that were not finite are lines of nonfinite.jsonl.
+
+    What a run wrote after the checkpoint that it goes on from is taken back when this is made.
+
+    Args:
+        run: the folder.
+        config: its options.
+        step: of the checkpoint; 0: the run begins.
+        device: where losses are.
+
+    Raises:
+        CannotWrite: a full disk, a read-only folder; every method that writes raises it too.
     """
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, config: TrainConfig, step: int, device: torch.device) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._file = open(run / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115  # closed by __exit__
-        self._events = SummaryWriter(str(run / "tensorboard"))
+        self._run, self._device = run, device
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
+        with writing(run / METRICS):
+            for name in (METRICS, NONFINITE):
+                _cut(run / name, step)
+            self._file = open(run / METRICS, "a", encoding="utf-8")  # noqa: SIM115  # closed by __exit__
+        with writing(run / "tensorboard"):
+            purge = {"purge_step": step + 1} if (run / "tensorboard").exists() else {}
+            self._events = SummaryWriter(str(run / "tensorboard"), **purge)
+        self._wandb = None if config.wandb is None else _wandb_run(run, config)
 
     def __enter__(self) -> RunLog:
         return self
@@ -35,8 +62,12 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
-        self._events.close()
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=int(kind is not None))
+        # An error that ended the run has been told; what closing the files adds to it is of no use.
+        with writing(self._run / METRICS) if kind is None else suppress(OSError):
+            self._file.close()
+            self._events.close()
 
     def add(self, losses: Mapping[str, Tensor]) -> None:
         """Count the losses of one step, 0-dim tensors, without reading them from the device."""
@@ -46,30 +77,78 @@ class RunLog:
         self._steps += 1
 
     def train(self, step: int) -> dict[str, float]:
-        """Write and return the means of the losses added since the last call.
-
-        Raises:
-            UserError: one is not finite.
-        """
-        values = (torch.stack(list(self._sums.values())) / self._steps).tolist()
-        means = dict(zip(self._sums, values, strict=True))
+        """Write and return the means of the losses added since the last call; none where all steps were left out."""
+        means: dict[str, float] = {}
+        if self._steps:
+            values = (torch.stack(list(self._sums.values())) / self._steps).tolist()
+            means = dict(zip(self._sums, values, strict=True))
+            self.write(step, "train", means)
         self._sums, self._steps = {}, 0
-        for name, value in means.items():
-            if not math.isfinite(value):
-                raise UserError(
-                    f"{name} is {value} at or shortly before step {step}; a smaller optimizer.lr or "
-                    "optimizer.clip_value, or precision=fp32, may help"
-                )
-        self._write(step, "train", means)
         return means
 
-    def validation(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write the metrics on the validation classes."""
-        self._write(step, "val", metrics)
-        self._events.flush()
+    def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        """Write a line."""
+        with writing(self._run / METRICS):
+            self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+            self._file.flush()
+        with writing(self._run / "tensorboard"):
+            for name, value in values.items():
+                self._events.add_scalar(f"{kind}/{name}", value, step)
+        if self._wandb is not None:
+            self._wandb.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
 
-    def _write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._events.add_scalar(f"{kind}/{name}", value, step)
+    def nonfinite(self, found: NonFinite) -> None:
+        """Note a step that was not finite, with all its images."""
+        values = {name: str(value) for name, value in found.values.items()}
+        with writing(self._run / NONFINITE), open(self._run / NONFINITE, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": found.step, "values": values, "images": found.images}) + "\n")
+
+    def flush(self) -> None:
+        """All lines so far reach the disk: a checkpoint never knows more than they do."""
+        with writing(self._run / METRICS):
+            os.fsync(self._file.fileno())
+        with writing(self._run / "tensorboard"):
+            self._events.flush()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The losses that no line holds yet."""
+        return {"sums": dict(self._sums), "steps": self._steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._sums = {name: value.to(self._device) for name, value in state["sums"].items()}
+        self._steps = state["steps"]
+
+
+def _cut(path: Path, step: int) -> None:
+    """Leave only the lines up to `step`; the first that is no line, as after a kill, ends them too."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                break
+        except ValueError:
+            break
+        kept.append(line)
+    if len(content := b"".join(kept)) != path.stat().st_size:
+        atomic_write(path, lambda file: file.write(content))
+
+
+def _wandb_run(run: Path, config: TrainConfig) -> Any:
+    """A run of Weights & Biases, the same one when training is resumed: of a step sent twice it keeps the first."""
+    require("wandb", extra="wandb", purpose=f"wandb is {config.wandb}: losses are sent to Weights & Biases")
+    import wandb
+
+    identity = run / "wandb-id"
+    if not identity.exists():
+        with writing(identity):
+            write_text(identity, uuid.uuid4().hex)
+    return wandb.init(
+        project=config.wandb,
+        id=identity.read_text(),
+        name=run.name,
+        dir=str(run),
+        config=config_to_dict(config),
+        resume="allow",
+    )

@@ -1,172 +1,194 @@
-"""Training from a config to a run folder."""
+"""Training from a config to a run folder, and from a run folder to its end."""
 
 from __future__ import annotations
 
-import signal
-import threading
-import time
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gcahng._extras import require
-from gcahng.data import DataSplits, load_data
-from gcahng.train.checkpoint import checkpoint_path, save_checkpoint
-from gcahng.train.config import TrainConfig, config_to_dict
-from gcahng.train.devices import resolve_device, torch_threads
-from gcahng.train.evaluate import embed, evaluate, metrics_of
-from gcahng.train.files import check_run_folder, make_run_folder, write_json, write_text
-from gcahng.train.log import RunLog
+from gcahng.data import load_data
+from gcahng.errors import UserError
+from gcahng.train.checkpoint import FOLDER, newest_checkpoint
+from gcahng.train.config import TrainConfig, config_from_dict, config_to_dict
+from gcahng.train.devices import deterministic_cuda, resolve_device, torch_threads
+from gcahng.train.files import check_run_folder, make_run_folder, remove_temporaries, run_lock, write_text, writing
 from gcahng.train.report import Reporter, reporter
+from gcahng.train.session import SUMMARY, Session, selects_on
 from gcahng.train.trainer import Trainer
 from gcahng.train.versions import versions
 
-
-class TrainingInterrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM came during training: the step was finished and the last checkpoint written.
-
-    `exit_code` is the shell's for the signal, 130 or 143.
-    """
-
-    def __init__(self, step: int, steps: int, checkpoint: Path, exit_code: int) -> None:
-        super().__init__(f"interrupted after step {step} of {steps}; the last checkpoint is {checkpoint}")
-        self.exit_code = exit_code
+CONFIG = "config.yaml"
 
 
 def fit(config: TrainConfig, *, verbose: bool = False) -> dict[str, Any]:
     """Train, evaluate and write a run folder; the same as `gcahng train`.
 
-    The folder holds config.yaml (all options, the versions as a comment), metrics.jsonl, tensorboard/,
-    checkpoints/last.pt and best.pt (by MAP@R on the validation classes), curves.png, retrieval.png and, written last,
-    summary.json.
+    The folder holds config.yaml (all options, the versions as a comment), metrics.jsonl, tensorboard/, checkpoints/
+    (last.pt, previous.pt, best.pt where something chooses it, step-N.pt, and the weights of each as .safetensors),
+    curves.png, retrieval.png and, written last, summary.json. A run that ended before, however it did, is finished by
+    `resume`.
 
     Args:
         config: what to train.
         verbose: report on standard output, with a progress bar if it is a terminal.
 
     Returns:
-        What summary.json holds: "test" with "recall@1", …, "map@r", "r_precision" of the last checkpoint as fractions,
-        "steps", "seconds" in all, "step_seconds" and "step_cpu_seconds" in training steps alone, and more; and "out",
-        the run folder.
+        What summary.json holds: "test" with "recall@1", …, "map@r", "r_precision" of the last checkpoint as fractions
+        and "test_best" of the best one, "steps", "seconds" in all, "step_seconds" and "step_cpu_seconds" in training
+        steps alone, and more; and "out", the run folder.
 
     Raises:
-        UserError: a value of `config` that cannot be, a run folder that is not empty, a missing extra, or a loss that
-            is not finite.
+        UserError: a value of `config` that cannot be, a run folder that is not empty, a missing extra, a loss or a
+            gradient that is not finite (NonFinite), a file that cannot be written (CannotWrite).
         TrainingInterrupted: on SIGINT and SIGTERM in the main thread.
     """
-    started = time.monotonic()
     config.check()
-    require("matplotlib", "rich", "tensorboard", "yaml", extra="train", purpose="training")
+    _require_extras(config)
     if config.out is not None:
         check_run_folder(config.out)
     device = resolve_device(config.device)
     config = replace(config, device=str(device), threads=config.threads or torch.get_num_threads())
-    with torch_threads(config.threads), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        return _fit(config, reporter(verbose), started)
+    with _surroundings(config), ExitStack() as open_now:
+        data = load_data(config.data)
+        chooses = selects_on(config, data)
+        trainer = Trainer(config, data)
+        open_now.callback(trainer.close)
+        run = make_run_folder(config)
+        open_now.enter_context(run_lock(run))
+        config = trainer.config = replace(trainer.config, out=str(run))
+        with writing(run / CONFIG):
+            write_text(run / CONFIG, _yaml(config))
+        report = reporter(verbose)
+        open_now.callback(report.close)
+        _announce(report, config, data.train.num_classes, chooses, f"writes {run}")
+        return Session(trainer, data, report, {}, resumed=0).finish()
 
 
-def _fit(config: TrainConfig, report: Reporter, started: float) -> dict[str, Any]:
-    data = load_data(config.data)
-    trainer = Trainer(config, data)
-    run = make_run_folder(config)
-    config = trainer.config = replace(config, out=str(run))
-    write_text(run / "config.yaml", _yaml(config))
+def resume(
+    run: Path | str,
+    *,
+    device: str | None = None,
+    threads: int | None = None,
+    root: str | None = None,
+    workers: int | None = None,
+    skip_nonfinite: int | None = None,
+    verbose: bool = False,
+) -> dict[str, Any]:
+    """Go on with a run that was ended before its end; the same as `gcahng train --resume RUN`.
+
+    The run goes on from its newest checkpoint that can be read (from its start if it has none yet) and ends with the
+    weights that it would have had without the interruption, bit for bit: on the CPU with the same number of threads, on
+    CUDA with `deterministic`. A run that has finished is left as it is.
+
+    Args:
+        run: the folder.
+        device, threads, root, workers, skip_nonfinite: in the place of the run's own; None keeps them. Another device
+            or another number of threads changes the last bits.
+        verbose: report on standard output, with a progress bar if it is a terminal.
+
+    Returns:
+        As `fit`.
+
+    Raises:
+        UserError: no run folder, a run that another process trains, no checkpoint that can be read; and as `fit`.
+        TrainingInterrupted: on SIGINT and SIGTERM in the main thread.
+    """
+    run = Path(run)
+    if not run.is_dir() or not ((run / CONFIG).is_file() or (run / FOLDER).is_dir()):
+        raise UserError(f"resume is {run}, which is no run folder; name one that gcahng train wrote")
+    if (summary := finished(run)) is not None:
+        return summary
+    with run_lock(run), ExitStack() as open_now:
+        for folder in (run, run / FOLDER):
+            remove_temporaries(folder)
+        report = reporter(verbose)
+        open_now.callback(report.close)
+        path, state, damaged = newest_checkpoint(run)
+        for error in damaged:
+            report.warning(f"{error}; going on from {path}, step {state['step']}")
+        before = config_from_dict(state["config"]) if state else _read_config(run / CONFIG)
+        config = replace(
+            before,
+            out=str(run),
+            device=str(resolve_device(before.device if device is None else device)),
+            threads=before.threads if threads is None else threads,
+            skip_nonfinite=before.skip_nonfinite if skip_nonfinite is None else skip_nonfinite,
+            data=replace(
+                before.data,
+                root=before.data.root if root is None else root,
+                workers=before.data.workers if workers is None else workers,
+            ),
+        )
+        config.check()
+        _require_extras(config)
+        for difference in _differences(before, config, state):
+            report.warning(f"{difference}; the last bits may differ from those of an uninterrupted run")
+        open_now.enter_context(_surroundings(config))
+        data = load_data(config.data)
+        trainer = Trainer(config, data, pretrained=not state)
+        open_now.callback(trainer.close)
+        if state:
+            trainer.load_state_dict(state)
+        where = f"goes on in {run} after step {trainer.step}"
+        _announce(report, trainer.config, data.train.num_classes, selects_on(config, data), where)
+        resumed = state.get("resumed", 0) + 1
+        return Session(trainer, data, report, state, resumed).finish()
+
+
+def finished(run: Path) -> dict[str, Any] | None:
+    """The summary of a run that has come to its end, with "out", the folder; None: it has not."""
+    path = run / SUMMARY
+    return {**json.loads(path.read_text()), "out": str(run)} if path.is_file() else None
+
+
+@contextmanager
+def _surroundings(config: TrainConfig) -> Iterator[None]:
+    """A run's threads and algorithms; the caller's random generators are left alone."""
+    device = torch.device(config.device)
+    with ExitStack() as stack:
+        stack.enter_context(torch_threads(config.threads or torch.get_num_threads()))
+        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        if config.deterministic and device.type == "cuda":
+            stack.enter_context(deterministic_cuda())
+        yield
+
+
+def _require_extras(config: TrainConfig) -> None:
+    require("matplotlib", "rich", "safetensors", "tensorboard", "yaml", extra="train", purpose="training")
+    if config.wandb is not None:
+        require("wandb", extra="wandb", purpose=f"wandb is {config.wandb!r}")
+
+
+def _announce(report: Reporter, config: TrainConfig, classes: int, chooses: str | None, where: str) -> None:
     report.start(
-        f"{config.loss_title} on {config.data.name}, {data.train.num_classes} classes; {config.steps} steps of "
-        f"{config.data.classes_per_batch} x {config.data.samples_per_class} on {config.device}; writes {run}",
+        f"{config.loss_title} on {config.data.name}, {classes} classes; {config.steps} steps of "
+        f"{config.data.classes_per_batch} x {config.data.samples_per_class} on {config.device}; {where}",
         config.steps,
     )
-    clock = _StepClock(trainer)
-    try:
-        best, val = _train(trainer, clock, data, run, report)
-        report.status("evaluating on the test classes")
-        embeddings = embed(trainer.model, data.test, trainer.device)
-        test = metrics_of(embeddings, data.test)
-        _draw(run, data, embeddings, config.seed)
-    finally:
-        report.close()
-    summary = {
-        "test": test,
-        "val": val,
-        "best": best,
-        "steps": trainer.step,
-        "seconds": round(time.monotonic() - started, 2),
-        "step_seconds": round(clock.seconds, 3),
-        "step_cpu_seconds": round(clock.cpu_seconds, 3),
-        "loss": config.loss_title,
-        "seed": config.seed,
-        "data_digest": data.digest,
-        "device": config.device,
-        "threads": config.threads,
-        "versions": versions(),
-    }
-    write_json(run / "summary.json", summary)
-    return {**summary, "out": str(run)}
+    if chooses == "test":
+        report.warning(
+            "select is 'test': the best checkpoint is chosen on the test classes, as the authors do; its numbers are "
+            "too good, select 'val' or 'last' for honest ones"
+        )
 
 
-class _StepClock:
-    """Time in training steps alone, without set-up, evaluation and checkpoints: on the wall, and that of the process's
-    threads, which other processes do not lengthen."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
-        self.seconds = self.cpu_seconds = 0.0
-
-    def train_step(self) -> dict[str, Tensor]:
-        """trainer.train_step(), timed; work that a GPU still has to do is counted in a later step."""
-        wall, cpu = time.monotonic(), time.process_time()
-        logs = self._trainer.train_step()
-        self.seconds += time.monotonic() - wall
-        self.cpu_seconds += time.process_time() - cpu
-        return logs
-
-
-def _train(
-    trainer: Trainer, clock: _StepClock, data: DataSplits, run: Path, report: Reporter
-) -> tuple[dict[str, Any], dict[str, float]]:
-    """Step to the end, with checkpoints; returns step and metrics of the best one, and the last validation metrics."""
-    config = trainer.config
-    best: dict[str, Any] = {}
-    with RunLog(run) as log, _StopSignals() as signals:
-        while trainer.step < config.steps:
-            log.add(clock.train_step())
-            is_last = trainer.step == config.steps
-            evaluates = trainer.step % config.eval_every == 0 or is_last
-            # Before any checkpoint: a loss that is not finite stops here, and the last good one stays.
-            if trainer.step % config.log_every == 0 or evaluates or signals.received is not None:
-                report.losses(trainer.step, log.train(trainer.step))
-            if evaluates:
-                metrics = evaluate(trainer.model, data.val, trainer.device)
-                log.validation(trainer.step, metrics)
-                report.validation(trainer.step, metrics)
-                if not best or metrics["map@r"] > best["val"]["map@r"]:
-                    best = {"step": trainer.step, "val": metrics}
-                    save_checkpoint(checkpoint_path(run, "best"), {**trainer.state_dict(), "best": best})
-                save_checkpoint(checkpoint_path(run, "last"), {**trainer.state_dict(), "best": best})
-            if signals.received is not None and not is_last:
-                save_checkpoint(checkpoint_path(run, "last"), {**trainer.state_dict(), "best": best})
-                raise TrainingInterrupted(
-                    trainer.step, config.steps, checkpoint_path(run, "last"), 128 + signals.received
-                )
-    return best, metrics
-
-
-def _draw(run: Path, data: DataSplits, embeddings: Tensor, seed: int) -> None:
-    from gcahng.train.plots import plot_curves, plot_retrieval_grid
-
-    plot_curves(run / "metrics.jsonl", run / "curves.png")
-    plot_retrieval_grid(
-        data.test.images.float() / 255,
-        data.test.labels,
-        embeddings.cpu(),
-        run / "retrieval.png",
-        seed=seed,
-        class_names=data.test.class_names,
-    )
+def _differences(before: TrainConfig, now: TrainConfig, state: dict[str, Any]) -> list[str]:
+    """What of this session is not as it was in the one that wrote the checkpoint."""
+    found = []
+    for name in ("device", "threads"):
+        if (old := getattr(before, name)) != (new := getattr(now, name)):
+            found.append(f"{name} was {old} and is {new}")
+    was, now_are = state.get("versions", {}), versions()
+    for name in was.keys() & now_are.keys() if state else ():
+        if was[name] != now_are[name]:
+            found.append(f"{name} was {was[name]} and is {now_are[name]}")
+    return sorted(found)
 
 
 def _yaml(config: TrainConfig) -> str:
@@ -176,27 +198,10 @@ def _yaml(config: TrainConfig) -> str:
     return f"# Made with {made_with}.\n" + yaml.safe_dump(config_to_dict(config), sort_keys=False)
 
 
-class _StopSignals:
-    """While it lasts, the first SIGINT or SIGTERM is only noted, so that the step can end; the second acts as usual.
+def _read_config(path: Path) -> TrainConfig:
+    import yaml
 
-    Outside the main thread, where Python allows no handlers, it does nothing.
-    """
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _StopSignals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        self.__exit__()
+    try:
+        return config_from_dict(yaml.safe_load(path.read_text()))
+    except (OSError, yaml.YAMLError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read as a run's options ({type(error).__name__})") from error

@@ -13,17 +13,26 @@ from gcahng.errors import UserError
 from gcahng.losses import GCAHNGLoss, npair_loss
 from gcahng.losses.official import load_official_state_dict
 from gcahng.train.config import TrainConfig
+from gcahng.train.finite import largest
 from gcahng.train.pretrained import read_tensors
 
 PROXY_LR_FACTORS = {"proxy_anchor": 100.0, "arcface": 10.0}
 
 
 class Objective(nn.Module):
-    """A loss in the training loop: loss = objective(z, labels); loss.backward(); optimizer.step(); finish_step()."""
+    """A loss in the training loop: loss = objective(z, labels); loss.backward(); finish_step(); optimizer.step()."""
 
-    def finish_step(self) -> dict[str, Tensor]:
-        """What remains to be done after the optimiser's step; returns the step's losses, detached and 0-dim."""
+    def finish_step(self, scaler: torch.amp.GradScaler | None = None) -> dict[str, Tensor]:
+        """What the loss does by itself after the backward; returns the step's losses, detached and 0-dim.
+
+        Args:
+            scaler: what scaled the loss, before its update.
+        """
         raise NotImplementedError
+
+    def largest_gradients(self) -> dict[str, Tensor]:
+        """Of what finish_step stepped: the largest absolute gradients before they were clipped, 0-dim."""
+        return {}
 
     def end_epoch(self) -> None:
         """An epoch has ended."""
@@ -47,7 +56,7 @@ class PlainObjective(Objective):
         self._loss = loss.detach()
         return loss
 
-    def finish_step(self) -> dict[str, Tensor]:
+    def finish_step(self, scaler: torch.amp.GradScaler | None = None) -> dict[str, Tensor]:
         assert self._loss is not None
         return {"J_m": self._loss}
 
@@ -61,12 +70,28 @@ class GcaObjective(Objective):
     def __init__(self, gca: GCAHNGLoss) -> None:
         super().__init__()
         self.gca = gca
+        self._largest: dict[str, Tensor] = {}
+        self._classifier_stepped = False
+        gca.gradient_hook = self._note_gradients
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         return self.gca(embeddings, labels)
 
-    def finish_step(self) -> dict[str, Tensor]:
-        return self.gca.generator_step()
+    def finish_step(self, scaler: torch.amp.GradScaler | None = None) -> dict[str, Tensor]:
+        self._largest, self._classifier_stepped = {}, False
+        return self.gca.generator_step(scaler)
+
+    def largest_gradients(self) -> dict[str, Tensor]:
+        return self._largest
+
+    def _note_gradients(self, module: str, gradients: list[Tensor]) -> None:
+        if module == "classifier":
+            name = "the classifier's gradient of J_cls"
+        else:
+            term = "J_gen" if self._classifier_stepped else "the loss"
+            name = f"the graph network's gradient of {term}"
+        self._classifier_stepped |= module == "classifier"
+        self._largest[name] = largest(gradients)
 
     def end_epoch(self) -> None:
         self.gca.end_epoch()

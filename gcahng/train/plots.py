@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,14 +44,14 @@ _LOSSES = {
 
 
 def plot_curves(metrics_jsonl: Path, out_png: Path) -> None:
-    """Draw the losses and the validation metrics of a run over its steps, one panel each.
+    """Draw the losses and the validation metrics (without these, the test metrics) of a run over its steps.
 
     Where a step was recorded twice, as after going on from a checkpoint, the later record counts. A last line cut
     short, as by a kill while it was written, is left out.
 
     Args:
-        metrics_jsonl: lines {"step": int, "kind": "train", "loss": ..., "J_m": ...} and {"step": int, "kind": "val",
-            "recall@1": ..., "map@r": ...}, metrics as fractions.
+        metrics_jsonl: lines {"step": int, "kind": "train", "loss": ..., "J_m": ...} and {"step": int, "kind": "val"
+            or "test", "recall@1": ..., "map@r": ...}, metrics as fractions.
         out_png: where to write; replaced as a whole or not at all.
 
     Raises:
@@ -60,7 +60,8 @@ def plot_curves(metrics_jsonl: Path, out_png: Path) -> None:
     records = _read_records(Path(metrics_jsonl))
     losses = {name: _series(records, "train", name) for name in _LOSSES}
     losses = {name: series for name, series in losses.items() if series}
-    metrics = {name: _series(records, "val", name) for name in _metric_names(records)}
+    kind = "val" if any(record["kind"] == "val" for record in records) else "test"
+    metrics = {name: _series(records, kind, name) for name in _metric_names(records, kind)}
     # The panel of metrics is two wide, for its legend.
     first = 2 if metrics else 0
     places = first + len(losses)
@@ -81,7 +82,7 @@ def plot_curves(metrics_jsonl: Path, out_png: Path) -> None:
 
 
 def plot_retrieval_grid(
-    images: Tensor,
+    images: Tensor | Callable[[int], Tensor],
     labels: Tensor,
     embeddings: Tensor,
     out_png: Path,
@@ -97,7 +98,7 @@ def plot_retrieval_grid(
     classes.
 
     Args:
-        images: (N, H, W), (N, 1, H, W) or (N, 3, H, W) in [0, 1].
+        images: (N, H, W), (N, 1, H, W) or (N, 3, H, W) in [0, 1]; or what gives image i of N, where they are files.
         labels: (N,) integers.
         embeddings: (N, D).
         out_png: where to write; replaced as a whole or not at all.
@@ -110,7 +111,7 @@ def plot_retrieval_grid(
             class.
     """
     labels = torch.as_tensor(labels).cpu()
-    pictures = _check_images(images, labels, embeddings)
+    picture = _pictures(images, labels, embeddings)
     for name, value in (("queries", queries), ("neighbours", neighbours)):
         if value < 1:
             raise UserError(f"{name} must be at least 1, got {value}")
@@ -134,11 +135,11 @@ def plot_retrieval_grid(
     )
     grid.update(wspace=0.12, hspace=0.3)
     for row, query in enumerate(chosen.tolist()):
-        _draw_picture(figure.add_subplot(grid[row, 0]), pictures[query], _name(labels[query], class_names), None)
+        _draw_picture(figure.add_subplot(grid[row, 0]), picture(query), _name(labels[query], class_names), None)
         for column, neighbour in enumerate(found[row].tolist()):
             ax = figure.add_subplot(grid[row, column + 2])
             is_right = bool(right[row, column])
-            _draw_picture(ax, pictures[neighbour], _name(labels[neighbour], class_names), is_right)
+            _draw_picture(ax, picture(neighbour), _name(labels[neighbour], class_names), is_right)
     _draw_grid_head(figure, head / height, int(right.sum()), right.numel())
     _save(figure, Path(out_png))
 
@@ -175,9 +176,9 @@ def _series(records: list[dict[str, Any]], kind: str, name: str) -> list[tuple[i
     return sorted(values.items())
 
 
-def _metric_names(records: list[dict[str, Any]]) -> list[str]:
-    """The metrics of the validation records: MAP@R and R-Precision, then Recall@K by K."""
-    names = {name for record in records if record["kind"] == "val" for name in record}
+def _metric_names(records: list[dict[str, Any]], kind: str) -> list[str]:
+    """The metrics of the records of a kind: MAP@R and R-Precision, then Recall@K by K."""
+    names = {name for record in records if record["kind"] == kind for name in record}
     recalls = sorted((n for n in names if n.startswith("recall@")), key=lambda n: int(n.removeprefix("recall@")))
     return [name for name in ("map@r", "r_precision") if name in names] + recalls
 
@@ -246,6 +247,14 @@ def _style(ax: Axes, title: str, meaning: str) -> None:
     ax.tick_params(labelsize=8, colors=_INK, color=_GREY)
     ax.grid(True, color="#E6E6E6", linewidth=0.6)
     ax.set_axisbelow(True)
+
+
+def _pictures(images: Tensor | Callable[[int], Tensor], labels: Tensor, embeddings: Tensor) -> Callable[[int], Tensor]:
+    """What gives image i as (H, W, 3); UserError where shapes or values do not fit."""
+    if isinstance(images, Tensor):
+        return _check_images(images, labels, embeddings).__getitem__
+    one = images
+    return lambda i: _check_images(one(i)[None], labels[i : i + 1], embeddings[i : i + 1])[0]
 
 
 def _check_images(images: Tensor, labels: Tensor, embeddings: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -15,18 +16,23 @@ class Reporter(Protocol):
 
     def start(self, title: str, steps: int) -> None: ...
     def losses(self, step: int, logs: Mapping[str, float]) -> None: ...
-    def validation(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def evaluation(self, step: int, kind: str, metrics: Mapping[str, float]) -> None: ...
     def status(self, text: str) -> None: ...
+    def warning(self, text: str) -> None: ...
     def close(self) -> None: ...
 
 
 class Silent:
-    """Says nothing."""
+    """Says nothing, and warns as Python does."""
 
     def start(self, title: str, steps: int) -> None: ...
     def losses(self, step: int, logs: Mapping[str, float]) -> None: ...
-    def validation(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def evaluation(self, step: int, kind: str, metrics: Mapping[str, float]) -> None: ...
     def status(self, text: str) -> None: ...
+
+    def warning(self, text: str) -> None:
+        warnings.warn(text, stacklevel=2)
+
     def close(self) -> None: ...
 
 
@@ -45,12 +51,15 @@ class Lines(Silent):
     def losses(self, step: int, logs: Mapping[str, float]) -> None:
         self._losses = _losses(logs)
 
-    def validation(self, step: int, metrics: Mapping[str, float]) -> None:
+    def evaluation(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
         seconds = time.monotonic() - self._start
-        print(f"step {step}/{self._steps}  {self._losses}  {_metrics(metrics)}  {seconds:.0f} s", flush=True)
+        print(f"step {step}/{self._steps}  {self._losses}  {_metrics(kind, metrics)}  {seconds:.0f} s", flush=True)
 
     def status(self, text: str) -> None:
         print(text, flush=True)
+
+    def warning(self, text: str) -> None:
+        print(f"gcahng: warning: {text}", file=sys.stderr, flush=True)
 
 
 class Bar(Silent):
@@ -85,11 +94,14 @@ class Bar(Silent):
     def losses(self, step: int, logs: Mapping[str, float]) -> None:
         self._progress.update(self._task, completed=step, losses=_losses(logs))
 
-    def validation(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._progress.console.print(f"step {step}  {_metrics(metrics)}", highlight=False, markup=False)
+    def evaluation(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
+        self._progress.console.print(f"step {step}  {_metrics(kind, metrics)}", highlight=False, markup=False)
 
     def status(self, text: str) -> None:
         self._progress.console.print(text, highlight=False, markup=False)
+
+    def warning(self, text: str) -> None:
+        self._progress.console.print(f"warning: {text}", highlight=False, markup=False)
 
     def close(self) -> None:
         self._progress.stop()
@@ -122,5 +134,6 @@ def _losses(logs: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {logs[name]:.3f}" for name in _SHOWN if name in logs)
 
 
-def _metrics(metrics: Mapping[str, float]) -> str:
-    return f"validation R@1 {100 * metrics['recall@1']:.2f}  MAP@R {100 * metrics['map@r']:.2f}"
+def _metrics(kind: str, metrics: Mapping[str, float]) -> str:
+    title = "validation" if kind == "val" else kind
+    return f"{title} R@1 {100 * metrics['recall@1']:.2f}  MAP@R {100 * metrics['map@r']:.2f}"

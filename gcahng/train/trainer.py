@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from gcahng.data import BalancedBatchSampler, DataSplits, InMemoryBatches
+from gcahng.data import DataSplits, build_batches
 from gcahng.errors import UserError
 from gcahng.train.backbones import build_backbone
 from gcahng.train.config import TrainConfig, config_to_dict
+from gcahng.train.finite import FiniteWatch, NonFinite, largest
 from gcahng.train.losses import build_objective
 from gcahng.train.optim import build_optimizer, prepare_step
 from gcahng.train.versions import versions
+
+_AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# As they arise in a step: the first one that is not finite is then the one to blame.
+_EMBEDDING, _GRADIENT = "the largest embedding", "the network's gradient"
+_CAUSES_FIRST = (
+    _EMBEDDING,
+    "J_m",
+    "J_syn",
+    "J_gce",
+    "loss",
+    _GRADIENT,
+    "the graph network's gradient of the loss",
+    "J_cls",
+    "the classifier's gradient of J_cls",
+)
 
 
 class Trainer:
@@ -26,54 +45,138 @@ class Trainer:
     Args:
         config: with `device` resolved.
         data: the splits; training needs `train` only.
+        pretrained: start from the pretrained weights that the config asks for; False: a state is loaded afterwards.
+
+    Attributes:
+        config: epochs are counted in steps now.
+        step: how many steps have been made, those left out included.
+        left_out: how many steps were left out because something was not finite.
+        last_left_out: what was found in the last of them.
+        wait_seconds: time spent waiting for batches.
     """
 
-    def __init__(self, config: TrainConfig, data: DataSplits) -> None:
-        self.config, self.data_digest = config, data.digest
+    def __init__(self, config: TrainConfig, data: DataSplits, *, pretrained: bool = True) -> None:
+        self.data_digest = data.digest
         self.device = torch.device(config.device)
         torch.manual_seed(config.seed)
-        sampler = BalancedBatchSampler(
-            data.train.labels, config.data.classes_per_batch, config.data.samples_per_class, config.seed
-        )
-        self.batches = InMemoryBatches(
-            data.train, sampler, max_shift=config.data.max_shift, seed=config.seed, device=self.device
-        )
-        self.model = build_backbone(config.backbone).to(self.device)
+        self.batches = build_batches(config.data, data.train, seed=config.seed, device=self.device)
+        self.config = config = config.with_epochs(self.batches.batches_per_epoch)
+        self.model = build_backbone(config.backbone, None if pretrained else False).to(self.device)
         self.model.speed_up(channels_last=config.channels_last, compile=config.compile)
         self.objective = build_objective(config, data.train.num_classes).to(self.device)
         self.optimizer = build_optimizer(config, self.model, self.objective)
-        self._stepped = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        self.step = 0
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+        self.step = self.left_out = self._left_out_in_row = 0
+        self.last_left_out: NonFinite | None = None
+        self.wait_seconds = 0.0
+        # To leave a step out, and with a scaler anyway, values must be known before the step is made.
+        deferred = self.device.type == "cuda" and not config.skip_nonfinite and not self.scaler.is_enabled()
+        self._watch = FiniteWatch(deferred)
 
     def train_step(self) -> dict[str, Tensor]:
-        """One optimiser step on the next batch; its losses, detached and 0-dim, no synchronisation with the device."""
-        config = self.config
-        prepare_step(config, self.step, self.model, self.optimizer)
+        """One optimiser step on the next batch; its losses, detached and 0-dim.
+
+        Returns:
+            The losses; nothing where the step was left out (config.skip_nonfinite), which left everything as it was but
+            for the batches and the count of steps.
+
+        Raises:
+            NonFinite: a loss or a gradient is not finite. On CUDA without skip_nonfinite it may be that of the step
+                before; the weights are spoilt then, but `state_dict` never gives them away.
+        """
+        kept = self._keep() if self.config.skip_nonfinite else None
+        prepare_step(self.config, self.step, self.model, self.optimizer)
+        start = time.monotonic()
         images, labels = self.batches.batch(self.step)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            embeddings = self.model(images).float()
-            loss = self.objective(embeddings, labels)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_value_(self._stepped, config.optimizer.clip_value)
-        self.optimizer.step()
-        logs = {"loss": loss.detach(), **self.objective.finish_step()}
+        self.wait_seconds += time.monotonic() - start
+        logs: dict[str, Tensor] = {}
+        try:
+            logs = self._learn(images, labels)
+            self._left_out_in_row = 0
+        except NonFinite as found:
+            if kept is None or self._left_out_in_row >= self.config.skip_nonfinite:
+                raise
+            self._put_back(kept)
+            self.last_left_out = found
+            self.left_out += 1
+            self._left_out_in_row += 1
         self.step += 1
-        if self.step % config.steps_per_epoch == 0:
+        if self.step % self.config.steps_per_epoch == 0:
             self.objective.end_epoch()
         return logs
 
+    def _learn(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        precision, place = self.config.precision, self.device.type
+        with torch.autocast(place, _AUTOCAST[precision], enabled=precision != "fp32"):
+            embeddings = self.model(images).float()
+        try:
+            with torch.autocast(place, torch.bfloat16, enabled=precision == "bf16"):
+                loss = self.objective(embeddings, labels)
+            self.optimizer.zero_grad(set_to_none=True)
+            self.scaler.scale(loss).backward()
+            # Before the optimiser's step: what is found here can still keep the network as it is.
+            logs = {"loss": loss.detach(), **self.objective.finish_step(self.scaler)}
+        except UserError:  # GCA-HNG refuses such embeddings by itself, but knows neither step nor images
+            self._watch.settle()
+            if not bool(embeddings.isfinite().all()):
+                self._look({_EMBEDDING: embeddings.detach().abs().amax()})
+                self._watch.settle()
+            raise
+        values = {_EMBEDDING: embeddings.detach().abs().amax(), **logs, **self.objective.largest_gradients()}
+        stepped = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if self.scaler.is_enabled():
+            self._look(values)
+            self._scaled_step(stepped)
+            return logs
+        self._look(values | {_GRADIENT: largest([p.grad for p in stepped])})  # type: ignore[misc]
+        nn.utils.clip_grad_value_(stepped, self.config.optimizer.clip_value)
+        self.optimizer.step()
+        return logs
+
+    def _scaled_step(self, stepped: list[nn.Parameter]) -> None:
+        """A step of fp16: gradients that overflow under a scale above 1 are the scaler's to leave out."""
+        before = self.scaler.get_scale()
+        self.scaler.unscale_(self.optimizer)
+        gradient = largest([p.grad for p in stepped])  # type: ignore[misc]
+        nn.utils.clip_grad_value_(stepped, self.config.optimizer.clip_value)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if before <= 1:
+            self._look({_GRADIENT: gradient})
+
+    def _look(self, values: Mapping[str, Tensor]) -> None:
+        ordered = {name: values[name] for name in (*_CAUSES_FIRST, *values) if name in values}
+        self._watch.look(self.step + 1, ordered, self.batches.names)
+
+    def _keep(self) -> _Kept:
+        """What a step moves before it is known to be finite: not the network's weights, but all of the loss."""
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
+        return _Kept(buffers, copy.deepcopy(self.objective.state_dict()))
+
+    def _put_back(self, kept: _Kept) -> None:
+        for buffer, value in zip(self.model.buffers(), kept.buffers, strict=True):
+            buffer.copy_(value)
+        self.objective.load_state_dict(kept.objective)
+        self.optimizer.zero_grad(set_to_none=True)
+
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds, but for its schema number: tensors and plain values."""
+        """What a checkpoint holds of training: tensors and plain values.
+
+        Raises:
+            NonFinite: see `train_step`.
+        """
+        self._watch.settle()
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         return {
             "versions": versions(),
             "config": config_to_dict(self.config),
             "data_digest": self.data_digest,
             "step": self.step,
+            "left_out": {"all": self.left_out, "in_row": self._left_out_in_row},
             "model": self.model.state_dict(),
             "loss": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "batches": self.batches.state_dict(),
             "rng": {"torch": torch.get_rng_state(), "cuda": cuda},
         }
@@ -87,13 +190,25 @@ class Trainer:
         if state["data_digest"] != self.data_digest:
             raise UserError(
                 f"the checkpoint was trained on data {state['data_digest']} and these are {self.data_digest}: other "
-                "options of data, or another version of matplotlib or its fonts"
+                "options of data, files that have changed, or another version of matplotlib or its fonts"
             )
         self.model.load_state_dict(state["model"])
         self.objective.load_state_dict(state["loss"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
         self.batches.load_state_dict(state["batches"])
         torch.set_rng_state(state["rng"]["torch"])
         if self.device.type == "cuda" and state["rng"]["cuda"] is not None:
             torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
         self.step = state["step"]
+        self.left_out, self._left_out_in_row = state["left_out"]["all"], state["left_out"]["in_row"]
+
+    def close(self) -> None:
+        """End the processes that read files."""
+        self.batches.close()
+
+
+class _Kept(NamedTuple):
+    buffers: list[Tensor]
+    objective: dict[str, Any]

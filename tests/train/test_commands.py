@@ -146,7 +146,7 @@ def test_the_bar_shows_losses_and_time_left(monkeypatch: pytest.MonkeyPatch) -> 
     bar = Bar()
     bar.start("a title", 10)
     bar.losses(5, {"loss": 1.5, "J_m": 0.25, "J_syn": 0.125, "J_gce": 9.0})
-    bar.validation(5, {"recall@1": 0.5, "map@r": 0.25})
+    bar.evaluation(5, "val", {"recall@1": 0.5, "map@r": 0.25})
     bar.close()
     shown = screen.getvalue()
     assert "a title" in shown and "validation R@1 50.00  MAP@R 25.00" in shown

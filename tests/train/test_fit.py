@@ -36,7 +36,13 @@ def test_the_run_folder(finished_run: FinishedRun) -> None:
         "curves.png",
         "retrieval.png",
     }
-    assert {path.name for path in (run / "checkpoints").iterdir()} == {"last.pt", "best.pt"}
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {
+        "last.pt",
+        "previous.pt",
+        "best.pt",
+        "last.safetensors",
+        "best.safetensors",
+    }
     assert not [path for path in run.rglob("*.tmp")]
     for picture in ("curves.png", "retrieval.png"):
         assert (run / picture).read_bytes().startswith(b"\x89PNG")
@@ -174,21 +180,6 @@ def test_a_signal_ends_the_step_and_saves(
     assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["step"] == 3
     assert not (tmp_path / "run" / "summary.json").exists()
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
-
-
-def test_a_loss_that_is_not_finite_stops_before_a_checkpoint(
-    small_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = Trainer.train_step
-
-    def broken(self: Trainer) -> dict[str, torch.Tensor]:
-        logs = real(self)
-        return logs | {"J_gce": logs["J_gce"] / 0} if self.step == 5 else logs
-
-    monkeypatch.setattr(Trainer, "train_step", broken)
-    with pytest.raises(UserError, match="J_gce is inf at or shortly before step 6"):
-        fit(small_config(out=str(tmp_path / "run")))
-    assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["step"] == 4
 
 
 def test_verbose_lines(small_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,46 @@
+"""What a run measures of its network: retrieval on validation and test classes."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gcahng.data import DataSplits, LabeledImages, Preprocessing
+from gcahng.retrieval import retrieval_metrics
+from gcahng.train.config import TrainConfig
+from gcahng.train.evaluate import embed
+
+Split = Literal["val", "test"]
+
+
+class Measured(NamedTuple):
+    """metrics of retrieval; embeddings (N, D) of the split's images, and after them of the gallery where there is one."""
+
+    metrics: dict[str, float]
+    embeddings: Tensor
+
+
+def measure(model: nn.Module, data: DataSplits, split: Split, config: TrainConfig, device: torch.device) -> Measured:
+    """Embed a split and search it: each image among the others, or test queries in the gallery where there is one."""
+    preprocessing = Preprocessing(config.data.resize, config.data.image_size)
+    workers = config.data.workers or 0
+
+    def embedded(images: LabeledImages) -> Tensor:
+        return embed(model, images, device, preprocessing, workers)
+
+    images = getattr(data, split)
+    queries = embedded(images)
+    if split != "test" or data.gallery is None:
+        metrics = retrieval_metrics(queries, images.labels.to(device), recall_at=data.recall_at)
+        return Measured(metrics, queries)
+    gallery = embedded(data.gallery)
+    metrics = retrieval_metrics(
+        queries,
+        images.labels.to(device),
+        recall_at=data.recall_at,
+        gallery_embeddings=gallery,
+        gallery_labels=data.gallery.labels.to(device),
+    )
+    return Measured(metrics, torch.cat([queries, gallery]))

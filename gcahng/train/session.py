@@ -1,0 +1,292 @@
+"""A run from the step that it has reached to its summary."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gcahng.data import DataSplits, ImageFiles, LabeledImages
+from gcahng.data.reading import read_rgb
+from gcahng.errors import UserError
+from gcahng.train.checkpoint import DamagedCheckpoint, checkpoint_path, load_checkpoint, save_checkpoint
+from gcahng.train.config import TrainConfig
+from gcahng.train.files import CannotWrite, write_json, writing
+from gcahng.train.finite import NonFinite
+from gcahng.train.log import NONFINITE, RunLog
+from gcahng.train.measure import Split, measure
+from gcahng.train.meter import Meter
+from gcahng.train.models import save_model
+from gcahng.train.report import Reporter
+from gcahng.train.signals import StopSignals
+from gcahng.train.trainer import Trainer
+from gcahng.train.versions import versions
+
+SUMMARY = "summary.json"
+# What chooses the best checkpoint, by the classes it is measured on.
+_CHOOSES = {"val": "map@r", "test": "recall@1"}
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM came during training: the step was finished and a checkpoint written.
+
+    `exit_code` is the shell's for the signal, 130 or 143.
+    """
+
+    def __init__(self, step: int, steps: int, checkpoint: Path, run: Path, exit_code: int) -> None:
+        super().__init__(
+            f"interrupted after step {step} of {steps}; {checkpoint} holds everything, to go on: {resume_command(run)}"
+        )
+        self.exit_code = exit_code
+
+
+def resume_command(run: Path) -> str:
+    """What a user types to go on with a run."""
+    return f"gcahng train --resume {shlex.quote(str(run))}"
+
+
+def selects_on(config: TrainConfig, data: DataSplits) -> Split | None:
+    """The classes that choose the best checkpoint; None: nothing is chosen.
+
+    Raises:
+        UserError: validation classes are to choose, and there are none.
+    """
+    if config.select == "val" and data.val is None:
+        raise UserError(
+            f"select is 'val' and data.val_classes is {config.data.val_classes}; set some training classes aside, or "
+            "select 'last'"
+        )
+    if config.select == "auto":
+        return None if data.val is None else "val"
+    return None if config.select == "last" else config.select
+
+
+class Session:
+    """Trains from a trainer's step to the end of its run, with checkpoints.
+
+    Args:
+        trainer: fresh, or with a checkpoint's state; its config's `out` is the run folder.
+        data: the splits.
+        report: hears of the progress.
+        state: of the checkpoint; {} at the start of a run.
+        resumed: how often the run was resumed.
+    """
+
+    def __init__(
+        self, trainer: Trainer, data: DataSplits, report: Reporter, state: dict[str, Any], resumed: int
+    ) -> None:
+        self.config, self.trainer, self.data, self.report = trainer.config, trainer, data, report
+        self.signals = StopSignals()
+        assert self.config.out is not None
+        self.run = Path(self.config.out)
+        self.selects_on = selects_on(self.config, data)
+        self.measured: list[Split] = [] if data.val is None else ["val"]
+        if data.val is None or self.selects_on == "test":
+            self.measured.append("test")
+        self.best: dict[str, Any] = state.get("best", {})
+        self.latest: dict[str, dict[str, float]] = state.get("latest", {})
+        self.resumed = resumed
+        self._saved = trainer.step if state else None
+        self._started = time.monotonic()
+        seconds = state.get("seconds", {"all": 0.0, "step": 0.0, "step_cpu": 0.0})
+        self._seconds_before = seconds["all"]
+        self.meter = Meter(trainer, seconds["step"], seconds["step_cpu"])
+        self._log_state = state.get("log")
+        if state and self.selects_on is not None:
+            self._adopt_best()
+
+    def finish(self) -> dict[str, Any]:
+        """Train to the end, measure on the test classes, draw, and write summary.json.
+
+        Returns:
+            What summary.json holds, and "out", the run folder.
+
+        Raises:
+            TrainingInterrupted, NonFinite, CannotWrite: with the command that goes on with the run.
+        """
+        try:
+            with self.signals:
+                with RunLog(self.run, self.config, self.trainer.step, self.trainer.device) as log:
+                    if self._log_state is not None:
+                        log.load_state_dict(self._log_state)
+                    self._train(log)
+                return self._conclude()
+        except CannotWrite as error:
+            raise CannotWrite(f"{error}; {self._way_back()} when that is mended") from error
+
+    def _train(self, log: RunLog) -> None:
+        config, trainer = self.config, self.trainer
+        while trainer.step < config.steps:
+            try:
+                losses = self.meter.train_step()
+            except NonFinite as found:
+                self._stop_for(found, log)
+            if losses:
+                log.add(losses)
+            elif trainer.last_left_out is not None:
+                log.nonfinite(trainer.last_left_out)
+                self.report.status(f"left out: {trainer.last_left_out}")
+            evaluates = trainer.step % config.eval_every == 0 or trainer.step == config.steps
+            if evaluates or trainer.step % config.log_every == 0:
+                self._write_losses(log)
+            if evaluates:
+                self._evaluate(log)
+            keeps = config.keep_every is not None and trainer.step % config.keep_every == 0
+            if evaluates or keeps or self.signals.received is not None:
+                self._save(log, kept=keeps)
+            if self.signals.received is not None:
+                self._interrupt()
+
+    def _write_losses(self, log: RunLog) -> None:
+        step = self.trainer.step
+        with self.meter.timing():  # here a GPU is waited for
+            means = log.train(step)
+        log.write(step, "system", self.meter.interval())
+        self.report.losses(step, means)
+
+    def _evaluate(self, log: RunLog) -> None:
+        step = self.trainer.step
+        for split in self.measured:
+            metrics = measure(self.trainer.model, self.data, split, self.config, self.trainer.device).metrics
+            log.write(step, split, metrics)
+            self.report.evaluation(step, split, metrics)
+            self.latest[split] = metrics
+        if self.selects_on is None:
+            return
+        found, name = self.latest[self.selects_on], _CHOOSES[self.selects_on]
+        if not self.best or found[name] > self.best[self.selects_on][name]:
+            self.best = {"step": step, self.selects_on: found}
+
+    def _save(self, log: RunLog, *, kept: bool) -> None:
+        """Write last.pt, after everything that must be there when it is: a run goes on from it, and writes the rest
+        again when it comes to the same steps."""
+        try:
+            state = self.trainer.state_dict()
+        except NonFinite as found:
+            self._stop_for(found, log)
+        log.flush()
+        state |= {
+            "best": self.best,
+            "latest": self.latest,
+            "log": log.state_dict(),
+            "seconds": {"all": self._seconds(), "step": self.meter.seconds, "step_cpu": self.meter.cpu_seconds},
+            "resumed": self.resumed,
+        }
+        if self.best.get("step") == self.trainer.step:
+            self._write("best", state)
+        if kept:
+            self._write(f"step-{self.trainer.step}", state)
+        self._write("last", state, previous=checkpoint_path(self.run, "previous"))
+        self._saved = self.trainer.step
+
+    def _write(self, which: str, state: dict[str, Any], previous: Path | None = None) -> None:
+        path = checkpoint_path(self.run, which)
+        with writing(path.parent):
+            path.parent.mkdir(exist_ok=True)
+        weights = path.with_suffix(".safetensors")
+        with writing(weights):
+            save_model(weights, state["model"], self.config, step=state["step"], data_digest=state["data_digest"])
+        save_checkpoint(path, state, previous=previous)
+
+    def _interrupt(self) -> NoReturn:
+        assert self.signals.received is not None
+        last = checkpoint_path(self.run, "last")
+        raise TrainingInterrupted(
+            self.trainer.step, self.config.steps, last, self.run, exit_code=128 + self.signals.received
+        )
+
+    def _stop_for(self, found: NonFinite, log: RunLog) -> NoReturn:
+        log.nonfinite(found)
+        in_row = max(self.config.skip_nonfinite, 2)
+        raise found.with_advice(
+            f"all are in {self.run / NONFINITE}; {self._way_back()} and repeats these steps, with --skip_nonfinite "
+            f"{in_row + 1} without them; or start anew with a smaller optimizer.lr or optimizer.clip_value"
+        ) from None
+
+    def _way_back(self) -> str:
+        if self._saved is None:
+            return f"there is no checkpoint yet; {resume_command(self.run)} starts again"
+        return f"the last good checkpoint is of step {self._saved}; {resume_command(self.run)} goes on from it"
+
+    def _adopt_best(self) -> None:
+        """best.pt may be of a later step than the checkpoint that the run goes on from; it stays the one to beat."""
+        path = checkpoint_path(self.run, "best")
+        try:
+            self.best = load_checkpoint(path)["best"] if path.is_file() or self.best else {}
+        except DamagedCheckpoint as error:
+            self.report.warning(f"{error}; the best checkpoint is chosen anew from step {self.trainer.step} on")
+            self.best = {}
+
+    def _conclude(self) -> dict[str, Any]:
+        config, trainer = self.config, self.trainer
+        self.report.status("evaluating on the test classes")
+        test, embeddings = measure(trainer.model, self.data, "test", config, trainer.device)
+        _draw(self.run, self.data, embeddings, config)
+        of_best = test
+        if self.best and self.best["step"] != trainer.step:
+            trainer.model.load_state_dict(load_checkpoint(checkpoint_path(self.run, "best"))["model"])
+            of_best = measure(trainer.model, self.data, "test", config, trainer.device).metrics
+        if self.signals.received is not None:
+            self._interrupt()
+        summary = {
+            "test": test,
+            "test_best": of_best if self.best else None,
+            "val": self.latest.get("val", {}),
+            "best": self.best,
+            "selected_on": self.selects_on,
+            "steps": trainer.step,
+            "left_out": trainer.left_out,
+            "unreadable": trainer.batches.skipped,
+            "resumed": self.resumed,
+            "seconds": round(self._seconds(), 2),
+            "step_seconds": round(self.meter.seconds, 3),
+            "step_cpu_seconds": round(self.meter.cpu_seconds, 3),
+            "loss": config.loss_title,
+            "seed": config.seed,
+            "data_digest": self.data.digest,
+            "device": config.device,
+            "threads": config.threads,
+            "versions": versions(),
+        }
+        with writing(self.run / SUMMARY):
+            write_json(self.run / SUMMARY, summary)
+        return {**summary, "out": str(self.run)}
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.monotonic() - self._started
+
+
+def _draw(run: Path, data: DataSplits, embeddings: Tensor, config: TrainConfig) -> None:
+    """Curves, and a picture of retrieval among all test images, those of a gallery included."""
+    from gcahng.train.plots import plot_curves, plot_retrieval_grid
+
+    parts = [data.test] if data.gallery is None else [data.test, data.gallery]
+
+    def picture(index: int) -> Tensor:
+        part, index = (0, index) if index < len(data.test) else (1, index - len(data.test))
+        return _picture(parts[part], index, config.data.image_size)
+
+    with writing(run / "curves.png"):
+        plot_curves(run / "metrics.jsonl", run / "curves.png")
+    with writing(run / "retrieval.png"):
+        plot_retrieval_grid(
+            picture,
+            torch.cat([part.labels for part in parts]),
+            embeddings.cpu(),
+            run / "retrieval.png",
+            seed=config.seed,
+            class_names=data.test.class_names,
+        )
+
+
+def _picture(images: LabeledImages, index: int, size: int) -> Tensor:
+    """Image `index` as (H, W) or (3, H, W) in [0, 1]; files are scaled to a square."""
+    if not isinstance(images, ImageFiles):
+        return images.images[index].float() / 255
+    square = read_rgb(images.file(index)).resize((size, size))
+    return torch.from_numpy(np.array(square)).movedim(2, 0).float() / 255
