@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from gcahng.errors import UserError
-from gcahng.retrieval.neighbours import NeighbourSearch, check_embeddings, split
+from gcahng.retrieval.neighbours import NeighbourSearch
+from gcahng.retrieval.rows import check_embeddings, split
 
 
 def retrieval_metrics(
@@ -72,7 +73,9 @@ def retrieval_metrics(
     search = NeighbourSearch(embeddings, gallery_embeddings, normalize=normalize, backend=backend)
     k = min(max(*recall_at, int(matches.max())), search.available)
     per_query = [
-        _per_query(gallery_labels[search(rows, k).cpu()] == labels[rows].unsqueeze(1), matches[rows], recall_at)
+        _per_query(
+            gallery_labels[search.ranked(rows, k).indices.cpu()] == labels[rows].unsqueeze(1), matches[rows], recall_at
+        )
         for rows in split(counted, chunk)
     ]
     # Exact sums: chunks and threads leave no trace in the last bits.

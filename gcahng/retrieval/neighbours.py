@@ -8,22 +8,31 @@ the rounding of the products tells whether a row left out could still belong to 
 (duplicates, ties, a collapsed embedding), the whole gallery is scanned again for that query.
 """
 
-import importlib.util
-import math
-from collections.abc import Iterator
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gcahng._extras import require
 from gcahng.errors import UserError
+from gcahng.retrieval.candidates import (
+    FaissCandidates,
+    TorchCandidates,
+    choose_backend,
+    rounding,
+    square_distances,
+)
+from gcahng.retrieval.rows import Rows, blocks, check_embeddings, power_of_two, split
 
-BACKENDS = ("auto", "torch", "faiss")
+Right = Callable[[Tensor, Tensor], Tensor]
 
 # Candidates beyond k: enough that distances past the k-th differ by more than float32 rounding, unless there are ties.
 _MARGIN = 32
-# Elements of a float64 block gathered at once (64 MiB).
-_BLOCK = 1 << 23
+# Gallery rows at once where pairs in doubt are listed: in a collapsed embedding all of them are.
+_DOUBT_WIDTH = 1 << 13
 
 
 def nearest(
@@ -35,6 +44,7 @@ def nearest(
     normalize: bool = True,
     backend: str = "auto",
     chunk: int = 1024,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """The k nearest gallery rows of every query, nearest first; ties in the order of the gallery index.
 
@@ -48,9 +58,10 @@ def nearest(
         gallery_embeddings: (m, D), or None for self-retrieval.
         normalize: order by cosine similarity (rows scaled to norm 1); False orders by Euclidean distance of the rows as
             they are.
-        backend: "torch" (on the device of the embeddings), "faiss" (on the CPU), or "auto": faiss for CPU tensors where
-            it is installed, torch otherwise. The result is the same.
-        chunk: queries searched at once; memory is about chunk x m.
+        backend: "torch" (on the device of the embeddings), "faiss" (on the CPU, or on a GPU where faiss has
+            it), or "auto": faiss where it is installed for that device, torch otherwise. The result is the same.
+        chunk: queries searched at once; memory is about chunk x min(m, 65,536).
+        progress: called with the queries searched so far and all of them.
 
     Returns:
         (q, k) int64 gallery indices, on the device of `embeddings`.
@@ -69,229 +80,240 @@ def nearest(
     search = NeighbourSearch(embeddings, gallery_embeddings, normalize=normalize, backend=backend)
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= search.available:
         raise UserError(f"k must be an integer in 1..{search.available} (the gallery rows to choose from), got {k!r}")
-    found = [search(rows, k) for rows in split(queries, chunk)]
+    found, done = [], 0
+    for rows in split(queries, chunk):
+        found.append(search.ranked(rows, k).indices)
+        done += len(rows)
+        if progress is not None:
+            progress(done, len(queries))
     return torch.cat(found).to(embeddings.device) if found else torch.empty(0, k, dtype=torch.int64)
 
 
-def split(rows: Tensor, chunk: int) -> Iterator[Tensor]:
-    """`rows` in pieces of `chunk`; UserError unless that is a positive integer."""
-    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-        raise UserError(f"chunk must be a positive integer, got {chunk!r}")
-    return (rows[start : start + chunk] for start in range(0, len(rows), chunk))
+class Ranking(NamedTuple):
+    """The k nearest of some queries, and who else is as near as the k-th.
+
+    Attributes:
+        indices: (q, k) int64 rows of the gallery, nearest first, ties by index.
+        distances: (q, k) float64 squared distances.
+        beyond: (q,) int64 rows left out that tie with the k-th.
+        beyond_right: (q,) int64 how many of these are right (0 where the search was not told who is).
+    """
+
+    indices: Tensor
+    distances: Tensor
+    beyond: Tensor
+    beyond_right: Tensor
 
 
-def check_embeddings(name: str, embeddings: Tensor, dim: int | None = None) -> None:
-    """UserError unless `embeddings` is a finite, floating (n, D) tensor with n, D >= 1 (and D = `dim`)."""
-    if not isinstance(embeddings, Tensor):
-        raise UserError(f"{name} must be a tensor of shape (n, D), got {type(embeddings).__name__}")
-    if embeddings.ndim != 2 or 0 in embeddings.shape:
-        raise UserError(f"{name} must have shape (n, D) with n, D >= 1, got {tuple(embeddings.shape)}")
-    if not embeddings.is_floating_point():
-        raise UserError(f"{name} must be floating point, got {embeddings.dtype}")
-    if dim is not None and embeddings.shape[1] != dim:
-        raise UserError(f"{name} must have {dim} channels like embeddings, got {embeddings.shape[1]}")
-    finite = embeddings.isfinite().all(dim=1)
-    if not finite.all():
-        raise UserError(f"{name} must be finite, row {int(finite.logical_not().nonzero()[0])} is not")
+class Standing(NamedTuple):
+    """Where a gallery row stands in the ranking of a query.
+
+    Attributes:
+        closer: (q,) int64 rows nearer than it.
+        tied: (q,) int64 rows at its distance, itself included.
+        tied_before: (q,) int64 of these with a smaller index.
+    """
+
+    closer: Tensor
+    tied: Tensor
+    tied_before: Tensor
 
 
 class NeighbourSearch:
-    """Searches one gallery again and again: `search(rows, k)` gives the k nearest of some query rows (see `nearest`).
+    """Searches one gallery again and again, always exactly (see `nearest`).
 
     Args:
-        queries: (n, D). They are the gallery too where `gallery` is None; a row is then not its own neighbour.
+        queries: (n, D). They are the gallery too where `gallery` is None.
         gallery: (m, D) or None.
         normalize, backend: as in `nearest`.
+        keep_self: without `gallery`, whether a row may be its own neighbour.
     """
 
     def __init__(
-        self, queries: Tensor, gallery: Tensor | None = None, *, normalize: bool = True, backend: str = "auto"
+        self,
+        queries: Tensor,
+        gallery: Tensor | None = None,
+        *,
+        normalize: bool = True,
+        backend: str = "auto",
+        keep_self: bool = False,
     ):
         check_embeddings("embeddings", queries)
         if gallery is not None:
             check_embeddings("gallery_embeddings", gallery, queries.shape[1])
             if gallery.device != queries.device:
                 raise UserError(f"gallery_embeddings must be on {queries.device} like embeddings, got {gallery.device}")
-        backend = _choose(backend, queries.device)
+        backend = choose_backend(backend, queries.device)
         # Only these devices have float64 for the exact distances.
         device = queries.device if queries.device.type in ("cpu", "cuda") else torch.device("cpu")
-        self.self_retrieval = gallery is None
-        self._queries = _Rows("embeddings", queries.detach().to(device), normalize)
+        self._without_self = gallery is None and not keep_self
+        self._queries = Rows("embeddings", queries.detach().to(device), normalize)
         self._gallery = self._queries
         if gallery is not None:
-            self._gallery = _Rows("gallery_embeddings", gallery.detach().to(device), normalize)
+            self._gallery = Rows("gallery_embeddings", gallery.detach().to(device), normalize)
         if not normalize:
             largest = max(self._queries.norms.max().item(), self._gallery.norms.max().item())
-            divisor = torch.tensor(_power_of_two(largest), dtype=torch.float64, device=device)
+            divisor = torch.tensor(power_of_two(largest), dtype=torch.float64, device=device)
             self._queries.divisor = self._gallery.divisor = divisor
         #: Gallery rows that a query can be given.
-        self.available = len(self._gallery) - int(self.self_retrieval)
-        propose = _FaissCandidates if backend == "faiss" else _TorchCandidates
-        self._propose = propose(self._gallery)
+        self.available = len(self._gallery) - int(self._without_self)
+        self._propose = (FaissCandidates if backend == "faiss" else TorchCandidates)(self._gallery)
+
+    @cached_property
+    def _products(self) -> TorchCandidates:
+        """Blocks of distances to the gallery, which faiss does not give."""
+        return self._propose if isinstance(self._propose, TorchCandidates) else TorchCandidates(self._gallery)
 
     @torch.no_grad()
-    def __call__(self, rows: Tensor, k: int) -> Tensor:
-        """The k <= `available` nearest gallery indices (q, k) of the queries `rows` (q,), ties by index."""
-        rows = rows.to(self._queries.values.device, torch.int64)
-        k_candidates = min(k + int(self.self_retrieval) + _MARGIN, len(self._gallery))
-        with torch.autocast(rows.device.type, enabled=False):
-            bound, candidates = self._propose(self._queries.at(rows, self._propose.dtype), k_candidates)
-            candidates = candidates.sort(dim=1).values
-            distances = self._distances(rows, candidates)
-            # The candidates are in the order of their index, so a stable sort leaves ties in that order.
-            distances, order = distances.sort(dim=1, stable=True)
-            neighbours = candidates.gather(1, order[:, :k])
-            if k_candidates < len(self._gallery):
-                # A row that is no candidate is at least as far as the farthest candidate, but for rounding.
-                slack = _rounding(self._gallery.dim, self._propose.dtype)
-                uncertain = (distances[:, k - 1] >= bound.double() - slack).nonzero().squeeze(1)
-                for part in _blocks(uncertain, len(self._gallery)):
-                    neighbours[part] = self._rescan(rows[part], k)
-        return neighbours
+    def ranked(self, rows: Tensor, k: int, right: Right | None = None) -> Ranking:
+        """The k <= `available` nearest of the queries `rows` (q,).
 
-    def _distances(self, rows: Tensor, candidates: Tensor) -> Tensor:
-        """Squared distances (q, c) float64 of queries `rows` (q,) to gallery rows `candidates` (q, c).
-
-        Infinite from a query to itself in self-retrieval.
+        Args:
+            rows: (q,) indices of queries.
+            k: neighbours a query.
+            right: for queries (t,) and gallery rows (t,), which pairs (t,) are of one class; for `beyond_right`.
         """
-        distances = torch.empty(candidates.shape, dtype=torch.float64, device=candidates.device)
-        for part in _blocks(torch.arange(len(rows), device=rows.device), candidates.shape[1] * self._gallery.dim):
-            difference = self._gallery.at(candidates[part], torch.float64)
-            difference -= self._queries.at(rows[part], torch.float64).unsqueeze(1)
-            distances[part] = difference.square_().sum(dim=2)
-        if self.self_retrieval:
+        rows = rows.to(self._queries.values.device, torch.int64)
+        k_own = k + int(self._without_self)
+        k_candidates = min(k_own + _MARGIN, len(self._gallery))
+        with torch.autocast(rows.device.type, enabled=False):
+            rough, candidates = self._propose(self._queries.at(rows, self._propose.dtype), k_candidates)
+        rough = rough.double()
+        slack = rounding(self._gallery.dim, self._propose.dtype)
+        # Rows farther than the k-th by more than both their errors are none of the k nearest.
+        needed = rough <= rough[:, k_own - 1 : k_own] + 2 * slack
+        candidates, order = candidates.sort(dim=1)
+        needed, rough_by_index = needed.gather(1, order), rough.gather(1, order)
+        distances = torch.full_like(rough, torch.inf)
+        query, column = needed.nonzero(as_tuple=True)
+        exact = self.pair_distances(rows[query], candidates[query, column])
+        # Products less precise than promised, whatever computed them, are not relied on.
+        off = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+        off[query[(exact - rough_by_index[query, column]).abs() > slack]] = True
+        distances[query, column] = exact
+        if self._without_self:
             distances.masked_fill_(candidates == rows.unsqueeze(1), torch.inf)
+        # The candidates are in the order of their index, so a stable sort leaves ties in that order.
+        distances, order = distances.sort(dim=1, stable=True)
+        candidates = candidates.gather(1, order)
+        tied = distances[:, k:] == distances[:, k - 1 : k]
+        beyond_right = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+        if right is not None:
+            query, column = tied.nonzero(as_tuple=True)
+            beyond_right.index_add_(0, query, right(rows[query], candidates[query, k + column]).long())
+        found = Ranking(candidates[:, :k], distances[:, :k], tied.sum(dim=1), beyond_right)
+        if k_candidates < len(self._gallery):
+            # A row that is no candidate is at least as far as the farthest candidate, but for rounding.
+            off |= distances[:, k - 1] >= rough[:, -1] - slack
+        for part in blocks(off.nonzero().squeeze(1), len(self._gallery)):
+            for ours, theirs in zip(found, self._rescan(rows[part], k, right), strict=True):
+                ours[part] = theirs
+        return found
+
+    @torch.no_grad()
+    def standing(
+        self, rows: Tensor, target: Tensor, target_index: Tensor, cuts: Sequence[int], left_out: Tensor | None = None
+    ) -> Standing:
+        """Where one gallery row for each of the queries `rows` stands, as exactly as `cuts` need.
+
+        The whole gallery is compared by products. A query for which these leave open whether the target is among the
+        K nearest, for some K of `cuts`, is compared again, with exact distances to the rows in doubt; of the others,
+        the numbers are on the right side of every K, but not exact.
+
+        Args:
+            rows: (q,) indices of queries.
+            target: (q,) float64 squared distances to the gallery rows in question.
+            target_index: (q,) these rows.
+            cuts: the K.
+            left_out: (q,) a gallery row for each query that does not count, instead of itself; never the target.
+        """
+        device = self._queries.values.device
+        rows, target, target_index = (x.to(device) for x in (rows, target, target_index))
+        left_out = rows if left_out is None and self._without_self else left_out
+        left_out = torch.full_like(rows, -1) if left_out is None else left_out.to(device)
+        slack = rounding(self._gallery.dim, self._products.dtype)
+        least, most = (torch.zeros(len(rows), dtype=torch.int64, device=device) for _ in range(2))
+        low, high = ((target + d).to(self._products.dtype).unsqueeze(1) for d in (-slack, slack))
+        below = None
+        for _, distances in self._distances(rows, left_out):
+            # Counted as numbers of their own type, which takes a third of the time of counting truth values.
+            if below is None or below.shape != distances.shape:
+                below = torch.empty_like(distances)
+            least += torch.lt(distances, low, out=below).sum(dim=1).long()
+            most += torch.le(distances, high, out=below).sum(dim=1).long()
+        # Without the target itself, which is always below `high`.
+        undecided = ((least.unsqueeze(1) < (k := torch.tensor(cuts, device=device))) & (most.unsqueeze(1) > k)).any(1)
+        found = Standing(least, torch.ones_like(least), torch.zeros_like(least))
+        part = undecided.nonzero().squeeze(1)
+        if len(part):
+            exact = self._exact_standing(rows[part], target[part], target_index[part], left_out[part])
+            for ours, theirs in zip(found, exact, strict=True):
+                ours[part] = theirs
+        return found
+
+    @torch.no_grad()
+    def pair_distances(self, rows: Tensor, gallery_rows: Tensor) -> Tensor:
+        """(t,) float64 exact squared distances of queries `rows` (t,) to gallery rows (t,), pair by pair."""
+        device = self._queries.values.device
+        rows, gallery_rows = rows.to(device), gallery_rows.to(device)
+        distances = torch.empty(len(rows), dtype=torch.float64, device=device)
+        for part in blocks(torch.arange(len(rows), device=device), self._gallery.dim):
+            difference = self._gallery.at(gallery_rows[part], torch.float64)
+            difference -= self._queries.at(rows[part], torch.float64)
+            distances[part] = difference.square_().sum(dim=1)
         return distances
 
-    def _rescan(self, rows: Tensor, k: int) -> Tensor:
-        """(q, k) neighbours of the queries `rows` out of the whole gallery, however many ties there are at the k-th."""
+    def _distances(self, rows: Tensor, left_out: Tensor, width: int = 1 << 16) -> Iterator[tuple[int, Tensor]]:
+        """Blocks of distances by products, infinite to the gallery row that is left out (-1: none)."""
+        every = torch.arange(len(rows), device=rows.device)
+        with torch.autocast(rows.device.type, enabled=False):
+            for start, distances in self._products.distances(self._queries.at(rows, self._products.dtype), width):
+                inside = (left_out >= start) & (left_out < start + distances.shape[1])
+                distances[every[inside], left_out[inside] - start] = torch.inf
+                yield start, distances
+
+    def _exact_standing(self, rows: Tensor, target: Tensor, target_index: Tensor, left_out: Tensor) -> Standing:
+        slack = rounding(self._gallery.dim, self._products.dtype)
+        found = Standing(*(torch.zeros(len(rows), dtype=torch.int64, device=rows.device) for _ in range(3)))
+        low, high = ((target + d).to(self._products.dtype).unsqueeze(1) for d in (-slack, slack))
+        for start, distances in self._distances(rows, left_out, _DOUBT_WIDTH):
+            below = distances < low
+            found.closer.add_(below.sum(dim=1))
+            query, column = ((distances <= high) & ~below).nonzero(as_tuple=True)
+            gallery_row = column + start
+            exact = self.pair_distances(rows[query], gallery_row)
+            tied = exact == target[query]
+            before = tied & (gallery_row < target_index[query])
+            for count, which in zip(found, (exact < target[query], tied, before), strict=True):
+                count.index_add_(0, query, which.long())
+        return found
+
+    def _rescan(self, rows: Tensor, k: int, right: Right | None) -> Ranking:
+        """`ranked` out of the whole gallery, however many ties there are at the k-th."""
         dim = self._gallery.dim
         queries = self._queries.at(rows, torch.float64)
         everything = torch.arange(len(self._gallery), device=rows.device)
         rough = torch.cat(
-            [_square_distances(queries, self._gallery.at(block, torch.float64)) for block in _blocks(everything, dim)],
+            [square_distances(queries, self._gallery.at(block, torch.float64)) for block in blocks(everything, dim)],
             dim=1,
         )
-        if self.self_retrieval:
+        if self._without_self:
             rough.scatter_(1, rows.unsqueeze(1), torch.inf)
         # Twice: once for the k-th distance, once for the row compared with it.
-        reach = rough.kthvalue(k, dim=1).values + 2 * _rounding(dim, torch.float64)
-        neighbours = torch.empty(len(rows), k, dtype=torch.int64, device=rows.device)
+        reach = rough.kthvalue(k, dim=1).values + 2 * rounding(dim, torch.float64)
+        found = Ranking(
+            torch.empty(len(rows), k, dtype=torch.int64, device=rows.device),
+            torch.empty(len(rows), k, dtype=torch.float64, device=rows.device),
+            *(torch.zeros(len(rows), dtype=torch.int64, device=rows.device) for _ in range(2)),
+        )
         for i, near in enumerate(rough <= reach.unsqueeze(1)):
             candidates = near.nonzero().squeeze(1)
-            distances = [self._distances(rows[i : i + 1], part.unsqueeze(0))[0] for part in _blocks(candidates, dim)]
-            neighbours[i] = candidates[torch.cat(distances).sort(stable=True).indices[:k]]
-        return neighbours
-
-
-class _Rows:
-    """Rows (n, D) as given, with their norms (n,) float64 and what they are divided by, first their norms.
-
-    Args:
-        name: the argument's name, for errors.
-        values: (n, D).
-        normalize: whether every row needs a direction.
-    """
-
-    def __init__(self, name: str, values: Tensor, normalize: bool):
-        self.values = values
-        self.dim = values.shape[1]
-        # By blocks, so that the rows are never held in float64 as a whole.
-        norms = [torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64) for rows in _blocks(values, self.dim)]
-        self.norms = torch.cat(norms)
-        wrong = self.norms.isinf() | (self.norms == 0 if normalize else False)
-        if wrong.any():
-            row = int(wrong.nonzero()[0])
-            right = "positive and finite with normalize=True" if normalize else "finite"
-            raise UserError(f"{name} must have rows whose norm is {right}, row {row} has norm {self.norms[row].item()}")
-        self.divisor = self.norms.unsqueeze(1)
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def at(self, index: Tensor, dtype: torch.dtype) -> Tensor:
-        """Scaled rows (*index.shape, D), divided in float64, then rounded to `dtype`."""
-        divisor = self.divisor[index] if self.divisor.ndim else self.divisor
-        return self.values[index].double().div_(divisor).to(dtype)
-
-    def all(self, dtype: torch.dtype) -> Tensor:
-        """All scaled rows (n, D) in `dtype`."""
-        scaled = torch.empty(self.values.shape, dtype=dtype, device=self.values.device)
-        for block in _blocks(torch.arange(len(self), device=self.values.device), self.dim):
-            scaled[block] = self.at(block, dtype)
-        return scaled
-
-
-class _TorchCandidates:
-    """Proposes candidates by products with the whole gallery, on the device of the embeddings."""
-
-    def __init__(self, gallery: _Rows):
-        self.dtype = torch.float32 if _float32_products_are_float32(gallery.values.device) else torch.float64
-        self._gallery = gallery.all(self.dtype)
-
-    def __call__(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The largest distance (q,) among the k nearest, and their indices (q, k), of queries (q, D)."""
-        distances, indices = _square_distances(queries, self._gallery).topk(k, dim=1, largest=False)
-        return distances[:, -1], indices
-
-
-class _FaissCandidates:
-    """Proposes candidates by faiss's flat index, on the CPU."""
-
-    dtype = torch.float32
-
-    def __init__(self, gallery: _Rows):
-        import faiss
-
-        self._index = faiss.IndexFlatL2(gallery.dim)
-        self._index.add(gallery.all(torch.float32).cpu().numpy())
-
-    def __call__(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """As `_TorchCandidates`."""
-        distances, indices = self._index.search(queries.cpu().contiguous().numpy(), k)
-        return torch.from_numpy(distances[:, -1]).to(queries.device), torch.from_numpy(indices).to(queries.device)
-
-
-def _choose(backend: str, device: torch.device) -> str:
-    """The backend that `backend` means for tensors on `device`; UserError for one that is not there."""
-    if backend not in BACKENDS:
-        raise UserError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    if backend == "auto":
-        installed = importlib.util.find_spec("faiss") is not None
-        return "faiss" if installed and device.type == "cpu" else "torch"
-    if backend == "faiss":
-        require("faiss", extra="faiss-cpu", purpose='backend="faiss"')
-    return backend
-
-
-def _square_distances(queries: Tensor, gallery: Tensor) -> Tensor:
-    """(q, m) squared distances by products; wrong by at most `_rounding`."""
-    squares = gallery.square().sum(dim=1)
-    distances = torch.addmm(squares, queries, gallery.mT, alpha=-2)
-    return distances.add_(queries.square().sum(dim=1, keepdim=True))
-
-
-def _rounding(dim: int, dtype: torch.dtype) -> float:
-    """A bound on the error of a squared distance of rows of norm at most 1, made of `dtype` products of `dim` channels.
-
-    Each product of rows errs by (D + 2) u at most, whatever the order of its sum (Higham, Accuracy and Stability of
-    Numerical Algorithms, 3.1), and each of the three additions by u, all times (|q| + |g|)^2 <= 4. The rest is for the
-    second order and for the float64 distance it is compared with.
-    """
-    return 4.1 * (dim + 16) * torch.finfo(dtype).eps / 2
-
-
-def _float32_products_are_float32(device: torch.device) -> bool:
-    """Whether products of float32 matrices keep their precision under the settings in force (no TF32, no bfloat16)."""
-    backend = torch.backends.cuda.matmul if device.type == "cuda" else torch.backends.mkldnn.matmul
-    return backend.fp32_precision in ("none", "ieee")
-
-
-def _power_of_two(largest: float) -> float:
-    """The power of two, thus an exact divisor, that brings a norm of `largest` to at most 1 (1 where all is zero)."""
-    return 2.0 ** max(math.frexp(largest)[1], -1000)
-
-
-def _blocks(rows: Tensor, elements: int) -> tuple[Tensor, ...]:
-    """`rows` (n, ...) in pieces whose work, `elements` for a row, stays within `_BLOCK`."""
-    return rows.split(max(1, _BLOCK // elements))
+            row = rows[i].expand(len(candidates))
+            distances, order = self.pair_distances(row, candidates).sort(stable=True)
+            candidates = candidates[order]
+            found.indices[i], found.distances[i] = candidates[:k], distances[:k]
+            tied = candidates[k:][distances[k:] == distances[k - 1]]
+            found.beyond[i] = len(tied)
+            if right is not None:
+                found.beyond_right[i] = right(row[: len(tied)], tied).sum()
+        return found

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gcahng.errors import UserError
-from gcahng.retrieval import nearest, neighbours
+from gcahng.retrieval import candidates, nearest, neighbours
 
 BACKENDS = ["torch", "faiss"]
 
@@ -126,7 +126,7 @@ def test_low_precision_settings_change_nothing():
     before = matmul.fp32_precision
     try:
         matmul.fp32_precision = "bf16"
-        assert neighbours._float32_products_are_float32(x.device) is False
+        assert candidates.float32_products_are_float32(x.device) is False
         assert torch.equal(nearest(x, 4, backend="torch"), expected)
     finally:
         matmul.fp32_precision = before
@@ -136,19 +136,19 @@ def test_rounding_bound_holds():
     for dim in (1, 24, 512):
         x = torch.nn.functional.normalize(seeded(200, dim, seed=dim, dtype=torch.float64), dim=1)
         exact = (x.unsqueeze(1) - x).square().sum(dim=2)
-        error = (neighbours._square_distances(x.float(), x.float()).double() - exact).abs().max()
-        assert error <= neighbours._rounding(dim, torch.float32)
+        error = (candidates.square_distances(x.float(), x.float()).double() - exact).abs().max()
+        assert error <= candidates.rounding(dim, torch.float32)
 
 
 def test_only_what_is_needed_is_searched(monkeypatch):
     asked = []
-    propose = neighbours._TorchCandidates.__call__
+    propose = candidates.TorchCandidates.__call__
 
     def spy(self, queries, k):
         asked.append((len(queries), k))
         return propose(self, queries, k)
 
-    monkeypatch.setattr(neighbours._TorchCandidates, "__call__", spy)
+    monkeypatch.setattr(candidates.TorchCandidates, "__call__", spy)
     nearest(seeded(500, 8), 6, backend="torch", chunk=200)
     assert asked == [(rows, 6 + 1 + neighbours._MARGIN) for rows in (200, 200, 100)]
 

@@ -1,0 +1,157 @@
+"""Every kind of index in faiss."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from gcahng.errors import UserError
+from gcahng.retrieval.candidates import faiss_sees_gpus
+from gcahng.retrieval.index_base import ROWS, Index, IndexSettings, prepared, write_rows
+
+# faiss warns below 39 training rows a k-means cell; 64 rather than its 256 save three quarters of the training.
+_ROWS_PER_LIST = 39
+_TRAINING_ROWS_PER_LIST = 64
+# Centroids of a one-byte code of a product quantiser, each of which needs a training row.
+_PQ_CENTROIDS = 256
+
+
+class FaissIndex(Index):
+    """Any kind in faiss. `raw` is the faiss index."""
+
+    backend = "faiss"
+
+    def __init__(self, raw: Any, dim: int, kind: str, metric: str):
+        self.raw, self.dim, self.kind, self.metric = raw, dim, kind, metric
+
+    @classmethod
+    def empty(cls, dim: int, kind: str, metric: str, description: str) -> FaissIndex:
+        """An untrained, empty index by its description for faiss's factory."""
+        import faiss
+
+        product = faiss.METRIC_INNER_PRODUCT if metric == "cosine" else faiss.METRIC_L2
+        return cls(faiss.index_factory(dim, description, product), dim, kind, metric)
+
+    @classmethod
+    def train(cls, embeddings: Tensor, kind: str, metric: str, settings: IndexSettings) -> FaissIndex:
+        """An index of this kind trained on a sample of the rows (n, D), still empty."""
+        n, dim = embeddings.shape
+        lists = settings.lists or max(1, min(round(4 * math.sqrt(n)), n // _ROWS_PER_LIST))
+        index = cls.empty(dim, kind, metric, _description(kind, n, dim, lists, settings))
+        if kind == "hnsw":
+            index.raw.hnsw.efConstruction = settings.build_breadth
+            index.raw.hnsw.efSearch = settings.search_breadth
+        if kind in ("ivf_flat", "ivf_pq"):
+            index._train_lists(embeddings, lists, settings)
+        if embeddings.is_cuda and kind != "hnsw":
+            index.raw = _to_gpu(index.raw, embeddings.device)
+        return index
+
+    @classmethod
+    def read(cls, file: BinaryIO, kind: str, metric: str) -> FaissIndex:
+        """The index in `file`, checked to be of this kind and metric."""
+        import faiss
+
+        try:
+            raw = faiss.read_index(faiss.PyCallbackIOReader(file.read))
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise UserError(f"the index must be one that faiss wrote, got a file that is not: {reason}") from None
+        expected = {"ivf_flat": "IndexIVFFlat", "ivf_pq": "IndexIVFPQ", "hnsw": "IndexHNSWFlat"}[kind]
+        found = type(raw).__name__
+        found_metric = {faiss.METRIC_INNER_PRODUCT: "cosine", faiss.METRIC_L2: "euclidean"}.get(raw.metric_type)
+        if (found, found_metric) != (expected, metric):
+            raise UserError(f"the index must be a {expected} for {metric}, got a {found} for {found_metric}")
+        return cls(raw, raw.d, kind, metric)
+
+    def __len__(self) -> int:
+        return self.raw.ntotal
+
+    def write(self, file: BinaryIO) -> None:
+        import faiss
+
+        raw = faiss.index_gpu_to_cpu(self.raw) if _on_gpu(self.raw) else self.raw
+        if self.kind == "flat":
+            starts = range(0, len(self), ROWS)
+            pieces = (raw.reconstruct_n(start, min(ROWS, len(self) - start)) for start in starts)
+            write_rows(file, len(self), self.dim, pieces)
+        else:
+            faiss.write_index(raw, faiss.PyCallbackIOWriter(file.write))
+
+    def _add(self, rows: Tensor) -> None:
+        self.raw.add(rows.cpu().numpy())
+
+    def _search(self, rows: Tensor, k: int, effort: int | None) -> tuple[Tensor, Tensor]:
+        values, indices = self.raw.search(rows.cpu().numpy(), k, params=self._parameters(k, effort))
+        indices, values = torch.from_numpy(indices), torch.from_numpy(values)
+        if self.metric == "euclidean":
+            values = values.clamp_min_(0).sqrt_()
+        nothing = -math.inf if self.metric == "cosine" else math.inf
+        return indices, values.masked_fill_(indices < 0, nothing)
+
+    def _parameters(self, k: int, effort: int | None) -> Any:
+        """What faiss takes as `params`: of one search, so that two at a time do not disturb each other."""
+        import faiss
+
+        if self.kind == "flat":
+            if effort is not None:
+                raise UserError(f'effort must be None for kind "flat", which compares all rows, got {effort}')
+            return None
+        if self.kind == "hnsw":
+            return faiss.SearchParametersHNSW(efSearch=max(effort or self.raw.hnsw.efSearch, k))
+        return faiss.SearchParametersIVF(nprobe=min(effort or self.raw.nprobe, self.raw.nlist))
+
+    def _train_lists(self, embeddings: Tensor, lists: int, settings: IndexSettings) -> None:
+        """k-means of the cells, and the codes of "ivf_pq", on a sample of the rows drawn with the seed."""
+        sample_size = max(_TRAINING_ROWS_PER_LIST * lists, _ROWS_PER_LIST * _PQ_CENTROIDS)
+        sample = embeddings
+        if sample_size < len(embeddings):
+            generator = torch.Generator().manual_seed(settings.seed)
+            chosen = torch.randperm(len(embeddings), generator=generator)[:sample_size].sort().values
+            sample = embeddings[chosen.to(embeddings.device)]
+        quantisers = [self.raw.cp] + ([self.raw.pq.cp] if self.kind == "ivf_pq" else [])
+        for parameters in quantisers:
+            parameters.seed = settings.seed
+            parameters.min_points_per_centroid = 1
+        self.raw.cp.spherical = self.metric == "cosine"
+        self.raw.train(torch.cat(list(prepared("embeddings", sample, self.metric))).cpu().numpy())
+        self.raw.nprobe = min(settings.probes or max(1, lists // 32), lists)
+
+
+def _description(kind: str, n: int, dim: int, lists: int, settings: IndexSettings) -> str:
+    """What faiss's factory calls the index; UserError where n rows of `dim` channels cannot be made into it."""
+    if kind == "flat":
+        return "Flat"
+    if kind == "hnsw":
+        return f"HNSW{settings.links},Flat"
+    if n < lists:
+        raise UserError(f"lists must be at most the number of embeddings, {n}, got {lists}")
+    if kind == "ivf_flat":
+        return f"IVF{lists},Flat"
+    code_bytes = settings.code_bytes or _default_code_bytes(dim)
+    if dim % code_bytes:
+        raise UserError(f"code_bytes must divide the {dim} channels, got {code_bytes}")
+    if n < _PQ_CENTROIDS:
+        raise UserError(f'embeddings must have at least {_PQ_CENTROIDS} rows for kind "ivf_pq", got {n}')
+    return f"IVF{lists},PQ{code_bytes}x8"
+
+
+def _default_code_bytes(dim: int) -> int:
+    """The largest divisor of `dim` up to a quarter of it (1 for a prime)."""
+    return next(size for size in range(max(1, dim // 4), 0, -1) if dim % size == 0)
+
+
+def _to_gpu(raw: Any, device: torch.device) -> Any:
+    """The faiss index on the GPU, or as it is where this faiss has none. Not run: written without a GPU at hand."""
+    import faiss
+
+    if not faiss_sees_gpus():
+        return raw
+    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device.index or 0, raw)
+
+
+def _on_gpu(raw: Any) -> bool:
+    return type(raw).__name__.startswith("Gpu")

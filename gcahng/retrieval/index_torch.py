@@ -1,0 +1,58 @@
+"""Kind "flat" in torch."""
+
+from __future__ import annotations
+
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from gcahng.errors import UserError
+from gcahng.retrieval.candidates import float32_products_are_float32, smallest, square_distances
+from gcahng.retrieval.index_base import Index, write_rows
+
+# Gallery rows compared at once.
+_BLOCK = 1 << 16
+
+
+class TorchIndex(Index):
+    """Kind "flat" in torch: every query against every row, on the device of the rows."""
+
+    kind, backend = "flat", "torch"
+
+    def __init__(self, dim: int, metric: str, device: torch.device, blocks: list[Tensor] | None = None):
+        self.dim, self.metric = dim, metric
+        self._device = device
+        self._blocks = blocks or []
+
+    def __len__(self) -> int:
+        return sum(len(block) for block in self._blocks)
+
+    def write(self, file: BinaryIO) -> None:
+        write_rows(file, len(self), self.dim, (block.cpu().numpy() for block in self._blocks))
+
+    def _add(self, rows: Tensor) -> None:
+        self._blocks.append(rows.to(self._device))
+
+    @torch.no_grad()
+    def _search(self, rows: Tensor, k: int, effort: int | None) -> tuple[Tensor, Tensor]:
+        if effort is not None:
+            raise UserError(f'effort must be None for kind "flat", which compares all rows, got {effort}')
+        rows = rows.to(self._device)
+        # Reduced precision (TF32, bfloat16) is for training, not for comparing neighbours.
+        dtype = torch.float32 if float32_products_are_float32(rows.device) else torch.float64
+        best: list[tuple[Tensor, Tensor]] = []
+        start = 0
+        with torch.autocast(rows.device.type, enabled=False):
+            for block in (part for whole in self._blocks for part in whole.split(_BLOCK)):
+                if self.metric == "cosine":
+                    values = (rows.to(dtype) @ block.to(dtype).mT).neg_()
+                else:
+                    values = square_distances(rows.to(dtype), block.to(dtype))
+                values, indices = smallest(values, min(k, len(block)))
+                best.append((values, indices + start))
+                start += len(block)
+        values, indices = (torch.cat(part, dim=1) for part in zip(*best, strict=True))
+        values, order = values.sort(dim=1, stable=True)
+        values, indices = values[:, :k], indices.gather(1, order[:, :k])
+        return indices, (values.neg() if self.metric == "cosine" else values.clamp_min(0).sqrt()).float()

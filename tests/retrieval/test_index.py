@@ -1,0 +1,198 @@
+"""Indices of every kind: what they find, what they write, and what they refuse."""
+
+import io
+import logging
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from gcahng.errors import UserError
+from gcahng.retrieval import IndexSettings, build_index, candidates, nearest, read_index, recall_against_exact
+from gcahng.retrieval.candidates import smallest
+from gcahng.retrieval.index import KINDS
+
+FLAT = [("flat", "torch"), ("flat", "faiss")]
+EVERY = [*FLAT, ("ivf_flat", "faiss"), ("ivf_pq", "faiss"), ("hnsw", "faiss")]
+
+
+def clustered(n, dim=16, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(40, dim, generator=torch.Generator().manual_seed(99))
+    return centres[torch.randint(0, 40, (n,), generator=generator)] + 0.5 * torch.randn(n, dim, generator=generator)
+
+
+GALLERY, QUERIES = clustered(1500), clustered(60, seed=1)
+
+
+@pytest.mark.parametrize(("kind", "backend"), FLAT)
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_flat_is_exact(kind, backend, metric):
+    index = build_index(GALLERY, kind, metric=metric, backend=backend)
+    found = index.search(QUERIES, 7, chunk=13)
+    assert torch.equal(found.indices, nearest(QUERIES, 7, gallery_embeddings=GALLERY, normalize=metric == "cosine"))
+    pairs = QUERIES.double().unsqueeze(1), GALLERY[found.indices].double()
+    expected = torch.cosine_similarity(*pairs, dim=2) if metric == "cosine" else (pairs[0] - pairs[1]).norm(dim=2)
+    torch.testing.assert_close(found.values.double(), expected, rtol=1e-5, atol=1e-6)
+    assert recall_against_exact(index, GALLERY, QUERIES, 7) == 1.0
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize(("kind", "least"), [("ivf_flat", 0.9), ("ivf_pq", 0.5), ("hnsw", 0.95)])
+def test_approximate_kinds_find_most(kind, least, metric):
+    index = build_index(GALLERY, kind, metric=metric, settings=IndexSettings(lists=20, probes=4))
+    recall = recall_against_exact(index, GALLERY, QUERIES, 10)
+    assert least <= recall <= 1.0
+    # The count, done plainly.
+    found = index.search(QUERIES, 10).indices.tolist()
+    exact = nearest(QUERIES, 10, gallery_embeddings=GALLERY, normalize=metric == "cosine").tolist()
+    assert recall == sum(len(set(a) & set(b)) for a, b in zip(found, exact, strict=True)) / 600
+
+
+def test_more_effort_finds_more_and_all_cells_find_all():
+    index = build_index(GALLERY, "ivf_flat", settings=IndexSettings(lists=30, probes=1))
+    recalls = [recall_against_exact(index, GALLERY, QUERIES, 20, effort=effort) for effort in (None, 3, 30, 500)]
+    assert recalls[0] < recalls[1] < recalls[2] == recalls[3] == 1.0
+
+
+def test_too_few_found_is_minus_one():
+    index = build_index(torch.eye(6), "ivf_flat", settings=IndexSettings(lists=6, probes=1))
+    for metric, nothing in (("cosine", -torch.inf), ("euclidean", torch.inf)):
+        index = build_index(torch.eye(6), "ivf_flat", metric=metric, settings=IndexSettings(lists=6, probes=1))
+        found = index.search(torch.eye(6)[:2], 3)
+        assert found.indices.tolist() == [[0, -1, -1], [1, -1, -1]]
+        assert found.values[:, 1:].tolist() == [[nothing, nothing]] * 2
+
+
+@pytest.mark.parametrize(("kind", "backend"), EVERY)
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_written_and_read_again(kind, backend, metric):
+    index = build_index(GALLERY, kind, metric=metric, backend=backend, settings=IndexSettings(lists=20, probes=5))
+    file = io.BytesIO()
+    index.write(file)
+    for reader in ("torch", "faiss") if kind == "flat" else ("faiss",):
+        again = read_index(io.BytesIO(file.getvalue()), kind, metric, backend=reader)
+        assert (len(again), again.dim, again.kind, again.metric, again.backend) == (1500, 16, kind, metric, reader)
+        before, after = index.search(QUERIES, 5), again.search(QUERIES, 5)
+        assert torch.equal(before.indices, after.indices)
+        torch.testing.assert_close(before.values, after.values)
+        again.add(QUERIES)
+        assert len(again) == 1560
+        if kind != "ivf_pq":
+            assert torch.equal(again.search(QUERIES, 1).indices[:, 0], torch.arange(1500, 1560))
+
+
+def test_a_flat_index_is_a_file_that_numpy_reads():
+    file = io.BytesIO()
+    build_index(GALLERY, metric="euclidean", backend="torch").write(file)
+    file.seek(0)
+    assert np.array_equal(np.load(file), GALLERY.numpy())
+
+
+@pytest.mark.parametrize(("kind", "backend"), EVERY)
+def test_a_broken_file_is_one_line(kind, backend):
+    file = io.BytesIO()
+    build_index(GALLERY, kind, backend=backend, settings=IndexSettings(lists=20)).write(file)
+    for content in (b"", b"no index at all", file.getvalue()[: len(file.getvalue()) // 2]):
+        with pytest.raises(UserError, match="the index must be") as error:
+            read_index(io.BytesIO(content), kind, "cosine")
+        assert "\n" not in str(error.value)
+
+
+def test_kind_and_metric_are_checked_when_read():
+    file = io.BytesIO()
+    build_index(GALLERY, "hnsw").write(file)
+    with pytest.raises(UserError, match="must be a IndexIVFFlat for cosine, got a IndexHNSWFlat for cosine"):
+        read_index(io.BytesIO(file.getvalue()), "ivf_flat", "cosine")
+    with pytest.raises(UserError, match="IndexHNSWFlat for euclidean, got a IndexHNSWFlat for cosine"):
+        read_index(io.BytesIO(file.getvalue()), "hnsw", "euclidean")
+
+
+def test_progress():
+    steps = []
+    index = build_index(GALLERY, progress=lambda *step: steps.append(step))
+    index.search(QUERIES, 2, chunk=25, progress=lambda *step: steps.append(step))
+    recall_against_exact(index, GALLERY, QUERIES, 2, progress=lambda *step: steps.append(step))
+    assert steps == [(1500, 1500), (25, 60), (50, 60), (60, 60), (60, 60)]
+
+
+def test_a_gallery_in_many_blocks(monkeypatch):
+    monkeypatch.setattr("gcahng.retrieval.index_torch._BLOCK", 100)
+    index = build_index(GALLERY[:700], backend="torch")
+    index.add(GALLERY[700:])
+    assert torch.equal(index.search(QUERIES, 150).indices, nearest(QUERIES, 150, gallery_embeddings=GALLERY))
+
+
+@pytest.mark.parametrize(("m", "k"), [(1, 1), (50, 50), (800, 3), (805, 25), (4003, 100), (4007, 4007)])
+def test_smallest_is_topk(m, k):
+    values = torch.randint(0, 1000, (9, m), generator=torch.Generator().manual_seed(m)).float()
+    found, indices = smallest(values, k)
+    assert torch.equal(found, values.topk(k, dim=1, largest=False).values)
+    assert torch.equal(values.gather(1, indices), found)
+    assert all(len(set(row)) == k for row in indices.tolist())
+
+
+def test_without_faiss(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    monkeypatch.setattr(candidates, "_said", set())
+    with caplog.at_level(logging.WARNING, "gcahng"):
+        assert build_index(GALLERY).backend == "torch"
+        nearest(GALLERY[:20], 2)
+    assert (
+        [record.message for record in caplog.records].count(
+            'retrieval searches in torch; faiss would be faster: pip install "gcahng[faiss-cpu]" or "gcahng[faiss-gpu]"'
+        )
+        == len(caplog.records)
+        == 1
+    )
+    for kind in KINDS[1:]:
+        with pytest.raises(UserError, match=rf'kind=\'{kind}\': faiss is not installed; pip install "gcahng\[faiss-c'):
+            build_index(GALLERY, kind)
+    with pytest.raises(UserError, match='backend="faiss": faiss is not installed'):
+        build_index(GALLERY, backend="faiss")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(kind="lsh"), "kind must be one of flat, ivf_flat, ivf_pq, hnsw, got 'lsh'"),
+        (dict(metric="dot"), "metric must be one of cosine, euclidean, got 'dot'"),
+        (dict(backend="annoy"), "backend must be one of auto, torch, faiss, got 'annoy'"),
+        (dict(kind="hnsw", backend="torch"), 'backend must be "faiss" or "auto" for kind \'hnsw\', got "torch"'),
+        (dict(embeddings=GALLERY[0]), r"embeddings must have shape \(n, D\)"),
+        (dict(embeddings=GALLERY * 0), 'norm is positive and finite with metric="cosine", row 0 has norm 0.0'),
+        (dict(kind="ivf_pq", embeddings=GALLERY[:255]), "embeddings must have at least 256 rows .* got 255"),
+        (dict(kind="ivf_pq", settings=IndexSettings(code_bytes=5)), "code_bytes must divide the 16 channels, got 5"),
+        (dict(kind="ivf_flat", settings=IndexSettings(lists=1501)), "lists must be at most .* 1500, got 1501"),
+    ],
+)
+def test_errors(arguments, message):
+    with pytest.raises(UserError, match=message) as error:
+        build_index(**(dict(embeddings=GALLERY) | arguments))
+    assert "\n" not in str(error.value)
+
+
+def test_errors_of_settings_and_search():
+    with pytest.raises(UserError, match="probes must be an integer of at least 1, got 0"):
+        IndexSettings(probes=0)
+    with pytest.raises(UserError, match="links must be an integer of at least 1, got None"):
+        IndexSettings(links=None)
+    for backend in ("torch", "faiss"):
+        index = build_index(GALLERY, backend=backend)
+        for arguments, message in [
+            (dict(k=0), r"k must be an integer in 1\.\.1500 \(the rows of the index\), got 0"),
+            (dict(k=1501), r"k must be an integer in 1\.\.1500"),
+            (dict(effort=3), 'effort must be None for kind "flat", which compares all rows, got 3'),
+            (dict(effort=0), "effort must be a positive integer, got 0"),
+            (dict(chunk=0), "chunk must be a positive integer, got 0"),
+            (dict(queries=QUERIES[:, :3]), "queries must have 16 channels like embeddings, got 3"),
+            (
+                dict(queries=QUERIES * 0),
+                'queries must have rows whose norm is positive and finite with metric="cosine"',
+            ),
+        ]:
+            with pytest.raises(UserError, match=message):
+                index.search(**(dict(queries=QUERIES, k=3) | arguments))
+    with pytest.raises(UserError, match=r"embeddings must be the \(1500, 16\) rows of the index, got \(60, 16\)"):
+        recall_against_exact(index, QUERIES, QUERIES)
