@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gcahng.commands._arguments import Parser
-from gcahng.commands._images import add_image_options, embed_sources
+from gcahng.commands._images import add_image_options, add_stream_options, embed_sources
 
 
 def run(arguments: list[str]) -> int:
@@ -22,6 +22,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="X.safetensors, or X.npy (with X.csv and X.json)"
     )
+    add_stream_options(parser)
     add_image_options(parser)
     options = parser.parse_intermixed_args(arguments)
 

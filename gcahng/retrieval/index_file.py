@@ -71,13 +71,38 @@ class IndexFile:
             if difference:
                 raise UserError(f"{what} does not fit the index: {difference}")
 
-    def add(self, what: str, embeddings: EmbeddingSet, progress: Progress | None = None) -> IndexFile:
+    def check_new(self, what: str, items: Items) -> None:
+        """UserError where images among `items`, named by `what`, are in the index already."""
+        there = set(self.items.identities())
+        again = [name for place, name in items.identities() if place is not None and (place, name) in there]
+        if again:
+            raise UserError(
+                f"{len(again)} of the {len(items)} images of {what} are in the index already, such as {again[0]}; "
+                "--allow_duplicates adds them once more"
+            )
+
+    def add(
+        self,
+        what: str,
+        embeddings: EmbeddingSet,
+        *,
+        allow_duplicates: bool = False,
+        progress: Progress | None = None,
+    ) -> IndexFile:
         """The index with the rows of `embeddings` after its own; `self` is not to be used afterwards.
 
+        Args:
+            what: names the embeddings in an error.
+            embeddings: what to add.
+            allow_duplicates: add images that are in the index already once more.
+            progress: called with the rows added so far and all of them.
+
         Raises:
-            UserError: they do not fit; `what` names them.
+            UserError: they do not fit; images that are in the index already, without `allow_duplicates`.
         """
         self.check(what, embeddings)
+        if not allow_duplicates:
+            self.check_new(what, embeddings.items)
         self.index.add(embeddings.embeddings, progress=progress)
         return IndexFile(self.index, self.items.followed_by(embeddings.items), self.model or embeddings.model)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+import os
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,19 @@ class Source:
         root: folder that their names are paths below; None: the images are no files.
         data: the options of the data set (`gcahng.train.DataConfig`) they are a split of; None: no data set.
         split: of the data set.
+        first: which image of the split the first row is; the others follow it. Of files it means nothing.
     """
 
     rows: int
     root: str | None = None
     data: dict[str, Any] | None = None
     split: str | None = None
+    first: int = 0
+
+    def takes(self, other: Source) -> bool:
+        """Whether the rows of `other` go on where these end."""
+        alike = replace(other, rows=self.rows, first=self.first) == self
+        return alike and (self.root is not None or other.first == self.first + self.rows)
 
 
 @dataclass(frozen=True)
@@ -99,10 +107,10 @@ class Items:
         return None if label < 0 else self.class_names[label]
 
     def place(self, row: int) -> tuple[Source, int]:
-        """The source of row `row`, and which of that source's rows it is."""
+        """The source of row `row`, and which image of its split it is."""
         for source in self.sources:
             if row < source.rows:
-                return source, row
+                return source, source.first + row
             row -= source.rows
         raise IndexError(row)
 
@@ -112,12 +120,30 @@ class Items:
         return None if root is None else Path(root, self.names[row])
 
     def identities(self) -> list[tuple[str | None, str]]:
-        """What tells the image of each row from others: the folder or data set, and its name there."""
+        """What tells the image of each row from others: its path, or its data set, split and name; (None, name)
+        where neither is known."""
         found: list[tuple[str | None, str]] = []
         for source in self.sources:
-            place = source.root or (f"{source.data['name']} {source.split}" if source.data else None)
-            found += [(place, name) for name in self.names[len(found) : len(found) + source.rows]]
+            names = self.names[len(found) : len(found) + source.rows]
+            if source.root is not None:
+                found += [("file", os.path.join(source.root, name)) for name in names]
+            else:
+                place = f"{source.data['name']} {source.split}" if source.data else None
+                found += [(place, name) for name in names]
         return found
+
+    def subset(self, rows: list[int]) -> Items:
+        """The rows `rows`, in this order, with all class names."""
+        sources: list[Source] = []
+        for row in rows:
+            source, place = self.place(row)
+            one = replace(source, rows=1, first=place if source.root is None else source.first)
+            if sources and sources[-1].takes(one):
+                sources[-1] = replace(sources[-1], rows=sources[-1].rows + 1)
+            else:
+                sources.append(one)
+        names = tuple(self.names[row] for row in rows)
+        return Items(names, self.labels[rows], self.class_names, tuple(sources))
 
     def followed_by(self, other: Items) -> Items:
         """The rows of both; classes of the same name are one class."""

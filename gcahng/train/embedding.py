@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -134,21 +134,11 @@ def embed_to_file(
         skipped = part.skipped
         if len(skipped) == len(images):
             raise UserError(f"none of the {len(images)} images can be read; the first is {images.name(0)}")
-        kept = _without(items, skipped)
+        left_out = set(skipped)
+        kept = items.subset([i for i in range(len(items)) if i not in left_out]) if skipped else items
         write_embeddings(out, EmbeddingSet(part.rows(), kept, identity, whole))
         part.remove()
     return EmbedResult(read_embeddings(out), [items.names[i] for i in skipped], resumed)
-
-
-def _without(items: Items, skipped: list[int]) -> Items:
-    """The items but for the rows `skipped`."""
-    if not skipped:
-        return items
-    keep = torch.ones(len(items), dtype=torch.bool)
-    keep[skipped] = False
-    left = keep.nonzero().squeeze(1)
-    names = tuple(items.names[i] for i in left.tolist())
-    return Items(names, items.labels[left], items.class_names, (replace(items.sources[0], rows=len(names)),))
 
 
 class _Embedder:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,22 @@ def embed(
     device: torch.device,
     preprocessing: Preprocessing = Preprocessing(),  # noqa: B008  # frozen
     workers: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """(N, D) fp32 embeddings of N images on `device`, in evaluation mode; the model's mode is restored."""
+    """(N, D) fp32 embeddings of N images on `device`, in evaluation mode; the model's mode is restored.
+
+    `progress` is called with the images embedded so far and all of them.
+    """
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            batches = evaluation_batches(images, preprocessing, EVAL_BATCH, workers)
-            return torch.cat([model(batch.to(device)).float() for batch in batches])
+            rows: list[Tensor] = []
+            for batch in evaluation_batches(images, preprocessing, EVAL_BATCH, workers):
+                rows.append(model(batch.to(device)).float())
+                if progress is not None:
+                    progress(min(len(rows) * EVAL_BATCH, len(images)), len(images))
+            return torch.cat(rows)
     finally:
         model.train(training)
 

@@ -1,0 +1,171 @@
+"""The picture of a search: each query and the images found for it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gcahng.data import DataSplits, ImageFiles, load_data
+from gcahng.data.reading import read_rgb
+from gcahng.errors import UserError
+from gcahng.retrieval.items import Items
+from gcahng.train.config import DataConfig
+from gcahng.train.plots import (
+    _DASHES,
+    _GREEN,
+    _GREY,
+    _INK,
+    _RED,
+    _draw_picture,
+    _figure,
+    _save,
+)
+from gcahng.train.sources import choose_split
+
+# Side of the largest image that is drawn, in pixels: a cell of the picture is smaller.
+_SIDE = 160
+# Queries in one picture: matplotlib takes long with more, and nobody looks at them.
+MOST_QUERIES = 100
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An image that was found.
+
+    Attributes:
+        row: of the index.
+        value: its cosine similarity or its Euclidean distance.
+        right: whether it is of the query's class; None: one of them has no label.
+    """
+
+    row: int
+    value: float
+    right: bool | None
+
+
+class Pictures:
+    """The images of items, read when they are asked for; those of a data set in memory are loaded once."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, DataSplits] = {}
+
+    def get(self, items: Items, row: int) -> Tensor | None:
+        """(H, W, 3) in [0, 1], or None where nothing is known of the image but its name.
+
+        Raises:
+            UserError: the image file cannot be read.
+        """
+        path = items.path(row)
+        if path is not None:
+            image = read_rgb(path)
+            image.thumbnail((_SIDE, _SIDE))
+            return torch.from_numpy(np.array(image)).float() / 255
+        source, place = items.place(row)
+        if source.data is None or source.split is None:
+            return None
+        known = {name: value for name, value in source.data.items() if name in DataConfig.__dataclass_fields__}
+        config = DataConfig(**known)
+        if repr(config) not in self._loaded:
+            self._loaded[repr(config)] = load_data(config)
+        images = choose_split(self._loaded[repr(config)], source.split, config.name)
+        assert not isinstance(images, ImageFiles), "images of files have a root"
+        pixels = images.images[place].float() / 255
+        return pixels[..., None].expand(-1, -1, 3) if pixels.ndim == 2 else pixels.permute(1, 2, 0)
+
+
+def plot_search(
+    queries: Items, items: Items, hits: list[list[Hit]], metric: str, out_png: Path, pictures: Pictures | None = None
+) -> None:
+    """Draw the queries, one a row, each followed by what was found, nearest first, with its value and its class.
+
+    Found images of the query's class have a green solid frame, others a red dashed frame with a cross; where a label is
+    missing, a grey one. An image that is not known is an empty cell with its name.
+
+    Args:
+        queries: what was searched for.
+        items: of the index.
+        hits: what was found for each query.
+        metric: "cosine" or "euclidean", what the values are.
+        out_png: where to write; replaced as a whole or not at all.
+        pictures: where the images come from.
+
+    Raises:
+        UserError: matplotlib is missing; no queries or too many; an image file that cannot be read, a file that cannot
+            be written.
+    """
+    if not 1 <= len(queries) <= MOST_QUERIES:
+        raise UserError(f"a picture shows 1 to {MOST_QUERIES} queries, got {len(queries)}; choose some with --rows")
+    pictures = pictures or Pictures()
+    columns = max(1, max(map(len, hits)))
+    head = 0.62  # inches for title and key
+    width = max(4.6, 0.3 + 1.15 * (columns + 1))
+    figure = _figure(width, head + 0.1 + 1.42 * len(queries), layout=None)
+    height = figure.get_figheight()
+    grid = figure.add_gridspec(
+        len(queries),
+        columns + 2,
+        width_ratios=[1.0, 0.12] + [1.0] * columns,  # a gap sets the query apart
+        left=0.02,
+        right=0.98,
+        bottom=0.36 / height,
+        top=1 - (head + 0.08) / height,
+        wspace=0.12,
+        hspace=0.42,
+    )
+    for row, found in enumerate(hits):
+        ax = figure.add_subplot(grid[row, 0])
+        _draw(ax, pictures.get(queries, row), _caption(queries, row), None, _GREY)
+        for column, hit in enumerate(found, start=2):
+            caption = f"{hit.value:.3f}  {_caption(items, hit.row, 12)}"
+            _draw(figure.add_subplot(grid[row, column]), pictures.get(items, hit.row), caption, hit.right, _GREY)
+    _draw_head(figure, head / height, metric, hits)
+    try:
+        _save(figure, out_png)
+    except OSError as error:
+        raise UserError(f"{out_png} cannot be written: {error.strerror or error}") from error
+
+
+def _caption(items: Items, row: int, longest: int = 18) -> str:
+    """The class of a row, or else its name, cut to what a cell holds."""
+    text = items.class_name(row) or Path(items.names[row]).name
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def _draw(ax, picture: Tensor | None, caption: str, right: bool | None, colour: str) -> None:
+    if picture is None:
+        ax.text(0.5, 0.5, "no image", ha="center", va="center", fontsize=8, color=_GREY, transform=ax.transAxes)
+        picture = torch.ones(8, 8, 3)
+    _draw_picture(ax, picture, caption, right)
+
+
+def _draw_head(figure, height: float, metric: str, hits: list[list[Hit]]) -> None:
+    """Title, what the numbers and frames mean, and how many are right, in the top part `height` of the figure."""
+    from matplotlib.lines import Line2D
+
+    value = {"cosine": "cosine similarity", "euclidean": "Euclidean distance"}[metric]
+    known = [hit.right for found in hits for hit in found if hit.right is not None]
+    text = f"Query (left), then the nearest images of the index with their {value}."
+    if known:
+        text += f" {sum(known)} of {len(known)} are of the query's class."
+    figure.text(0.02, 1 - 0.3 * height, "Search", fontsize=13, fontweight="bold", color=_INK, va="center")
+    figure.text(0.02, 1 - 0.78 * height, text, fontsize=8.5, color=_GREY, va="center")
+    if not known or not math.isfinite(height):
+        return
+    figure.legend(
+        handles=[
+            Line2D([], [], color=_GREEN, linewidth=3, label="right"),
+            Line2D([], [], color=_RED, linewidth=3, linestyle=_DASHES, label="wrong (×)"),
+        ],
+        loc="center right",
+        bbox_to_anchor=(0.98, 1 - 0.3 * height),
+        ncols=2,
+        frameon=False,
+        fontsize=8.5,
+        handlelength=2.4,
+        borderaxespad=0,
+    )
