@@ -75,9 +75,12 @@ def fingerprint(model: Model) -> str:
     """SHA-256 of a network's weights and buffers (name, type, shape, bytes) and of what else decides its output."""
     config = model.config.backbone
     digest = hashlib.sha256(json.dumps([config.name, config.embedding_dim, config.pool]).encode())
-    for name, tensor in sorted(model.network.state_dict().items()):
+    tensors = model.network.state_dict()
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    if not tensors:  # a network that another program runs: what is in it is in its file
+        digest.update(model.path.read_bytes())
     return digest.hexdigest()
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,17 +15,11 @@ from gcahng.data.reading import read_rgb
 from gcahng.errors import UserError
 from gcahng.retrieval.items import Items
 from gcahng.train.config import DataConfig
-from gcahng.train.plots import (
-    _DASHES,
-    _GREEN,
-    _GREY,
-    _INK,
-    _RED,
-    _draw_picture,
-    _figure,
-    _save,
-)
+from gcahng.train.plots import draw_grid_head, draw_picture, new_figure, save_png
 from gcahng.train.sources import choose_split
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Side of the largest image that is drawn, in pixels: a cell of the picture is smaller.
 _SIDE = 160
@@ -104,7 +98,7 @@ def plot_search(
     columns = max(1, max(map(len, hits)))
     head = 0.62  # inches for title and key
     width = max(4.6, 0.3 + 1.15 * (columns + 1))
-    figure = _figure(width, head + 0.1 + 1.42 * len(queries), layout=None)
+    figure = new_figure(width, head + 0.1 + 1.42 * len(queries), layout=None)
     height = figure.get_figheight()
     grid = figure.add_gridspec(
         len(queries),
@@ -119,13 +113,14 @@ def plot_search(
     )
     for row, found in enumerate(hits):
         ax = figure.add_subplot(grid[row, 0])
-        _draw(ax, pictures.get(queries, row), _caption(queries, row), None, _GREY)
+        _draw(ax, pictures.get(queries, row), _caption(queries, row), None)
         for column, hit in enumerate(found, start=2):
             caption = f"{hit.value:.3f}  {_caption(items, hit.row, 12)}"
-            _draw(figure.add_subplot(grid[row, column]), pictures.get(items, hit.row), caption, hit.right, _GREY)
-    _draw_head(figure, head / height, metric, hits)
+            _draw(figure.add_subplot(grid[row, column]), pictures.get(items, hit.row), caption, hit.right)
+    known = [hit.right for found in hits for hit in found if hit.right is not None]
+    draw_grid_head(figure, head / height, "Search", _summary(metric, known), key=bool(known))
     try:
-        _save(figure, out_png)
+        save_png(figure, out_png)
     except OSError as error:
         raise UserError(f"{out_png} cannot be written: {error.strerror or error}") from error
 
@@ -136,36 +131,15 @@ def _caption(items: Items, row: int, longest: int = 18) -> str:
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
-def _draw(ax, picture: Tensor | None, caption: str, right: bool | None, colour: str) -> None:
+def _draw(ax: Axes, picture: Tensor | None, caption: str, right: bool | None) -> None:
     if picture is None:
-        ax.text(0.5, 0.5, "no image", ha="center", va="center", fontsize=8, color=_GREY, transform=ax.transAxes)
+        ax.text(0.5, 0.5, "no image", ha="center", va="center", fontsize=8, transform=ax.transAxes)
         picture = torch.ones(8, 8, 3)
-    _draw_picture(ax, picture, caption, right)
+    draw_picture(ax, picture, caption, right)
 
 
-def _draw_head(figure, height: float, metric: str, hits: list[list[Hit]]) -> None:
-    """Title, what the numbers and frames mean, and how many are right, in the top part `height` of the figure."""
-    from matplotlib.lines import Line2D
-
+def _summary(metric: str, known: list[bool]) -> str:
+    """What the picture shows, and how many of the images with labels are right."""
     value = {"cosine": "cosine similarity", "euclidean": "Euclidean distance"}[metric]
-    known = [hit.right for found in hits for hit in found if hit.right is not None]
     text = f"Query (left), then the nearest images of the index with their {value}."
-    if known:
-        text += f" {sum(known)} of {len(known)} are of the query's class."
-    figure.text(0.02, 1 - 0.3 * height, "Search", fontsize=13, fontweight="bold", color=_INK, va="center")
-    figure.text(0.02, 1 - 0.78 * height, text, fontsize=8.5, color=_GREY, va="center")
-    if not known or not math.isfinite(height):
-        return
-    figure.legend(
-        handles=[
-            Line2D([], [], color=_GREEN, linewidth=3, label="right"),
-            Line2D([], [], color=_RED, linewidth=3, linestyle=_DASHES, label="wrong (×)"),
-        ],
-        loc="center right",
-        bbox_to_anchor=(0.98, 1 - 0.3 * height),
-        ncols=2,
-        frameon=False,
-        fontsize=8.5,
-        handlelength=2.4,
-        borderaxespad=0,
-    )
+    return f"{text} {sum(known)} of {len(known)} are of the query's class." if known else text
