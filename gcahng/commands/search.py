@@ -95,8 +95,8 @@ def _embedded(options: argparse.Namespace, contents: IndexFile) -> EmbeddingSet:
 
     from gcahng.retrieval.embeddings import EmbeddingSet
     from gcahng.train.devices import resolve_device
-    from gcahng.train.embedding import EmbedOptions, embedding_model
-    from gcahng.train.evaluate import embed
+    from gcahng.train.embedding import embedding_model
+    from gcahng.train.evaluate import embed, reading_workers
     from gcahng.train.models import load_model
 
     where = options.model
@@ -112,7 +112,7 @@ def _embedded(options: argparse.Namespace, contents: IndexFile) -> EmbeddingSet:
     identity = embedding_model(model, preprocessing)
     device = resolve_device(options.device)
     # Processes take longer to start than a few images to read.
-    workers = EmbedOptions(workers=data_options(options).get("workers")).num_workers() if len(images) > 64 else 0
+    workers = reading_workers(data_options(options).get("workers")) if len(images) > 64 else 0
     # A network that does not fit is refused before it embeds anything.
     contents.check(str(where), EmbeddingSet(torch.empty(0, contents.index.dim), items.subset([]), identity))
     with progress("embedding") as bar:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from gcahng.errors import UserError
 from gcahng.retrieval.embeddings import EmbeddingSet, check_free, check_suffix, read_embeddings, write_embeddings
 from gcahng.retrieval.items import EmbeddingModel, Items
 from gcahng.train.devices import resolve_device
-from gcahng.train.evaluate import EVAL_BATCH
+from gcahng.train.evaluate import EVAL_BATCH, reading_workers
 from gcahng.train.models import Model
 from gcahng.train.unfinished import ImagesKey, UnfinishedRows
 
@@ -44,9 +43,6 @@ class EmbedOptions:
     batch_size: int = EVAL_BATCH
     workers: int | None = None
     skip_unreadable: bool = False
-
-    def num_workers(self) -> int:
-        return min(8, max(0, (os.cpu_count() or 1) - 1)) if self.workers is None else self.workers
 
 
 @dataclass
@@ -184,7 +180,9 @@ class _Embedder:
 
     def _batches(self, images: LabeledImages, places: range | list[int], preprocessing: Preprocessing):
         chosen = images.subset(torch.tensor(list(places)))
-        return evaluation_batches(chosen, preprocessing, self._options.batch_size, self._options.num_workers())
+        return evaluation_batches(
+            chosen, preprocessing, self._options.batch_size, reading_workers(self._options.workers)
+        )
 
     def _embed(self, batch: torch.Tensor) -> torch.Tensor:
         rows = self._network(batch.to(self._device)).float().cpu()

@@ -196,7 +196,7 @@ def evaluate_checkpoint(
     images = choose_split(splits, split, config.name)
     gallery = splits.gallery if split == "test" else None
     preprocessing = Preprocessing(config.resize, config.image_size)
-    workers = _workers(config.workers)
+    workers = reading_workers(config.workers)
     note = progress or (lambda what: lambda done, total: None)
     # The training run's number of threads, so that the sums are rounded alike; more than there are cores only wait.
     threads = min(model.config.threads or torch.get_num_threads(), os.cpu_count() or 1)
@@ -281,6 +281,6 @@ def _searched(gallery: Gallery | None) -> dict[str, Tensor]:
     return {"gallery_embeddings": gallery.embeddings, "gallery_labels": gallery.labels}
 
 
-def _workers(workers: int | None) -> int:
+def reading_workers(workers: int | None) -> int:
     """`workers`, or else one less than there are cores, at most 8."""
     return min(8, max(0, (os.cpu_count() or 1) - 1)) if workers is None else workers
