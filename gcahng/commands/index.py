@@ -82,7 +82,7 @@ def _add(arguments: list[str]) -> int:
     from gcahng.retrieval.index_file import load, save
 
     with progress("checking", unit="bytes") as bar:
-        contents = load(options.index, bar)
+        contents = load(options.index, to_add=True, progress=bar)
     before = len(contents)
     what = " ".join(map(str, options.sources)) or "the data set"
 

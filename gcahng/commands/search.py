@@ -52,7 +52,7 @@ def run(arguments: list[str]) -> int:
     if options.picture is not None and options.picture.suffix != ".png":
         raise UserError(f"--picture is {options.picture}; its name must end in .png")
     with progress("checking", unit="bytes") as bar:
-        contents = load(options.index, bar)
+        contents = load(options.index, progress=bar)
     queries = _queries(options, contents)
     what = " ".join(map(str, options.queries)) or "the data set"
     with progress("searching") as bar:

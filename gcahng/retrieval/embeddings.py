@@ -28,8 +28,8 @@ from gcahng.train.files import atomic_write, write_json
 FORMAT = "gcahng-embeddings-1"
 SUFFIXES = (".safetensors", ".npy")
 
-# Bytes written at once.
-_BLOCK = 1 << 24
+# Bytes written or checked at once.
+_BLOCK = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ def _checked(path: Path, found: EmbeddingSet) -> EmbeddingSet:
     if int(labels.min()) < -1 or int(labels.max()) >= len(found.items.class_names):
         raise UserError(f"{path} holds labels beyond its {len(found.items.class_names)} classes; it is damaged")
     start = 0
-    for rows in values.split(max(1, _BLOCK // values.shape[1])):
+    for rows in values.split(max(1, _BLOCK // (4 * values.shape[1]))):
         finite = rows.isfinite().all(dim=1)
         if not finite.all():
             raise UserError(f"{path} must hold finite values, row {start + int((~finite).nonzero()[0])} does not")

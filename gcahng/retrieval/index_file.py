@@ -156,8 +156,9 @@ def build(
     settings: IndexSettings | None = None,
     progress: Progress | None = None,
 ) -> IndexFile:
-    """An index of `embeddings`; arguments as in `gcahng.retrieval.index.build_index`."""
-    index = build_index(embeddings.embeddings, kind, metric=metric, settings=settings, progress=progress)
+    """An index of `embeddings`, to be saved; arguments as in `gcahng.retrieval.index.build_index`."""
+    values = embeddings.embeddings
+    index = build_index(values, kind, metric=metric, backend=_builder(kind), settings=settings, progress=progress)
     return IndexFile(index, embeddings.items, embeddings.model)
 
 
@@ -183,11 +184,12 @@ def save(path: Path, contents: IndexFile) -> None:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def load(path: Path, progress: Progress | None = None) -> IndexFile:
+def load(path: Path, *, to_add: bool = False, progress: Progress | None = None) -> IndexFile:
     """Read an index; every byte of it is checked first.
 
     Args:
         path: the file.
+        to_add: it will be added to and saved, rather than searched.
         progress: called with the bytes checked so far and all of them.
 
     Raises:
@@ -197,7 +199,8 @@ def load(path: Path, progress: Progress | None = None) -> IndexFile:
     try:
         with open(path, "rb") as file:
             header, items = _read_checked(path, file, progress)
-            index = read_index(file, header["kind"], header["metric"])
+            backend = _builder(header["kind"]) if to_add else "auto"
+            index = read_index(file, header["kind"], header["metric"], backend=backend)
             model = model_from(header["model"])
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -223,6 +226,11 @@ def read_header(path: Path, progress: Progress | None = None) -> tuple[dict[str,
             return _read_checked(path, file, progress)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _builder(kind: str) -> str:
+    """The backend that grows an index: faiss copies all rows of a flat one when it does, torch keeps them in blocks."""
+    return "torch" if kind == "flat" else "auto"
 
 
 class _Digesting:
