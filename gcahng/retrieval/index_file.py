@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from collections import Counter
 from collections.abc import Callable
@@ -278,7 +279,7 @@ def _read_checked(path: Path, file: BinaryIO, progress: Progress | None) -> tupl
     version, header_size, names_size, payload_size = _LENGTHS.unpack_from(start, len(MAGIC))
     if version != VERSION:
         raise UserError(f"{path} is an index of version {version}; this version of gcahng reads version {VERSION}")
-    size = path.stat().st_size
+    size = os.fstat(file.fileno()).st_size
     if header_size + names_size + payload_size > size:
         raise UserError(f"{path} is truncated or damaged; build the index again")
     digest, done, end = hashlib.sha256(), _START, size - _DIGEST_SIZE
