@@ -25,7 +25,7 @@ def embeddings(rows: int = 300, dim: int = 8, seed: int = 0, root: str = "/pictu
     items = Items(
         tuple(f"{names}{i}.png" for i in range(rows)), torch.arange(rows) % 3, ("a", "b", "c"), (Source(rows, root),)
     )
-    return EmbeddingSet(torch.randn(rows, dim, generator=generator), items, MODEL)
+    return EmbeddingSet(torch.randn(300, dim, generator=generator)[:rows], items, MODEL)
 
 
 @pytest.fixture
@@ -87,7 +87,9 @@ def test_what_does_not_fit_is_refused(saved: Path) -> None:
 def test_images_that_are_there_already(saved: Path) -> None:
     contents = load(saved)
     again = embeddings(5)
-    with pytest.raises(UserError, match="5 of the 5 images of again are in the index already, such as p0.png"):
+    with pytest.raises(
+        UserError, match="5 of the 5 images of again are in the index already, such as /pictures/p0.png"
+    ):
         contents.add("again", again)
     # The same file below another root is the same file.
     moved = Items(
