@@ -16,6 +16,9 @@ from gcahng.errors import UserError
 COMMANDS = {
     "train": ("gcahng.commands.train", "train an embedding network and write a run folder"),
     "eval": ("gcahng.commands.evaluate", "retrieval metrics of a run or a checkpoint"),
+    "embed": ("gcahng.commands.embed", "embeddings of images, with their paths and labels"),
+    "index": ("gcahng.commands.index", "build, extend and inspect a search index of embeddings"),
+    "search": ("gcahng.commands.search", "the nearest images of an index, as a table, JSON or a picture"),
     "env": ("gcahng.commands.env", "versions, native libraries and the implementations available here"),
     "bench": ("gcahng.commands.bench", "time and peak memory of a training step on this machine"),
     "plan": ("gcahng.commands.plan", "memory and arithmetic of a step by its sizes, and the largest batch that fits"),

@@ -2,42 +2,161 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from gcahng.commands._arguments import Parser
+from gcahng.commands._arguments import Parser, data_options
+from gcahng.commands._progress import progress
+from gcahng.errors import UserError
+
+if TYPE_CHECKING:
+    from gcahng.train.evaluate import EvalOptions
 
 
 def run(arguments: list[str]) -> int:
-    """Print Recall@K, MAP@R and R-Precision of a trained network, and write them as JSON."""
+    """Print Recall@K, MAP@R and R-Precision of a trained network or of embeddings, and write them as JSON.
+
+    Where the data set has a gallery, the test images are searched in it.
+    """
     parser = Parser(prog="gcahng eval", description=run.__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run folder or a checkpoint file")
+    parser.add_argument(
+        "run", type=Path, nargs="?", metavar="RUN_OR_CHECKPOINT", help="a run folder, a checkpoint, a .safetensors file"
+    )
     parser.add_argument("--which", choices=("last", "best"), default="last", help="checkpoint of a run folder (last)")
     parser.add_argument("--split", choices=("test", "val", "train"), default="test", help="its classes (test)")
-    parser.add_argument("--recall_at", type=int, nargs="+", default=[1, 2, 4, 8], metavar="K", help="(1 2 4 8)")
+    parser.add_argument("--embeddings", type=Path, metavar="FILE", help="evaluate a file of embeddings instead")
+    parser.add_argument("--gallery", type=Path, metavar="FILE", help="with --embeddings: what they are searched in")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write (eval-WHICH-SPLIT.json in the run)")
+    _add_metric_options(parser)
+    parser.add_data_options()
     options = parser.parse_args(arguments)
+    if (options.run is None) == (options.embeddings is None):
+        if options.run is None:
+            parser.error("the following arguments are required: RUN_OR_CHECKPOINT")
+        raise UserError(f"{options.run} and --embeddings {options.embeddings} are given; evaluate one at a time")
+    if options.embeddings is None:
+        if options.gallery is not None:
+            raise UserError(f"--gallery {options.gallery} goes with --embeddings; a data set brings its own gallery")
+        return _report(options, _evaluate_network(options), options.split, _default_json(options))
+    if data_options(options):
+        raise UserError(f"--data.{next(iter(data_options(options)))} does not go with --embeddings, which has no data")
+    return _report(options, _evaluate_file(options), "embeddings", options.embeddings.with_suffix(".eval.json"))
 
-    from gcahng.train.evaluate import evaluate_checkpoint
-    from gcahng.train.files import write_json
-    from gcahng.train.report import metrics_table
 
-    result = evaluate_checkpoint(
-        options.run, which=options.which, split=options.split, recall_at=options.recall_at, device=options.device
+def _add_metric_options(parser: Parser) -> None:
+    group = parser.add_argument_group("metrics")
+    group.add_argument("--recall_at", type=int, nargs="+", metavar="K", help="(the data set's, or 1 2 4 8)")
+    group.add_argument("--precision_at", type=int, nargs="+", metavar="K", help="also Precision@K")
+    group.add_argument("--map_at", type=int, nargs="+", metavar="K", help="also MAP@K")
+    group.add_argument(
+        "--ties",
+        choices=("index", "expected", "optimistic", "pessimistic"),
+        default="index",
+        help="order of gallery images at the same distance (index: as they come)",
     )
-    if not result["same_data"]:
+    group.add_argument(
+        "--protocol", choices=("exact", "official"), default="exact", help="official: as the authors evaluate (exact)"
+    )
+    group.add_argument("--per_class", type=Path, metavar="FILE.csv", help="write the metrics of each class")
+    group.add_argument("--clustering", action="store_true", help="also NMI and AMI of k-means, which takes long")
+    group.add_argument("--seed", type=int, default=0, help="of k-means (0)")
+
+
+def _metric_options(options: argparse.Namespace) -> EvalOptions:
+    from gcahng.train.evaluate import EvalOptions
+
+    return EvalOptions(
+        recall_at=options.recall_at and tuple(options.recall_at),
+        precision_at=tuple(options.precision_at or ()),
+        map_at=tuple(options.map_at or ()),
+        ties=options.ties,
+        protocol=options.protocol,
+        per_class=options.per_class is not None,
+        clustering=options.clustering,
+        seed=options.seed,
+    )
+
+
+def _evaluate_network(options: argparse.Namespace) -> dict[str, Any]:
+    from gcahng.train.evaluate import evaluate_checkpoint
+
+    with ExitStack() as bars:
+
+        def bar(what: str) -> Any:
+            bars.close()  # the bar before
+            return bars.enter_context(progress(what))
+
+        result = evaluate_checkpoint(
+            options.run,
+            which=options.which,
+            split=options.split,
+            options=_metric_options(options),
+            data=data_options(options),
+            device=options.device,
+            progress=bar,
+        )
+    if result["same_data"] is False:
         print(
             "gcahng: note: these images differ from those of the training run (another version of matplotlib?)",
             file=sys.stderr,
         )
-    written = options.json or _default_json(options.run, options.which, options.split)
-    write_json(written, result)
-    print(metrics_table({f"{options.split} (per cent)": result[options.split]}))
-    print(f"checkpoint  {result['checkpoint']}, step {result['steps']}")
+    return result
+
+
+def _evaluate_file(options: argparse.Namespace) -> dict[str, Any]:
+    from gcahng.train.evaluate import evaluate_embeddings
+
+    with progress("searching") as bar:
+        return evaluate_embeddings(options.embeddings, options.gallery, options=_metric_options(options), progress=bar)
+
+
+def _report(options: argparse.Namespace, result: dict[str, Any], name: str, default_json: Path) -> int:
+    """Write the files and print the table; `name` is the key of the metrics in `result`."""
+    from gcahng.train.files import write_json
+    from gcahng.train.report import metrics_table
+
+    classes = result.pop("per_class", None)
+    written = options.json or default_json
+    try:
+        write_json(written, result)
+        if classes is not None:
+            _write_classes(options.per_class, classes)
+    except OSError as error:
+        raise UserError(f"{error.filename or written} cannot be written: {error.strerror}") from error
+    metrics = result[name]
+    print(metrics_table({f"{name} (per cent)": metrics}))
+    if metrics["queries_without_match"]:
+        print(f"left out    {metrics['queries_without_match']} queries without another image of their class")
+    if "checkpoint" in result:
+        steps = "" if result["steps"] is None else f", step {result['steps']}"
+        print(f"checkpoint  {result['checkpoint']}{steps}")
+    if classes is not None:
+        print(f"written     {options.per_class}")
     print(f"written     {written}")
     return 0
 
 
-def _default_json(run: Path, which: str, split: str) -> Path:
-    return run / f"eval-{which}-{split}.json" if run.is_dir() else run.with_suffix(f".eval-{split}.json")
+def _write_classes(path: Path, classes: dict[str, dict[str, float]]) -> None:
+    """A line a class, whole or not at all."""
+    import csv
+    import io
+
+    from gcahng.train.files import write_text
+
+    names = list(next(iter(classes.values())))
+    text = io.StringIO(newline="")
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["class", *names])
+    rows.writerows([name, *(values[metric] for metric in names)] for name, values in classes.items())
+    write_text(path, text.getvalue())
+
+
+def _default_json(options: argparse.Namespace) -> Path:
+    other = data_options(options).get("name")
+    split = options.split if other is None else f"{other}-{options.split}"
+    run = options.run
+    return run / f"eval-{options.which}-{split}.json" if run.is_dir() else run.with_suffix(f".eval-{split}.json")

@@ -85,7 +85,7 @@ def read_index(file: BinaryIO, kind: str, metric: str, *, backend: str = "auto")
     if kind != "flat":
         return FaissIndex.read(file, kind, metric)
     try:
-        rows = torch.from_numpy(np.lib.format.read_array(file, allow_pickle=False))
+        rows = torch.from_numpy(_read_rows(file))
     except (ValueError, EOFError, OSError) as error:
         raise UserError(f'the index must be a "flat" one written by gcahng, got a file that is not: {error}') from None
     if rows.ndim != 2 or rows.dtype != torch.float32 or not rows.shape[1]:
@@ -132,6 +132,21 @@ def recall_against_exact(
         int((a.unsqueeze(2) == b.unsqueeze(1)).sum()) for a, b in zip(found.split(256), exact.split(256), strict=True)
     )
     return hits / exact.numel()
+
+
+def _read_rows(file: BinaryIO) -> np.ndarray:
+    """The array of a .npy file from where it stands, mapped into memory where the file is one on a disk: faiss then
+    makes the only copy, and torch none."""
+    try:
+        file.fileno()
+    except (AttributeError, OSError):
+        return np.lib.format.read_array(file, allow_pickle=False)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("its rows are in another version of the .npy format")
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+    order = "F" if fortran_order else "C"
+    # Copy on write: PyTorch warns of arrays that cannot be written to.
+    return np.memmap(file, dtype, "c", offset=file.tell(), shape=shape, order=order)
 
 
 def _choose(kind: str, backend: str) -> str:

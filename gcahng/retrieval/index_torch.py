@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gcahng.errors import UserError
 from gcahng.retrieval.candidates import float32_products_are_float32, smallest, square_distances
-from gcahng.retrieval.index_base import Index, write_rows
+from gcahng.retrieval.index_base import ROWS, Index, Progress, write_rows
 
 # Gallery rows compared at once.
 _BLOCK = 1 << 16
@@ -29,10 +29,23 @@ class TorchIndex(Index):
         return sum(len(block) for block in self._blocks)
 
     def write(self, file: BinaryIO) -> None:
-        write_rows(file, len(self), self.dim, (block.cpu().numpy() for block in self._blocks))
+        pieces = (rows.cpu().numpy() for block in self._blocks for rows in block.split(ROWS))
+        write_rows(file, len(self), self.dim, pieces)
 
-    def _add(self, rows: Tensor) -> None:
-        self._blocks.append(rows.to(self._device))
+    def add(self, embeddings: Tensor, *, progress: Progress | None = None) -> None:
+        """As `Index.add`, into one block: many small ones among the temporaries of scaling take several times as much
+        memory."""
+        block: Tensor | None = None
+        done = 0
+        for rows in self._prepared("embeddings", embeddings):
+            if block is None:
+                block = torch.empty(len(embeddings), self.dim, device=self._device)
+            block[done : done + len(rows)] = rows
+            done += len(rows)
+            if progress is not None:
+                progress(done, len(embeddings))
+        if block is not None:
+            self._blocks.append(block)
 
     @torch.no_grad()
     def _search(self, rows: Tensor, k: int, effort: int | None) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,10 @@
-"""Retrieval metrics of a network on a set of images."""
+"""Retrieval metrics of a network on a set of images, or of embeddings in a file."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,63 @@ import torch
 from torch import Tensor, nn
 
 from gcahng.data import LabeledImages, Preprocessing, evaluation_batches, load_data
+from gcahng.errors import UserError
 from gcahng.retrieval import retrieval_metrics
 from gcahng.train.devices import resolve_device, torch_threads
 from gcahng.train.models import load_model
+from gcahng.train.sources import choose_split, with_data
 
 # Fixed, so that an evaluation repeats bit for bit: products of other batch sizes may round otherwise.
 EVAL_BATCH = 256
 RECALL_AT = (1, 2, 4, 8)
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """What is measured, see `gcahng.retrieval.retrieval_metrics`.
+
+    Attributes:
+        recall_at: the K of Recall@K; None: the data set's.
+        precision_at: the K of Precision@K; none: it is left out.
+        map_at: the K of MAP@K; none: it is left out.
+        ties: order of gallery images at the same distance: index, expected, optimistic or pessimistic.
+        protocol: exact, or official: as the authors evaluate.
+        per_class: also the metrics of each class.
+        clustering: also NMI and AMI of k-means, which takes long.
+        seed: of k-means.
+    """
+
+    recall_at: tuple[int, ...] | None = None
+    precision_at: tuple[int, ...] = ()
+    map_at: tuple[int, ...] = ()
+    ties: str = "index"
+    protocol: str = "exact"
+    per_class: bool = False
+    clustering: bool = False
+    seed: int = 0
+
+    def arguments(self, recall_at: Sequence[int]) -> dict[str, Any]:
+        """Of `retrieval_metrics`; `recall_at` are the data set's K."""
+        names = ["recall", *(["precision"] if self.precision_at else []), *(["map"] if self.map_at else [])]
+        chosen: dict[str, Any] = {"metrics": (*names, "map@r", "r_precision")}
+        chosen |= {name: getattr(self, name) for name in ("precision_at", "map_at") if getattr(self, name)}
+        recalls = recall_at if self.recall_at is None else self.recall_at
+        return {"recall_at": tuple(recalls), "ties": self.ties, "protocol": self.protocol, **chosen}
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """What queries are searched in.
+
+    Attributes:
+        embeddings: (m, D).
+        labels: (m,), the same classes as the queries'.
+    """
+
+    embeddings: Tensor
+    labels: Tensor
 
 
 def embed(
@@ -26,28 +77,86 @@ def embed(
     device: torch.device,
     preprocessing: Preprocessing = Preprocessing(),  # noqa: B008  # frozen
     workers: int = 0,
+    progress: Progress | None = None,
 ) -> Tensor:
-    """(N, D) fp32 embeddings of N images on `device`, in evaluation mode; the model's mode is restored."""
+    """(N, D) fp32 embeddings of N images on `device`, in evaluation mode; the model's mode is restored.
+
+    `progress` is called with the images embedded so far and all of them.
+    """
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            batches = evaluation_batches(images, preprocessing, EVAL_BATCH, workers)
-            return torch.cat([model(batch.to(device)).float() for batch in batches])
+            rows: list[Tensor] = []
+            for batch in evaluation_batches(images, preprocessing, EVAL_BATCH, workers):
+                rows.append(model(batch.to(device)).float())
+                if progress is not None:
+                    progress(min(len(rows) * EVAL_BATCH, len(images)), len(images))
+            return torch.cat(rows)
     finally:
         model.train(training)
 
 
 def evaluate(
-    model: nn.Module, images: LabeledImages, device: torch.device, recall_at: Sequence[int] = RECALL_AT
+    model: nn.Module,
+    images: LabeledImages,
+    device: torch.device,
+    recall_at: Sequence[int] = RECALL_AT,
+    *,
+    gallery: LabeledImages | None = None,
+    preprocessing: Preprocessing = Preprocessing(),  # noqa: B008  # frozen
+    workers: int = 0,
 ) -> dict[str, float]:
-    """`metrics_of` the network's embeddings of `images`."""
-    return metrics_of(embed(model, images, device), images, recall_at)
+    """`metrics_of` the network's embeddings of `images`, and of `gallery` where there is one."""
+    searched = None
+    if gallery is not None:
+        searched = Gallery(embed(model, gallery, device, preprocessing, workers), gallery.labels)
+    return metrics_of(embed(model, images, device, preprocessing, workers), images, recall_at, searched)
 
 
-def metrics_of(embeddings: Tensor, images: LabeledImages, recall_at: Sequence[int] = RECALL_AT) -> dict[str, float]:
-    """Recall@K, MAP@R and R-Precision of every image as a query among the others, by cosine similarity."""
-    return retrieval_metrics(embeddings, images.labels.to(embeddings.device), recall_at=recall_at)
+def metrics_of(
+    embeddings: Tensor, images: LabeledImages, recall_at: Sequence[int] = RECALL_AT, gallery: Gallery | None = None
+) -> dict[str, float]:
+    """Recall@K, MAP@R and R-Precision of every image as a query among the others, or in the gallery, by cosine
+    similarity."""
+    return retrieval_metrics(embeddings, images.labels.to(embeddings.device), recall_at=recall_at, **_searched(gallery))
+
+
+def measure(
+    embeddings: Tensor,
+    labels: Tensor,
+    class_names: Sequence[str],
+    options: EvalOptions,
+    *,
+    recall_at: Sequence[int] = RECALL_AT,
+    gallery: Gallery | None = None,
+    progress: Progress | None = None,
+) -> tuple[dict[str, float], dict[str, dict[str, float]] | None]:
+    """All that `options` ask for.
+
+    Args:
+        embeddings: (n, D) the queries.
+        labels: (n,) their classes.
+        class_names: the name of each label.
+        options: what.
+        recall_at: the K where the options leave them open.
+        gallery: what is searched; None: the queries themselves.
+        progress: called with the queries done so far and all of them.
+
+    Returns:
+        The metrics; and by the name of each class, those of its queries, or None without `per_class`.
+    """
+    arguments = {**options.arguments(recall_at), **_searched(gallery), "progress": progress}
+    if options.per_class:
+        result = retrieval_metrics(embeddings, labels, per_class=True, **arguments)
+        metrics, classes = result.overall, {class_names[c]: values for c, values in result.per_class.items()}
+    else:
+        metrics, classes = retrieval_metrics(embeddings, labels, **arguments), None
+    if options.clustering:
+        from gcahng.retrieval import clustering_metrics
+
+        metrics = metrics | clustering_metrics(embeddings, labels, seed=options.seed)
+    return metrics, classes
 
 
 def evaluate_checkpoint(
@@ -55,35 +164,123 @@ def evaluate_checkpoint(
     *,
     which: str = "last",
     split: str = "test",
-    recall_at: Sequence[int] = RECALL_AT,
+    options: EvalOptions | None = None,
+    data: dict[str, Any] | None = None,
     device: str = "auto",
+    progress: Callable[[str], Progress] | None = None,
 ) -> dict[str, Any]:
     """Retrieval metrics of a trained network; the same as `gcahng eval`.
 
     Args:
-        run_or_checkpoint: a run folder, or a checkpoint file.
+        run_or_checkpoint: a run folder, a checkpoint file, or a .safetensors file.
         which: checkpoint of a run folder, "last" or "best".
-        split: "test", "val" or "train".
-        recall_at: the K of Recall@K.
+        split: "test" (searched in the gallery, where the data set has one), "val" or "train".
+        options: what is measured.
+        data: fields of `DataConfig` that override those of the run, such as {"name": "cub200", "root": …}.
         device: "auto", "cpu", "cuda" or "cuda:N".
+        progress: called with what begins; gives what is called with how much of it is done, and all of it.
 
     Returns:
-        {split: metrics, "checkpoint": its path, "steps": of its training, "same_data": whether all pixels of the data
-        set are those of the training run}.
+        {split: metrics, "checkpoint": its path, "steps": of its training (None where unknown), "data": the data set,
+        "same_data": whether all images of the data set are those of the training run (None where that means nothing),
+        "protocol", "ties"}, and with `per_class` "per_class": metrics by class name.
 
     Raises:
         UserError: no such checkpoint, or one that cannot be read; an argument out of range.
     """
     model = load_model(run_or_checkpoint, which)
-    config = model.config
+    config = with_data(model.config.data, data or {})
+    options = options or EvalOptions()
     place = resolve_device(device)
-    data = load_data(config.data)
+    splits = load_data(config)
+    images = choose_split(splits, split, config.name)
+    gallery = splits.gallery if split == "test" else None
+    preprocessing = Preprocessing(config.resize, config.image_size)
+    workers = reading_workers(config.workers)
+    note = progress or (lambda what: lambda done, total: None)
     # The training run's number of threads, so that the sums are rounded alike; more than there are cores only wait.
-    with torch_threads(min(config.threads or 1, os.cpu_count() or 1)):
-        metrics = evaluate(model.network.to(place), getattr(data, split), place, recall_at)
-    return {
+    threads = min(model.config.threads or torch.get_num_threads(), os.cpu_count() or 1)
+    with torch_threads(threads):
+        network = model.network.to(place)
+        embeddings = embed(network, images, place, preprocessing, workers, note("embedding"))
+        searched = None
+        if gallery is not None:
+            rows = embed(network, gallery, place, preprocessing, workers, note("embedding the gallery"))
+            searched = Gallery(rows, gallery.labels)
+        metrics, classes = measure(
+            embeddings,
+            images.labels.to(embeddings.device),
+            images.class_names,
+            options,
+            recall_at=splits.recall_at,
+            gallery=searched,
+            progress=note("searching"),
+        )
+    comparable = model.data_digest is not None and config.name == model.config.data.name
+    found = {
         split: metrics,
         "checkpoint": str(model.path),
         "steps": model.step,
-        "same_data": data.digest == model.data_digest,
+        "data": config.name,
+        "same_data": splits.digest == model.data_digest if comparable else None,
+        "protocol": options.protocol,
+        "ties": options.ties,
     }
+    return found if classes is None else {**found, "per_class": classes}
+
+
+def evaluate_embeddings(
+    embeddings: Path,
+    gallery: Path | None = None,
+    *,
+    options: EvalOptions | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Retrieval metrics of embeddings with labels in a file; the same as `gcahng eval --embeddings`.
+
+    Args:
+        embeddings: the queries, see `gcahng.retrieval.embeddings`.
+        gallery: what they are searched in; None: themselves.
+        options: what is measured.
+        progress: called with the queries done so far and all of them.
+
+    Returns:
+        {"embeddings": metrics, "file": the path, "gallery": its path or None}, and as `evaluate_checkpoint`.
+
+    Raises:
+        UserError: a file that cannot be read or has no labels; embeddings of different networks; as `measure`.
+    """
+    from gcahng.retrieval.embeddings import read_embeddings
+
+    options = options or EvalOptions()
+    queries = read_embeddings(embeddings)
+    items, searched = queries.items, None
+    if not items.labelled:
+        raise UserError(f"{embeddings} has rows without a label; metrics need the class of each")
+    if gallery is not None:
+        others = read_embeddings(gallery)
+        if not others.items.labelled:
+            raise UserError(f"{gallery} has rows without a label; metrics need the class of each")
+        if queries.model and others.model and (difference := queries.model.difference(others.model)):
+            raise UserError(f"{embeddings} and {gallery} do not fit: {difference}")
+        items = items.followed_by(others.items)
+        searched = Gallery(others.embeddings, items.labels[len(queries) :])
+    labels = items.labels[: len(queries)]
+    metrics, classes = measure(
+        queries.embeddings, labels, items.class_names, options, gallery=searched, progress=progress
+    )
+    result = {"embeddings": metrics, "file": str(embeddings), "gallery": gallery and str(gallery)}
+    result |= {"protocol": options.protocol, "ties": options.ties}
+    return result if classes is None else {**result, "per_class": classes}
+
+
+def _searched(gallery: Gallery | None) -> dict[str, Tensor]:
+    """The gallery as arguments of `retrieval_metrics`."""
+    if gallery is None:
+        return {}
+    return {"gallery_embeddings": gallery.embeddings, "gallery_labels": gallery.labels}
+
+
+def reading_workers(workers: int | None) -> int:
+    """`workers`, or else one less than there are cores, at most 8."""
+    return min(8, max(0, (os.cpu_count() or 1) - 1)) if workers is None else workers

@@ -67,7 +67,7 @@ def plot_curves(metrics_jsonl: Path, out_png: Path) -> None:
     places = first + len(losses)
     columns = 2 if places == 4 else min(max(places, 1), 4)
     rows = max(1, math.ceil(places / columns))
-    figure = _figure(0.6 + 4.1 * columns, 0.5 + 2.75 * rows)
+    figure = new_figure(0.6 + 4.1 * columns, 0.5 + 2.75 * rows)
     if not places:
         figure.text(0.5, 0.5, "Nothing was recorded.", ha="center", va="center", color=_GREY, fontsize=11)
     grid = figure.add_gridspec(rows, columns)
@@ -78,7 +78,7 @@ def plot_curves(metrics_jsonl: Path, out_png: Path) -> None:
     for ax in figure.axes:
         ax.set_xlabel("step", fontsize=8, color=_INK)
     figure.suptitle("Training curves", x=0.012, ha="left", fontsize=13, fontweight="bold", color=_INK)
-    _save(figure, Path(out_png))
+    save_png(figure, Path(out_png))
 
 
 def plot_retrieval_grid(
@@ -121,7 +121,7 @@ def plot_retrieval_grid(
     rows, columns = found.shape[0], 1 + found.shape[1]
 
     head = 0.62  # inches for title and key
-    figure = _figure(0.3 + 1.0 * columns, head + 0.1 + 1.2 * rows, layout=None)
+    figure = new_figure(0.3 + 1.0 * columns, head + 0.1 + 1.2 * rows, layout=None)
     height = figure.get_figheight()
     widths = [1.0, 0.12] + [1.0] * (columns - 1)  # a gap sets the query apart
     grid = figure.add_gridspec(
@@ -135,13 +135,15 @@ def plot_retrieval_grid(
     )
     grid.update(wspace=0.12, hspace=0.3)
     for row, query in enumerate(chosen.tolist()):
-        _draw_picture(figure.add_subplot(grid[row, 0]), picture(query), _name(labels[query], class_names), None)
+        draw_picture(figure.add_subplot(grid[row, 0]), picture(query), _name(labels[query], class_names), None)
         for column, neighbour in enumerate(found[row].tolist()):
             ax = figure.add_subplot(grid[row, column + 2])
             is_right = bool(right[row, column])
-            _draw_picture(ax, picture(neighbour), _name(labels[neighbour], class_names), is_right)
-    _draw_grid_head(figure, head / height, int(right.sum()), right.numel())
-    _save(figure, Path(out_png))
+            draw_picture(ax, picture(neighbour), _name(labels[neighbour], class_names), is_right)
+    text = "Random query (left), then its nearest samples, nearest first."
+    counts = f"{int(right.sum())} of {right.numel()} are of the query's class."
+    draw_grid_head(figure, head / height, "Nearest neighbours", f"{text} {counts}")
+    save_png(figure, Path(out_png))
 
 
 def _read_records(path: Path) -> list[dict[str, Any]]:
@@ -296,7 +298,7 @@ def _name(label: Tensor, class_names: Sequence[str] | None) -> str:
     return name if len(name) <= 15 else name[:14] + "…"
 
 
-def _draw_picture(ax: Axes, picture: Tensor, name: str, right: bool | None) -> None:
+def draw_picture(ax: Axes, picture: Tensor, name: str, right: bool | None) -> None:
     """One image (H, W, 3) with its name below, framed by whether it is right; None for a query."""
     ax.imshow(
         picture.numpy(), vmin=0, vmax=1, interpolation="nearest" if max(picture.shape[:2]) < 64 else "antialiased"
@@ -316,19 +318,14 @@ def _draw_picture(ax: Axes, picture: Tensor, name: str, right: bool | None) -> N
         ax.plot(0.9, 0.9, "x", markersize=4.5, color="white", markeredgewidth=1.4, **place)
 
 
-def _draw_grid_head(figure: Figure, height: float, right: int, total: int) -> None:
-    """Title, what the frames mean, and how many are right, in the top part `height` of the figure."""
+def draw_grid_head(figure: Figure, height: float, title: str, text: str, key: bool = True) -> None:
+    """Title, text and what the frames mean (`key`), in the top part `height` of the figure."""
     from matplotlib.lines import Line2D
 
-    figure.text(0.02, 1 - 0.3 * height, "Nearest neighbours", fontsize=13, fontweight="bold", color=_INK, va="center")
-    figure.text(
-        0.02,
-        1 - 0.78 * height,
-        f"Random query (left), then its nearest samples, nearest first. {right} of {total} are of the query's class.",
-        fontsize=8.5,
-        color=_GREY,
-        va="center",
-    )
+    figure.text(0.02, 1 - 0.3 * height, title, fontsize=13, fontweight="bold", color=_INK, va="center")
+    figure.text(0.02, 1 - 0.78 * height, text, fontsize=8.5, color=_GREY, va="center")
+    if not key:
+        return
     figure.legend(
         handles=[
             Line2D([], [], color=_GREEN, linewidth=3, label="right"),
@@ -344,7 +341,7 @@ def _draw_grid_head(figure: Figure, height: float, right: int, total: int) -> No
     )
 
 
-def _figure(width: float, height: float, layout: str | None = "constrained") -> Figure:
+def new_figure(width: float, height: float, layout: str | None = "constrained") -> Figure:
     """A figure of `width` x `height` inches that draws into memory."""
     require("matplotlib", extra="train", purpose="plots")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -355,7 +352,7 @@ def _figure(width: float, height: float, layout: str | None = "constrained") -> 
     return figure
 
 
-def _save(figure: Figure, out_png: Path) -> None:
+def save_png(figure: Figure, out_png: Path) -> None:
     """Write the figure as a PNG, whole or not at all."""
     # Without the version of matplotlib in it, equal pictures are equal files.
     atomic_write(out_png, lambda file: figure.savefig(file, format="png", metadata={"Software": None}))

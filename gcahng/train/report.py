@@ -126,8 +126,10 @@ def metrics_table(rows: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def metric_title(name: str) -> str:
-    """recall@1 → Recall@1, map@r → MAP@R, r_precision → R-Precision."""
-    return {"map@r": "MAP@R", "r_precision": "R-Precision"}.get(name, name.replace("recall", "Recall"))
+    """recall@1 → Recall@1, map@r → MAP@R, r_precision → R-Precision …"""
+    if name == "r_precision":
+        return "R-Precision"
+    return name.upper() if name.startswith(("map@", "nmi", "ami")) else name.capitalize()
 
 
 def _losses(logs: Mapping[str, float]) -> str:

@@ -29,8 +29,8 @@ def small_data() -> DataSplits:
 @contextmanager
 def _every_run_sees(data: DataSplits) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("gcahng.train.loop", "gcahng.train.evaluate"):
-            patch.setattr(f"{module}.load_data", lambda config: data)
+        for module in ("loop", "evaluate", "sources", "search_plot"):
+            patch.setattr(f"gcahng.train.{module}.load_data", lambda config: data)
         yield
 
 

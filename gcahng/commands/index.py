@@ -1,0 +1,168 @@
+"""gcahng index"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gcahng.commands._arguments import Parser
+from gcahng.commands._images import add_image_options, add_stream_options, embed_sources, is_embeddings
+from gcahng.commands._progress import progress
+from gcahng.errors import UserError
+
+if TYPE_CHECKING:
+    from gcahng.retrieval.embeddings import EmbeddingSet
+    from gcahng.retrieval.items import EmbeddingModel, Items
+
+# Options of `gcahng.retrieval.index.IndexSettings`.
+_SETTINGS = {
+    "lists": "k-means cells of ivf_flat and ivf_pq (4 √rows, at least 39 rows a cell)",
+    "probes": "cells looked at in a search (one in 32)",
+    "code_bytes": "bytes a row of ivf_pq; divides the channels (up to a quarter of them)",
+    "links": "neighbours a node of hnsw's graph (32)",
+    "build_breadth": "nodes of hnsw kept in view while it is built (80)",
+    "search_breadth": "nodes of hnsw kept in view in a search (128)",
+    "seed": "of k-means and its sample (0)",
+}
+
+
+def run(arguments: list[str]) -> int:
+    """Build a search index of embeddings, add to one, or tell what is in one."""
+    actions = {"build": _build, "add": _add, "info": _info}
+    if arguments and arguments[0] in actions:
+        return actions[arguments[0]](arguments[1:])
+    parser = Parser(prog="gcahng index", description=run.__doc__, epilog="gcahng index ACTION --help tells more.")
+    parser.add_argument("action", choices=actions, metavar="ACTION", help=", ".join(actions))
+    parser.parse_args(arguments)
+    raise AssertionError("parse_args ends with what is no action")
+
+
+def _build(arguments: list[str]) -> int:
+    """Build an index of a file of embeddings, or of images that a model embeds first."""
+    parser = Parser(prog="gcahng index build", description=_build.__doc__)
+    parser.add_argument("--out", type=Path, required=True, metavar="INDEX", help="the file to write")
+    parser.add_argument(
+        "--kind",
+        choices=("flat", "ivf_flat", "ivf_pq", "hnsw"),
+        default="flat",
+        help="flat compares all rows; the others look at a part of them and need faiss (flat)",
+    )
+    parser.add_argument(
+        "--metric", choices=("cosine", "euclidean"), default="cosine", help="cosine normalises the rows (cosine)"
+    )
+    for name, meaning in _SETTINGS.items():
+        parser.add_argument(f"--{name}", type=int, metavar="N", help=meaning)
+    options = _parse_sources(parser, arguments)
+
+    from gcahng.retrieval.index import IndexSettings
+    from gcahng.retrieval.index_file import build, save
+
+    if options.out.exists():
+        raise UserError(f"--out {options.out} exists; gcahng index add adds to it, or remove it first")
+    settings = IndexSettings(**{n: getattr(options, n) for n in _SETTINGS if getattr(options, n) is not None})
+    found, temporary = _embeddings(options, options.out)
+    with progress("indexing") as bar:
+        contents = build(found, options.kind, options.metric, settings, bar)
+    save(options.out, contents)
+    temporary.unlink(missing_ok=True)
+    print(f"{len(contents)} rows of {contents.index.dim} channels, {options.kind}, {options.metric}")
+    print(f"written     {options.out}")
+    return 0
+
+
+def _add(arguments: list[str]) -> int:
+    """Add embeddings, or images that the index's model embeds first, to an index."""
+    parser = Parser(prog="gcahng index add", description=_add.__doc__)
+    parser.add_argument("index", type=Path, metavar="INDEX", help="the index")
+    parser.add_argument("--allow_duplicates", action="store_true", help="add images that are in it once more")
+    options = _parse_sources(parser, arguments)
+
+    from gcahng.retrieval.index_file import load, save
+
+    with progress("checking", unit="bytes") as bar:
+        contents = load(options.index, to_add=True, progress=bar)
+    before = len(contents)
+    what = " ".join(map(str, options.sources)) or "the data set"
+
+    def check(items: Items) -> None:
+        if not options.allow_duplicates:
+            contents.check_new(what, items)
+
+    found, temporary = _embeddings(options, options.index, contents.model, check)
+    check(found.items)
+    with progress("adding") as bar:
+        contents = contents.add(what, found, allow_duplicates=True, progress=bar)
+    save(options.index, contents)
+    temporary.unlink(missing_ok=True)
+    print(f"{len(contents)} rows, {len(contents) - before} of them new")
+    print(f"written     {options.index}")
+    return 0
+
+
+def _info(arguments: list[str]) -> int:
+    """Check an index and tell what is in it."""
+    parser = Parser(prog="gcahng index info", description=_info.__doc__)
+    parser.add_argument("index", type=Path, metavar="INDEX", help="the index")
+    options = parser.parse_args(arguments)
+
+    from gcahng.retrieval.index_file import read_header
+    from gcahng.retrieval.items import model_from
+
+    with progress("checking", unit="bytes") as bar:
+        header, items = read_header(options.index, bar)
+    model = model_from(header["model"])
+    print(f"kind        {header['kind']}, {header['metric']}{', rows normalised' if header['normalised'] else ''}")
+    print(f"rows        {header['rows']} of {header['dim']} channels, {options.index.stat().st_size} bytes")
+    print(f"labels      {f'{len(items.class_names)} classes' if items.class_names else 'none'}")
+    if model is None:
+        print("model       not known")
+    else:
+        print(f"model       {model.backbone} {model.fingerprint[:12]}, from {model.path}")
+        print(f"images      resized to {model.resize}, cropped to {model.crop} pixels")
+    for source in items.sources:
+        place = source.root or (f"{source.data['name']}, {source.split}" if source.data else "not known")
+        print(f"source      {source.rows} rows: {place}")
+    return 0
+
+
+def _parse_sources(parser: Parser, arguments: list[str]) -> argparse.Namespace:
+    parser.add_argument(
+        "sources",
+        type=Path,
+        nargs="*",
+        metavar="SOURCE",
+        help="one file of embeddings (.safetensors, .npy); with --model images, folders and lists, or nothing for a "
+        "split of the data set",
+    )
+    parser.add_argument("--model", type=Path, metavar="MODEL", help="embeds images: a run folder, a checkpoint …")
+    add_stream_options(parser)
+    add_image_options(parser)
+    return parser.parse_intermixed_args(arguments)
+
+
+def _embeddings(
+    options: argparse.Namespace,
+    index: Path,
+    like: EmbeddingModel | None = None,
+    check: Callable[[Items], None] = lambda items: None,
+) -> tuple[EmbeddingSet, Path]:
+    """The embeddings that the command line means, and the file to delete once they are in the index.
+
+    `like` and `check` are those of `embed_sources`.
+    """
+    from gcahng.retrieval.embeddings import read_embeddings
+    from gcahng.train.models import load_model
+
+    temporary = index.with_name(f"{index.name}.embeddings.safetensors")
+    if options.model is None:
+        if len(options.sources) != 1 or not is_embeddings(options.sources[0]):
+            raise UserError(
+                "name one file of embeddings (.safetensors, .npy), or images and the --model that embeds them"
+            )
+        return read_embeddings(options.sources[0]), temporary
+    if options.sources and all(map(is_embeddings, options.sources)):
+        raise UserError(f"--model embeds images; {options.sources[0]} is a file of embeddings: leave --model out")
+    model = load_model(options.model, options.which)
+    return embed_sources(options, model, options.sources, temporary, like, check), temporary

@@ -1,0 +1,182 @@
+"""gcahng search"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gcahng.commands._arguments import Parser, data_options
+from gcahng.commands._images import add_image_options, is_embeddings, load_images
+from gcahng.commands._progress import progress
+from gcahng.errors import UserError
+
+if TYPE_CHECKING:
+    from gcahng.retrieval.embeddings import EmbeddingSet
+    from gcahng.retrieval.index_file import IndexFile
+    from gcahng.train.search_plot import Hit
+
+
+def run(arguments: list[str]) -> int:
+    """Print the nearest images of an index for every query."""
+    parser = Parser(prog="gcahng search", description=run.__doc__)
+    parser.add_argument("index", type=Path, metavar="INDEX", help="what gcahng index build wrote")
+    parser.add_argument(
+        "queries",
+        type=Path,
+        nargs="*",
+        metavar="QUERY",
+        help="images, folders and lists, or one file of embeddings or vectors (.safetensors, .npy); without, a split "
+        "of --data.name",
+    )
+    parser.add_argument("--k", type=int, default=10, metavar="K", help="images a query (10)")
+    parser.add_argument("--rows", type=int, nargs="+", metavar="I", help="of the queries, only these, counted from 0")
+    parser.add_argument(
+        "--effort", type=int, metavar="N", help="cells (ivf_flat, ivf_pq) or nodes (hnsw) looked at (as built)"
+    )
+    parser.add_argument(
+        "--leave_out_same", action="store_true", help="leave the query's own image out, where it is in the index"
+    )
+    parser.add_argument("--model", type=Path, metavar="MODEL", help="embeds the queries (the index's, where it lies)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="draw queries and found images")
+    add_image_options(parser)
+    options = parser.parse_intermixed_args(arguments)
+
+    from gcahng.retrieval.index_file import load
+
+    if options.k < 1:
+        raise UserError(f"--k is {options.k}; it must be at least 1")
+    if options.picture is not None and options.picture.suffix != ".png":
+        raise UserError(f"--picture is {options.picture}; its name must end in .png")
+    with progress("checking", unit="bytes") as bar:
+        contents = load(options.index, progress=bar)
+    queries = _queries(options, contents)
+    what = " ".join(map(str, options.queries)) or "the data set"
+    with progress("searching") as bar:
+        result = contents.search(
+            what,
+            queries,
+            options.k,
+            effort=options.effort,
+            leave_out_same=options.leave_out_same,
+            progress=bar,
+        )
+    hits = _hits(contents, queries, result.indices.tolist(), result.values.tolist())
+    if options.picture is not None:
+        from gcahng.train.search_plot import plot_search
+
+        plot_search(queries.items, contents.items, hits, contents.index.metric, options.picture)
+    print(_as_json(contents, queries, hits) if options.json else _as_table(contents, queries, hits))
+    if options.picture is not None and not options.json:
+        print(f"\nwritten     {options.picture}")
+    return 0
+
+
+def _queries(options: argparse.Namespace, contents: IndexFile) -> EmbeddingSet:
+    """The embeddings of the queries, read or made."""
+    from gcahng.retrieval.embeddings import read_embeddings
+
+    if any(map(is_embeddings, options.queries)):
+        if len(options.queries) > 1:
+            raise UserError(f"{len(options.queries)} queries are given; a file of embeddings must be the only one")
+        found = read_embeddings(options.queries[0])
+        rows = _rows(options, len(found))
+        return replace(found, embeddings=found.embeddings[rows], items=found.items.subset(rows))
+    if not options.queries and "name" not in data_options(options):
+        raise UserError("no queries are given; name images, a file of embeddings, or a data set with --data.name")
+    return _embedded(options, contents)
+
+
+def _embedded(options: argparse.Namespace, contents: IndexFile) -> EmbeddingSet:
+    import torch
+
+    from gcahng.retrieval.embeddings import EmbeddingSet
+    from gcahng.train.devices import resolve_device
+    from gcahng.train.embedding import embedding_model
+    from gcahng.train.evaluate import embed, reading_workers
+    from gcahng.train.models import load_model
+
+    where = options.model
+    if where is None:
+        if contents.model is None or not Path(contents.model.path).exists():
+            known = "it does not say which" if contents.model is None else f"{contents.model.path} is not there"
+            raise UserError(f"the queries need the network of the index and {known}; give --model")
+        where = Path(contents.model.path)
+    model = load_model(where, options.which)
+    images, items, preprocessing = load_images(options, model, options.queries, contents.model)
+    rows = _rows(options, len(images))
+    images, items = images.subset(torch.tensor(rows)), items.subset(rows)
+    identity = embedding_model(model, preprocessing)
+    device = resolve_device(options.device)
+    # Processes take longer to start than a few images to read.
+    workers = reading_workers(data_options(options).get("workers")) if len(images) > 64 else 0
+    # A network that does not fit is refused before it embeds anything.
+    contents.check(str(where), EmbeddingSet(torch.empty(0, contents.index.dim), items.subset([]), identity))
+    with progress("embedding") as bar:
+        rows_found = embed(model.network.to(device), images, device, preprocessing, workers, bar)
+    return EmbeddingSet(rows_found.cpu(), items, identity)
+
+
+def _rows(options: argparse.Namespace, count: int) -> list[int]:
+    if options.rows is None:
+        return list(range(count))
+    for row in options.rows:
+        if not 0 <= row < count:
+            raise UserError(f"--rows has {row}; the queries are 0 … {count - 1}")
+    return options.rows
+
+
+def _hits(
+    contents: IndexFile, queries: EmbeddingSet, indices: list[list[int]], values: list[list[float]]
+) -> list[list[Hit]]:
+    from gcahng.train.search_plot import Hit
+
+    def right(query: int, row: int) -> bool | None:
+        asked, found = queries.items.class_name(query), contents.items.class_name(row)
+        return None if asked is None or found is None else asked == found
+
+    return [
+        [Hit(row, value, right(query, row)) for row, value in zip(*found, strict=True) if row >= 0]
+        for query, found in enumerate(zip(indices, values, strict=True))
+    ]
+
+
+def _as_table(contents: IndexFile, queries: EmbeddingSet, hits: list[list[Hit]]) -> str:
+    items = contents.items
+    value = {"cosine": "similarity", "euclidean": "distance"}[contents.index.metric]
+    blocks = []
+    for query, found in enumerate(hits):
+        label = queries.items.class_name(query)
+        names = [items.class_name(hit.row) or "" for hit in found]
+        width = max([len(name) for name in names] + [5])
+        title = f"query {queries.items.names[query]}{f' ({label})' if label else ''}"
+        lines = [title, f"{'rank':>6}{value:>12}  {'label':<{width}}  {'':<5}  name"]
+        for rank, (hit, name) in enumerate(zip(found, names, strict=True), start=1):
+            verdict = {None: "", True: "right", False: "wrong"}[hit.right]
+            lines.append(f"{rank:>6}{hit.value:>12.4f}  {name:<{width}}  {verdict:<5}  {items.names[hit.row]}")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def _as_json(contents: IndexFile, queries: EmbeddingSet, hits: list[list[Hit]]) -> str:
+    value = {"cosine": "similarity", "euclidean": "distance"}[contents.index.metric]
+
+    def about(items: Any, row: int) -> dict[str, Any]:
+        path = items.path(row)
+        return {"name": items.names[row], "path": path and str(path), "label": items.class_name(row)}
+
+    found = [
+        {
+            **about(queries.items, query),
+            "results": [
+                {"rank": rank, "row": hit.row, **about(contents.items, hit.row), value: hit.value, "right": hit.right}
+                for rank, hit in enumerate(nearest, start=1)
+            ],
+        }
+        for query, nearest in enumerate(hits)
+    ]
+    model = contents.model.fingerprint if contents.model else None
+    return json.dumps({"metric": contents.index.metric, "model": model, "queries": found}, indent=1)

@@ -1,0 +1,264 @@
+"""Embeddings in files, with the names and labels of their rows and the network they come from.
+
+Two forms hold the same. `X.safetensors` is one file: tensors "embeddings" (n, D) float32, "labels" (n,) int64 and
+"names" (bytes: UTF-8, a zero byte after each), and the rest as JSON in its metadata. `X.npy` holds the embeddings,
+`X.csv` a line of path and label for each row, and `X.json` the rest. An `X.npy` without the other two, or with a .csv
+that has more columns, is read as well, so that embeddings made elsewhere can be searched.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gcahng._extras import require
+from gcahng.errors import UserError
+from gcahng.retrieval.items import EmbeddingModel, Items, Source, items_from, model_from, unnamed
+from gcahng.train.files import atomic_write, write_json
+
+FORMAT = "gcahng-embeddings-1"
+SUFFIXES = (".safetensors", ".npy")
+
+# Bytes written or checked at once.
+_BLOCK = 1 << 23
+
+
+@dataclass(frozen=True)
+class EmbeddingSet:
+    """Embeddings and what their rows stand for.
+
+    Attributes:
+        embeddings: (n, D) float32 as the network gave them, not normalised. Read from a file, they are mapped into
+            memory: pages are loaded when they are touched.
+        items: names and labels.
+        model: the network; None: not known.
+        key: what tells this file from one of other images or options, see `gcahng.train.embedding`; None: not known.
+    """
+
+    embeddings: Tensor
+    items: Items
+    model: EmbeddingModel | None = None
+    key: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+
+def check_suffix(argument: str, path: Path) -> None:
+    """UserError unless `path` ends like a file of embeddings; `argument` names it."""
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{argument} is {path}; its name must end in {' or '.join(SUFFIXES)}")
+
+
+def check_free(path: Path) -> None:
+    """UserError where writing X.npy would write over an X.csv or X.json that is not of embeddings."""
+    if path.suffix != ".npy":
+        return
+    beside = path.with_suffix(".json")
+    try:
+        ours = json.loads(beside.read_text(encoding="utf-8"))["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = False
+    for other in (beside, path.with_suffix(".csv")):
+        if other.exists() and not ours:
+            raise UserError(f"out is {path}, beside which {other.name} would be written over; name another out")
+
+
+def write_embeddings(path: Path, embeddings: EmbeddingSet) -> None:
+    """Write X.safetensors, or X.npy with X.csv and X.json, each whole or not at all and the .npy last.
+
+    Args:
+        path: where to; its suffix chooses the form.
+        embeddings: what to write; rows are copied in pieces, so that mapped ones are never in memory as a whole.
+
+    Raises:
+        UserError: another suffix; a file that cannot be written.
+    """
+    check_suffix("out", path)
+    items, values = embeddings.items, embeddings.embeddings
+    if values.ndim != 2 or len(values) != len(items):
+        raise UserError(f"embeddings must be (n, D) with {len(items)} names, got {tuple(values.shape)}")
+    model = None if embeddings.model is None else asdict(embeddings.model)
+    about = {"format": FORMAT, "model": model, "key": embeddings.key, **items.header()}
+    try:
+        if path.suffix == ".npy":
+            write_json(path.with_suffix(".json"), about)
+            atomic_write(path.with_suffix(".csv"), lambda file: _write_csv(file, items))
+            atomic_write(path, lambda file: _write_npy(file, values))
+        else:
+            atomic_write(path, lambda file: _write_safetensors(file, values, items, about))
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def read_embeddings(path: Path) -> EmbeddingSet:
+    """The embeddings in X.safetensors, or in X.npy with X.csv and X.json beside it where they are.
+
+    Raises:
+        UserError: it cannot be read, is damaged, or is no file of embeddings; values that are not finite.
+    """
+    check_suffix("embeddings", path)
+    if not path.is_file():
+        raise UserError(f"{path} is no file; name a {' or '.join(SUFFIXES)} file of embeddings")
+    return _read_npy(path) if path.suffix == ".npy" else _read_safetensors(path)
+
+
+def write_rows(file: BinaryIO, values: Tensor) -> None:
+    """The bytes of the rows (n, D) as little-endian float32, in pieces."""
+    for rows in values.split(max(1, _BLOCK // (4 * max(1, values.shape[1])))):
+        file.write(np.ascontiguousarray(rows.detach().cpu().float().numpy(), dtype="<f4").data)
+
+
+def encode_names(names: tuple[str, ...]) -> bytes:
+    """UTF-8 with a zero byte after each; bytes of file names that are no UTF-8 come back as they were."""
+    return "".join(f"{name}\0" for name in names).encode("utf-8", "surrogateescape")
+
+
+def decode_names(content: bytes) -> tuple[str, ...]:
+    """The inverse of `encode_names`."""
+    return tuple(content.decode("utf-8", "surrogateescape").split("\0")[:-1])
+
+
+def _write_safetensors(file: BinaryIO, values: Tensor, items: Items, about: dict[str, Any]) -> None:
+    # By hand, since safetensors' own writer wants all tensors in memory. The format: 8 bytes with the length of a JSON
+    # header, the header, padded to 8 bytes, then the tensors without gaps. Labels first, so that they are aligned.
+    names = encode_names(items.names)
+    header: dict[str, Any] = {"__metadata__": {"format": FORMAT, "gcahng": json.dumps(about)}}
+    parts: list[tuple[str, str, list[int], int, Callable[[], object]]] = [
+        ("labels", "I64", [len(items)], 8 * len(items), lambda: file.write(_as_bytes(items.labels, "<i8"))),
+        ("embeddings", "F32", list(values.shape), 4 * values.numel(), lambda: write_rows(file, values)),
+        ("names", "U8", [len(names)], len(names), lambda: file.write(names)),
+    ]
+    start = 0
+    for name, dtype, shape, size, _ in parts:
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, start + size]}
+        start += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for *_, write in parts:
+        write()
+
+
+def _as_bytes(values: Tensor, dtype: str) -> bytes:
+    return values.cpu().numpy().astype(dtype).tobytes()
+
+
+def _read_safetensors(path: Path) -> EmbeddingSet:
+    require("safetensors", extra="train", purpose=f"{path} is read")
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise UserError(f"{path} holds no embeddings; its format is {metadata.get('format')!r}, not {FORMAT!r}")
+            values, labels, names = (file.get_tensor(name) for name in ("embeddings", "labels", "names"))
+        about = json.loads(metadata["gcahng"])
+        items = items_from(decode_names(names.numpy().tobytes()), labels.clone(), about)
+        return _checked(path, EmbeddingSet(values, items, model_from(about["model"]), about["key"]))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is no file of embeddings or is damaged ({error})") from error
+
+
+def _write_npy(file: BinaryIO, values: Tensor) -> None:
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": tuple(values.shape)})
+    write_rows(file, values)
+
+
+def _write_csv(file: BinaryIO, items: Items) -> None:
+    text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["path", "label"])
+    rows.writerows((name, items.class_name(i) or "") for i, name in enumerate(items.names))
+    text.detach()  # flushes, and leaves the file open for whoever opened it
+
+
+def _read_npy(path: Path) -> EmbeddingSet:
+    try:
+        # Copy on write: PyTorch warns of arrays that cannot be written to.
+        values = np.load(path, mmap_mode="c", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is no .npy file of numbers or is damaged ({error})") from error
+    if values.dtype.kind != "f":
+        raise UserError(f"{path} holds {values.dtype}; embeddings must be floating point")
+    if values.dtype != np.float32 or not values.flags.c_contiguous:
+        values = np.ascontiguousarray(values, dtype=np.float32)
+    rows = torch.from_numpy(values)
+    rows = rows[None] if rows.ndim == 1 else rows  # a single vector
+    model, key, items = None, None, unnamed(len(rows))
+    if path.with_suffix(".csv").is_file():
+        items = _read_csv(path.with_suffix(".csv"))
+    if path.with_suffix(".json").is_file():
+        beside = path.with_suffix(".json")
+        try:
+            about = json.loads(beside.read_text(encoding="utf-8"))
+            if about["format"] != FORMAT:
+                raise UserError(f"{beside} is of format {about['format']!r}; beside {path} it must be {FORMAT!r}")
+            model, key = model_from(about["model"]), about["key"]
+            items = _with_classes(items, about)
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{beside} does not describe {path} or is damaged ({error})") from error
+    if len(items) != len(rows):
+        raise UserError(f"{path} has {len(rows)} rows and {path.with_suffix('.csv')} {len(items)}; they do not belong")
+    return _checked(path, EmbeddingSet(rows, items, model, key))
+
+
+def _read_csv(path: Path) -> Items:
+    """Names and labels from the columns path and label (the label may be missing)."""
+    names: list[str] = []
+    labels: list[int] = []
+    places: dict[str, int] = {}
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            reader = csv.DictReader(file, restval="")
+            if "path" not in (reader.fieldnames or ()):
+                raise UserError(f"{path} has no column path; its first line must name the columns path,label")
+            for row in reader:
+                names.append(row["path"])
+                label = row.get("label") or ""
+                labels.append(places.setdefault(label, len(places)) if label else -1)
+    except (OSError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    source = Source(len(names))
+    return Items(tuple(names), torch.tensor(labels, dtype=torch.int64), tuple(places), (source,))
+
+
+def _with_classes(items: Items, about: dict[str, Any]) -> Items:
+    """The items of a .csv with the classes numbered, and the sources, as its .json has them."""
+    places = {name: i for i, name in enumerate(about["class_names"])}
+    renumber = torch.tensor([places[name] for name in items.class_names] + [-1])
+    return items_from(items.names, renumber[items.labels], about)
+
+
+def _checked(path: Path, found: EmbeddingSet) -> EmbeddingSet:
+    values, labels = found.embeddings, found.items.labels
+    if values.ndim != 2 or 0 in values.shape or values.dtype != torch.float32 or len(values) != len(found.items):
+        raise UserError(
+            f"{path} holds {values.dtype} of shape {tuple(values.shape)} and {len(found.items)} names; embeddings must "
+            "be float32 (n, D) with a name for each row"
+        )
+    if int(labels.min()) < -1 or int(labels.max()) >= len(found.items.class_names):
+        raise UserError(f"{path} holds labels beyond its {len(found.items.class_names)} classes; it is damaged")
+    start = 0
+    for rows in values.split(max(1, _BLOCK // (4 * values.shape[1]))):
+        finite = rows.isfinite().all(dim=1)
+        if not finite.all():
+            raise UserError(f"{path} must hold finite values, row {start + int((~finite).nonzero()[0])} does not")
+        start += len(rows)
+    return found

@@ -1,0 +1,199 @@
+"""Embeddings of many images into a file: in little memory, and going on where an earlier try was stopped.
+
+Beside the file X that is asked for, `X.part` collects the rows as raw float32, and `X.part.json` says whose they are
+and how many are safely on the disk. When all are there, X is written and both are removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from gcahng.data import ImageFiles, LabeledImages, Preprocessing, evaluation_batches
+from gcahng.data.reading import UnreadableImage, read_rgb
+from gcahng.errors import UserError
+from gcahng.retrieval.embeddings import EmbeddingSet, check_free, check_suffix, read_embeddings, write_embeddings
+from gcahng.retrieval.items import EmbeddingModel, Items
+from gcahng.train.devices import resolve_device
+from gcahng.train.evaluate import EVAL_BATCH, reading_workers
+from gcahng.train.models import Model
+from gcahng.train.unfinished import ImagesKey, UnfinishedRows
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class EmbedOptions:
+    """How images are embedded.
+
+    Attributes:
+        device: auto, cpu, cuda or cuda:N.
+        batch_size: images at once.
+        workers: processes that read image files; None: one less than there are cores, at most 8.
+        skip_unreadable: leave out files that cannot be read, and list them; False: stop at the first.
+    """
+
+    device: str = "auto"
+    batch_size: int = EVAL_BATCH
+    workers: int | None = None
+    skip_unreadable: bool = False
+
+
+@dataclass
+class EmbedResult:
+    """What `embed_to_file` did.
+
+    Attributes:
+        embeddings: what is in the file.
+        skipped: the images left out, as they could not be read.
+        resumed: rows that an earlier try had made; all of them where the file was already there.
+    """
+
+    embeddings: EmbeddingSet
+    skipped: list[str] = field(default_factory=list)
+    resumed: int = 0
+
+
+def embedding_model(model: Model, preprocessing: Preprocessing) -> EmbeddingModel:
+    """What identifies the embeddings of `model`."""
+    return EmbeddingModel(
+        fingerprint(model), model.config.backbone.name, str(model.path), preprocessing.resize, preprocessing.crop
+    )
+
+
+def fingerprint(model: Model) -> str:
+    """SHA-256 of a network's weights and buffers (name, type, shape, bytes) and of what else decides its output."""
+    config = model.config.backbone
+    digest = hashlib.sha256(json.dumps([config.name, config.embedding_dim, config.pool]).encode())
+    tensors = model.network.state_dict()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    if not tensors:  # a network that another program runs: what is in it is in its file
+        digest.update(model.path.read_bytes())
+    return digest.hexdigest()
+
+
+def embed_to_file(
+    model: Model,
+    images: LabeledImages,
+    items: Items,
+    out: Path,
+    *,
+    preprocessing: Preprocessing | None = None,
+    options: EmbedOptions | None = None,
+    progress: Progress | None = None,
+) -> EmbedResult:
+    """Embed `images` into `out`; the same call goes on where one before was stopped, with the same bits in the end.
+
+    Memory does not grow with the number of images: rows go to the disk as they come.
+
+    Args:
+        model: the network.
+        images: in memory or as files.
+        items: what they are, one source.
+        out: X.safetensors or X.npy, see `gcahng.retrieval.embeddings`.
+        preprocessing: of image files; None: the model's.
+        options: how.
+        progress: called with the images embedded so far and all of them.
+
+    Raises:
+        UserError: `out` or its .part is of other images, another network or other options; a file cannot be written.
+        UnreadableImage: an image cannot be read and `skip_unreadable` is off.
+    """
+    options = options or EmbedOptions()
+    preprocessing = preprocessing or model.preprocessing
+    check_suffix("out", out)
+    if options.batch_size < 1:
+        raise UserError(f"batch_size is {options.batch_size}; it must be at least 1")
+    identity = embedding_model(model, preprocessing)
+    about = json.dumps([identity.fingerprint, identity.resize, identity.crop, options.batch_size])
+    key = ImagesKey(about, images)
+    if out.exists():
+        there = read_embeddings(out)
+        if there.key != key.of_first(len(images)):
+            raise UserError(f"{out} exists and is of other images, another network or other options; remove it first")
+        UnfinishedRows(out, key).remove()
+        return EmbedResult(there, resumed=len(there))
+    check_free(out)
+    with UnfinishedRows(out, key) as part:
+        resumed = part.rows_done
+        with torch.no_grad(), _Embedder(model.network, options) as embedder:
+            for rows, left_out, done in embedder.run(images, preprocessing, part.images_done):
+                part.append(rows, left_out, done)
+                if progress is not None:
+                    progress(done, len(images))
+        whole = part.note()
+        skipped = part.skipped
+        if len(skipped) == len(images):
+            raise UserError(f"none of the {len(images)} images can be read; the first is {images.name(0)}")
+        left_out = set(skipped)
+        kept = items.subset([i for i in range(len(items)) if i not in left_out]) if skipped else items
+        write_embeddings(out, EmbeddingSet(part.rows(), kept, identity, whole))
+        part.remove()
+    return EmbedResult(read_embeddings(out), [items.names[i] for i in skipped], resumed)
+
+
+class _Embedder:
+    """A network in evaluation mode on its device, for a while."""
+
+    def __init__(self, network: nn.Module, options: EmbedOptions) -> None:
+        self._network, self._options = network, options
+        self._device = resolve_device(options.device)
+
+    def __enter__(self) -> _Embedder:
+        self._training = self._network.training
+        self._network.to(self._device).eval()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._network.train(self._training)
+
+    def run(self, images: LabeledImages, preprocessing: Preprocessing, start: int):
+        """Yields (rows (b, D) fp32 on the CPU, places of images left out, images done) from image `start` on.
+
+        Batches are cut at multiples of the batch size, whatever is left out, so that a later try cuts the same.
+        """
+        size = self._options.batch_size
+        while start < len(images):
+            try:
+                for batch in self._batches(images, range(start, len(images)), preprocessing):
+                    start += len(batch)
+                    yield self._embed(batch), [], start
+            except UnreadableImage:
+                if not self._options.skip_unreadable or not isinstance(images, ImageFiles):
+                    raise
+                window = range(start, min(start + size, len(images)))
+                good = [i for i in window if _readable(images.file(i))]
+                if len(good) == len(window):  # it could be read now: the file, or the disk, changes under us
+                    raise
+                rows = [self._embed(batch) for batch in self._batches(images, good, preprocessing)] if good else []
+                start = window.stop
+                left_out = sorted(set(window) - set(good))
+                yield torch.cat(rows) if rows else torch.empty(0, 0), left_out, start
+
+    def _batches(self, images: LabeledImages, places: range | list[int], preprocessing: Preprocessing):
+        chosen = images.subset(torch.tensor(list(places)))
+        return evaluation_batches(
+            chosen, preprocessing, self._options.batch_size, reading_workers(self._options.workers)
+        )
+
+    def _embed(self, batch: torch.Tensor) -> torch.Tensor:
+        rows = self._network(batch.to(self._device)).float().cpu()
+        if not rows.isfinite().all():
+            raise UserError("the network gives embeddings that are not finite; its weights are damaged")
+        return rows
+
+
+def _readable(path: Path) -> bool:
+    try:
+        read_rgb(path)
+    except UnreadableImage:
+        return False
+    return True
