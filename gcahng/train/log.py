@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,8 @@ class RunLog:
     """Writes a run's losses and metrics, as lines of metrics.jsonl and as TensorBoard events.
 
     A line is {"step": …, "kind": "train", "loss": …, "J_m": …, …}, each the mean over the steps since the line before,
-    or {"step": …, "kind": "val", "recall@1": …, "map@r": …, …}.
+    or {"step": …, "kind": "val", "recall@1": …, "map@r": …, …}, or {"step": …, "kind": "negatives", …} with what
+    `gcahng.train.hardness.negatives_record` gives.
     """
 
     def __init__(self, run: Path) -> None:
@@ -68,8 +70,14 @@ class RunLog:
         self._write(step, "val", metrics)
         self._events.flush()
 
-    def _write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+    def negatives(self, step: int, values: Mapping[str, Any]) -> None:
+        """Write what is known of the generated negatives, unless that is nothing."""
+        if values:
+            self._write(step, "negatives", values)
+
+    def _write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
         self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
-            self._events.add_scalar(f"{kind}/{name}", value, step)
+            if not isinstance(value, list):  # a histogram is for the report
+                self._events.add_scalar(f"{kind}/{name}", value, step)

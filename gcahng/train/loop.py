@@ -20,6 +20,7 @@ from gcahng.train.config import TrainConfig, config_to_dict
 from gcahng.train.devices import resolve_device, torch_threads
 from gcahng.train.evaluate import embed, evaluate, metrics_of
 from gcahng.train.files import check_run_folder, make_run_folder, write_json, write_text
+from gcahng.train.hardness import NegativesProbe
 from gcahng.train.log import RunLog
 from gcahng.train.report import Reporter, reporter
 from gcahng.train.trainer import Trainer
@@ -131,6 +132,7 @@ def _train(
     """Step to the end, with checkpoints; returns step and metrics of the best one, and the last validation metrics."""
     config = trainer.config
     best: dict[str, Any] = {}
+    probe = NegativesProbe(config, data.train, trainer.device)
     with RunLog(run) as log, _StopSignals() as signals:
         while trainer.step < config.steps:
             log.add(clock.train_step())
@@ -142,6 +144,7 @@ def _train(
             if evaluates:
                 metrics = evaluate(trainer.model, data.val, trainer.device)
                 log.validation(trainer.step, metrics)
+                log.negatives(trainer.step, probe.measure(trainer.model, trainer.objective))
                 report.validation(trainer.step, metrics)
                 if not best or metrics["map@r"] > best["val"]["map@r"]:
                     best = {"step": trainer.step, "val": metrics}
