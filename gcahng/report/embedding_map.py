@@ -23,7 +23,7 @@ class EmbeddingMap:
 
     Attributes:
         rows: (p,) which images.
-        places: (p, 2) in [0, 1], both axes at one scale.
+        places: (p, 2), both axes in one unit.
         method: "umap" or "pca".
         explained: share of the variance that the two components of PCA hold; None for UMAP.
     """
@@ -35,7 +35,7 @@ class EmbeddingMap:
 
 
 def embedding_map(
-    embeddings: Tensor, labels: Tensor, *, method: str = "auto", images: int = 1200, classes: int = 60, seed: int = 0
+    embeddings: Tensor, labels: Tensor, *, method: str = "auto", images: int = 1200, classes: int = 100, seed: int = 0
 ) -> EmbeddingMap:
     """Place images of some random classes, all images of each, by their normalised embeddings.
 
@@ -61,9 +61,7 @@ def embedding_map(
         method, places = "umap", _umap(points, seed)
     else:
         method, (places, explained) = "pca", _pca(points)
-    low, high = places.amin(dim=0), places.amax(dim=0)
-    scale = (high - low).amax().clamp_min(1e-12)
-    return EmbeddingMap(rows, 0.5 + (places - (low + high) / 2) / scale, method, explained)
+    return EmbeddingMap(rows, places, method, explained)
 
 
 def _choose(labels: Tensor, images: int, classes: int, seed: int) -> Tensor:
@@ -97,5 +95,7 @@ def _umap(points: Tensor, seed: int) -> Tensor:
         warnings.simplefilter("ignore")  # that a seed rules parallel code out, and of numba's own
         from umap import UMAP
 
-        found = UMAP(n_neighbors=UMAP_NEIGHBOURS, metric="cosine", random_state=seed).fit_transform(points.numpy())
+        # The distance keeps the images of a close class from lying on one another.
+        umap = UMAP(n_neighbors=UMAP_NEIGHBOURS, min_dist=0.6, metric="cosine", random_state=seed)
+        found = umap.fit_transform(points.numpy())
     return torch.from_numpy(found).double()

@@ -6,7 +6,10 @@ import json
 from collections.abc import Sequence
 from html import escape
 
-from gcahng.data import LabeledImages
+import torch
+from torch import Tensor
+
+from gcahng.data import ImageFiles, LabeledImages
 from gcahng.report.charts import Line, bar_chart, line_chart
 from gcahng.report.contents import NEIGHBOURS, Contents, Run
 from gcahng.report.ranking import confused_pairs
@@ -145,12 +148,13 @@ def queries(contents: Contents) -> str:
     """Grids of the best, the worst and random queries with their neighbours."""
     ranking, count = contents.ranking, contents.queries
     grids = (
-        ("Best", "highest average precision, one query a class", ranking.best(count)),
-        ("Worst", "lowest average precision; of equal ones those nearest to a wrong image", ranking.worst(count)),
+        ("Best", "highest AP@R, one query a class", ranking.best(count)),
+        ("Worst", "lowest AP@R, one query a class; of equal ones those nearest to a wrong image", ranking.worst(count)),
         ("Random", "one query a class", ranking.random(count, contents.seed)),
     )
     about = (
-        "A query, then its nearest images, nearest first, each with its cosine similarity. "
+        "A query with its average precision at R (their mean is MAP@R), then its nearest images, nearest first, each "
+        "with its cosine similarity. "
         '<span class="right"><b class="mark">✓</b></span> and a solid frame: of the query’s class. '
         '<span class="wrong"><b class="mark">✗</b></span> and a dashed frame: of another class.'
     )
@@ -188,9 +192,9 @@ def embedding_map(contents: Contents) -> str:
     ranking = contents.ranking
     lost = ~ranking.right[found.rows, 0] & (ranking.matches[found.rows] > 0)
     circles = []
+    middle, scale = _fit(found.places)
     for (x, y), label, is_lost in zip(found.places.tolist(), labels.tolist(), lost.tolist(), strict=True):
-        cx = MAP_MARGIN + x * (MAP_WIDTH - 2 * MAP_MARGIN)
-        cy = MAP_MARGIN + (1 - y) * (MAP_HEIGHT - 2 * MAP_MARGIN)
+        cx, cy = MAP_WIDTH / 2 + scale * (x - middle[0]), MAP_HEIGHT / 2 - scale * (y - middle[1])
         # Hues a golden angle apart, at three lightnesses that show on white and on black.
         colour = f"hsl({places[label] * 137.508 % 360:.0f} 65% {(50, 40, 60)[places[label] % 3]}%)"
         circles.append(f'<circle{" class=lost" if is_lost else ""} cx="{cx:.1f}" cy="{cy:.1f}" r="5" fill="{colour}"/>')
@@ -200,7 +204,7 @@ def embedding_map(contents: Contents) -> str:
         "columns": SPRITE_COLUMNS,
         "labels": [places[label] for label in labels.tolist()],
         "classes": [images.class_names[int(label)] for label in present],
-        "names": [images.name(row) for row in rows],
+        "names": [images.name(row) if isinstance(images, ImageFiles) else f"image {row}" for row in rows],
     }
     # In a script element only "<" could end it or open a comment.
     data = json.dumps(known, separators=(",", ":")).replace("<", "\\u003c")
@@ -211,8 +215,8 @@ def embedding_map(contents: Contents) -> str:
     )
     about = (
         f"{len(rows):,} of {len(images):,} test images: all of {len(present):,} random classes, a colour each. {axes}. "
-        "Dark rims: the nearest neighbour is of another class. Point at an image, or use the arrow keys, to see it and "
-        "its class."
+        "A rim: the nearest neighbour is of another class. Point at an image, or use the arrow keys, to see it and its "
+        "class."
     )
     label = f"Map of {len(rows)} images of {len(present)} classes"
     return (
@@ -223,11 +227,19 @@ def embedding_map(contents: Contents) -> str:
     )
 
 
+def _fit(places: Tensor) -> tuple[tuple[float, float], float]:
+    """The middle of the points (p, 2), and the scale, one for both axes, by which they fill the map."""
+    low, high = places.amin(dim=0), places.amax(dim=0)
+    room = torch.tensor([MAP_WIDTH, MAP_HEIGHT]) - 2 * MAP_MARGIN
+    x, y = ((low + high) / 2).tolist()
+    return (x, y), float((room / (high - low).clamp_min(1e-12)).min())
+
+
 def _query(contents: Contents, query: int) -> str:
     ranking = contents.ranking
     found = ranking.neighbours[query, :NEIGHBOURS].tolist()
     right, similarities = ranking.right[query].tolist(), ranking.similarities[query].tolist()
-    precision = f'<span class="score">precision {100 * float(ranking.precision[query]):.0f} %</span>'
+    precision = f'<span class="score">AP@R {100 * float(ranking.precision[query]):.0f} %</span>'
     head = f'<div class="item">{_item(contents.images, query)}{precision}</div>'
     items = []
     for item, is_right, similarity in zip(found, right, similarities, strict=False):

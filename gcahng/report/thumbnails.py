@@ -13,7 +13,7 @@ from gcahng.errors import UserError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SIDE = 96
+SIDE = 112
 SPRITE_SIDE = 64
 SPRITE_COLUMNS = 32
 

@@ -46,8 +46,8 @@ def export_model(model: Model, out: Path, *, opset: int | None = None, check: bo
         The largest difference that the check saw, relative to the largest output (at least 1); None without check.
 
     Raises:
-        UserError: another suffix, a missing extra, an operator set that cannot be had, a file that cannot be written.
-        RuntimeError: the exported network's outputs differ from the network's by more than `TOLERANCE`.
+        UserError: another suffix, a missing extra, an operator set that cannot be had, a network that cannot be
+            exported, outputs that differ from the network's by more than `TOLERANCE`, a file that cannot be written.
     """
     if out.suffix not in (".onnx", ".pt2"):
         raise UserError(f"out is {out}; it must end in .onnx or .pt2")
@@ -61,16 +61,24 @@ def export_model(model: Model, out: Path, *, opset: int | None = None, check: bo
         raise UserError(f"out is {out}; its folder does not exist")
     network = model.network.cpu().eval()
     images = _random_images(model, 2)
-    if out.suffix == ".onnx":
+    onnx = out.suffix == ".onnx"
+    if onnx:
         require("onnx", "onnxscript", extra="export", purpose="export to ONNX")
         if check:
             require("onnxruntime", extra="export", purpose="an ONNX file is checked (check=False leaves that out)")
-        content = _to_onnx(network, images, about(model), opset)
-        run: Callable[[Tensor], Tensor] = _Session(content) if check else network
-    else:
-        content = _to_program(network, images, about(model))
-        run = torch.export.load(io.BytesIO(content)).module()
-    worst = _difference(network, run, model) if check else None
+    try:
+        content = _to_onnx(network, images, about(model), opset) if onnx else _to_program(network, images, about(model))
+    except UserError:
+        raise
+    except Exception as error:  # what PyTorch's exporter raises has no common class
+        reason = [*str(error.__cause__ or error).split("\n"), type(error).__name__][0]
+        raise UserError(
+            f"{model.config.backbone.name} cannot be exported by this version of PyTorch: {reason}"
+        ) from error
+    worst = None
+    if check:
+        exported = _Session(content) if onnx else torch.export.load(io.BytesIO(content)).module()
+        worst = _difference(network, exported, model)
     try:
         atomic_write(out, lambda file: file.write(content))
     except OSError as error:
@@ -205,10 +213,12 @@ def _difference(network: nn.Module, exported: Callable[[Tensor], Tensor], model:
             images = _random_images(model, size)
             expected, got = network(images), exported(images)
             if got.shape != expected.shape:
-                raise RuntimeError(f"the exported network gives {tuple(got.shape)}, not {tuple(expected.shape)}")
+                raise UserError(
+                    f"the exported network gives {tuple(got.shape)}, not {tuple(expected.shape)}; nothing was written"
+                )
             difference = ((got - expected).abs().max() / expected.abs().max().clamp_min(1)).item()
             if not difference <= TOLERANCE:  # a NaN is no agreement
-                raise RuntimeError(
+                raise UserError(
                     f"the exported network differs from the original by {difference:.2g} at batch size {size}, more "
                     f"than {TOLERANCE:g}; nothing was written"
                 )
