@@ -19,6 +19,9 @@ OPTIONAL = (
     "sklearn",
     "pytorch_metric_learning",
     "safetensors",
+    "onnx",
+    "onnxruntime",
+    "umap",
     "pytest",
 )
 

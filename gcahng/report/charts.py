@@ -6,6 +6,7 @@ Text that comes in is escaped here; what comes out is markup.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -231,4 +232,4 @@ def _scale(low: float, high: float, start: float, end: float) -> Callable[[float
 
 def _plain(markup: str) -> str:
     """The text of a heading, for screen readers."""
-    return markup.replace("<sub>", "_").replace("</sub>", "")
+    return re.sub("<[^>]*>", "", markup.replace("<sub>", "_"))

@@ -89,6 +89,10 @@ def gather(
     place = resolve_device(device)
     data = load_data(model.config.data)
     names = _names([source, *baselines])
+    others = []  # first, so that a mistake in their names shows at once
+    for name, path in zip(names[1:], baselines, strict=True):
+        say(f"reading {path}")
+        others.append(_baseline(name, path, which, data.recall_at, device))
     # The training run's number of threads, as `gcahng eval` takes it, so that the numbers are the same.
     with torch_threads(min(model.config.threads or 1, os.cpu_count() or 1)):
         embeddings, gallery = _embeddings(model, data, place, say)
@@ -102,10 +106,6 @@ def gather(
         places = embedding_map(embeddings, labels, method=map_method, seed=seed)
     digest = model.data_digest
     run = Run(names[0], model.config.loss_title, model.step, metrics, _records(source), digest)
-    others = []
-    for name, path in zip(names[1:], baselines, strict=True):
-        say(f"reading {path}")
-        others.append(_baseline(name, path, which, data.recall_at, device))
     return Contents(
         run=run,
         baselines=others,
