@@ -16,11 +16,11 @@ from gcahng.errors import UserError
 COMMANDS = {
     "train": ("gcahng.commands.train", "train an embedding network and write a run folder"),
     "eval": ("gcahng.commands.evaluate", "retrieval metrics of a run or a checkpoint"),
-    "report": ("gcahng.commands.report", "one HTML page about a run, with pictures"),
-    "export": ("gcahng.commands.export", "a trained network as ONNX or as a PyTorch program"),
     "env": ("gcahng.commands.env", "versions, native libraries and the implementations available here"),
     "bench": ("gcahng.commands.bench", "time and peak memory of a training step on this machine"),
     "plan": ("gcahng.commands.plan", "memory and arithmetic of a step by its sizes, and the largest batch that fits"),
+    "report": ("gcahng.commands.report", "one HTML page about a run, with pictures"),
+    "export": ("gcahng.commands.export", "a trained network as ONNX or as a PyTorch program"),
 }
 
 

@@ -43,7 +43,7 @@ def export_model(model: Model, out: Path, *, opset: int | None = None, check: bo
         check: before anything is written, run the result on random images and compare it with the network.
 
     Returns:
-        The largest difference that the check saw, relative to the largest output (at least 1); None without check.
+        The largest difference that the check saw, relative to the largest output; None without check.
 
     Raises:
         UserError: another suffix, a missing extra, an operator set that cannot be had, a network that cannot be
@@ -206,7 +206,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _difference(network: nn.Module, exported: Callable[[Tensor], Tensor], model: Model) -> float:
-    """The largest difference of outputs over several batch sizes, relative to the largest output (at least 1)."""
+    """The largest difference of outputs over several batch sizes, relative to the largest output."""
     worst = 0.0
     with torch.no_grad():
         for size in CHECKED_BATCHES:
@@ -216,11 +216,11 @@ def _difference(network: nn.Module, exported: Callable[[Tensor], Tensor], model:
                 raise UserError(
                     f"the exported network gives {tuple(got.shape)}, not {tuple(expected.shape)}; nothing was written"
                 )
-            difference = ((got - expected).abs().max() / expected.abs().max().clamp_min(1)).item()
+            difference = ((got - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
             if not difference <= TOLERANCE:  # a NaN is no agreement
                 raise UserError(
-                    f"the exported network differs from the original by {difference:.2g} at batch size {size}, more "
-                    f"than {TOLERANCE:g}; nothing was written"
+                    f"the exported network differs from the original by {difference:.2g} of the largest output at batch "
+                    f"size {size}, more than {TOLERANCE:g}; nothing was written"
                 )
             worst = max(worst, difference)
     return worst
