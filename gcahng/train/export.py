@@ -219,8 +219,8 @@ def _difference(network: nn.Module, exported: Callable[[Tensor], Tensor], model:
             difference = ((got - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
             if not difference <= TOLERANCE:  # a NaN is no agreement
                 raise UserError(
-                    f"the exported network differs from the original by {difference:.2g} of the largest output at batch "
-                    f"size {size}, more than {TOLERANCE:g}; nothing was written"
+                    f"the exported network differs from the original by {difference:.2g} of the largest output "
+                    f"at batch size {size}, more than {TOLERANCE:g}; nothing was written"
                 )
             worst = max(worst, difference)
     return worst
