@@ -170,7 +170,11 @@ class Wheel(bdist_wheel):
 setup(
     packages=sorted({*find_packages(include=["gcahng", "gcahng.*"]), "gcahng.kernels"}),
     package_dir={"gcahng.kernels": "kernels"},
-    package_data={"gcahng": ["py.typed"], "gcahng.recipes": ["*.yaml"]},
+    package_data={
+        "gcahng": ["py.typed"],
+        "gcahng.recipes": ["*.yaml"],
+        "gcahng.report": ["page.css", "page.js"],
+    },
     include_package_data=False,
     ext_modules=[Extension("gcahng._C", sources=[])],
     cmdclass={"build_ext": NativeBuild, "bdist_wheel": Wheel},

@@ -16,15 +16,17 @@ from gcahng.errors import UserError
 COMMANDS = {
     "train": ("gcahng.commands.train", "train an embedding network and write a run folder"),
     "eval": ("gcahng.commands.evaluate", "retrieval metrics of a run or a checkpoint"),
+    "report": ("gcahng.commands.report", "one HTML page about a run, with pictures"),
     "embed": ("gcahng.commands.embed", "embeddings of images, with their paths and labels"),
     "index": ("gcahng.commands.index", "build, extend and inspect a search index of embeddings"),
     "search": ("gcahng.commands.search", "the nearest images of an index, as a table, JSON or a picture"),
-    "env": ("gcahng.commands.env", "versions, native libraries and the implementations available here"),
-    "bench": ("gcahng.commands.bench", "time and peak memory of a training step on this machine"),
-    "plan": ("gcahng.commands.plan", "memory and arithmetic of a step by its sizes, and the largest batch that fits"),
+    "export": ("gcahng.commands.export", "a trained network as ONNX or as a PyTorch program"),
     "data": ("gcahng.commands.data", "check the files of a data set, or list the data sets"),
     "recipes": ("gcahng.commands.recipes", "the complete options of known training runs, by name"),
     "import-official": ("gcahng.commands.import_official", "a checkpoint of the authors' code as a model of gcahng"),
+    "env": ("gcahng.commands.env", "versions, native libraries and the implementations available here"),
+    "bench": ("gcahng.commands.bench", "time and peak memory of a training step on this machine"),
+    "plan": ("gcahng.commands.plan", "memory and arithmetic of a step by its sizes, and the largest batch that fits"),
 }
 
 

@@ -21,6 +21,9 @@ OPTIONAL = (
     "safetensors",
     "torchvision",
     "timm",
+    "onnx",
+    "onnxruntime",
+    "umap",
     "pytest",
 )
 

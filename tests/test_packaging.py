@@ -73,7 +73,7 @@ def test_pure_python_wheel_holds_the_package(source: Path) -> None:
     assert "gcahng = gcahng.cli:main" in entry_points
     expected = {f"gcahng/{path.relative_to(source / 'gcahng')}" for path in (source / "gcahng").rglob("*.py")}
     expected |= {f"gcahng/kernels/{path.name}" for path in (source / "kernels").glob("*.py")}
-    expected |= {"gcahng/py.typed", "gcahng/_native_build.json"}
+    expected |= {"gcahng/py.typed", "gcahng/_native_build.json", "gcahng/report/page.css", "gcahng/report/page.js"}
     recipes = {f"gcahng/recipes/{path.name}" for path in (source / "gcahng" / "recipes").glob("*.yaml")}
     assert len(recipes) >= 12
     expected |= recipes

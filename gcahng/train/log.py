@@ -26,7 +26,8 @@ class RunLog:
     """Writes a run's losses and metrics, as lines of metrics.jsonl and as TensorBoard events.
 
     A line is {"step": …, "kind": "train", "loss": …, "J_m": …, …}, each the mean over the steps since the line before;
-    {"step": …, "kind": "system", "images_per_second": …, …}; or {"step": …, "kind": "val" or "test", "recall@1": …,
+    {"step": …, "kind": "system", "images_per_second": …, …}; {"step": …, "kind": "negatives", …}, see
+    `gcahng.train.hardness`; or {"step": …, "kind": "val" or "test", "recall@1": …,
     "map@r": …, …}. Steps that were not finite are lines of nonfinite.jsonl.
 
     What a run wrote after the checkpoint that it goes on from is taken back when this is made.
@@ -86,16 +87,17 @@ class RunLog:
         self._sums, self._steps = {}, 0
         return means
 
-    def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
-        """Write a line."""
+    def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
+        """Write a line; lists in it, such as histograms, are in metrics.jsonl alone."""
+        scalars = {name: value for name, value in values.items() if not isinstance(value, list)}
         with writing(self._run / METRICS):
             self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
             self._file.flush()
         with writing(self._run / "tensorboard"):
-            for name, value in values.items():
+            for name, value in scalars.items():
                 self._events.add_scalar(f"{kind}/{name}", value, step)
         if self._wandb is not None:
-            self._wandb.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
+            self._wandb.log({f"{kind}/{name}": value for name, value in scalars.items()}, step=step)
 
     def nonfinite(self, found: NonFinite) -> None:
         """Note a step that was not finite, with all its images."""

@@ -47,11 +47,17 @@ class Model:
 def load_model(source: Path, which: str = "last") -> Model:
     """The network of a run folder (its checkpoint `which`), of a checkpoint, or of a .safetensors file, on the CPU.
 
+    An .onnx file that `gcahng export` wrote does too; ONNX Runtime then runs it.
+
     Raises:
         UserError: there is none, or it cannot be read.
     """
     if source.suffix == ".safetensors":
         return _load_safetensors(source)
+    if source.suffix == ".onnx":
+        from gcahng.train.export import load_onnx
+
+        return load_onnx(source)
     path = find_checkpoint(source, which)
     state = load_checkpoint(path)
     config = config_from_dict(state["config"])

@@ -5,11 +5,10 @@ Figures are drawn through matplotlib's objects, without pyplot: no global state,
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from gcahng._extras import require
 from gcahng.errors import UserError
 from gcahng.retrieval import nearest
 from gcahng.train.files import atomic_write
+from gcahng.train.records import LOSSES, metric_names, read_records, running_mean, series
 from gcahng.train.report import metric_title
 
 if TYPE_CHECKING:
@@ -28,19 +28,6 @@ if TYPE_CHECKING:
 _GREEN, _RED, _BLUE, _ORANGE, _PURPLE, _SKY = "#009E73", "#D55E00", "#0072B2", "#E69F00", "#CC79A7", "#56B4E9"
 _INK, _GREY = "#222222", "#767676"
 _DASHES = (0, (2.0, 1.0))
-
-# The losses of a run that get a panel, in this order, and what they are.
-_LOSSES = {
-    "loss": ("Loss", "what the embedding network minimises"),
-    "J_m": (r"$J_\mathrm{m}$", "base loss on real samples"),
-    "J_syn": (r"$J_\mathrm{syn}$", "synthetic negatives, weighted"),
-    "J_gce": (r"$J_\mathrm{gce}$", "classes from graph nodes"),
-    "J_gen": (r"$J_\mathrm{gen}$", "what the generator minimises"),
-    "J_soft": (r"$J_\mathrm{soft}$", "synthetic negatives keep their class"),
-    "J_sim": (r"$J_\mathrm{sim}$", "synthetic negatives near the anchor"),
-    "J_div": (r"$J_\mathrm{div}$", "coefficients differ"),
-    "J_cls": (r"$J_\mathrm{cls}$", "classifier of embeddings"),
-}
 
 
 def plot_curves(metrics_jsonl: Path, out_png: Path) -> None:
@@ -57,11 +44,11 @@ def plot_curves(metrics_jsonl: Path, out_png: Path) -> None:
     Raises:
         UserError: matplotlib is missing; the file is missing, or a line is no such record.
     """
-    records = _read_records(Path(metrics_jsonl))
-    losses = {name: _series(records, "train", name) for name in _LOSSES}
-    losses = {name: series for name, series in losses.items() if series}
+    records = read_records(Path(metrics_jsonl))
+    losses = {name: series(records, "train", name) for name in LOSSES}
+    losses = {name: values for name, values in losses.items() if values}
     kind = "val" if any(record["kind"] == "val" for record in records) else "test"
-    metrics = {name: _series(records, kind, name) for name in _metric_names(records, kind)}
+    metrics = {name: series(records, kind, name) for name in metric_names(records, kind)}
     # The panel of metrics is two wide, for its legend.
     first = 2 if metrics else 0
     places = first + len(losses)
@@ -73,8 +60,8 @@ def plot_curves(metrics_jsonl: Path, out_png: Path) -> None:
     grid = figure.add_gridspec(rows, columns)
     if metrics:
         _draw_metrics(figure.add_subplot(grid[0, :2]), metrics)
-    for place, (name, series) in enumerate(losses.items(), start=first):
-        _draw_loss(figure.add_subplot(grid[place // columns, place % columns]), name, series)
+    for place, (name, values) in enumerate(losses.items(), start=first):
+        _draw_loss(figure.add_subplot(grid[place // columns, place % columns]), name, values)
     for ax in figure.axes:
         ax.set_xlabel("step", fontsize=8, color=_INK)
     figure.suptitle("Training curves", x=0.012, ha="left", fontsize=13, fontweight="bold", color=_INK)
@@ -146,50 +133,11 @@ def plot_retrieval_grid(
     save_png(figure, Path(out_png))
 
 
-def _read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, in the order of the file."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"metrics_jsonl must be a readable file, {path}: {error.strerror}") from None
-    *lines, last = text.split("\n")
-    records = []
-    # Whole lines end with a line break; what follows the last one was cut short, or is nothing.
-    for number, line in enumerate([*lines, last] if _is_record(last) else lines, start=1):
-        if not line.strip():
-            continue
-        if not _is_record(line):
-            raise UserError(f'metrics_jsonl must hold objects with "step" and "kind", line {number} of {path} is none')
-        records.append(json.loads(line))
-    return records
-
-
-def _is_record(line: str) -> bool:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError:
-        return False
-    return isinstance(record, dict) and isinstance(record.get("step"), int) and "kind" in record
-
-
-def _series(records: list[dict[str, Any]], kind: str, name: str) -> list[tuple[int, float]]:
-    """(step, value) of one quantity by ascending step; the later of two records of a step."""
-    values = {r["step"]: float(r[name]) for r in records if r["kind"] == kind and isinstance(r.get(name), (int, float))}
-    return sorted(values.items())
-
-
-def _metric_names(records: list[dict[str, Any]], kind: str) -> list[str]:
-    """The metrics of the records of a kind: MAP@R and R-Precision, then Recall@K by K."""
-    names = {name for record in records if record["kind"] == kind for name in record}
-    recalls = sorted((n for n in names if n.startswith("recall@")), key=lambda n: int(n.removeprefix("recall@")))
-    return [name for name in ("map@r", "r_precision") if name in names] + recalls
-
-
 def _draw_metrics(ax: Axes, metrics: dict[str, list[tuple[int, float]]]) -> None:
     """One line a metric, in per cent, with its last value."""
     colours = [_BLUE, _RED, _GREEN, _ORANGE, _PURPLE, _SKY]
-    for i, (name, series) in enumerate(metrics.items()):
-        steps, values = zip(*series, strict=True)
+    for i, (name, points) in enumerate(metrics.items()):
+        steps, values = zip(*points, strict=True)
         ax.plot(
             steps,
             [100 * value for value in values],
@@ -213,9 +161,9 @@ def _draw_metrics(ax: Axes, metrics: dict[str, list[tuple[int, float]]]) -> None
     )
 
 
-def _draw_loss(ax: Axes, name: str, series: list[tuple[int, float]]) -> None:
+def _draw_loss(ax: Axes, name: str, points: list[tuple[int, float]]) -> None:
     """The recorded values, thin, and their running mean over a twentieth of the records."""
-    steps, values = zip(*series, strict=True)
+    steps, values = zip(*points, strict=True)
     colour = _BLUE if name in ("loss", "J_m", "J_syn", "J_gce") else _RED
     window = max(1, len(values) // 20)
     ax.plot(
@@ -227,18 +175,9 @@ def _draw_loss(ax: Axes, name: str, series: list[tuple[int, float]]) -> None:
         marker="o" if len(values) == 1 else None,
     )
     if window > 1:
-        ax.plot(steps, _running_mean(values, window), color=colour, linewidth=1.6)
-    title, meaning = _LOSSES[name]
-    _style(ax, title, meaning)
-
-
-def _running_mean(values: Sequence[float], window: int) -> list[float]:
-    """Mean of each value and up to `window` - 1 before it; values that are not finite are left out of it."""
-    means = []
-    for i in range(len(values)):
-        near = [v for v in values[max(0, i - window + 1) : i + 1] if math.isfinite(v)]
-        means.append(sum(near) / len(near) if near else math.nan)
-    return means
+        ax.plot(steps, running_mean(values, window), color=colour, linewidth=1.6)
+    symbol, _, index = name.partition("_")
+    _style(ax, rf"${symbol}_\mathrm{{{index}}}$" if index else name.capitalize(), LOSSES[name])
 
 
 def _style(ax: Axes, title: str, meaning: str) -> None:

@@ -18,6 +18,7 @@ from gcahng.train.checkpoint import DamagedCheckpoint, checkpoint_path, load_che
 from gcahng.train.config import TrainConfig
 from gcahng.train.files import CannotWrite, write_json, writing
 from gcahng.train.finite import NonFinite
+from gcahng.train.hardness import NegativesProbe
 from gcahng.train.log import NONFINITE, RunLog
 from gcahng.train.measure import Split, measure
 from gcahng.train.meter import Meter
@@ -82,6 +83,7 @@ class Session:
     ) -> None:
         self.config, self.trainer, self.data, self.report = trainer.config, trainer, data, report
         self.signals = StopSignals()
+        self._probe = NegativesProbe(self.config, data.train, trainer.device)
         assert self.config.out is not None
         self.run = Path(self.config.out)
         self.selects_on = selects_on(self.config, data)
@@ -156,6 +158,8 @@ class Session:
             log.write(step, split, metrics)
             self.report.evaluation(step, split, metrics)
             self.latest[split] = metrics
+        if negatives := self._probe.measure(self.trainer.model, self.trainer.objective):
+            log.write(step, "negatives", negatives)
         if self.selects_on is None:
             return
         found, name = self.latest[self.selects_on], _CHOOSES[self.selects_on]

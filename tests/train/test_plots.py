@@ -15,6 +15,7 @@ import torch
 from gcahng.errors import UserError
 from gcahng.train import plots
 from gcahng.train.plots import plot_curves, plot_retrieval_grid
+from gcahng.train.records import running_mean
 
 GREEN, RED = (0, 158, 115), (213, 94, 0)
 
@@ -72,8 +73,8 @@ def test_any_number_of_panels(tmp_path, monkeypatch, losses, metrics):
 
 
 def test_running_mean():
-    assert plots._running_mean([1, 2, 6, math.nan, 4], 3) == [1, 1.5, 3, 4, 5]
-    assert math.isnan(plots._running_mean([math.inf], 1)[0])
+    assert running_mean([1, 2, 6, math.nan, 4], 3) == [1, 1.5, 3, 4, 5]
+    assert math.isnan(running_mean([math.inf], 1)[0])
 
 
 def test_an_interrupted_log(tmp_path, monkeypatch):

@@ -1,0 +1,159 @@
+"""What retrieval got right and wrong: queries from best to worst, and the classes that are taken for one another."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from gcahng.errors import UserError
+from gcahng.retrieval import nearest
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The nearest neighbours of every query.
+
+    Attributes:
+        labels: (n,) of the queries.
+        gallery_labels: (m,) of what they are searched in.
+        neighbours: (n, k) gallery indices, nearest first.
+        similarities: (n, k) cosines.
+        matches: (n,) R, how many other items of the query's class the gallery has.
+        precision: (n,) average precision at R, whose mean is MAP@R; NaN where R = 0.
+    """
+
+    labels: Tensor
+    gallery_labels: Tensor
+    neighbours: Tensor
+    similarities: Tensor
+    matches: Tensor
+    precision: Tensor
+
+    @property
+    def right(self) -> Tensor:
+        """(n, k) whether a neighbour is of the query's class."""
+        return self.gallery_labels[self.neighbours] == self.labels[:, None]
+
+    def best(self, count: int) -> list[int]:
+        """Queries of the highest precision, one a class; of equal ones those with the widest gap behind the last right
+        neighbour."""
+        return self._first_of_classes(torch.stack([-self.precision, -self._gap()]), count)
+
+    def worst(self, count: int) -> list[int]:
+        """Queries of the lowest precision, one a class; of equal ones those most similar to a wrong neighbour."""
+        wrong = self.similarities.masked_fill(self.right, -torch.inf).amax(dim=1)
+        return self._first_of_classes(torch.stack([self.precision, -wrong]), count)
+
+    def random(self, count: int, seed: int) -> list[int]:
+        """Random queries, of as many classes as there are."""
+        order = torch.rand(len(self.labels), generator=torch.Generator().manual_seed(seed))
+        return self._first_of_classes(order[None], count)
+
+    def _gap(self) -> Tensor:
+        """(n,) similarity of the R-th neighbour less that of the next; 0 where that is not known."""
+        if self.similarities.shape[1] == 1:
+            return torch.zeros(len(self.labels))
+        last = self.matches.clamp(1, self.similarities.shape[1] - 1)[:, None]
+        return (self.similarities.gather(1, last - 1) - self.similarities.gather(1, last)).squeeze(1)
+
+    def _first_of_classes(self, keys: Tensor, count: int) -> list[int]:
+        """The first `count` queries by ascending `keys` (the first key counts most), one of each class as long as there
+        are classes."""
+        order = torch.arange(len(self.labels))
+        for key in reversed(keys):
+            order = order[key[order].sort(stable=True).indices]
+        seen: set[int] = set()
+        first, later = [], []
+        for index in order[self.matches[order] > 0].tolist():
+            label = int(self.labels[index])
+            (later if label in seen else first).append(index)
+            seen.add(label)
+            if len(first) == count:
+                return first
+        return (first + later)[:count]
+
+
+@dataclass(frozen=True)
+class ConfusedPair:
+    """Two classes whose images find each other.
+
+    Attributes:
+        classes: both labels, the one with more errors first.
+        errors: images of either whose nearest neighbour is of the other.
+        images: queries of both classes.
+        example: a query and its nearest neighbour, the most similar such pair (gallery index).
+    """
+
+    classes: tuple[int, int]
+    errors: int
+    images: int
+    example: tuple[int, int]
+
+
+def rank(
+    embeddings: Tensor,
+    labels: Tensor,
+    neighbours: int,
+    gallery_embeddings: Tensor | None = None,
+    gallery_labels: Tensor | None = None,
+) -> Ranking:
+    """Find the neighbours of every query, at least `neighbours` and as many as its average precision needs.
+
+    Args:
+        embeddings: (n, D) of the queries.
+        labels: (n,).
+        neighbours: fewer only where the gallery is smaller.
+        gallery_embeddings, gallery_labels: (m, D) and (m,); None: the queries themselves, each without itself.
+
+    Raises:
+        UserError: no query has another item of its class to find.
+    """
+    embeddings, labels = embeddings.detach().cpu(), labels.cpu()
+    own = gallery_embeddings is None
+    gallery = embeddings if gallery_embeddings is None else gallery_embeddings.detach().cpu()
+    gallery_labels = labels if gallery_labels is None else gallery_labels.cpu()
+    classes = int(max(labels.max(), gallery_labels.max())) + 1
+    matches = torch.bincount(gallery_labels, minlength=classes)[labels] - int(own)
+    if not (matches > 0).any():
+        raise UserError("labels must give some query another item of its class to find, all have R = 0")
+    k = min(max(neighbours, int(matches.max()) + 1), len(gallery) - int(own))
+    found = nearest(embeddings, k, gallery_embeddings=None if own else gallery)
+    queries, items = normalize(embeddings, dim=1), normalize(gallery, dim=1)
+    similarities = torch.cat(
+        [
+            (items[rows] @ query[:, :, None]).squeeze(2)
+            for rows, query in zip(found.split(256), queries.split(256), strict=True)
+        ]
+    )
+    right = (gallery_labels[found] == labels[:, None]) & (torch.arange(k) < matches[:, None])
+    precision = right.cumsum(dim=1).double() / torch.arange(1, k + 1)
+    # 0 / 0, a NaN, for queries without a match.
+    return Ranking(labels, gallery_labels, found, similarities, matches, (precision * right).sum(dim=1) / matches)
+
+
+def confused_pairs(ranking: Ranking, count: int) -> list[ConfusedPair]:
+    """The pairs of classes with the most images whose nearest neighbour is of the other class."""
+    nearest_label = ranking.gallery_labels[ranking.neighbours[:, 0]]
+    wrong = ((nearest_label != ranking.labels) & (ranking.matches > 0)).nonzero().squeeze(1)
+    errors: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for query in wrong.tolist():
+        pair = (int(ranking.labels[query]), int(nearest_label[query]))
+        errors[min(pair), max(pair)].append(query)
+    sizes = torch.bincount(ranking.labels, minlength=int(ranking.gallery_labels.max()) + 1)
+    pairs = []
+    for (a, b), queries in sorted(errors.items(), key=lambda item: (-len(item[1]), item[0]))[:count]:
+        from_a = sum(int(ranking.labels[query]) == a for query in queries)
+        shown = max(queries, key=lambda query: float(ranking.similarities[query, 0]))
+        pairs.append(
+            ConfusedPair(
+                classes=(a, b) if 2 * from_a >= len(queries) else (b, a),
+                errors=len(queries),
+                images=int(sizes[a] + sizes[b]),
+                example=(shown, int(ranking.neighbours[shown, 0])),
+            )
+        )
+    return pairs

@@ -1,0 +1,143 @@
+"""How hard the generated negatives are, and how θ is spread, as training goes on.
+
+The loop asks once an evaluation, on the same few training images each time:
+
+    probe = NegativesProbe(config, data.train, device)
+    log.write(step, "negatives", probe.measure(model, objective))
+
+which becomes a line {"step": …, "kind": "negatives", …} of metrics.jsonl, that `gcahng report` draws.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gcahng.data import LabeledImages, Preprocessing, evaluation_batches
+from gcahng.losses import GCAHNGLoss
+from gcahng.train.config import TrainConfig
+
+MAX_CLASSES = 16
+THETA_BINS = 25
+
+
+class NegativesProbe:
+    """Measures a loss's generated negatives on a fixed batch of training images, without touching any state.
+
+    Args:
+        config: of the run; the batch has its samples a class, and its classes a batch but at most `MAX_CLASSES`.
+        train: the training images; the batch is drawn from them by config.seed.
+        device: of network and loss.
+    """
+
+    def __init__(self, config: TrainConfig, train: LabeledImages, device: torch.device) -> None:
+        self._device, self._needed = device, config.loss == "gca_hng"
+        views = config.data.samples_per_class
+        generator = torch.Generator().manual_seed(config.seed)
+        self._rows = _fixed_rows(train.labels, min(config.data.classes_per_batch, MAX_CLASSES), views, generator)
+        # The same mixing draws each time, so that only the networks change between two measurements.
+        self._mixing = torch.rand(views, views - 1, generator=generator)
+        self._train = train
+        self._preprocessing = Preprocessing(config.data.resize, config.data.image_size)
+        self._batch: tuple[Tensor, Tensor] | None = None
+
+    def measure(self, model: nn.Module, objective: nn.Module) -> dict[str, Any]:
+        """`negatives_record` in evaluation mode; empty for a loss that generates none. Modes are restored.
+
+        Args:
+            model: images → embeddings.
+            objective: the loop's loss; its GCAHNGLoss is `objective.gca`.
+        """
+        if not self._needed:
+            return {}
+        gca: GCAHNGLoss = objective.gca  # type: ignore[assignment]
+        images, labels = self._read()
+        modes = [(module, module.training) for part in (model, gca) for module in part.modules()]
+        model.eval()
+        gca.eval()
+        try:
+            with torch.no_grad():
+                embeddings = model(images).float()
+            return negatives_record(gca, embeddings, labels, self._mixing)
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def _read(self) -> tuple[Tensor, Tensor]:
+        """The batch on the device, read when it is first needed."""
+        if self._batch is None:
+            chosen = self._train.subset(self._rows)
+            images = torch.cat(list(evaluation_batches(chosen, self._preprocessing, len(self._rows))))
+            self._batch = images.to(self._device), chosen.labels.to(self._device)
+        return self._batch
+
+
+def negatives_record(
+    gca: GCAHNGLoss, embeddings: Tensor, labels: Tensor, mixing: Tensor | None = None
+) -> dict[str, Any]:
+    """Distances of synthetic and real negatives to their anchors, and the distribution of θ.
+
+    Distances are Euclidean, between embeddings as the loss sees them: not normalised. Every sample is an anchor.
+
+    Args:
+        gca: the loss, in the mode that `generate` is meant to have.
+        embeddings: (n, D).
+        labels: (n,), equally many of each class.
+        mixing: (K, K-1) mixing draws, see `GCAHNGLoss.generate`.
+
+    Returns:
+        "synthetic", "real": mean distance of anchors to synthetic and to real negatives, each with "_p10" and "_p90",
+        the distances that a tenth and nine tenths are below; "hardest_synthetic", "hardest_real": to the nearest one
+        of an anchor, mean over anchors; "positive": to the other samples of the anchor's class; "nearer": share of the
+        synthetic negatives that are nearer to their anchor than every real sample of their class; "theta_mean",
+        "theta_std" and "theta_histogram": of the channels of θ between samples of different classes, the latter as the
+        shares in `THETA_BINS` equal parts of [0, 1].
+    """
+    found = gca.generate(embeddings, labels, u=mixing)
+    views, classes = found.index.shape
+    rows = embeddings.detach().double()[found.index]  # (K, C, D)
+    other = ~torch.eye(classes, dtype=torch.bool, device=rows.device)
+    synthetic = (found.negatives.double() - rows[:, :, None]).norm(dim=-1)  # (anchor view k, anchor a, class c)
+    flat = rows.flatten(0, 1)
+    real = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").view(views, classes, views, classes)
+    real_negatives = real.transpose(2, 3)[:, other]  # (k, pairs of classes, views of the other)
+    nearest_of_class = real.amin(dim=2)
+    apart = ~torch.eye(views, dtype=torch.bool, device=rows.device)
+    positive = real.diagonal(dim1=1, dim2=3)[apart]  # (pairs of views, classes)
+    theta = found.coefficients[labels[:, None] != labels].double()
+    far = torch.where(other, 0.0, torch.inf)
+    bins = (theta * THETA_BINS).long().clamp_(0, THETA_BINS - 1).flatten()
+    return {
+        **_spread("synthetic", synthetic[:, other]),
+        **_spread("real", real_negatives),
+        "hardest_synthetic": (synthetic + far).amin(dim=2).mean().item(),
+        "hardest_real": (nearest_of_class + far).amin(dim=2).mean().item(),
+        "positive": positive.mean().item(),
+        "nearer": (synthetic < nearest_of_class)[:, other].double().mean().item(),
+        "theta_mean": theta.mean().item(),
+        "theta_std": theta.std().item(),
+        "theta_histogram": (torch.bincount(bins, minlength=THETA_BINS) / len(bins)).tolist(),
+    }
+
+
+def _spread(name: str, distances: Tensor) -> dict[str, float]:
+    # kthvalue, unlike quantile, takes any number of values.
+    values = distances.flatten()
+    low, high = (values.kthvalue(1 + round(q * (len(values) - 1))).values.item() for q in (0.1, 0.9))
+    return {name: values.mean().item(), f"{name}_p10": low, f"{name}_p90": high}
+
+
+def _fixed_rows(labels: Tensor, classes: int, views: int, generator: torch.Generator) -> Tensor:
+    """Rows (classes · views,) of a random batch; a class with fewer than `views` images only where others are lacking,
+    and then with repetitions."""
+    present, sizes = labels.unique(return_counts=True)
+    order = torch.randperm(len(present), generator=generator)
+    order = order[(sizes[order] < views).long().sort(stable=True).indices]
+    rows = []
+    for label in present[order[:classes]].tolist():
+        members = (labels == label).nonzero().squeeze(1)
+        members = members[torch.randperm(len(members), generator=generator)]
+        rows.append(members[torch.arange(views) % len(members)])
+    return torch.cat(rows)

@@ -1,0 +1,196 @@
+"""gcahng export: the same outputs, any batch size, files that say what they are."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gcahng.cli import main
+from gcahng.data import DataSplits
+from gcahng.errors import UserError
+from gcahng.train import BackboneConfig, DataConfig, TrainConfig
+from gcahng.train.backbones import build_backbone
+from gcahng.train.evaluate import embed, evaluate_checkpoint, metrics_of
+from gcahng.train.export import ABOUT_FILE, about, export_model, onnx_network
+from gcahng.train.models import Model, load_model, save_model
+
+
+def make_model(data: DataConfig) -> Model:
+    """Random weights, and running statistics that are none of the initial ones."""
+    torch.manual_seed(3)
+    config = TrainConfig(data=data, backbone=BackboneConfig(embedding_dim=16, width=4))
+    network = build_backbone(config.backbone)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.3)
+            module.running_var.uniform_(0.5, 2.0)
+    return Model(network.eval(), config, Path("run/checkpoints/last.pt"), step=7, data_digest="0123456789abcdef")
+
+
+@pytest.fixture(scope="module")
+def grey() -> Model:
+    return make_model(DataConfig())
+
+
+@pytest.fixture(scope="module")
+def grey_onnx(grey: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("export") / "grey.onnx"
+    worst = export_model(grey, out)
+    assert worst is not None and worst <= 1e-5
+    return out
+
+
+def images_for(model: Model, count: int) -> Tensor:
+    shape = (32, 32) if model.config.data.name == "glyphs" else (3, model.preprocessing.crop, model.preprocessing.crop)
+    return torch.randint(256, (count, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(count))
+
+
+@pytest.mark.parametrize("count", [1, 3, 16])
+def test_onnx_gives_the_networks_outputs(grey: Model, grey_onnx: Path, count: int) -> None:
+    """Run by ONNX Runtime as a stranger would, by the documented names."""
+    import onnxruntime
+
+    images = images_for(grey, count)
+    session = onnxruntime.InferenceSession(str(grey_onnx), providers=["CPUExecutionProvider"])
+    (got,) = session.run(["embeddings"], {"images": images.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(got), grey.network(images), rtol=1e-5, atol=1e-5)
+
+
+def test_onnx_says_what_it_is(grey: Model, grey_onnx: Path) -> None:
+    import onnx
+
+    model = onnx.load(grey_onnx)
+    onnx.checker.check_model(model)
+    (given,), (taken,) = model.graph.output, model.graph.input
+    assert (taken.name, given.name) == ("images", "embeddings")
+    assert taken.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    dimensions = [d.dim_param or d.dim_value for d in taken.type.tensor_type.shape.dim]
+    assert dimensions == ["batch", 32, 32]
+    assert [d.dim_param or d.dim_value for d in given.type.tensor_type.shape.dim] == ["batch", 16]
+    known = {entry.key: entry.value for entry in model.metadata_props}
+    assert about(grey).items() <= known.items()
+    assert (known["embedding_dim"], known["normalised"], known["input"]) == ("16", "false", "uint8 (batch, 32, 32)")
+
+
+def test_colour_and_another_operator_set(tmp_path: Path) -> None:
+    import onnx
+
+    model = make_model(DataConfig(name="folder", image_size=24, resize=30))
+    out = tmp_path / "colour.onnx"
+    export_model(model, out, opset=18)
+    assert [entry.version for entry in onnx.load(out).opset_import if entry.domain == ""] == [18]
+    images = images_for(model, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(onnx_network(out)(images), model.network(images), rtol=1e-5, atol=1e-5)
+    loaded = load_model(out)
+    assert (loaded.preprocessing.resize, loaded.preprocessing.crop) == (30, 24)
+    with pytest.raises(UserError, match=r"images are torch.uint8 \(2, 24, 24\); the ONNX file takes uint8 \(batch, 3"):
+        loaded.network(images[:2, 0])
+
+
+def test_a_program_gives_the_networks_outputs(grey: Model, tmp_path: Path) -> None:
+    out = tmp_path / "grey.pt2"
+    assert export_model(grey, out) <= 1e-5
+    extra = {ABOUT_FILE: ""}
+    program = torch.export.load(out, extra_files=extra).module()
+    assert json.loads(extra[ABOUT_FILE]) == about(grey)
+    with torch.no_grad():
+        for count in (1, 6):
+            images = images_for(grey, count)
+            torch.testing.assert_close(program(images), grey.network(images), rtol=1e-5, atol=1e-5)
+
+
+def test_it_is_evaluated_in_the_place_of_its_model(grey: Model, grey_onnx: Path, small_data: DataSplits) -> None:
+    loaded = load_model(grey_onnx)
+    assert (loaded.config, loaded.step, loaded.data_digest) == (grey.config, grey.step, grey.data_digest)
+    device = torch.device("cpu")
+    got = embed(loaded.network, small_data.test, device)
+    torch.testing.assert_close(got, embed(grey.network, small_data.test, device), rtol=1e-5, atol=1e-5)
+    result = evaluate_checkpoint(grey_onnx, device="cpu")
+    assert result["test"] == metrics_of(got, small_data.test) and result["checkpoint"] == str(grey_onnx)
+
+
+def test_the_command(grey: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, out = tmp_path / "model.safetensors", tmp_path / "model.pt2"
+    save_model(file, grey.network.state_dict(), grey.config)
+    assert main(["export", str(file), str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "outputs agree to" in said and f"written     {out}, from {file}" in said and out.is_file()
+
+
+class Unfaithful(nn.Module):
+    """Another network while it is exported."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        embeddings = self.network(images)
+        return embeddings * 1.001 if torch.compiler.is_exporting() else embeddings
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_a_network_that_differs_is_not_written(grey: Model, tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / f"x{suffix}"
+    out.write_text("old")
+    with pytest.raises(UserError, match="differs from the original by 0.001 of .* nothing was written"):
+        export_model(replace(grey, network=Unfaithful(grey.network)), out)
+    assert out.read_text() == "old" and list(tmp_path.iterdir()) == [out]
+    if suffix == ".pt2":
+        assert export_model(replace(grey, network=Unfaithful(grey.network)), out, check=False) is None
+
+
+@pytest.mark.parametrize(
+    ("out", "options", "message"),
+    [
+        ("x.txt", {}, r"out is .*x\.txt; it must end in \.onnx or \.pt2"),
+        ("no/x.onnx", {}, "out is .*; its folder does not exist"),
+        ("x.onnx", {"opset": 11}, "opset is 11; it must be at least 18"),
+        ("x.pt2", {"opset": 18}, "only ONNX has operator sets"),
+    ],
+)
+def test_mistakes(grey: Model, tmp_path: Path, out: str, options: dict[str, int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        export_model(grey, tmp_path / out, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_export_of_ours(grey_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnx
+
+    with pytest.raises(UserError, match="which is ONNX already"):
+        export_model(load_model(grey_onnx), tmp_path / "x.onnx")
+    file = tmp_path / "x.onnx"
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        onnx_network(file)
+    file.write_bytes(grey_onnx.read_bytes()[:-500])
+    with pytest.raises(UserError, match="is no ONNX file or is damaged") as error:
+        onnx_network(file)
+    assert "\n" not in str(error.value)
+    model = onnx.load(grey_onnx)
+    del model.metadata_props[:]
+    onnx.save(model, file)
+    with pytest.raises(UserError, match=r"was not written by gcahng export"):
+        onnx_network(file)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match=r'onnxruntime is not installed; pip install "gcahng\[export\]"'):
+        onnx_network(grey_onnx)
+
+
+def test_a_full_disk(grey: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="cannot be written: No space left on device"):
+        export_model(grey, tmp_path / "x.pt2", check=False)
+    assert not list(tmp_path.iterdir())
