@@ -104,7 +104,8 @@ def reporter(verbose: bool) -> Reporter:
 
 def metrics_table(rows: Mapping[str, Mapping[str, float]]) -> str:
     """A small table in per cent: a row each of `rows`, a column each metric."""
-    names = [name for name in next(iter(rows.values())) if name not in ("queries", "queries_without_match")]
+    counts = ("queries", "queries_without_match", "clusters")
+    names = [name for name in next(iter(rows.values())) if name not in counts]
     width = max(len(row) for row in rows)
     head = " " * width + "".join(f"{metric_title(name):>13}" for name in names)
     lines = [
