@@ -66,7 +66,7 @@ def plot_curves(metrics_jsonl: Path, out_png: Path) -> None:
     places = first + len(losses)
     columns = 2 if places == 4 else min(max(places, 1), 4)
     rows = max(1, math.ceil(places / columns))
-    figure = new_figure(0.6 + 4.1 * columns, 0.5 + 2.75 * rows)
+    figure = _figure(0.6 + 4.1 * columns, 0.5 + 2.75 * rows)
     if not places:
         figure.text(0.5, 0.5, "Nothing was recorded.", ha="center", va="center", color=_GREY, fontsize=11)
     grid = figure.add_gridspec(rows, columns)
@@ -77,7 +77,7 @@ def plot_curves(metrics_jsonl: Path, out_png: Path) -> None:
     for ax in figure.axes:
         ax.set_xlabel("step", fontsize=8, color=_INK)
     figure.suptitle("Training curves", x=0.012, ha="left", fontsize=13, fontweight="bold", color=_INK)
-    save_png(figure, Path(out_png))
+    _save(figure, Path(out_png))
 
 
 def plot_retrieval_grid(
@@ -120,7 +120,7 @@ def plot_retrieval_grid(
     rows, columns = found.shape[0], 1 + found.shape[1]
 
     head = 0.62  # inches for title and key
-    figure = new_figure(0.3 + 1.0 * columns, head + 0.1 + 1.2 * rows, layout=None)
+    figure = _figure(0.3 + 1.0 * columns, head + 0.1 + 1.2 * rows, layout=None)
     height = figure.get_figheight()
     widths = [1.0, 0.12] + [1.0] * (columns - 1)  # a gap sets the query apart
     grid = figure.add_gridspec(
@@ -134,15 +134,13 @@ def plot_retrieval_grid(
     )
     grid.update(wspace=0.12, hspace=0.3)
     for row, query in enumerate(chosen.tolist()):
-        draw_picture(figure.add_subplot(grid[row, 0]), pictures[query], _name(labels[query], class_names), None)
+        _draw_picture(figure.add_subplot(grid[row, 0]), pictures[query], _name(labels[query], class_names), None)
         for column, neighbour in enumerate(found[row].tolist()):
             ax = figure.add_subplot(grid[row, column + 2])
             is_right = bool(right[row, column])
-            draw_picture(ax, pictures[neighbour], _name(labels[neighbour], class_names), is_right)
-    text = "Random query (left), then its nearest samples, nearest first."
-    counts = f"{int(right.sum())} of {right.numel()} are of the query's class."
-    draw_grid_head(figure, head / height, "Nearest neighbours", f"{text} {counts}")
-    save_png(figure, Path(out_png))
+            _draw_picture(ax, pictures[neighbour], _name(labels[neighbour], class_names), is_right)
+    _draw_grid_head(figure, head / height, int(right.sum()), right.numel())
+    _save(figure, Path(out_png))
 
 
 def _read_records(path: Path) -> list[dict[str, Any]]:
@@ -289,7 +287,7 @@ def _name(label: Tensor, class_names: Sequence[str] | None) -> str:
     return name if len(name) <= 15 else name[:14] + "…"
 
 
-def draw_picture(ax: Axes, picture: Tensor, name: str, right: bool | None) -> None:
+def _draw_picture(ax: Axes, picture: Tensor, name: str, right: bool | None) -> None:
     """One image (H, W, 3) with its name below, framed by whether it is right; None for a query."""
     ax.imshow(
         picture.numpy(), vmin=0, vmax=1, interpolation="nearest" if max(picture.shape[:2]) < 64 else "antialiased"
@@ -309,7 +307,13 @@ def draw_picture(ax: Axes, picture: Tensor, name: str, right: bool | None) -> No
         ax.plot(0.9, 0.9, "x", markersize=4.5, color="white", markeredgewidth=1.4, **place)
 
 
-def draw_grid_head(figure: Figure, height: float, title: str, text: str, key: bool = True) -> None:
+def _draw_grid_head(figure: Figure, height: float, right: int, total: int) -> None:
+    """Title, what the frames mean, and how many are right, in the top part `height` of the figure."""
+    text = "Random query (left), then its nearest samples, nearest first."
+    draw_head(figure, height, "Nearest neighbours", f"{text} {right} of {total} are of the query's class.")
+
+
+def draw_head(figure: Figure, height: float, title: str, text: str, key: bool = True) -> None:
     """Title, text and what the frames mean (`key`), in the top part `height` of the figure."""
     from matplotlib.lines import Line2D
 
@@ -332,7 +336,7 @@ def draw_grid_head(figure: Figure, height: float, title: str, text: str, key: bo
     )
 
 
-def new_figure(width: float, height: float, layout: str | None = "constrained") -> Figure:
+def _figure(width: float, height: float, layout: str | None = "constrained") -> Figure:
     """A figure of `width` x `height` inches that draws into memory."""
     require("matplotlib", extra="train", purpose="plots")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -343,7 +347,7 @@ def new_figure(width: float, height: float, layout: str | None = "constrained") 
     return figure
 
 
-def save_png(figure: Figure, out_png: Path) -> None:
+def _save(figure: Figure, out_png: Path) -> None:
     """Write the figure as a PNG, whole or not at all."""
     # Without the version of matplotlib in it, equal pictures are equal files.
     atomic_write(out_png, lambda file: figure.savefig(file, format="png", metadata={"Software": None}))

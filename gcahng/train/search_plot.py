@@ -15,7 +15,7 @@ from gcahng.data.reading import read_rgb
 from gcahng.errors import UserError
 from gcahng.retrieval.items import Items
 from gcahng.train.config import DataConfig
-from gcahng.train.plots import draw_grid_head, draw_picture, new_figure, save_png
+from gcahng.train.plots import _draw_picture, _figure, _save, draw_head
 from gcahng.train.sources import choose_split
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def plot_search(
     columns = max(1, max(map(len, hits)))
     head = 0.62  # inches for title and key
     width = max(4.6, 0.3 + 1.15 * (columns + 1))
-    figure = new_figure(width, head + 0.1 + 1.42 * len(queries), layout=None)
+    figure = _figure(width, head + 0.1 + 1.42 * len(queries), layout=None)
     height = figure.get_figheight()
     grid = figure.add_gridspec(
         len(queries),
@@ -118,9 +118,9 @@ def plot_search(
             caption = f"{hit.value:.3f}  {_caption(items, hit.row, 12)}"
             _draw(figure.add_subplot(grid[row, column]), pictures.get(items, hit.row), caption, hit.right)
     known = [hit.right for found in hits for hit in found if hit.right is not None]
-    draw_grid_head(figure, head / height, "Search", _summary(metric, known), key=bool(known))
+    draw_head(figure, head / height, "Search", _summary(metric, known), key=bool(known))
     try:
-        save_png(figure, out_png)
+        _save(figure, out_png)
     except OSError as error:
         raise UserError(f"{out_png} cannot be written: {error.strerror or error}") from error
 
@@ -135,7 +135,7 @@ def _draw(ax: Axes, picture: Tensor | None, caption: str, right: bool | None) ->
     if picture is None:
         ax.text(0.5, 0.5, "no image", ha="center", va="center", fontsize=8, transform=ax.transAxes)
         picture = torch.ones(8, 8, 3)
-    draw_picture(ax, picture, caption, right)
+    _draw_picture(ax, picture, caption, right)
 
 
 def _summary(metric: str, known: list[bool]) -> str:

@@ -97,8 +97,8 @@ def test_a_picture_shows_the_images_that_were_found(
     from gcahng.train import search_plot
 
     figures = []
-    save = search_plot.save_png
-    monkeypatch.setattr(search_plot, "save_png", lambda figure, path: (figures.append(figure), save(figure, path)))
+    save = search_plot._save
+    monkeypatch.setattr(search_plot, "_save", lambda figure, path: (figures.append(figure), save(figure, path)))
     query, picture = str(place / "pictures" / "b" / "3.png"), str(tmp_path / "p.png")
     arguments = ["search", str(built), query, "--k", "10", "--device", "cpu", "--picture", picture]
     assert main([*arguments, "--labels_from_folders"]) == 0
