@@ -118,7 +118,7 @@ def metric_title(name: str) -> str:
     """recall@1 → Recall@1, map@r → MAP@R, r_precision → R-Precision …"""
     if name == "r_precision":
         return "R-Precision"
-    return name.upper() if name.startswith(("map@", "nmi", "ami")) else name.capitalize()
+    return name.capitalize() if name.startswith(("recall", "precision")) else name.upper()
 
 
 def _losses(logs: Mapping[str, float]) -> str:
