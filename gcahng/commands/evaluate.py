@@ -15,6 +15,9 @@ from gcahng.errors import UserError
 if TYPE_CHECKING:
     from gcahng.train.evaluate import EvalOptions
 
+# --per_class without a file.
+_IN_JSON = Path()
+
 
 def run(arguments: list[str]) -> int:
     """Print Recall@K, MAP@R and R-Precision of a trained network or of embeddings, and write them as JSON.
@@ -49,19 +52,33 @@ def run(arguments: list[str]) -> int:
 
 def _add_metric_options(parser: Parser) -> None:
     group = parser.add_argument_group("metrics")
+    group.add_argument(
+        "--metrics",
+        nargs="+",
+        default=["recall", "map@r", "r_precision"],
+        metavar="METRIC",
+        help="any of recall, precision, map, map@r, r_precision (recall map@r r_precision)",
+    )
     group.add_argument("--recall_at", type=int, nargs="+", metavar="K", help="(the data set's, or 1 2 4 8)")
     group.add_argument("--precision_at", type=int, nargs="+", metavar="K", help="also Precision@K")
     group.add_argument("--map_at", type=int, nargs="+", metavar="K", help="also MAP@K")
     group.add_argument(
         "--ties",
-        choices=("index", "expected", "optimistic", "pessimistic"),
         default="index",
-        help="order of gallery images at the same distance (index: as they come)",
+        metavar="RULE",
+        help="order of gallery images at the same distance: index, expected, optimistic or pessimistic (index)",
     )
     group.add_argument(
-        "--protocol", choices=("exact", "official"), default="exact", help="official: as the authors evaluate (exact)"
+        "--protocol", default="exact", metavar="NAME", help="exact, or official: as the authors evaluate (exact)"
     )
-    group.add_argument("--per_class", type=Path, metavar="FILE.csv", help="write the metrics of each class")
+    group.add_argument(
+        "--per_class",
+        type=Path,
+        nargs="?",
+        const=_IN_JSON,
+        metavar="FILE.csv",
+        help="write the metrics of each class; without FILE.csv into the JSON",
+    )
     group.add_argument("--clustering", action="store_true", help="also NMI and AMI of k-means, which takes long")
     group.add_argument("--seed", type=int, default=0, help="of k-means (0)")
 
@@ -70,6 +87,7 @@ def _metric_options(options: argparse.Namespace) -> EvalOptions:
     from gcahng.train.evaluate import EvalOptions
 
     return EvalOptions(
+        metrics=tuple(options.metrics),
         recall_at=options.recall_at and tuple(options.recall_at),
         precision_at=tuple(options.precision_at or ()),
         map_at=tuple(options.map_at or ()),
@@ -119,7 +137,9 @@ def _report(options: argparse.Namespace, result: dict[str, Any], name: str, defa
     from gcahng.train.files import write_json
     from gcahng.train.report import metrics_table
 
-    classes = result.pop("per_class", None)
+    classes = None
+    if options.per_class not in (None, _IN_JSON):
+        classes = result.pop("per_class")
     written = options.json or default_json
     try:
         write_json(written, result)

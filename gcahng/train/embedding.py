@@ -63,7 +63,11 @@ class EmbedResult:
 def embedding_model(model: Model, preprocessing: Preprocessing) -> EmbeddingModel:
     """What identifies the embeddings of `model`."""
     return EmbeddingModel(
-        fingerprint(model), model.config.backbone.name, str(model.path), preprocessing.resize, preprocessing.crop
+        fingerprint=fingerprint(model),
+        backbone=model.config.backbone.name,
+        path=str(model.path.absolute()),
+        resize=preprocessing.resize,
+        crop=preprocessing.crop,
     )
 
 

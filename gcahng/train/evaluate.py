@@ -30,9 +30,10 @@ class EvalOptions:
     """What is measured, see `gcahng.retrieval.retrieval_metrics`.
 
     Attributes:
+        metrics: any of recall, precision, map, map@r and r_precision.
         recall_at: the K of Recall@K; None: the data set's.
-        precision_at: the K of Precision@K; none: it is left out.
-        map_at: the K of MAP@K; none: it is left out.
+        precision_at: the K of Precision@K, which is then measured too; none: 1 and 10 where `metrics` asks for it.
+        map_at: the K of MAP@K, which is then measured too; none: 10 where `metrics` asks for it.
         ties: order of gallery images at the same distance: index, expected, optimistic or pessimistic.
         protocol: exact, or official: as the authors evaluate.
         per_class: also the metrics of each class.
@@ -40,6 +41,7 @@ class EvalOptions:
         seed: of k-means.
     """
 
+    metrics: tuple[str, ...] = ("recall", "map@r", "r_precision")
     recall_at: tuple[int, ...] | None = None
     precision_at: tuple[int, ...] = ()
     map_at: tuple[int, ...] = ()
@@ -51,11 +53,17 @@ class EvalOptions:
 
     def arguments(self, recall_at: Sequence[int]) -> dict[str, Any]:
         """Of `retrieval_metrics`; `recall_at` are the data set's K."""
-        names = ["recall", *(["precision"] if self.precision_at else []), *(["map"] if self.map_at else [])]
-        chosen: dict[str, Any] = {"metrics": (*names, "map@r", "r_precision")}
-        chosen |= {name: getattr(self, name) for name in ("precision_at", "map_at") if getattr(self, name)}
+        asked = {"precision": self.precision_at, "map": self.map_at}
+        names = [*self.metrics, *(name for name, at in asked.items() if at and name not in self.metrics)]
         recalls = recall_at if self.recall_at is None else self.recall_at
-        return {"recall_at": tuple(recalls), "ties": self.ties, "protocol": self.protocol, **chosen}
+        chosen = {f"{name}_at": at for name, at in asked.items() if at}
+        return {
+            "metrics": tuple(names),
+            "recall_at": tuple(recalls),
+            "ties": self.ties,
+            "protocol": self.protocol,
+            **chosen,
+        }
 
 
 @dataclass(frozen=True)

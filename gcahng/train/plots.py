@@ -129,7 +129,7 @@ def plot_retrieval_grid(
             draw_picture(ax, picture(neighbour), _name(labels[neighbour], class_names), is_right)
     text = "Random query (left), then its nearest samples, nearest first."
     counts = f"{int(right.sum())} of {right.numel()} are of the query's class."
-    draw_grid_head(figure, head / height, "Nearest neighbours", f"{text} {counts}")
+    draw_head(figure, head / height, "Nearest neighbours", f"{text} {counts}")
     save_png(figure, Path(out_png))
 
 
@@ -257,7 +257,7 @@ def draw_picture(ax: Axes, picture: Tensor, name: str, right: bool | None) -> No
         ax.plot(0.9, 0.9, "x", markersize=4.5, color="white", markeredgewidth=1.4, **place)
 
 
-def draw_grid_head(figure: Figure, height: float, title: str, text: str, key: bool = True) -> None:
+def draw_head(figure: Figure, height: float, title: str, text: str, key: bool = True) -> None:
     """Title, text and what the frames mean (`key`), in the top part `height` of the figure."""
     from matplotlib.lines import Line2D
 

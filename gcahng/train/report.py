@@ -116,7 +116,8 @@ def reporter(verbose: bool) -> Reporter:
 
 def metrics_table(rows: Mapping[str, Mapping[str, float]]) -> str:
     """A small table in per cent: a row each of `rows`, a column each metric."""
-    names = [name for name in next(iter(rows.values())) if name not in ("queries", "queries_without_match")]
+    counts = ("queries", "queries_without_match", "clusters")
+    names = [name for name in next(iter(rows.values())) if name not in counts]
     width = max(len(row) for row in rows)
     head = " " * width + "".join(f"{metric_title(name):>13}" for name in names)
     lines = [
@@ -129,7 +130,7 @@ def metric_title(name: str) -> str:
     """recall@1 → Recall@1, map@r → MAP@R, r_precision → R-Precision …"""
     if name == "r_precision":
         return "R-Precision"
-    return name.upper() if name.startswith(("map@", "nmi", "ami")) else name.capitalize()
+    return name.capitalize() if name.startswith(("recall", "precision")) else name.upper()
 
 
 def _losses(logs: Mapping[str, float]) -> str:

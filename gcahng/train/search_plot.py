@@ -15,7 +15,7 @@ from gcahng.data.reading import read_rgb
 from gcahng.errors import UserError
 from gcahng.retrieval.items import Items
 from gcahng.train.config import DataConfig
-from gcahng.train.plots import draw_grid_head, draw_picture, new_figure, save_png
+from gcahng.train.plots import draw_head, draw_picture, new_figure, save_png
 from gcahng.train.sources import choose_split
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def plot_search(
             caption = f"{hit.value:.3f}  {_caption(items, hit.row, 12)}"
             _draw(figure.add_subplot(grid[row, column]), pictures.get(items, hit.row), caption, hit.right)
     known = [hit.right for found in hits for hit in found if hit.right is not None]
-    draw_grid_head(figure, head / height, "Search", _summary(metric, known), key=bool(known))
+    draw_head(figure, head / height, "Search", _summary(metric, known), key=bool(known))
     try:
         save_png(figure, out_png)
     except OSError as error:

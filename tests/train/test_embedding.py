@@ -223,7 +223,7 @@ def test_a_killed_process_goes_on(tmp_path: Path, small_config: Callable[..., An
     from gcahng.train import fit
 
     run_folder = Path(fit(small_config(out=str(tmp_path / "run"), steps=2))["out"])
-    folder = draw_folder(tmp_path / "pictures", classes=4, images=400)
+    folder = draw_folder(tmp_path / "pictures", classes=4, images=100)
 
     def command(out: str) -> list[str]:
         size = ["--data.resize", "128", "--data.image_size", "128", "--data.workers", "0", "--batch_size", "4"]

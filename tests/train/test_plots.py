@@ -37,8 +37,8 @@ def pixels(path):
 def drawn(monkeypatch):
     """The figures that are saved from now on."""
     figures = []
-    save = plots.save_png
-    monkeypatch.setattr(plots, "save_png", lambda figure, path: (figures.append(figure), save(figure, path)))
+    save = plots._save
+    monkeypatch.setattr(plots, "_save", lambda figure, path: (figures.append(figure), save(figure, path)))
     return figures
 
 

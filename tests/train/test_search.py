@@ -97,8 +97,8 @@ def test_a_picture_shows_the_images_that_were_found(
     from gcahng.train import search_plot
 
     figures = []
-    save = search_plot.save_png
-    monkeypatch.setattr(search_plot, "save_png", lambda figure, path: (figures.append(figure), save(figure, path)))
+    save = search_plot._save
+    monkeypatch.setattr(search_plot, "_save", lambda figure, path: (figures.append(figure), save(figure, path)))
     query, picture = str(place / "pictures" / "b" / "3.png"), str(tmp_path / "p.png")
     arguments = ["search", str(built), query, "--k", "10", "--device", "cpu", "--picture", picture]
     assert main([*arguments, "--labels_from_folders"]) == 0
@@ -279,6 +279,19 @@ def test_eval_measures_what_is_asked_for(
     assert main(["eval", "--embeddings", str(file), "--protocol", "official"]) == 0
     official = retrieval_metrics(read_embeddings(file).embeddings, small_data.test.labels, protocol="official")
     assert json.loads((tmp_path / "test.eval.json").read_text())["embeddings"] == official
+
+
+def test_eval_of_clusters(run: str, small_data: DataSplits, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from gcahng.retrieval import clustering_metrics
+
+    file = tmp_path / "test.safetensors"
+    assert main(["embed", run, "--out", str(file), "--device", "cpu"]) == 0
+    assert main(["eval", "--embeddings", str(file), "--clustering", "--seed", "3"]) == 0
+    written = json.loads((tmp_path / "test.eval.json").read_text())["embeddings"]
+    expected = clustering_metrics(read_embeddings(file).embeddings, small_data.test.labels, seed=3)
+    assert expected.items() <= written.items() and expected["clusters"] == 40
+    out = capsys.readouterr().out
+    assert f"{100 * expected['nmi']:.2f}" in out and "NMI" in out and "AMI" in out and "Clusters" not in out
 
 
 def test_eval_of_a_data_set_with_a_gallery(
