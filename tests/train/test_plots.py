@@ -37,7 +37,7 @@ def pixels(path):
 def drawn(monkeypatch):
     """The figures that are saved from now on."""
     figures = []
-    save = plots._save
+    save = plots.save_png
     monkeypatch.setattr(plots, "_save", lambda figure, path: (figures.append(figure), save(figure, path)))
     return figures
 
