@@ -16,7 +16,7 @@ Split = Literal["val", "test"]
 
 
 class Measured(NamedTuple):
-    """metrics of retrieval; embeddings (N, D) of the split's images, and after them of the gallery where there is one."""
+    """metrics of retrieval; embeddings (N, D) of the split's images, then those of its gallery if it has one."""
 
     metrics: dict[str, float]
     embeddings: Tensor

@@ -183,3 +183,22 @@ def test_the_default_run_learns_unseen_classes(tmp_path: Path) -> None:
     assert summary["test"]["recall@1"] >= 0.90 and summary["test"]["map@r"] >= 0.66
     assert main(["eval", str(out)]) == 0
     assert json.loads((out / "eval-last-test.json").read_text())["test"] == summary["test"]
+
+
+def test_recipes_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is a file; what cannot be one is asked of gcahng.recipes."""
+    import types
+
+    (tmp_path / "a_recipe.yaml").write_text("steps: 7\n")
+    asked = []
+    recipes = types.ModuleType("gcahng.recipes")
+    recipes.find = lambda name: (asked.append(name), tmp_path / "a_recipe.yaml")[1]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "gcahng.recipes", recipes)
+    monkeypatch.chdir(tmp_path)
+    assert parse(["--config", "a_recipe"]).steps == parse(["--config=a_recipe"]).steps == 7
+    assert parse(["--config", "a_recipe", "--steps", "9"]).steps == 9
+    assert asked == ["a_recipe"] * 3
+    assert parse(["--config", "a_recipe.yaml"]).steps == parse(["--config", f"{tmp_path}/a_recipe.yaml"]).steps == 7
+    (tmp_path / "plain").write_text("steps: 8\n")
+    assert parse(["--config", "plain"]).steps == 8
+    assert asked == ["a_recipe"] * 3
