@@ -229,8 +229,8 @@ def spoil_step(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
     """In every run the network's gradients at these steps are no numbers."""
     real = Trainer.__init__
 
-    def init(self: Trainer, *arguments: Any) -> None:
-        real(self, *arguments)
+    def init(self: Trainer, *arguments: Any, **options: Any) -> None:
+        real(self, *arguments, **options)
         spoil_gradient(self.model.head[1].weight, NAN, when=lambda: self.step + 1 in steps)
 
     monkeypatch.setattr(Trainer, "__init__", init)

@@ -242,6 +242,24 @@ def test_a_finished_run(whole: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert resume(whole)["steps"] == 8
 
 
+def test_the_newest_of_the_others_is_taken(config_of_whole: TrainConfig, whole: Path) -> None:
+    """With last.pt and previous.pt gone, best.pt (step 3 or 6) and step-4.pt are left."""
+    run = interrupted(config_of_whole, 5)
+    for which in ("last", "previous"):
+        truncate(run / "checkpoints" / f"{which}.pt")
+    with pytest.warns(UserWarning, match=r"previous\.pt is no .*; going on from .*/step-4\.pt, step 4"):
+        resume(run)
+    (run / "checkpoints" / "last.damaged").unlink()
+    assert differences(outcome(whole), outcome(run)) == []
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl = pytest.importorskip("fcntl")  # Windows has none
+    monkeypatch.setattr(fcntl, "lockf", full_disk_after(fcntl.lockf, lambda *_: True, errno.ENOLCK))
+    with pytest.warns(UserWarning, match=r"cannot be locked \(No locks available\)"), run_lock(tmp_path):
+        pass
+
+
 def test_only_one_process_trains_a_run(config_of_whole: TrainConfig) -> None:
     run = interrupted(config_of_whole, 4)
     code = "import sys, time; from pathlib import Path; from gcahng.train.files import run_lock\n"
