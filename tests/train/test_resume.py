@@ -28,6 +28,7 @@ from gcahng.errors import UserError
 from gcahng.train import BackboneConfig, DataConfig, TrainConfig, TrainingInterrupted, files, fit, resume
 from gcahng.train import trainer as trainer_module
 from gcahng.train.checkpoint import find_checkpoint, load_checkpoint
+from gcahng.train.devices import deterministic
 from gcahng.train.files import CannotWrite, run_lock
 from gcahng.train.trainer import Trainer
 
@@ -592,6 +593,26 @@ def test_system_lines(whole: Path) -> None:
     for line in system:
         assert line["images_per_second"] > 0 and 0 <= line["data_wait"] <= 1 and line["lr"] == 1e-3
         assert 50 < line["peak_memory_mib"] < 100_000
+
+
+def test_deterministic_algorithms_for_a_while() -> None:
+    assert not torch.are_deterministic_algorithms_enabled()
+    with deterministic(True):
+        assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+        with deterministic(False):
+            assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fields", [{}, {"precision": "bf16"}, {"precision": "fp16"}, {"skip_nonfinite": 1}])
+def test_on_cuda_with_deterministic(fields: dict[str, Any], small_config: MakeConfig, tmp_path: Path) -> None:
+    fields = {**fields, "device": "cuda", "deterministic": True}
+    fit(small_config(**fields, out=str(tmp_path / "whole")))
+    run = interrupted(small_config(**fields, out=str(tmp_path / "run")), 3)
+    resume(run)
+    assert differences(outcome(tmp_path / "whole"), outcome(run)) == []
 
 
 def test_seconds_add_up(config_of_whole: TrainConfig) -> None:
