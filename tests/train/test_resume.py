@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import torch
+from killed_runs import differences, no_pictures, outcome
 
 import gcahng
 from gcahng.cli import main
@@ -31,9 +32,6 @@ from gcahng.train.checkpoint import find_checkpoint, load_checkpoint
 from gcahng.train.devices import deterministic
 from gcahng.train.files import CannotWrite, run_lock
 from gcahng.train.trainer import Trainer
-
-sys.path.insert(0, str(Path(__file__).parent))
-from killed_runs import differences, no_pictures, outcome
 
 ROOT = Path(gcahng.__file__).parents[1]
 MakeConfig = Callable[..., TrainConfig]
