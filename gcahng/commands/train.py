@@ -107,13 +107,12 @@ def parse(arguments: list[str]) -> TrainConfig:
 
     parser = ArgumentParser(prog="gcahng train", description=run.__doc__, exit_on_error=False)
     parser.add_argument("--config", action="config", help="a YAML file of these options, or the name of a recipe")
-    parser.add_argument("--resume", metavar="RUN", help="go on with the run of this folder")
     parser.add_class_arguments(TrainConfig)
     try:
         values = parser.parse_args(_with_recipes(arguments)).as_dict()
     except ArgumentError as error:
         raise UserError(_one_line(str(error), parser)) from None
-    del values["config"], values["resume"]
+    del values["config"]
     return config_from_dict(values)
 
 

@@ -119,8 +119,9 @@ def newest_checkpoint(run: Path) -> tuple[Path | None, dict[str, Any], list[Dama
     Raises:
         UserError: there are some, and none can be read.
     """
-    kept = sorted((run / FOLDER).glob("step-*.pt"), key=lambda path: -int(path.stem.removeprefix("step-")))
-    paths = [*(checkpoint_path(run, which) for which in ("last", "previous", "best")), *kept]
+    newest = [checkpoint_path(run, which) for which in ("last", "previous")]
+    others = [path for path in (run / FOLDER).glob("*.pt") if path not in newest]  # the best, and those kept for good
+    paths = [*newest, *sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)]
     damaged: list[DamagedCheckpoint] = []
     for path in paths:
         if not path.is_file():

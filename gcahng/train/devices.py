@@ -42,13 +42,14 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 @contextmanager
-def deterministic_cuda() -> Iterator[None]:
-    """On CUDA only algorithms whose results repeat bit for bit, for a while; an operation without one is an error."""
+def deterministic(wanted: bool) -> Iterator[None]:
+    """For a while, on CUDA only algorithms whose results repeat bit for bit, where an operation without one is an
+    error; or any."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = torch.backends.cudnn.benchmark
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(wanted)
+    torch.backends.cudnn.benchmark = benchmark and not wanted
     try:
         yield
     finally:

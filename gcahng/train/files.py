@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,6 +100,8 @@ def run_lock(run: Path) -> Iterator[None]:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError):
                 raise UserError(f"{run} is being trained by another process; wait for its end, or end it") from None
+            except OSError as error:  # some network file systems know no locks
+                warnings.warn(f"{run} cannot be locked ({error.strerror}); train it in one process only", stacklevel=3)
         yield
 
 

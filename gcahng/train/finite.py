@@ -81,11 +81,11 @@ class FiniteWatch:
         """Read what has not been read.
 
         Raises:
-            NonFinite: see `look`.
+            NonFinite: see `look`; again each time, since what followed from the values is there to stay.
         """
-        unread, self._unread = self._unread, None
-        if unread is not None:
-            unread.check()
+        if self._unread is not None:
+            self._unread.check()
+            self._unread = None
 
 
 class _Unread(NamedTuple):

@@ -16,7 +16,7 @@ from gcahng.data import load_data
 from gcahng.errors import UserError
 from gcahng.train.checkpoint import FOLDER, newest_checkpoint
 from gcahng.train.config import TrainConfig, config_from_dict, config_to_dict
-from gcahng.train.devices import deterministic_cuda, resolve_device, torch_threads
+from gcahng.train.devices import deterministic, resolve_device, torch_threads
 from gcahng.train.files import check_run_folder, make_run_folder, remove_temporaries, run_lock, write_text, writing
 from gcahng.train.report import Reporter, reporter
 from gcahng.train.session import SUMMARY, Session, selects_on
@@ -155,7 +155,7 @@ def _surroundings(config: TrainConfig) -> Iterator[None]:
         stack.enter_context(torch_threads(config.threads or torch.get_num_threads()))
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         if config.deterministic and device.type == "cuda":
-            stack.enter_context(deterministic_cuda())
+            stack.enter_context(deterministic(True))
         yield
 
 

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from gcahng.data import DataSplits, LabeledImages, Preprocessing
 from gcahng.retrieval import retrieval_metrics
 from gcahng.train.config import TrainConfig
+from gcahng.train.devices import deterministic
 from gcahng.train.evaluate import embed
 
 Split = Literal["val", "test"]
 
 
 class Measured(NamedTuple):
-    """metrics of retrieval; embeddings (N, D) of the split's images, then of the gallery's where there is one."""
+    """metrics of retrieval; embeddings (N, D) of the split's images, then those of its gallery if it has one."""
 
     metrics: dict[str, float]
     embeddings: Tensor
@@ -32,15 +33,15 @@ def measure(model: nn.Module, data: DataSplits, split: Split, config: TrainConfi
 
     images = getattr(data, split)
     queries = embedded(images)
-    if split != "test" or data.gallery is None:
-        metrics = retrieval_metrics(queries, images.labels.to(device), recall_at=data.recall_at)
-        return Measured(metrics, queries)
-    gallery = embedded(data.gallery)
-    metrics = retrieval_metrics(
-        queries,
-        images.labels.to(device),
-        recall_at=data.recall_at,
-        gallery_embeddings=gallery,
-        gallery_labels=data.gallery.labels.to(device),
-    )
-    return Measured(metrics, torch.cat([queries, gallery]))
+    gallery = data.gallery if split == "test" else None
+    found = None if gallery is None else embedded(gallery)
+    # The search is exact and repeats anyway, but PyTorch takes its kthvalue for an operation that might not.
+    with deterministic(False):
+        metrics = retrieval_metrics(
+            queries,
+            images.labels.to(device),
+            recall_at=data.recall_at,
+            gallery_embeddings=found,
+            gallery_labels=None if gallery is None else gallery.labels.to(device),
+        )
+    return Measured(metrics, queries if found is None else torch.cat([queries, found]))

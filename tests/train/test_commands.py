@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 import gcahng
 from gcahng.cli import main
 from gcahng.commands.train import parse
 from gcahng.train import DataConfig, GcaConfig, TrainConfig
+from gcahng.train.checkpoint import load_checkpoint
 from gcahng.train.config import config_to_dict
 
 ROOT = Path(gcahng.__file__).parents[1]
@@ -171,6 +173,25 @@ def test_ctrl_c_in_a_real_process(tmp_path: Path) -> None:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err.startswith("gcahng: interrupted after step ") and err.count("\n") == 1
+    assert err.endswith(f"to go on: gcahng train --resume {tmp_path / 'run'}\n")
+
+
+@pytest.mark.slow
+def test_sigkill_and_resume_on_the_command_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "gcahng", "train"]
+    options = [*SMALL.split(), "--steps", "60", "--eval_every", "20"]
+    subprocess.run([*command, *options, "--out", str(tmp_path / "whole")], cwd=ROOT, check=True)
+    process = subprocess.Popen([*command, *options, "--out", str(tmp_path / "run")], stdout=subprocess.PIPE, cwd=ROOT)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(b"step 40/"):
+            break
+    process.kill()
+    process.communicate()
+    subprocess.run([*command, "--resume", str(tmp_path / "run")], cwd=ROOT, check=True)
+    found = [load_checkpoint(tmp_path / run / "checkpoints" / "last.pt") for run in ("whole", "run")]
+    assert found[1]["resumed"] == 1 and found[0]["step"] == found[1]["step"] == 60
+    assert all(torch.equal(found[0]["model"][name], value) for name, value in found[1]["model"].items())
 
 
 @pytest.mark.slow
@@ -183,3 +204,22 @@ def test_the_default_run_learns_unseen_classes(tmp_path: Path) -> None:
     assert summary["test"]["recall@1"] >= 0.90 and summary["test"]["map@r"] >= 0.66
     assert main(["eval", str(out)]) == 0
     assert json.loads((out / "eval-last-test.json").read_text())["test"] == summary["test"]
+
+
+def test_recipes_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is a file; what cannot be one is asked of gcahng.recipes."""
+    import types
+
+    (tmp_path / "a_recipe.yaml").write_text("steps: 7\n")
+    asked = []
+    recipes = types.ModuleType("gcahng.recipes")
+    recipes.find = lambda name: (asked.append(name), tmp_path / "a_recipe.yaml")[1]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "gcahng.recipes", recipes)
+    monkeypatch.chdir(tmp_path)
+    assert parse(["--config", "a_recipe"]).steps == parse(["--config=a_recipe"]).steps == 7
+    assert parse(["--config", "a_recipe", "--steps", "9"]).steps == 9
+    assert asked == ["a_recipe"] * 3
+    assert parse(["--config", "a_recipe.yaml"]).steps == parse(["--config", f"{tmp_path}/a_recipe.yaml"]).steps == 7
+    (tmp_path / "plain").write_text("steps: 8\n")
+    assert parse(["--config", "plain"]).steps == 8
+    assert asked == ["a_recipe"] * 3

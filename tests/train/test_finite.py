@@ -207,9 +207,11 @@ def test_the_deferred_watch() -> None:
     names[0] = "two.jpg"
     with pytest.raises(NonFinite, match=r"^b is nan at step 2 \(so is c\); the batch's images are one.jpg$"):
         watch.look(3, good, lambda: names)
-    watch.look(4, bad, lambda: names)
-    with pytest.raises(NonFinite, match="at step 4"):
+    with pytest.raises(NonFinite, match="at step 2"):
         watch.settle()
+    watch = FiniteWatch(deferred=True)
+    watch.look(4, good, lambda: names)
+    watch.settle()
     watch.settle()
     with pytest.raises(NonFinite, match="at step 5"):
         FiniteWatch(deferred=False).look(5, bad, lambda: names)
@@ -225,12 +227,26 @@ def test_a_deferred_step_reaches_no_checkpoint(small_config: MakeConfig, small_d
         trainer.state_dict()
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("loss", ["npair", "gca_hng"])
+def test_on_cuda_a_step_later(loss: str, small_config: MakeConfig, small_data: DataSplits) -> None:
+    trainer = Trainer(small_config(loss=loss, device="cuda"), small_data)
+    trainer.train_step()
+    hook = spoil_gradient(trainer.model.head[1].weight, NAN)
+    trainer.train_step()
+    hook.remove()
+    with pytest.raises(NonFinite, match="^the network's gradient is nan at step 2"):
+        trainer.train_step()
+    with pytest.raises(NonFinite, match="^the network's gradient is nan at step 2"):  # the weights are spoilt for good
+        trainer.state_dict()
+
+
 def spoil_step(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
     """In every run the network's gradients at these steps are no numbers."""
     real = Trainer.__init__
 
-    def init(self: Trainer, *arguments: Any) -> None:
-        real(self, *arguments)
+    def init(self: Trainer, *arguments: Any, **options: Any) -> None:
+        real(self, *arguments, **options)
         spoil_gradient(self.model.head[1].weight, NAN, when=lambda: self.step + 1 in steps)
 
     monkeypatch.setattr(Trainer, "__init__", init)

@@ -25,6 +25,12 @@ MakeConfig = Callable[..., TrainConfig]
 FinishedRun = tuple[Path, dict[str, Any]]
 
 
+@pytest.fixture
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plots take longer than such a run, and have tests of their own."""
+    monkeypatch.setattr("gcahng.train.session._draw", lambda *_: None)
+
+
 def test_the_run_folder(finished_run: FinishedRun) -> None:
     run, _ = finished_run
     assert {path.name for path in run.iterdir()} >= {
@@ -123,6 +129,7 @@ def test_evaluating_the_run_equals_the_summary(finished_run: FinishedRun) -> Non
     assert evaluate_checkpoint(run, which="best", split="val")["val"] == summary["best"]["val"]
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_the_same_seed_gives_the_same_run(finished_run: FinishedRun, small_config: MakeConfig, tmp_path: Path) -> None:
     run, summary = finished_run
     torch.manual_seed(4321)
@@ -182,6 +189,7 @@ def test_a_signal_ends_the_step_and_saves(
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_verbose_lines(small_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(small_config(out=str(tmp_path / "run"), loss="npair"), verbose=True)
     lines = capsys.readouterr().out.splitlines()
@@ -192,6 +200,7 @@ def test_verbose_lines(small_config: MakeConfig, tmp_path: Path, capsys: pytest.
     assert not any("\r" in line or "\x1b" in line for line in lines)
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_silent_by_default(small_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(small_config(out=str(tmp_path / "run"), loss="supcon", steps=1))
     assert capsys.readouterr() == ("", "")

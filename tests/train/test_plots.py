@@ -38,7 +38,7 @@ def drawn(monkeypatch):
     """The figures that are saved from now on."""
     figures = []
     save = plots.save_png
-    monkeypatch.setattr(plots, "_save", lambda figure, path: (figures.append(figure), save(figure, path)))
+    monkeypatch.setattr(plots, "save_png", lambda figure, path: (figures.append(figure), save(figure, path)))
     return figures
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import torch
+from killed_runs import differences, no_pictures, outcome
 
 import gcahng
 from gcahng.cli import main
@@ -28,11 +29,9 @@ from gcahng.errors import UserError
 from gcahng.train import BackboneConfig, DataConfig, TrainConfig, TrainingInterrupted, files, fit, resume
 from gcahng.train import trainer as trainer_module
 from gcahng.train.checkpoint import find_checkpoint, load_checkpoint
+from gcahng.train.devices import deterministic
 from gcahng.train.files import CannotWrite, run_lock
 from gcahng.train.trainer import Trainer
-
-sys.path.insert(0, str(Path(__file__).parent))
-from killed_runs import differences, no_pictures, outcome
 
 ROOT = Path(gcahng.__file__).parents[1]
 MakeConfig = Callable[..., TrainConfig]
@@ -240,6 +239,24 @@ def test_a_finished_run(whole: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert f"{whole} has finished; there is nothing to go on with" in out and "Recall@1" in out
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
     assert resume(whole)["steps"] == 8
+
+
+def test_the_newest_of_the_others_is_taken(config_of_whole: TrainConfig, whole: Path) -> None:
+    """With last.pt and previous.pt gone, best.pt (step 3 or 6) and step-4.pt are left."""
+    run = interrupted(config_of_whole, 5)
+    for which in ("last", "previous"):
+        truncate(run / "checkpoints" / f"{which}.pt")
+    with pytest.warns(UserWarning, match=r"previous\.pt is no .*; going on from .*/step-4\.pt, step 4"):
+        resume(run)
+    (run / "checkpoints" / "last.damaged").unlink()
+    assert differences(outcome(whole), outcome(run)) == []
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl = pytest.importorskip("fcntl")  # Windows has none
+    monkeypatch.setattr(fcntl, "lockf", full_disk_after(fcntl.lockf, lambda *_: True, errno.ENOLCK))
+    with pytest.warns(UserWarning, match=r"cannot be locked \(No locks available\)"), run_lock(tmp_path):
+        pass
 
 
 def test_only_one_process_trains_a_run(config_of_whole: TrainConfig) -> None:
@@ -574,6 +591,26 @@ def test_system_lines(whole: Path) -> None:
     for line in system:
         assert line["images_per_second"] > 0 and 0 <= line["data_wait"] <= 1 and line["lr"] == 1e-3
         assert 50 < line["peak_memory_mib"] < 100_000
+
+
+def test_deterministic_algorithms_for_a_while() -> None:
+    assert not torch.are_deterministic_algorithms_enabled()
+    with deterministic(True):
+        assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+        with deterministic(False):
+            assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fields", [{}, {"precision": "bf16"}, {"precision": "fp16"}, {"skip_nonfinite": 1}])
+def test_on_cuda_with_deterministic(fields: dict[str, Any], small_config: MakeConfig, tmp_path: Path) -> None:
+    fields = {**fields, "device": "cuda", "deterministic": True}
+    fit(small_config(**fields, out=str(tmp_path / "whole")))
+    run = interrupted(small_config(**fields, out=str(tmp_path / "run")), 3)
+    resume(run)
+    assert differences(outcome(tmp_path / "whole"), outcome(run)) == []
 
 
 def test_seconds_add_up(config_of_whole: TrainConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -91,6 +92,23 @@ def test_a_checkpoint_goes_on_with_the_same_bits(
     assert resumed.step == 4
     assert steps(resumed, 4) == expected
     assert same(weights(resumed), weights(trainer))
+
+
+def test_what_is_drawn_from_torchs_generator_goes_on_too(small_config: MakeConfig, small_data: DataSplits) -> None:
+    """As with a network that has dropout."""
+
+    def noisy() -> Trainer:
+        trainer = Trainer(small_config(loss="npair"), small_data)
+        trainer.model.register_forward_hook(lambda module, images, z: z + torch.rand_like(z))
+        return trainer
+
+    trainer = noisy()
+    steps(trainer, 2)
+    state = copy.deepcopy(trainer.state_dict())
+    expected = steps(trainer, 2)
+    resumed = noisy()
+    resumed.load_state_dict(state)
+    assert steps(resumed, 2) == expected
 
 
 def test_a_checkpoint_of_other_data_is_refused(small_config: MakeConfig, small_data: DataSplits) -> None:

@@ -1,0 +1,144 @@
+"""Runs on image files: resumed with any number of workers, stopped with the whole process group."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from killed_runs import differences, outcome
+
+import gcahng
+from gcahng.data import load_data
+from gcahng.train import (
+    BackboneConfig,
+    DataConfig,
+    GcaConfig,
+    NonFinite,
+    OptimizerConfig,
+    TrainConfig,
+    TrainingInterrupted,
+    fit,
+    resume,
+)
+from gcahng.train.config import config_to_dict
+from gcahng.train.trainer import Trainer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
+from trees import make_cub200, make_inshop
+
+ROOT = Path(gcahng.__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def the_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files, and not the glyphs that every other run of these tests sees."""
+    monkeypatch.setattr("gcahng.train.loop.load_data", load_data)
+
+
+@pytest.fixture(scope="module")
+def cub200(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_cub200(tmp_path_factory.mktemp("data") / "cub200", classes=12, images=6)
+
+
+@pytest.fixture
+def config(cub200: Path, tmp_path: Path) -> TrainConfig:
+    return TrainConfig(
+        epochs=2,
+        keep_every=4,
+        log_every=2,
+        device="cpu",
+        threads=1,
+        out=str(tmp_path / "run"),
+        data=DataConfig(
+            name="cub200",
+            root=str(cub200),
+            classes_per_batch=3,
+            samples_per_class=2,
+            val_classes=2,
+            image_size=16,
+            resize=20,
+            workers=0,
+        ),
+        backbone=BackboneConfig(embedding_dim=8, width=4, freeze_bn=True),
+        optimizer=OptimizerConfig(schedule="step", step_epochs=1, warmup_epochs=1),
+        gca=GcaConfig(heads=2),
+    )
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    real = Trainer.train_step
+
+    def step_then_signal(self: Trainer) -> Any:
+        logs = real(self)
+        if self.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return logs
+
+    monkeypatch.setattr(Trainer, "train_step", step_then_signal)
+
+
+def test_any_number_of_workers(config: TrainConfig, tmp_path: Path) -> None:
+    fit(replace(config, out=str(tmp_path / "whole")))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(TrainingInterrupted):
+        stop_at(patch, 3)
+        fit(replace(config, data=replace(config.data, workers=2)))
+    run = Path(str(config.out))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(TrainingInterrupted):
+        stop_at(patch, 5)
+        resume(run, workers=1)
+    summary = resume(run, workers=0)
+    assert summary["steps"] == 8 and summary["resumed"] == 2
+    found = [outcome(folder) for folder in (tmp_path / "whole", run)]
+    assert all(name.endswith("/config/data/workers") for name in differences(*found))
+    assert found[0]["summary"]["best"] and (run / "retrieval.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_images_that_are_not_finite_are_named(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Trainer.__init__
+
+    def init(self: Trainer, *arguments: Any, **options: Any) -> None:
+        real(self, *arguments, **options)
+        self.model.head[1].weight.register_hook(lambda gradient: gradient * float("nan"))
+
+    monkeypatch.setattr(Trainer, "__init__", init)
+    with pytest.raises(NonFinite, match=r"the network's gradient is nan at step 1; the batch's images are .*\.jpg, "):
+        fit(config)
+    noted = json.loads((Path(str(config.out)) / "nonfinite.jsonl").read_text())
+    assert len(noted["images"]) == 6
+    assert all((Path(str(config.data.root)) / name).is_file() for name in noted["images"])
+
+
+def test_a_gallery_of_files(config: TrainConfig, tmp_path: Path) -> None:
+    root = make_inshop(tmp_path / "inshop")
+    summary = fit(replace(config, epochs=1, data=replace(config.data, name="inshop", root=str(root), val_classes=0)))
+    assert summary["selected_on"] is None and {"recall@1", "recall@50"} <= set(summary["test"])
+
+
+def test_ctrl_c_reaches_the_workers_too(config: TrainConfig, tmp_path: Path) -> None:
+    """As in a terminal: the signal goes to every process of the group."""
+    options = f"--config {tmp_path}/options.yaml --steps 100000 --eval_every 5 --log_every 5 --data.workers 2"
+    (tmp_path / "options.yaml").write_text(yaml.safe_dump(config_to_dict(replace(config, epochs=None))))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gcahng", "train", *options.split()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 5/"):
+            break
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert err.startswith("gcahng: interrupted after step ") and err.count("\n") == 1
