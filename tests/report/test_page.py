@@ -195,7 +195,7 @@ def test_the_command(runs, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["report", str(runs.run), "--baseline", str(runs.baseline), "--map", "pca", "--queries", "1"]
     assert main([*arguments, "--device", "cpu"]) == 0
     out = capsys.readouterr().out
-    assert "embedding 45 test images" in out and f"written {runs.run}/report.html" in out
+    assert "embedding 45 test images of" in out and f"written {runs.run}/report.html" in out
     (runs.run / "report.html").unlink()
 
 
@@ -233,3 +233,12 @@ def test_a_full_disk_leaves_the_old_page(runs, tmp_path: Path, monkeypatch: pyte
     with pytest.raises(UserError, match="cannot be written: No space left on device"):
         write(runs, tmp_path)
     assert out.read_text() == "old" and list(tmp_path.iterdir()) == [out]
+
+
+def test_images_that_have_moved_and_progress(runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    roots, heard = [], []
+    monkeypatch.setattr("gcahng.report.contents.PART", 20)
+    monkeypatch.setattr("gcahng.report.contents.load_data", lambda config: (roots.append(config.root), runs.data)[1])
+    whole = write(runs, tmp_path)[1]
+    parts = write(runs, tmp_path, data_root=Path("/elsewhere"), progress=lambda *places: heard.append(places))[1]
+    assert roots == [None, "/elsewhere"] and heard == [(20, 45), (40, 45), (45, 45)] and parts == whole
