@@ -135,7 +135,7 @@ def test_names_are_text(runs, tmp_path: Path) -> None:
 def test_files_and_a_gallery(runs, file_data: DataSplits, see: Callable[[DataSplits], None], tmp_path: Path) -> None:
     see(file_data)
     page, text = write(runs, tmp_path)
-    assert "15 images are searched" in page.text and "1 queries have nothing right to find" in page.text
+    assert "15 images are searched" in page.text and "Queries with nothing right to find, left out: 1." in page.text
     assert "Recall@3" in page.text and "Recall@2" in page.text  # of this page, and of the run's own validation
     assert "These images differ from" not in page.text  # the digest is the same
     queries = {a["alt"] for a in page.all("img")}
