@@ -59,7 +59,8 @@ def curves(contents: Contents) -> str:
         lines = [line for line in lines if line.points]
         if lines:
             charts.append(line_chart(lines, title=metric_title(name), note=f"per cent, {classes}"))
-    recalls = [name for name in metric_names(run.records, kind) if name.startswith("recall@")]
+    recalls = metric_names(run.records, kind)
+    recalls = [name for name in recalls if name.startswith("recall@")]
     lines = [
         Line(metric_title(name), _per_cent(series(run.records, kind, name)), i % COLOURS + 1, i >= COLOURS)
         for i, name in enumerate(recalls)

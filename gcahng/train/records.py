@@ -56,8 +56,8 @@ def series(records: list[dict[str, Any]], kind: str, name: str) -> list[tuple[in
     return sorted(values.items())
 
 
-def metric_names(records: list[dict[str, Any]], kind: str = "val") -> list[str]:
-    """The metrics of the records of a kind: MAP@R and R-Precision, then Recall@K by K."""
+def metric_names(records: list[dict[str, Any]], kind: str) -> list[str]:
+    """The metrics of the records of a kind, "val" or "test": MAP@R and R-Precision, then Recall@K by K."""
     names = {name for record in records if record["kind"] == kind for name in record}
     recalls = sorted((n for n in names if n.startswith("recall@")), key=lambda n: int(n.removeprefix("recall@")))
     return [name for name in ("map@r", "r_precision") if name in names] + recalls
