@@ -47,7 +47,8 @@ def plot_curves(metrics_jsonl: Path, out_png: Path) -> None:
     records = read_records(Path(metrics_jsonl))
     losses = {name: series(records, "train", name) for name in LOSSES}
     losses = {name: values for name, values in losses.items() if values}
-    metrics = {name: series(records, "val", name) for name in metric_names(records, "val")}
+    kind = "val" if any(record["kind"] == "val" for record in records) else "test"
+    metrics = {name: series(records, kind, name) for name in metric_names(records, kind)}
     # The panel of metrics is two wide, for its legend.
     first = 2 if metrics else 0
     places = first + len(losses)
