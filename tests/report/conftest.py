@@ -63,7 +63,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     run, baseline = folder / 'run "1" <b>&', folder / "base'line"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gcahng.train.loop.load_data", lambda config: data)
-        patch.setattr("gcahng.train.loop._draw", lambda *arguments: None)  # pictures that nobody looks at here
+        for name in ("plot_curves", "plot_retrieval_grid"):  # pictures that nobody looks at here
+            patch.setattr(f"gcahng.train.plots.{name}", lambda *arguments, **options: None)
         fit(small_config(run))
         fit(small_config(baseline, "npair"))
     return Runs(run, baseline, data)
