@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from gcahng.commands._arguments import Parser
@@ -23,20 +24,32 @@ def run(arguments: list[str]) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="of random queries and the map (0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
+    parser.add_argument(
+        "--data.root", dest="data_root", type=Path, metavar="DIR", help="folder of the images (that of the run)"
+    )
     options = parser.parse_args(arguments)
+
+    from gcahng._extras import require
+
+    require("rich", extra="train", purpose="gcahng report")
+    from rich.progress import Progress
 
     from gcahng.report import write_report
 
-    written = write_report(
-        options.run,
-        options.out,
-        baselines=options.baseline,
-        which=options.which,
-        queries=options.queries,
-        map_method=options.map,
-        seed=options.seed,
-        device=options.device,
-        say=lambda text: print(text, flush=True),
-    )
+    with Progress(transient=True, disable=not sys.stdout.isatty()) as bar:
+        task = bar.add_task("embedding", total=None)
+        written = write_report(
+            options.run,
+            options.out,
+            baselines=options.baseline,
+            which=options.which,
+            queries=options.queries,
+            map_method=options.map,
+            seed=options.seed,
+            device=options.device,
+            data_root=options.data_root,
+            say=lambda text: print(text, flush=True),
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
     print(f"written {written}, {written.stat().st_size / 1e6:.1f} MB")
     return 0

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gcahng.data import DataSplits, LabeledImages, load_data
@@ -17,11 +18,14 @@ from gcahng.report.embedding_map import EmbeddingMap, embedding_map
 from gcahng.report.ranking import Ranking, rank
 from gcahng.retrieval import retrieval_metrics
 from gcahng.train.devices import resolve_device, torch_threads
-from gcahng.train.evaluate import embed, evaluate_checkpoint
+from gcahng.train.evaluate import EVAL_BATCH, embed
 from gcahng.train.models import Model, load_model
 from gcahng.train.records import read_records
 
 NEIGHBOURS = 8
+PART = 16 * EVAL_BATCH
+
+Progress = Callable[[int, int], None]  # images embedded so far, and all of them
 
 
 @dataclass(frozen=True)
@@ -82,63 +86,88 @@ def gather(
     map_method: str,
     seed: int,
     device: str,
+    data_root: Path | None,
     say: Callable[[str], None],
+    progress: Progress,
 ) -> Contents:
     """Embed the test images of the run's data and look at what they find; arguments as in `write_report`."""
     model = load_model(source, which)
-    place = resolve_device(device)
-    data = load_data(model.config.data)
+    measure = _Measure(resolve_device(device), data_root, say, progress)
+    data = measure.data(model)
     names = _names([source, *baselines])
-    others = []  # first, so that a mistake in their names shows at once
-    for name, path in zip(names[1:], baselines, strict=True):
-        say(f"reading {path}")
-        others.append(_baseline(name, path, which, data.recall_at, device))
-    # The training run's number of threads, as `gcahng eval` takes it, so that the numbers are the same.
-    with torch_threads(min(model.config.threads or 1, os.cpu_count() or 1)):
-        embeddings, gallery = _embeddings(model, data, place, say)
-        labels = data.test.labels
-        gallery_labels = None if data.gallery is None else data.gallery.labels
-        say("searching")
-        searched = {"gallery_embeddings": gallery, "gallery_labels": gallery_labels}
-        metrics = retrieval_metrics(embeddings, labels, recall_at=data.recall_at, **searched)
-        ranking = rank(embeddings, labels, NEIGHBOURS, **searched)
-        say("drawing the map")
-        places = embedding_map(embeddings, labels, method=map_method, seed=seed)
+    # First, so that a mistake in their names shows at once.
+    others = [
+        _baseline(name, path, which, data.recall_at, measure) for name, path in zip(names[1:], baselines, strict=True)
+    ]
+    embeddings, gallery, metrics = measure(model, data, data.recall_at)
+    say("drawing the map and the page")
+    labels = data.test.labels
+    gallery_labels = None if data.gallery is None else data.gallery.labels
     digest = model.data_digest
-    run = Run(names[0], model.config.loss_title, model.step, metrics, _records(source), digest)
     return Contents(
-        run=run,
+        run=Run(names[0], model.config.loss_title, model.step, metrics, _records(source), digest),
         baselines=others,
         model=model,
         images=data.test,
         gallery=data.test if data.gallery is None else data.gallery,
-        ranking=ranking,
-        map=places,
+        ranking=rank(embeddings, labels, NEIGHBOURS, gallery, gallery_labels),
+        map=embedding_map(embeddings, labels, method=map_method, seed=seed),
         queries=queries,
         seed=seed,
         same_data=digest is None or digest == data.digest,
     )
 
 
-def _embeddings(model: Model, data: DataSplits, place: Any, say: Callable[[str], None]) -> tuple[Tensor, Tensor | None]:
-    network = model.network.to(place)
-    workers = model.config.data.workers or 0
-    parts = []
-    for name, images in (("test", data.test), ("gallery", data.gallery)):
-        if images is not None:
-            say(f"embedding {len(images):,} {name} images")
-            parts.append(embed(network, images, place, model.preprocessing, workers).cpu())
-    return parts[0], parts[1] if len(parts) > 1 else None
+@dataclass(frozen=True)
+class _Measure:
+    """Embeds the test images of models, and measures what they find."""
+
+    place: torch.device
+    root: Path | None
+    say: Callable[[str], None]
+    progress: Progress
+
+    def data(self, model: Model) -> DataSplits:
+        config = model.config.data
+        return load_data(config if self.root is None else replace(config, root=str(self.root)))
+
+    def __call__(
+        self, model: Model, data: DataSplits, recall_at: Sequence[int]
+    ) -> tuple[Tensor, Tensor | None, dict[str, float]]:
+        """Embeddings of the test images and of the gallery, if there is one, on the CPU; and the metrics."""
+        # The training run's number of threads, as `gcahng eval` takes it, so that the numbers are the same.
+        with torch_threads(min(model.config.threads or 1, os.cpu_count() or 1)):
+            queries = self._embed(model, "test", data.test)
+            gallery = None if data.gallery is None else self._embed(model, "gallery", data.gallery)
+            self.say("searching")
+            metrics = retrieval_metrics(
+                queries,
+                data.test.labels,
+                recall_at=recall_at,
+                gallery_embeddings=gallery,
+                gallery_labels=None if data.gallery is None else data.gallery.labels,
+            )
+        return queries, gallery, metrics
+
+    def _embed(self, model: Model, name: str, images: LabeledImages) -> Tensor:
+        self.say(f"embedding {len(images):,} {name} images of {model.path}")
+        network, parts = model.network.to(self.place), []
+        # Whole batches of an evaluation, so that the sums round as there.
+        for rows in torch.arange(len(images)).split(PART):
+            part = images.subset(rows)
+            parts.append(embed(network, part, self.place, model.preprocessing, model.config.data.workers or 0).cpu())
+            self.progress(int(rows[-1]) + 1, len(images))
+        return torch.cat(parts)
 
 
-def _baseline(name: str, path: Path, which: str, recall_at: Sequence[int], device: str) -> Run:
+def _baseline(name: str, path: Path, which: str, recall_at: Sequence[int], measure: _Measure) -> Run:
     """A run's test metrics: those of its summary where they are of the same checkpoint, else measured now."""
     summary = _summary(path) if which == "last" else None
     if summary is not None and all(f"recall@{k}" in summary["test"] for k in recall_at):
         return Run(name, summary["loss"], summary["steps"], summary["test"], _records(path), summary["data_digest"])
     model = load_model(path, which)
-    found = evaluate_checkpoint(path, which=which, recall_at=recall_at, device=device)
-    return Run(name, model.config.loss_title, found["steps"], found["test"], _records(path), model.data_digest)
+    *_, metrics = measure(model, measure.data(model), recall_at)
+    return Run(name, model.config.loss_title, model.step, metrics, _records(path), model.data_digest)
 
 
 def _summary(run: Path) -> dict[str, Any] | None:

@@ -81,7 +81,7 @@ def _results(contents: Contents) -> str:
         f"Test classes, which training never saw; {len(contents.gallery):,} images are searched by cosine similarity."
     ]
     if metrics["queries_without_match"]:
-        notes.append(f"{metrics['queries_without_match']:,} queries have nothing right to find and are left out.")
+        notes.append(f"Queries with nothing right to find, left out: {metrics['queries_without_match']:,}.")
     if not contents.same_data:
         notes.append("These images differ from those of the training run.")
     comparison = _comparison([contents.run, *contents.baselines])
@@ -101,7 +101,7 @@ def _comparison(runs: Sequence[Run]) -> str:
             best = ' class="top"' if value is not None and value == top[name] and len(runs) > 1 else ""
             cells.append(f"<td{best}>{'–' if value is None else f'{100 * value:.2f}'}</td>")
         about = run.loss + ("" if run.step is None else f", {run.step:,} steps")
-        if run.digest != runs[0].digest:
+        if None not in (run.digest, runs[0].digest) and run.digest != runs[0].digest:
             about += "; trained on other data, so the numbers may not compare"
         rows.append(
             f'<tr><th>{escape(run.name)}<br><span class="note">{escape(about)}</span></th>{"".join(cells)}</tr>'

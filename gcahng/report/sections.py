@@ -14,7 +14,6 @@ from gcahng.report.charts import Line, bar_chart, line_chart
 from gcahng.report.contents import NEIGHBOURS, Contents, Run
 from gcahng.report.ranking import confused_pairs
 from gcahng.report.thumbnails import SPRITE_COLUMNS, data_uri, sprite
-from gcahng.train.hardness import THETA_BINS
 from gcahng.train.records import LOSSES, metric_names, series
 from gcahng.train.report import metric_title
 
@@ -121,7 +120,7 @@ def negatives(run: Run) -> str:
         last["theta_histogram"],
         first["theta_histogram"] if len(records) > 1 else None,
         title="Distribution of θ",
-        note=f"per cent in each of {len(last['theta_histogram']) or THETA_BINS} bins",
+        note=f"per cent in each of {len(last['theta_histogram'])} bins",
         x_label="θ, all channels, samples of different classes",
         key=(f"step {last['step']:,}", f"step {first['step']:,}"),
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gcahng._extras import require
 from gcahng.errors import UserError
-from gcahng.report.contents import gather
+from gcahng.report.contents import Progress, gather
 from gcahng.report.embedding_map import METHODS
 from gcahng.report.page import page
 from gcahng.train.files import write_text
@@ -23,7 +23,9 @@ def write_report(
     map_method: str = "auto",
     seed: int = 0,
     device: str = "auto",
+    data_root: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
+    progress: Progress = lambda done, total: None,
 ) -> Path:
     """Write one HTML page about a run, with everything in it; the same as `gcahng report`.
 
@@ -36,7 +38,9 @@ def write_report(
         map_method: "umap", "pca", or "auto": UMAP where it is installed.
         seed: of random queries and of the map.
         device: "auto", "cpu", "cuda" or "cuda:N".
+        data_root: folder of the images, where it is not the one that the run had.
         say: hears what is being done.
+        progress: hears how many images of how many are embedded.
 
     Returns:
         The page's path.
@@ -53,9 +57,17 @@ def write_report(
     if not out.parent.is_dir():
         raise UserError(f"out is {out}; its folder does not exist")
     contents = gather(
-        run, baselines=baselines, which=which, queries=queries, map_method=map_method, seed=seed, device=device, say=say
+        run,
+        baselines=baselines,
+        which=which,
+        queries=queries,
+        map_method=map_method,
+        seed=seed,
+        device=device,
+        data_root=data_root,
+        say=say,
+        progress=progress,
     )
-    say("drawing the page")
     try:
         write_text(out, page(contents))
     except OSError as error:

@@ -19,7 +19,7 @@ from gcahng.data import LabeledImages, Preprocessing, evaluation_batches
 from gcahng.losses import GCAHNGLoss
 from gcahng.train.config import TrainConfig
 
-MAX_CLASSES = 16
+MAX_IMAGES = 64
 THETA_BINS = 25
 
 
@@ -27,7 +27,8 @@ class NegativesProbe:
     """Measures a loss's generated negatives on a fixed batch of training images, without touching any state.
 
     Args:
-        config: of the run; the batch has its samples a class, and its classes a batch but at most `MAX_CLASSES`.
+        config: of the run; the batch has its samples a class, and its classes a batch as long as there are at most
+            `MAX_IMAGES` (and at least two classes).
         train: the training images; the batch is drawn from them by config.seed.
         device: of network and loss.
     """
@@ -36,7 +37,8 @@ class NegativesProbe:
         self._device, self._needed = device, config.loss == "gca_hng"
         views = config.data.samples_per_class
         generator = torch.Generator().manual_seed(config.seed)
-        self._rows = _fixed_rows(train.labels, min(config.data.classes_per_batch, MAX_CLASSES), views, generator)
+        classes = max(2, min(config.data.classes_per_batch, MAX_IMAGES // views))
+        self._rows = _fixed_rows(train.labels, classes, views, generator)
         # The same mixing draws each time, so that only the networks change between two measurements.
         self._mixing = torch.rand(views, views - 1, generator=generator)
         self._train = train

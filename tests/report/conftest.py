@@ -63,7 +63,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     run, baseline = folder / 'run "1" <b>&', folder / "base'line"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gcahng.train.loop.load_data", lambda config: data)
-        patch.setattr("gcahng.train.loop._draw", lambda *arguments: None)  # pictures that nobody looks at here
+        for name in ("plot_curves", "plot_retrieval_grid"):  # pictures that nobody looks at here
+            patch.setattr(f"gcahng.train.plots.{name}", lambda *arguments, **options: None)
         fit(small_config(run))
         fit(small_config(baseline, "npair"))
     return Runs(run, baseline, data)
@@ -71,11 +72,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 @pytest.fixture
 def see(monkeypatch: pytest.MonkeyPatch) -> Callable[[DataSplits], None]:
-    """Lets reports and evaluations see these data."""
+    """Lets reports see these data."""
 
     def show(data: DataSplits) -> None:
-        for module in ("gcahng.report.contents", "gcahng.train.evaluate"):
-            monkeypatch.setattr(f"{module}.load_data", lambda config: data)
+        monkeypatch.setattr("gcahng.report.contents.load_data", lambda config: data)
 
     return show
 

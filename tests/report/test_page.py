@@ -135,7 +135,7 @@ def test_names_are_text(runs, tmp_path: Path) -> None:
 def test_files_and_a_gallery(runs, file_data: DataSplits, see: Callable[[DataSplits], None], tmp_path: Path) -> None:
     see(file_data)
     page, text = write(runs, tmp_path)
-    assert "15 images are searched" in page.text and "1 queries have nothing right to find" in page.text
+    assert "15 images are searched" in page.text and "Queries with nothing right to find, left out: 1." in page.text
     assert "Recall@3" in page.text and "Recall@2" in page.text  # of this page, and of the run's own validation
     assert "These images differ from" not in page.text  # the digest is the same
     queries = {a["alt"] for a in page.all("img")}
@@ -195,7 +195,7 @@ def test_the_command(runs, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["report", str(runs.run), "--baseline", str(runs.baseline), "--map", "pca", "--queries", "1"]
     assert main([*arguments, "--device", "cpu"]) == 0
     out = capsys.readouterr().out
-    assert "embedding 45 test images" in out and f"written {runs.run}/report.html" in out
+    assert "embedding 45 test images of" in out and f"written {runs.run}/report.html" in out
     (runs.run / "report.html").unlink()
 
 
@@ -233,3 +233,12 @@ def test_a_full_disk_leaves_the_old_page(runs, tmp_path: Path, monkeypatch: pyte
     with pytest.raises(UserError, match="cannot be written: No space left on device"):
         write(runs, tmp_path)
     assert out.read_text() == "old" and list(tmp_path.iterdir()) == [out]
+
+
+def test_images_that_have_moved_and_progress(runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    roots, heard = [], []
+    monkeypatch.setattr("gcahng.report.contents.PART", 20)
+    monkeypatch.setattr("gcahng.report.contents.load_data", lambda config: (roots.append(config.root), runs.data)[1])
+    whole = write(runs, tmp_path)[1]
+    parts = write(runs, tmp_path, data_root=Path("/elsewhere"), progress=lambda *places: heard.append(places))[1]
+    assert roots == [None, "/elsewhere"] and heard == [(20, 45), (40, 45), (45, 45)] and parts == whole
