@@ -9,12 +9,25 @@ from gcahng.commands._arguments import Parser
 
 
 def run(arguments: list[str]) -> int:
-    """Print Recall@K, MAP@R and R-Precision of a trained network, and write them as JSON."""
+    """Print retrieval metrics of a trained network, and write them as JSON."""
     parser = Parser(prog="gcahng eval", description=run.__doc__)
     parser.add_argument("run", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run folder or a checkpoint file")
     parser.add_argument("--which", choices=("last", "best"), default="last", help="checkpoint of a run folder (last)")
     parser.add_argument("--split", choices=("test", "val", "train"), default="test", help="its classes (test)")
     parser.add_argument("--recall_at", type=int, nargs="+", default=[1, 2, 4, 8], metavar="K", help="(1 2 4 8)")
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        default=["recall", "map@r", "r_precision"],
+        metavar="METRIC",
+        help="any of recall, precision, map, map@r, r_precision (recall map@r r_precision)",
+    )
+    parser.add_argument("--precision_at", type=int, nargs="+", default=[1, 10], metavar="K", help="(1 10)")
+    parser.add_argument("--map_at", type=int, nargs="+", default=[10], metavar="K", help="(10)")
+    parser.add_argument("--ties", default="index", help="index, expected, optimistic or pessimistic (index)")
+    parser.add_argument("--protocol", default="exact", help="exact, or official: as the authors evaluate (exact)")
+    parser.add_argument("--per_class", action="store_true", help="also write the metrics of each class")
+    parser.add_argument("--clustering", action="store_true", help="also NMI and AMI, which take longer")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write (eval-WHICH-SPLIT.json in the run)")
     options = parser.parse_args(arguments)
@@ -24,7 +37,18 @@ def run(arguments: list[str]) -> int:
     from gcahng.train.report import metrics_table
 
     result = evaluate_checkpoint(
-        options.run, which=options.which, split=options.split, recall_at=options.recall_at, device=options.device
+        options.run,
+        which=options.which,
+        split=options.split,
+        recall_at=options.recall_at,
+        device=options.device,
+        clustering=options.clustering,
+        metrics=options.metrics,
+        precision_at=options.precision_at,
+        map_at=options.map_at,
+        ties=options.ties,
+        protocol=options.protocol,
+        per_class=options.per_class,
     )
     if not result["same_data"]:
         print(

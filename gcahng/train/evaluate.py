@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gcahng.data import DataSplits, ImageSet, load_glyphs
-from gcahng.retrieval import retrieval_metrics
+from gcahng.retrieval import clustering_metrics, retrieval_metrics
 from gcahng.train.checkpoint import find_checkpoint, load_backbone, load_checkpoint
 from gcahng.train.config import DataConfig
 from gcahng.train.devices import resolve_device, torch_threads
@@ -56,6 +56,8 @@ def evaluate_checkpoint(
     split: str = "test",
     recall_at: Sequence[int] = RECALL_AT,
     device: str = "auto",
+    clustering: bool = False,
+    **options: Any,
 ) -> dict[str, Any]:
     """Retrieval metrics of a trained network; the same as `gcahng eval`.
 
@@ -65,10 +67,12 @@ def evaluate_checkpoint(
         split: "test", "val" or "train".
         recall_at: the K of Recall@K.
         device: "auto", "cpu", "cuda" or "cuda:N".
+        clustering: also NMI and AMI of k-means, which take longer than all the others together.
+        options: of `retrieval_metrics`: `metrics`, `ties`, `protocol`, `per_class` and more.
 
     Returns:
-        {split: metrics, "checkpoint": its path, "steps": of its training, "same_data": whether all pixels of the data
-        set are those of the training run}.
+        {split: metrics, with `per_class` "per_class": metrics by label, "checkpoint": its path, "steps": of its
+        training, "same_data": whether all pixels of the data set are those of the training run}.
 
     Raises:
         UserError: no such checkpoint, or one that cannot be read; an argument out of range.
@@ -78,11 +82,19 @@ def evaluate_checkpoint(
     model, config = load_backbone(state)
     place = resolve_device(device)
     data = load_data(config.data)
+    images = getattr(data, split)
     # The training run's number of threads, so that the sums are rounded alike; more than there are cores only wait.
     with torch_threads(min(config.threads or 1, os.cpu_count() or 1)):
-        metrics = evaluate(model.to(place), getattr(data, split), place, recall_at)
+        embeddings = embed(model.to(place), images.images, place)
+        found = retrieval_metrics(embeddings, images.labels.to(place), recall_at=recall_at, **options)
+        metrics, per_class = (
+            (found.overall, {"per_class": found.per_class}) if options.get("per_class") else (found, {})
+        )
+        if clustering:
+            metrics |= clustering_metrics(embeddings, images.labels)
     return {
         split: metrics,
+        **per_class,
         "checkpoint": str(path),
         "steps": state["step"],
         "same_data": data.digest == state["data_digest"],

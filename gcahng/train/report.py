@@ -104,7 +104,7 @@ def reporter(verbose: bool) -> Reporter:
 
 def metrics_table(rows: Mapping[str, Mapping[str, float]]) -> str:
     """A small table in per cent: a row each of `rows`, a column each metric."""
-    names = [name for name in next(iter(rows.values())) if name not in ("queries", "queries_without_match")]
+    names = [name for name in next(iter(rows.values())) if name not in ("queries", "queries_without_match", "clusters")]
     width = max(len(row) for row in rows)
     head = " " * width + "".join(f"{metric_title(name):>13}" for name in names)
     lines = [
@@ -115,7 +115,9 @@ def metrics_table(rows: Mapping[str, Mapping[str, float]]) -> str:
 
 def metric_title(name: str) -> str:
     """recall@1 → Recall@1, map@r → MAP@R, r_precision → R-Precision."""
-    return {"map@r": "MAP@R", "r_precision": "R-Precision"}.get(name, name.replace("recall", "Recall"))
+    if name == "r_precision":
+        return "R-Precision"
+    return name.capitalize() if name.startswith(("recall", "precision")) else name.upper()
 
 
 def _losses(logs: Mapping[str, float]) -> str:
