@@ -157,5 +157,6 @@ def say_once_without_faiss() -> None:
     if "faiss" not in _said:
         _said.add("faiss")
         _log.warning(
-            'retrieval searches in torch; faiss would be faster: pip install "gcahng[faiss-cpu]" or "gcahng[faiss-gpu]"'
+            "retrieval searches in torch; faiss would be faster in large galleries: "
+            'pip install "gcahng[faiss-cpu]" or "gcahng[faiss-gpu]"'
         )

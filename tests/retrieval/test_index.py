@@ -141,7 +141,8 @@ def test_without_faiss(monkeypatch, caplog):
         nearest(GALLERY[:20], 2)
     assert (
         [record.message for record in caplog.records].count(
-            'retrieval searches in torch; faiss would be faster: pip install "gcahng[faiss-cpu]" or "gcahng[faiss-gpu]"'
+            "retrieval searches in torch; faiss would be faster in large galleries: "
+            'pip install "gcahng[faiss-cpu]" or "gcahng[faiss-gpu]"'
         )
         == len(caplog.records)
         == 1

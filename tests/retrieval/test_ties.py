@@ -231,6 +231,17 @@ def test_official_in_shop(backend, depth, ranked_recall, monkeypatch):
     assert retrieval_metrics(embeddings, labels, **options)["recall@1"] < expected["recall@1"]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("protocol", ["exact", "official"])
+def test_cuda_equals_cpu(protocol, ranked_recall):
+    embeddings, labels = duplicates(12)
+    options = dict(metrics=ALL, protocol=protocol, **AT)
+    assert retrieval_metrics(embeddings.cuda(), labels.cuda(), **options) == retrieval_metrics(
+        embeddings, labels, **options
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -241,6 +252,7 @@ def test_official_in_shop(backend, depth, ranked_recall, monkeypatch):
         (dict(protocol="official", labels=torch.tensor([0, 0, 1, 2])), "2 have none, the first in row 2"),
         (dict(metrics=("ndcg",)), "metrics must be some of recall, precision, map, map@r, r_precision"),
         (dict(metrics=()), "metrics must be some of"),
+        (dict(metrics="mrr"), r"metrics must be some of .*, got \('mrr',\)"),
         (dict(precision_at=(0,)), r"precision_at must be a sequence of positive integers, got \(0,\)"),
         (dict(map_at=7), "map_at must be a sequence of positive integers, got 7"),
     ],
