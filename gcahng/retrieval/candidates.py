@@ -45,12 +45,12 @@ class TorchCandidates:
         values, order = values.sort(dim=1)
         return values[:, :k], indices.gather(1, order[:, :k])
 
-    def distances(self, queries: Tensor, width: int = _GALLERY_BLOCK) -> Iterator[tuple[int, Tensor]]:
+    def distances(self, queries: Tensor, width: int | None = None) -> Iterator[tuple[int, Tensor]]:
         """For `width` gallery rows after the other, the first one's index and the distances (q, <= width) to them.
 
         They are in a buffer that the next block overwrites: memory as large as this would be mapped anew each time.
         """
-        width = min(width, len(self._gallery))
+        width = min(width or _GALLERY_BLOCK, len(self._gallery))
         if self._buffer.numel() < len(queries) * width:
             self._buffer = self._buffer.new_empty(len(queries) * width)
         for start in range(0, len(self._gallery), width):
@@ -157,5 +157,6 @@ def say_once_without_faiss() -> None:
     if "faiss" not in _said:
         _said.add("faiss")
         _log.warning(
-            'retrieval searches in torch; faiss would be faster: pip install "gcahng[faiss-cpu]" or "gcahng[faiss-gpu]"'
+            "retrieval searches in torch; faiss would be faster in large galleries: "
+            'pip install "gcahng[faiss-cpu]" or "gcahng[faiss-gpu]"'
         )

@@ -85,7 +85,9 @@ class FaissIndex(Index):
         self.raw.add(rows.cpu().numpy())
 
     def _search(self, rows: Tensor, k: int, effort: int | None) -> tuple[Tensor, Tensor]:
-        values, indices = self.raw.search(rows.cpu().numpy(), k, params=self._parameters(k, effort))
+        # faiss.contrib.torch_utils, once anything imports it, puts a search without `params` over faiss's own.
+        search = getattr(self.raw, "search_numpy", self.raw.search)
+        values, indices = search(rows.cpu().numpy(), k, params=self._parameters(k, effort))
         indices, values = torch.from_numpy(indices), torch.from_numpy(values)
         if self.metric == "euclidean":
             values = values.clamp_min_(0).sqrt_()

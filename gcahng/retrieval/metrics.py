@@ -106,7 +106,8 @@ def retrieval_metrics(
         UserError: an argument of a wrong shape, type or range; non-finite values; a zero row with `normalize=True`;
             "faiss" where it is not installed; no query with a match, or with "official" any query without.
     """
-    plan = RetrievalPlan(tuple(metrics), recall_at, precision_at, map_at, ties, protocol, normalize)
+    metrics = (metrics,) if isinstance(metrics, str) else tuple(metrics)
+    plan = RetrievalPlan(metrics, recall_at, precision_at, map_at, ties, protocol, normalize)
     check_embeddings("embeddings", embeddings)
     labels = check_labels("labels", labels, embeddings)
     if (gallery_embeddings is None) != (gallery_labels is None):

@@ -263,7 +263,7 @@ class NeighbourSearch:
             distances[part] = difference.square_().sum(dim=1)
         return distances
 
-    def _distances(self, rows: Tensor, left_out: Tensor, width: int = 1 << 16) -> Iterator[tuple[int, Tensor]]:
+    def _distances(self, rows: Tensor, left_out: Tensor, width: int | None = None) -> Iterator[tuple[int, Tensor]]:
         """Blocks of distances by products, infinite to the gallery row that is left out (-1: none)."""
         every = torch.arange(len(rows), device=rows.device)
         with torch.autocast(rows.device.type, enabled=False):

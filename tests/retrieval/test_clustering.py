@@ -23,7 +23,7 @@ def test_one_cluster_a_class_is_one_and_random_is_zero(backend):
     # From random rows k-means may put two classes into one cluster; some seed does not.
     embeddings, labels = blobs(apart=30, classes=3)
     best = max(
-        (clustering_metrics(embeddings, labels, seed=s, backend=backend) for s in range(8)), key=lambda m: m["nmi"]
+        (clustering_metrics(embeddings, labels, seed=s, backend=backend) for s in range(4)), key=lambda m: m["nmi"]
     )
     assert best == pytest.approx({"nmi": 1.0, "ami": 1.0, "clusters": 3})
     found = clustering_metrics(blobs(apart=0)[0], labels, clusters=120, backend=backend)

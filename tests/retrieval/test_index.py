@@ -56,6 +56,17 @@ def test_more_effort_finds_more_and_all_cells_find_all():
     assert recalls[0] < recalls[1] < recalls[2] == recalls[3] == 1.0
 
 
+def test_faiss_for_torch_changes_nothing():
+    index = build_index(GALLERY, "ivf_flat", settings=IndexSettings(lists=30, probes=2))
+    before = index.search(QUERIES, 5), index.search(QUERIES, 5, effort=30)
+    import faiss.contrib.torch_utils  # noqa: F401  pytorch-metric-learning does so; it replaces faiss's methods
+
+    assert hasattr(index.raw, "search_numpy")
+    after = index.search(QUERIES, 5), index.search(QUERIES, 5, effort=30)
+    assert all(torch.equal(a, b) for x, y in zip(before, after, strict=True) for a, b in zip(x, y, strict=True))
+    assert build_index(GALLERY, "hnsw").search(GALLERY[:3], 1).indices.tolist() == [[0], [1], [2]]
+
+
 def test_too_few_found_is_minus_one():
     index = build_index(torch.eye(6), "ivf_flat", settings=IndexSettings(lists=6, probes=1))
     for metric, nothing in (("cosine", -torch.inf), ("euclidean", torch.inf)):
@@ -141,7 +152,8 @@ def test_without_faiss(monkeypatch, caplog):
         nearest(GALLERY[:20], 2)
     assert (
         [record.message for record in caplog.records].count(
-            'retrieval searches in torch; faiss would be faster: pip install "gcahng[faiss-cpu]" or "gcahng[faiss-gpu]"'
+            "retrieval searches in torch; faiss would be faster in large galleries: "
+            'pip install "gcahng[faiss-cpu]" or "gcahng[faiss-gpu]"'
         )
         == len(caplog.records)
         == 1

@@ -109,6 +109,14 @@ def test_chunks_leave_no_trace(backend):
         assert torch.equal(nearest(x, 7, backend=backend, chunk=chunk), whole)
 
 
+@pytest.mark.parametrize("k", [1, 30, 190])
+def test_a_gallery_in_many_blocks(k, monkeypatch):
+    x = seeded(101, 6, seed=6).repeat(2, 1)
+    whole = nearest(x, k, backend="torch")
+    monkeypatch.setattr(candidates, "_GALLERY_BLOCK", 60)
+    assert torch.equal(nearest(x, k, backend="torch"), whole)
+
+
 def test_some_queries():
     x = seeded(64, 4, seed=7)
     whole = nearest(x, 5)

@@ -130,12 +130,12 @@ def test_ties_beyond_every_margin_are_all_counted():
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_deep_recall_is_the_same_ranked_and_counted_out(backend, monkeypatch):
     generator = torch.Generator().manual_seed(4)
-    labels = torch.randint(0, 150, (700,), generator=generator)
-    embeddings = torch.randn(700, 8, generator=generator)
+    labels = torch.randint(0, 90, (400,), generator=generator)
+    embeddings = torch.randn(400, 8, generator=generator)
     # Rows apart by less than float32 products can tell, so that counting has to look twice.
-    embeddings = torch.cat([embeddings, embeddings[:200] * (1 + 1e-7)])
-    labels = torch.cat([labels, torch.randint(0, 150, (200,), generator=generator)])
-    recall_at = (1, 5, 20, 60, 100, 300, 899)
+    embeddings = torch.cat([embeddings, embeddings[:100] * (1 + 1e-7)])
+    labels = torch.cat([labels, torch.randint(0, 90, (100,), generator=generator)])
+    recall_at = (1, 5, 20, 60, 100, 300, 499)
     for ties in ("index", "pessimistic"):
         monkeypatch.setattr(plan, "_RANKED_RECALL", 1000)
         ranked = retrieval_metrics(embeddings, labels, recall_at=recall_at, backend=backend, ties=ties)
@@ -231,6 +231,17 @@ def test_official_in_shop(backend, depth, ranked_recall, monkeypatch):
     assert retrieval_metrics(embeddings, labels, **options)["recall@1"] < expected["recall@1"]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("protocol", ["exact", "official"])
+def test_cuda_equals_cpu(protocol, ranked_recall):
+    embeddings, labels = duplicates(12)
+    options = dict(metrics=ALL, protocol=protocol, **AT)
+    assert retrieval_metrics(embeddings.cuda(), labels.cuda(), **options) == retrieval_metrics(
+        embeddings, labels, **options
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -241,6 +252,7 @@ def test_official_in_shop(backend, depth, ranked_recall, monkeypatch):
         (dict(protocol="official", labels=torch.tensor([0, 0, 1, 2])), "2 have none, the first in row 2"),
         (dict(metrics=("ndcg",)), "metrics must be some of recall, precision, map, map@r, r_precision"),
         (dict(metrics=()), "metrics must be some of"),
+        (dict(metrics="mrr"), r"metrics must be some of .*, got \('mrr',\)"),
         (dict(precision_at=(0,)), r"precision_at must be a sequence of positive integers, got \(0,\)"),
         (dict(map_at=7), "map_at must be a sequence of positive integers, got 7"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -108,6 +109,30 @@ def test_eval_of_a_run_equals_its_summary(
     assert main(["eval", str(checkpoint), "--split", "val", "--recall_at", "1", "5", "--json", str(written)]) == 0
     values = json.loads(written.read_text())["val"]
     assert values["map@r"] == summary["best"]["val"]["map@r"] and "recall@5" in values and "recall@2" not in values
+
+
+def test_eval_options_of_the_metrics(
+    finished_run: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, summary = finished_run
+    written = tmp_path / "eval.json"
+    options = "--metrics recall precision map --recall_at 1 --precision_at 3 --map_at 5 --per_class --clustering"
+    assert main(["eval", str(run), "--device", "cpu", *options.split(), "--json", str(written)]) == 0
+    assert re.search("Recall@1 +Precision@3 +MAP@5 +NMI +AMI\n", capsys.readouterr().out)
+    result = json.loads(written.read_text())
+    assert result["test"]["recall@1"] == summary["test"]["recall@1"] and 0 < result["test"]["nmi"] <= 1
+    queries = sum(values["queries"] for values in result["per_class"].values())
+    assert queries == result["test"]["queries"] and len(result["per_class"]) == result["test"]["clusters"]
+    assert main(["eval", str(run), "--device", "cpu", "--protocol", "official", "--json", str(written)]) == 0
+    assert json.loads(written.read_text())["test"].keys() == summary["test"].keys()
+    for mistake, message in [
+        (["--protocol", "paper"], "protocol must be one of exact, official, got 'paper'"),
+        (["--ties", "none"], "ties must be one of index, expected, optimistic, pessimistic, got 'none'"),
+        (["--metrics", "f1"], "metrics must be some of recall, precision, map, map@r, r_precision, got ('f1',)"),
+    ]:
+        capsys.readouterr()
+        assert main(["eval", str(run), "--device", "cpu", *mistake]) == 2
+        assert capsys.readouterr().err == f"gcahng: error: {message}\n"
 
 
 def test_eval_says_when_the_images_differ(
