@@ -93,10 +93,11 @@ def _queries(options: argparse.Namespace, contents: IndexFile) -> EmbeddingSet:
 def _embedded(options: argparse.Namespace, contents: IndexFile) -> EmbeddingSet:
     import torch
 
+    from gcahng.data import usual_workers
     from gcahng.retrieval.embeddings import EmbeddingSet
     from gcahng.train.devices import resolve_device
     from gcahng.train.embedding import embedding_model
-    from gcahng.train.evaluate import embed, reading_workers
+    from gcahng.train.evaluate import embed
     from gcahng.train.models import load_model
 
     where = options.model
@@ -112,7 +113,7 @@ def _embedded(options: argparse.Namespace, contents: IndexFile) -> EmbeddingSet:
     identity = embedding_model(model, preprocessing)
     device = resolve_device(options.device)
     # Processes take longer to start than a few images to read.
-    workers = reading_workers(data_options(options).get("workers")) if len(images) > 64 else 0
+    workers = usual_workers(data_options(options).get("workers")) if len(images) > 64 else 0
     # A network that does not fit is refused before it embeds anything.
     contents.check(str(where), EmbeddingSet(torch.empty(0, contents.index.dim), items.subset([]), identity))
     with progress("embedding") as bar:

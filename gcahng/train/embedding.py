@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from gcahng.data import ImageFiles, LabeledImages, Preprocessing, evaluation_batches
+from gcahng.data import ImageFiles, LabeledImages, Preprocessing, evaluation_batches, usual_workers
 from gcahng.data.reading import UnreadableImage, read_rgb
 from gcahng.errors import UserError
 from gcahng.retrieval.embeddings import EmbeddingSet, check_free, check_suffix, read_embeddings, write_embeddings
 from gcahng.retrieval.items import EmbeddingModel, Items
 from gcahng.train.devices import resolve_device
-from gcahng.train.evaluate import EVAL_BATCH, reading_workers
+from gcahng.train.evaluate import EVAL_BATCH
 from gcahng.train.models import Model
 from gcahng.train.unfinished import ImagesKey, UnfinishedRows
 
@@ -184,9 +184,7 @@ class _Embedder:
 
     def _batches(self, images: LabeledImages, places: range | list[int], preprocessing: Preprocessing):
         chosen = images.subset(torch.tensor(list(places)))
-        return evaluation_batches(
-            chosen, preprocessing, self._options.batch_size, reading_workers(self._options.workers)
-        )
+        return evaluation_batches(chosen, preprocessing, self._options.batch_size, usual_workers(self._options.workers))
 
     def _embed(self, batch: torch.Tensor) -> torch.Tensor:
         rows = self._network(batch.to(self._device)).float().cpu()

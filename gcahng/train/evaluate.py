@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gcahng.data import LabeledImages, Preprocessing, evaluation_batches, load_data
+from gcahng.data import LabeledImages, Preprocessing, evaluation_batches, load_data, usual_workers
 from gcahng.errors import UserError
 from gcahng.retrieval import retrieval_metrics
 from gcahng.train.devices import resolve_device, torch_threads
@@ -204,7 +204,7 @@ def evaluate_checkpoint(
     images = choose_split(splits, split, config.name)
     gallery = splits.gallery if split == "test" else None
     preprocessing = Preprocessing(config.resize, config.image_size)
-    workers = reading_workers(config.workers)
+    workers = usual_workers(config.workers)
     note = progress or (lambda what: lambda done, total: None)
     # The training run's number of threads, so that the sums are rounded alike; more than there are cores only wait.
     threads = min(model.config.threads or torch.get_num_threads(), os.cpu_count() or 1)
@@ -287,8 +287,3 @@ def _searched(gallery: Gallery | None) -> dict[str, Tensor]:
     if gallery is None:
         return {}
     return {"gallery_embeddings": gallery.embeddings, "gallery_labels": gallery.labels}
-
-
-def reading_workers(workers: int | None) -> int:
-    """`workers`, or else one less than there are cores, at most 8."""
-    return min(8, max(0, (os.cpu_count() or 1) - 1)) if workers is None else workers
