@@ -63,7 +63,7 @@ class Trainer:
         self.config = config = config.with_epochs(self.batches.batches_per_epoch)
         self.model = build_backbone(config.backbone, None if pretrained else False).to(self.device)
         self.model.speed_up(channels_last=config.channels_last, compile=config.compile)
-        self.objective = build_objective(config, data.train.num_classes).to(self.device)
+        self.objective = build_objective(config, data.train.num_classes, pretrained).to(self.device)
         self.optimizer = build_optimizer(config, self.model, self.objective)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.step = self.left_out = self._left_out_in_row = 0

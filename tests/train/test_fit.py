@@ -82,8 +82,12 @@ def test_metrics_lines(finished_run: FinishedRun) -> None:
     assert [line["step"] for line in lines if line["kind"] == "val"] == [4, 6]
     train = next(line for line in lines if line["kind"] == "train")
     assert {"loss", "J_m", "J_syn", "J_gce", "J_cls", "J_soft", "J_sim", "J_div", "J_gen"} <= set(train)
-    assert {"recall@1", "map@r"} <= set(lines[-1])
-    assert {name: lines[-1][name] for name in summary["val"]} == summary["val"]
+    last = [line for line in lines if line["kind"] == "val"][-1]
+    assert {"recall@1", "map@r"} <= set(last)
+    assert {name: last[name] for name in summary["val"]} == summary["val"]
+    negatives = [line for line in lines if line["kind"] == "negatives"]
+    assert [line["step"] for line in negatives] == [4, 6]
+    assert {"synthetic", "real", "theta_histogram"} <= set(negatives[-1])
 
 
 def test_train_lines_are_means_since_the_line_before(
