@@ -253,16 +253,16 @@ def test_channels_last_and_compilation_change_no_name(name: str, monkeypatch: py
 
 @pytest.mark.slow
 def test_compiled_for_real() -> None:
-    plain, fast = fresh(TINY_NET), fresh(TINY_NET)
+    """In evaluation mode: BatchNorm over a batch of two makes signs of differences, and noise of their gradients."""
+    plain, fast = fresh(TINY_NET).eval(), fresh(TINY_NET).eval()
     fast.speed_up(compile=True)
     one, other = gradients(plain), gradients(fast)
     for key, value in one.items():
-        torch.testing.assert_close(other[key], value, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(other[key], value, rtol=1e-3, atol=1e-4 * value.abs().max().item(), msg=key)
     for network in (plain, fast):
         network.train_body(False)
-        network.eval()
     with torch.no_grad():
-        torch.testing.assert_close(fast(some_images(64)), plain(some_images(64)), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(fast(some_images(64)), plain(some_images(64)), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", [GOOGLENET, RESNET50, TINY_VIT])
