@@ -66,6 +66,11 @@ class _Captured:
         return [output.clone() for output in self._outputs]
 
 
+def capturing() -> bool:
+    """Whether somebody captures the current stream: a whole step, say."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
 def capture(run: Callable[[], list[Tensor]]) -> tuple[Callable[[], None], list[Tensor]]:
     """Runs it a few times, then captures it → how to replay it, and where its outputs lie."""
     stream = torch.cuda.Stream()

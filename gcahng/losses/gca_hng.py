@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gcahng.engine.cuda_graph import GraphCache
+from gcahng.engine.cuda_graph import GraphCache, capturing
 from gcahng.errors import UserError
 from gcahng.losses.layout import ClassLayout, check_shapes, class_layout, raise_for_problems, value_problems
+from gcahng.losses.optimizers import CapturableAdamW, adamw, set_rate
 from gcahng.losses.options import check_options
 from gcahng.losses.passes import Passes, passes_for
 from gcahng.nn import GraphNetwork
@@ -92,7 +93,9 @@ class GCAHNGLoss(nn.Module):
             memory.
         edge_dtype: of stored edges (None: the parameters' own); torch.bfloat16 halves them.
         cuda_graph: on CUDA, capture the graph network's passes and replay them: for batches so small that launches
-            bound them. Each kind of batch (the last 4) then keeps the memory of its passes.
+            bound them. Each kind of batch (the last 4) then keeps the memory of its passes. A whole step may be
+            captured instead, in a graph of the user's (docs/gpu.md): the optimisers keep their rates on the device.
+            With check="deferred" and num_per_class a step then never waits for the device, and end_epoch raises.
 
     Errors: UserError (a ValueError) naming the argument, for classes of unequal size or single samples, fewer than two
     classes, labels out of range, wrong shapes or dtypes, non-finite values and constant rows.
@@ -151,17 +154,16 @@ class GCAHNGLoss(nn.Module):
         self.register_buffer("_mean_generator", torch.tensor(FIRST_MEAN))
         self.register_buffer("_metric_sum", torch.tensor(0.0))
         self.register_buffer("_generator_sum", torch.tensor(0.0))
+        # On the device, where a captured step counts on; _steps_in_epoch counts the steps that the host has seen.
+        self.register_buffer("_counted_steps", torch.zeros((), dtype=torch.int64), persistent=False)
         self.register_buffer("_problems", torch.zeros(4, dtype=torch.bool), persistent=False)
         self._steps_in_epoch = 0
         self._epoch = 0
         self._warned_of_epoch = False
         self._pending: _Pending | None = None
-        # Fused: one pass over memory for each parameter; with small batches the optimisers are a good part of a step.
-        self.graph_optimizer = torch.optim.AdamW(
-            self.graph_network.trainable(), lr=graph_lr, weight_decay=graph_weight_decay, fused=True
-        )
-        self.classifier_optimizer = torch.optim.AdamW(
-            self.classifier.parameters(), lr=classifier_lr, weight_decay=classifier_weight_decay, fused=True
+        self.graph_optimizer = adamw(self.graph_network.trainable(), graph_lr, graph_weight_decay, cuda_graph)
+        self.classifier_optimizer = adamw(
+            self.classifier.parameters(), classifier_lr, classifier_weight_decay, cuda_graph
         )
 
     # -- the step
@@ -210,7 +212,8 @@ class GCAHNGLoss(nn.Module):
         if all(parameter.grad is None for parameter in self.graph_network.parameters()):
             raise RuntimeError("generator_step: call loss.backward() before it; the graph network has no gradients yet")
         _check_draws(u, pending.layout.views)
-        self._raise_deferred()
+        if not (self._graphs is not None and (self.check == "deferred" or capturing())):
+            self._raise_deferred()
         self._pending = None
         z, layout = pending.z, pending.layout
         scale = None if scaler is None or not scaler.is_enabled() else scaler.scale(torch.ones((), device=z.device))
@@ -244,6 +247,7 @@ class GCAHNGLoss(nn.Module):
         }
         self._metric_sum.add_(logs["J_m"].clamp_min(SMALLEST_LOSS))
         self._generator_sum.add_(logs["J_gen"].clamp_min(SMALLEST_LOSS))
+        self._counted_steps.add_(1)
         self._steps_in_epoch += 1
         if self.steps_per_epoch is not None and self._steps_in_epoch >= self.steps_per_epoch:
             self.end_epoch()
@@ -262,11 +266,11 @@ class GCAHNGLoss(nn.Module):
         """Puts the epoch's mean losses in force (an epoch without steps keeps the old ones) and steps the cosine
         schedule."""
         self._raise_deferred()
-        if self._steps_in_epoch:
-            self._mean_metric.copy_(self._metric_sum / self._steps_in_epoch)
-            self._mean_generator.copy_(self._generator_sum / self._steps_in_epoch)
-        self._metric_sum.zero_()
-        self._generator_sum.zero_()
+        count = self._counted_steps
+        for mean, total in ((self._mean_metric, self._metric_sum), (self._mean_generator, self._generator_sum)):
+            mean.copy_(torch.where(count > 0, total / count, mean))
+            total.zero_()
+        count.zero_()
         self._steps_in_epoch = 0
         self._epoch += 1
         self._apply_schedule()
@@ -335,7 +339,7 @@ class GCAHNGLoss(nn.Module):
             "version": 1,
             "seed": self.seed,
             "epoch": self._epoch,
-            "steps_in_epoch": self._steps_in_epoch,
+            "steps_in_epoch": int(self._counted_steps),
             "graph_optimizer": self.graph_optimizer.state_dict(),
             "classifier_optimizer": self.classifier_optimizer.state_dict(),
         }
@@ -347,6 +351,7 @@ class GCAHNGLoss(nn.Module):
             )
         self.seed = state["seed"]
         self._epoch, self._steps_in_epoch = state["epoch"], state["steps_in_epoch"]
+        self._counted_steps.fill_(self._steps_in_epoch)
         # Optimizer.load_state_dict keeps the tensors it is given: without a copy, two losses would share their moments.
         self.graph_optimizer.load_state_dict(copy.deepcopy(state["graph_optimizer"]))
         self.classifier_optimizer.load_state_dict(copy.deepcopy(state["classifier_optimizer"]))
@@ -373,6 +378,8 @@ class GCAHNGLoss(nn.Module):
                         for name, value in state.items()
                     }
             group["params"] = [moved[parameter] for parameter in group["params"]]
+            if isinstance(group["lr"], Tensor):
+                group["lr"] = _moved_count(group["lr"], group["params"][0].device)
         self._pending = None
         return self
 
@@ -426,23 +433,28 @@ class GCAHNGLoss(nn.Module):
 
     def _step_graph_network(self, scale: Tensor | None) -> None:
         parameters = [p for p in self.graph_network.parameters() if p.grad is not None]
+        found_inf = None
         if scale is not None:
             for parameter in parameters:
                 parameter.grad.div_(scale)
             finite = torch.stack([parameter.grad.isfinite().all() for parameter in parameters]).all()
-            if not bool(finite):
+            if isinstance(self.graph_optimizer, CapturableAdamW):
+                found_inf = finite.logical_not().to(torch.float32)
+            elif not bool(finite):
                 self.graph_network.zero_grad(set_to_none=True)
                 return
         nn.utils.clip_grad_value_(parameters, self.clip_value)
-        self.graph_optimizer.step()
+        if found_inf is None:
+            self.graph_optimizer.step()
+        else:
+            self.graph_optimizer.step_unless(found_inf)
         self.graph_network.zero_grad(set_to_none=True)
 
     def _apply_schedule(self) -> None:
         if self.epochs is None:
             return
         progress = min(self._epoch, self.epochs) / self.epochs
-        for group in self.graph_optimizer.param_groups:
-            group["lr"] = self.graph_lr * 0.5 * (1 + math.cos(math.pi * progress))
+        set_rate(self.graph_optimizer, self.graph_lr * 0.5 * (1 + math.cos(math.pi * progress)))
 
     def _raise_deferred(self) -> None:
         if self.check == "off" or (
@@ -468,5 +480,5 @@ def _check_draws(u: Tensor | None, views: int) -> None:
 
 
 def _moved_count(step: Tensor, device: torch.device) -> Tensor:
-    """AdamW's step count beside its parameter, in its own dtype; a parameter without data leaves it where it is."""
+    """AdamW's step count or rate beside its parameter, in its own dtype; one without data leaves it where it is."""
     return step if device.type == "meta" else step.to(device)
