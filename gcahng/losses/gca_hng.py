@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gcahng.engine.cuda_graph import GraphCache, capturing
 from gcahng.errors import UserError
 from gcahng.losses.layout import ClassLayout, check_shapes, class_layout, raise_for_problems, value_problems
-from gcahng.losses.optimizers import CapturableAdamW, adamw, set_rate
+from gcahng.losses.optimizers import CapturableAdamW, adamw, clipped_step, set_rate
 from gcahng.losses.options import check_options
 from gcahng.losses.passes import Passes, passes_for
 from gcahng.nn import GraphNetwork
@@ -225,7 +225,7 @@ class GCAHNGLoss(nn.Module):
             entropy = nn.functional.cross_entropy(self.classifier(z), self._in_range(layout.labels))
             classifier_loss = CLASSIFIER_FACTOR * entropy
         classifier_loss.backward()
-        self.classifier_optimizer.step()
+        clipped_step(self.classifier_optimizer, list(self.classifier.parameters()), None, self._graphs)
         self.classifier.zero_grad(set_to_none=True)
 
         with torch.enable_grad(), torch.autocast(z.device.type, dtype=dtype, enabled=enabled):
@@ -433,21 +433,17 @@ class GCAHNGLoss(nn.Module):
 
     def _step_graph_network(self, scale: Tensor | None) -> None:
         parameters = [p for p in self.graph_network.parameters() if p.grad is not None]
-        found_inf = None
         if scale is not None:
             for parameter in parameters:
                 parameter.grad.div_(scale)
             finite = torch.stack([parameter.grad.isfinite().all() for parameter in parameters]).all()
             if isinstance(self.graph_optimizer, CapturableAdamW):
-                found_inf = finite.logical_not().to(torch.float32)
-            elif not bool(finite):
-                self.graph_network.zero_grad(set_to_none=True)
-                return
-        nn.utils.clip_grad_value_(parameters, self.clip_value)
-        if found_inf is None:
-            self.graph_optimizer.step()
+                nn.utils.clip_grad_value_(parameters, self.clip_value)
+                self.graph_optimizer.step_unless(finite.logical_not().to(torch.float32))
+            elif bool(finite):
+                clipped_step(self.graph_optimizer, parameters, self.clip_value, None)
         else:
-            self.graph_optimizer.step_unless(found_inf)
+            clipped_step(self.graph_optimizer, parameters, self.clip_value, self._graphs)
         self.graph_network.zero_grad(set_to_none=True)
 
     def _apply_schedule(self) -> None:

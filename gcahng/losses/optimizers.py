@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gcahng.engine.cuda_graph import GraphCache, capturing
+
 
 def adamw(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, capturable: bool) -> torch.optim.AdamW:
     """Fused AdamW: one pass over memory for each parameter; with small batches it is a good part of a step."""
@@ -59,8 +61,30 @@ class CapturableAdamW(torch.optim.AdamW):
             group |= {"rate": float(group["lr"]), "lr": rate, "capturable": True}
             set_rate(self, group["rate"])
 
-    def step_unless(self, found_inf: Tensor | None) -> None:
+    def step_unless(self, found_inf: Tensor) -> None:
         """A step, left out where found_inf (0-dim, on the device) is 1."""
         self.found_inf = found_inf
         self.step()
         del self.found_inf
+
+
+def clipped_step(
+    optimizer: torch.optim.AdamW,
+    parameters: list[nn.Parameter],
+    clip_value: float | None,
+    graphs: GraphCache | None,
+) -> None:
+    """Steps these parameters, which have gradients, clipped to ± clip_value; graphs: as a CUDA graph, once there is a
+    state to go on with."""
+
+    def step() -> None:
+        if clip_value is not None:
+            nn.utils.clip_grad_value_(parameters, clip_value)
+        optimizer.step()
+
+    states = [optimizer.state.get(parameter) for parameter in parameters]
+    if graphs is None or not isinstance(optimizer, CapturableAdamW) or capturing() or not all(states):
+        step()
+    else:
+        rates = [group["lr"] for group in optimizer.param_groups]
+        graphs.step(step, parameters, [*rates, *(tensor for state in states for tensor in state.values())])

@@ -26,6 +26,20 @@ from gcahng.testing import seeded
 LABELS = torch.tensor([4, 1, 1, 7, 4, 7, 0, 0])
 
 
+def recorded(run):
+    """A stand-in for cuda_graph.record: what it returns reads the gradients that lay there, whatever lies there now."""
+    (parameters,) = (cell.cell_contents for cell in run.__closure__ if isinstance(cell.cell_contents, list))
+    mine = [p.grad for p in parameters]
+
+    def replay() -> None:
+        given = [p.grad for p in parameters]
+        cuda_graph._set_gradients(parameters, mine)
+        run()
+        cuda_graph._set_gradients(parameters, given)
+
+    return replay
+
+
 @pytest.fixture
 def captures(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A stand-in on the CPU: a replay runs the pass again, on the memory of its capture. Counts the captures."""
@@ -47,6 +61,7 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return Engine(impl, edge_memory, edge_dtype, graphs)
 
     monkeypatch.setattr(cuda_graph, "capture", capture)
+    monkeypatch.setattr(cuda_graph, "record", recorded)
     monkeypatch.setattr("gcahng.losses.gca_hng.passes_for", passes_for)
     return counted
 
@@ -172,6 +187,7 @@ def test_rates_on_the_device_are_written_in_place(captures: list[int]) -> None:
         assert same(train(gca, batches(2 * epoch, 2 * epoch + 2)), train(plain, batches(2 * epoch, 2 * epoch + 2)))
         gca.end_epoch()
         plain.end_epoch()
+    assert len(gca._graphs._steps) == 3, "of the graph network's two steps and the classifier's, one graph each"
     twin = copy.deepcopy(gca)
     assert twin.graph_optimizer.param_groups[0]["lr"] is not rate
     assert same(train(twin, batches(6, 7)), train(plain, batches(6, 7)))
@@ -238,17 +254,18 @@ def test_inside_a_capture_passes_are_part_of_it(captures: list[int], monkeypatch
     """Nothing is captured within a capture, nothing is shared with other passes, and no value is asked for."""
     gca, plain = make_whole(True, check="auto"), make_whole(False)
     wanted = train(plain, batches(0, 3))
-    for place in ("gcahng.engine.cuda_graph", "gcahng.losses.gca_hng"):
+    for place in ("gcahng.engine.cuda_graph", "gcahng.losses.gca_hng", "gcahng.losses.optimizers"):
         monkeypatch.setattr(f"{place}.capturing", lambda: True)
     monkeypatch.setattr("gcahng.engine.engine._workspace", None)
     monkeypatch.setattr(gca, "_raise_deferred", None)
     assert same(train(gca, batches(0, 3)), wanted)
-    assert captures == [] and not gca._graphs._captured
+    assert captures == [] and not gca._graphs._captured and not gca._graphs._steps
 
 
 def test_a_whole_step_neither_waits_nor_depends_on_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """On tensors without data: loss, backward, the generator's step and the caller's own; checks wait for end_epoch."""
     monkeypatch.setattr("gcahng.losses.gca_hng.passes_for", lambda impl, device, memory, *_: Engine(impl, memory, None))
+    monkeypatch.setattr("gcahng.losses.optimizers.capturing", lambda: True)
     with FakeTensorMode():
         gca = make_whole(True, num_per_class=2, check="deferred", edge_memory="store")
         model = torch.nn.Linear(4, 16)
