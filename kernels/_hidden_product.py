@@ -19,26 +19,42 @@ def merged(mean, square, seen, part_mean, part_square, count):
 
 
 @triton.jit
-def forward_epilogue(h, block_m, first_n, p_b, p_h, p_g, T, W, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """A part h (BLOCK_M, BLOCK_N) of the product, to columns first_n … of what the kernel writes → each row's mean and
-    sum of squared deviations, and how many columns there are."""
+def forward_epilogue(
+    h,
+    block_m,
+    first_n,
+    p_b,
+    p_h,
+    p_g,
+    T,
+    W,
+    STORED: tl.constexpr,
+    EVEN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """A part h (BLOCK_M, BLOCK_N) of the product, to columns first_n … of what the kernel writes (EVEN: all of them are
+    there) → g in the type that it is STORED in, 0 past the last column; each row's mean and sum of squared deviations
+    of it, and how many columns there are."""
     first_m = block_m.to(tl.int64) * BLOCK_M
     o_m = first_m + tl.arange(0, BLOCK_M)
     o_n = first_n + tl.arange(0, BLOCK_N)
     m_m, m_n = o_m < T, o_n < W
-    m_mn = m_m[:, None] & m_n[None, :]
+    m_mn = m_m[:, None] if EVEN else m_m[:, None] & m_n[None, :]
     o = tl.arange(0, BLOCK_M)[:, None] * W + o_n[None, :]  # from the block's first row, in 32 bits: to spare registers
-    b_h = h.to(p_g.dtype.element_ty)
+    b_h = h.to(STORED)
     if p_h is not None:
         tl.store(p_h + first_m * W + o, b_h, mask=m_mn)
     b_b = tl.load(p_b + o_n, mask=m_n, other=0.0)
-    b_g = gelu(b_h.to(b_b.dtype) + b_b[None, :]).to(p_g.dtype.element_ty)
-    tl.store(p_g + first_m * W + o, b_g, mask=m_mn)
-    b_g = tl.where(m_n[None, :], b_g.to(b_b.dtype), 0.0)
+    b_stored = gelu(b_h.to(b_b.dtype) + b_b[None, :]).to(STORED)
+    if p_g is not None:
+        tl.store(p_g + first_m * W + o, b_stored, mask=m_mn)
+    b_stored = tl.where(m_n[None, :], b_stored, 0.0)
+    b_g = b_stored.to(b_b.dtype)
     count = tl.maximum(tl.minimum(W - first_n, BLOCK_N), 0).to(tl.float32)
     b_mean = tl.sum(b_g, axis=1) / tl.maximum(count, 1.0)
     b_centred = tl.where(m_n[None, :], b_g - b_mean[:, None], 0.0)
-    return b_mean, tl.sum(b_centred * b_centred, axis=1), count
+    return b_stored, b_mean, tl.sum(b_centred * b_centred, axis=1), count
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -71,8 +87,8 @@ def hidden_product_forward_kernel(
     b_parts = column_parts(b_h, PARTS)
     for k in tl.static_range(PARTS):
         first_n = block_n * BLOCK_N + k * (BLOCK_N // PARTS)
-        b_part, b_part_square, count = forward_epilogue(
-            b_parts[k], block_m, first_n, p_b, p_h, p_g, T, W, BLOCK_M, BLOCK_N // PARTS
+        _, b_part, b_part_square, count = forward_epilogue(
+            b_parts[k], block_m, first_n, p_b, p_h, p_g, T, W, p_g.dtype.element_ty, False, BLOCK_M, BLOCK_N // PARTS
         )
         if k % JOINED == 0:
             b_mean, b_square = b_part, b_part_square

@@ -92,3 +92,24 @@ def column_parts(x, PARTS: tl.constexpr):
         b_0, b_1, b_2, b_3 = column_quarters(b_first)
         b_4, b_5, b_6, b_7 = column_quarters(b_second)
         return b_0, b_1, b_2, b_3, b_4, b_5, b_6, b_7
+
+
+@triton.jit
+def halves_joined(first, second):
+    b_both = tl.permute(tl.join(first, second), (0, 2, 1))
+    return tl.reshape(b_both, (first.shape[0], 2 * first.shape[1]))
+
+
+@triton.jit
+def columns_joined(parts, PARTS: tl.constexpr):
+    """What column_parts took apart."""
+    if PARTS == 1:
+        return parts[0]
+    elif PARTS == 2:
+        return halves_joined(parts[0], parts[1])
+    elif PARTS == 4:
+        return halves_joined(halves_joined(parts[0], parts[1]), halves_joined(parts[2], parts[3]))
+    else:
+        b_first = halves_joined(halves_joined(parts[0], parts[1]), halves_joined(parts[2], parts[3]))
+        b_second = halves_joined(halves_joined(parts[4], parts[5]), halves_joined(parts[6], parts[7]))
+        return halves_joined(b_first, b_second)

@@ -25,6 +25,7 @@ class GraphCache:
     def __init__(self) -> None:
         self.number = next(_numbers)
         self._captured: dict[tuple[Any, ...], _Captured] = {}
+        self._steps: dict[tuple[Any, ...], _CapturedStep] = {}
         _caches[self.number] = self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphCache:
@@ -50,6 +51,39 @@ class GraphCache:
         self._captured[key] = captured  # the last one used stands last
         return captured(inputs)
 
+    def step(self, step: Callable[[], None], parameters: Sequence[Tensor], state: Sequence[Tensor]) -> None:
+        """step(), which reads the parameters' gradients and changes parameters and state in place, replayed. It must
+        have run before, so that all its state is there."""
+        places = tuple(t.data_ptr() for t in (*parameters, *state))
+        shapes = tuple((tuple(t.shape), t.dtype) for t in parameters)
+        captured = self._steps.pop((places, shapes), None)
+        if captured is None:
+            captured = _CapturedStep(step, parameters)
+            while len(self._steps) >= MOST:
+                del self._steps[next(iter(self._steps))]
+        self._steps[places, shapes] = captured
+        captured(parameters)
+
+
+class _CapturedStep:
+    """A step on gradients of its own memory."""
+
+    def __init__(self, step: Callable[[], None], parameters: Sequence[Tensor]) -> None:
+        self._gradients = [p.grad.clone() for p in parameters]
+        given = [p.grad for p in parameters]
+        _set_gradients(parameters, self._gradients)
+        self._replay = record(step)
+        _set_gradients(parameters, given)
+
+    def __call__(self, parameters: Sequence[Tensor]) -> None:
+        torch._foreach_copy_(self._gradients, [p.grad for p in parameters])
+        self._replay()
+
+
+def _set_gradients(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+
 
 class _Captured:
     """One pass on memory of its own: inputs, workspace, outputs."""
@@ -66,6 +100,11 @@ class _Captured:
         return [output.clone() for output in self._outputs]
 
 
+def capturing() -> bool:
+    """Whether somebody captures the current stream: a whole step, say."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
 def capture(run: Callable[[], list[Tensor]]) -> tuple[Callable[[], None], list[Tensor]]:
     """Runs it a few times, then captures it → how to replay it, and where its outputs lie."""
     stream = torch.cuda.Stream()
@@ -78,6 +117,14 @@ def capture(run: Callable[[], list[Tensor]]) -> tuple[Callable[[], None], list[T
     with torch.cuda.graph(graph):
         outputs = run()
     return graph.replay, outputs
+
+
+def record(run: Callable[[], None]) -> Callable[[], None]:
+    """Captures it, which runs nothing → how to run it."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
 
 
 def cache(number: int) -> GraphCache:

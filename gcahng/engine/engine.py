@@ -147,6 +147,8 @@ def _run(
 ) -> list[Tensor]:
     """run(tensors, s, extra, workspace); where the loss asks for it, as a CUDA graph. kind: what tells this pass from
     others of the same settings; extra: tensors beside the operator's, which may lie elsewhere each time."""
+    if cuda_graph.capturing():  # a graph of the caller's, which keeps the memory that a pass takes anew
+        return run(tensors, s, extra, Workspace())
     if not s.graphs:
         return run(tensors, s, extra, _workspace)
     *inputs, parameters, buffers = tensors

@@ -113,10 +113,10 @@ class GraphPass:
             edge_sum = NodeSum(schedule, self.dim, like=self.z)
             self._open_stores(layer)
             for number, tile in enumerate(schedule.tiles):
-                e = self._advance(layer, number, tile)
-                if last:
+                e = self._advance(layer, number, tile, moments if last else None)
+                if last and e is not None:
                     self.head.add_moments(tile, e, moments)
-                else:
+                elif not last:
                     stages.edge_to_node(tile, self.to_node[layer + 1], e, edge_sum)
         self.head_weights = self._head_weights(moments)
         self.closing[-1] = self.head_weights.normalised(self.edge_weights[-1])
@@ -135,14 +135,13 @@ class GraphPass:
         kept = self.moments[layer]
         return None if kept is None else RowMoments(self.rows(kept.mean, tile), self.rows(kept.rstd, tile))
 
-    def _advance(self, layer: int, number: int, tile: Tile) -> Edges:
-        """A layer's edge update on a tile → the edges that leave it, stored as options say."""
+    def _advance(self, layer: int, number: int, tile: Tile, sums: Tensor | None = None) -> Edges | None:
+        """A layer's edge update on a tile → the edges that leave it, stored as options say; sums: see stages.mlp."""
         w, stages = self.edge_weights[layer], self.stages
         e = self.edge(layer, number, tile)
         e1, _ = stages.gate(layer, number, tile, w, self.tokens[layer], e, "e1")
-        g, moments = stages.hidden(w, e1, self.rows(self.h[layer], tile), self._kept_moments(layer, tile))
-        _, out = stages.close(self.closing[layer], e1, g, moments, self.rows(self.s[layer], tile), "out")
-        return out
+        keep = (self.rows(self.h[layer], tile), self._kept_moments(layer, tile), self.rows(self.s[layer], tile))
+        return stages.mlp(tile, self.closing[layer], e1, *keep, "out", sums)
 
     def edge(self, layer: int, number: int, tile: Tile, slot: str = "in") -> Edges:
         """The edges that enter a layer; layer L: those that leave the last, normalised."""
@@ -278,9 +277,8 @@ class GraphPass:
             e1, gate = stages.gate(layer, number, tile, w, self.tokens[layer], e, f"e1 {layer}")
             h = stages.scratch(f"h {layer}", tile.rows, 4 * self.dim)
             s = stages.scratch(f"s {layer}", tile.rows, self.dim, wide=True)
-            g, moments = stages.hidden(w, e1, h, None)
-            moments = RowMoments(moments.mean.clone(), moments.rstd.clone())
-            s, out = stages.close(self.closing[layer], e1, g, moments, s, f"edges {layer + 1}")
+            moments = RowMoments(*(stages.scratch(f"row {k} {layer}", tile.rows, 1, wide=True) for k in range(2)))
+            out = stages.mlp(tile, self.closing[layer], e1, h, moments, s, f"edges {layer + 1}")
             records.append(EdgeRecord(e, e1, gate, h, moments, s))
             e = out
         return records, e

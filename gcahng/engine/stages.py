@@ -233,6 +233,23 @@ class TorchStages:
             s = keep_s.to(s.dtype)
         return s, self.norm_gelu(w, s, slot)
 
+    def mlp(
+        self,
+        tile: Tile,
+        w: EdgeWeights,
+        e1: Edges,
+        keep_h: Tensor | None,
+        keep_moments: RowMoments | None,
+        keep_s: Tensor | None,
+        slot: str,
+        sums: Tensor | None = None,
+    ) -> Edges | None:
+        """`hidden` and `close` together: e¹ → the edges that leave the MLP; what is given to keep receives as there.
+        sums (2, D) float64: given where nothing but BatchNorm's moments is wanted of these edges; an implementation
+        that adds them itself (as TorchHead.add_moments) returns None."""
+        g, moments = self.hidden(w, e1, keep_h, keep_moments)
+        return self.close(w, e1, g, moments, keep_s, slot)[1]
+
     def mlp_backward(
         self,
         w: EdgeWeights,

@@ -8,19 +8,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gcahng.engine.fused import FusedStages
+from gcahng.engine.fused import FusedStages, _numbers
+from gcahng.engine.schedule import Tile
 from gcahng.engine.stages import Edges, RowMoments
 from gcahng.engine.weights import EdgeWeights
 from gcahng.kernels import close as close_kernels
+from gcahng.kernels import edge_mlp as edge_mlp_kernels
 from gcahng.kernels import hidden as hidden_kernels
 
 
 class TritonStages(FusedStages):
-    """In fp64, which the kernels' products are not written for, those of FusedStages."""
+    """In fp64, which the kernels' products are not written for, those of FusedStages. Forward, the edge MLP is one
+    kernel where a block holds whole rows."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._epilogues = self.compute is not torch.float64
+
+    def mlp(
+        self,
+        tile: Tile,
+        w: EdgeWeights,
+        e1: Edges,
+        keep_h: Tensor | None,
+        keep_moments: RowMoments | None,
+        keep_s: Tensor | None,
+        slot: str,
+        sums: Tensor | None = None,
+    ) -> Edges | None:
+        if not (self._epilogues and edge_mlp_kernels.takes(self.dim, e1.low.itemsize, keep_h is not None)):
+            return super().mlp(tile, w, e1, keep_h, keep_moments, keep_s, slot, sums)
+        e = None if sums is not None else self._pair(slot, tile.rows)
+        out = (None, None) if e is None else (e.full, self._low(e))
+        kept = (keep_h, *(keep_moments or (None, None)), keep_s)
+        edge_mlp_kernels.forward(_numbers(self.schedule, tile), e1.full, e1.low, *w, *kept, *out, sums)
+        return e
 
     def _hidden(self, w: EdgeWeights, e1: Edges, h: Tensor | None, g: Tensor, moments: RowMoments) -> None:
         if self._epilogues:

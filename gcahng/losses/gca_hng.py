@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gcahng.engine.cuda_graph import GraphCache
+from gcahng.engine.cuda_graph import GraphCache, capturing
 from gcahng.errors import UserError
 from gcahng.losses.layout import ClassLayout, check_shapes, class_layout, raise_for_problems, value_problems
+from gcahng.losses.optimizers import CapturableAdamW, adamw, clipped_step, set_rate
 from gcahng.losses.options import check_options
 from gcahng.losses.passes import Passes, passes_for
 from gcahng.nn import GraphNetwork
@@ -92,7 +93,9 @@ class GCAHNGLoss(nn.Module):
             memory.
         edge_dtype: of stored edges (None: the parameters' own); torch.bfloat16 halves them.
         cuda_graph: on CUDA, capture the graph network's passes and replay them: for batches so small that launches
-            bound them. Each kind of batch (the last 4) then keeps the memory of its passes.
+            bound them. Each kind of batch (the last 4) then keeps the memory of its passes. A whole step may be
+            captured instead, in a graph of the user's (docs/gpu.md): the optimisers keep their rates on the device.
+            With check="deferred" and num_per_class a step then never waits for the device, and end_epoch raises.
 
     Errors: UserError (a ValueError) naming the argument, for classes of unequal size or single samples, fewer than two
     classes, labels out of range, wrong shapes or dtypes, non-finite values and constant rows.
@@ -151,6 +154,8 @@ class GCAHNGLoss(nn.Module):
         self.register_buffer("_mean_generator", torch.tensor(FIRST_MEAN))
         self.register_buffer("_metric_sum", torch.tensor(0.0))
         self.register_buffer("_generator_sum", torch.tensor(0.0))
+        # On the device, where a captured step counts on; _steps_in_epoch counts the steps that the host has seen.
+        self.register_buffer("_counted_steps", torch.zeros((), dtype=torch.int64), persistent=False)
         self.register_buffer("_problems", torch.zeros(4, dtype=torch.bool), persistent=False)
         self._steps_in_epoch = 0
         self._epoch = 0
@@ -158,12 +163,9 @@ class GCAHNGLoss(nn.Module):
         self._pending: _Pending | None = None
         # Called before gradients are clipped: with "graph_network" (twice a step) or "classifier", and the gradients.
         self.gradient_hook: Callable[[str, list[Tensor]], None] | None = None
-        # Fused: one pass over memory for each parameter; with small batches the optimisers are a good part of a step.
-        self.graph_optimizer = torch.optim.AdamW(
-            self.graph_network.trainable(), lr=graph_lr, weight_decay=graph_weight_decay, fused=True
-        )
-        self.classifier_optimizer = torch.optim.AdamW(
-            self.classifier.parameters(), lr=classifier_lr, weight_decay=classifier_weight_decay, fused=True
+        self.graph_optimizer = adamw(self.graph_network.trainable(), graph_lr, graph_weight_decay, cuda_graph)
+        self.classifier_optimizer = adamw(
+            self.classifier.parameters(), classifier_lr, classifier_weight_decay, cuda_graph
         )
 
     # -- the step
@@ -212,7 +214,8 @@ class GCAHNGLoss(nn.Module):
         if all(parameter.grad is None for parameter in self.graph_network.parameters()):
             raise RuntimeError("generator_step: call loss.backward() before it; the graph network has no gradients yet")
         _check_draws(u, pending.layout.views)
-        self._raise_deferred()
+        if not (self._graphs is not None and (self.check == "deferred" or capturing())):
+            self._raise_deferred()
         self._pending = None
         z, layout = pending.z, pending.layout
         scale = None if scaler is None or not scaler.is_enabled() else scaler.scale(torch.ones((), device=z.device))
@@ -225,7 +228,7 @@ class GCAHNGLoss(nn.Module):
             classifier_loss = CLASSIFIER_FACTOR * entropy
         classifier_loss.backward()
         self._show_gradients("classifier", list(self.classifier.parameters()))
-        self.classifier_optimizer.step()
+        clipped_step(self.classifier_optimizer, list(self.classifier.parameters()), None, self._graphs)
         self.classifier.zero_grad(set_to_none=True)
 
         with torch.enable_grad(), torch.autocast(z.device.type, dtype=dtype, enabled=enabled):
@@ -247,6 +250,7 @@ class GCAHNGLoss(nn.Module):
         }
         self._metric_sum.add_(logs["J_m"].clamp_min(SMALLEST_LOSS))
         self._generator_sum.add_(logs["J_gen"].clamp_min(SMALLEST_LOSS))
+        self._counted_steps.add_(1)
         self._steps_in_epoch += 1
         if self.steps_per_epoch is not None and self._steps_in_epoch >= self.steps_per_epoch:
             self.end_epoch()
@@ -265,11 +269,11 @@ class GCAHNGLoss(nn.Module):
         """Puts the epoch's mean losses in force (an epoch without steps keeps the old ones) and steps the cosine
         schedule."""
         self._raise_deferred()
-        if self._steps_in_epoch:
-            self._mean_metric.copy_(self._metric_sum / self._steps_in_epoch)
-            self._mean_generator.copy_(self._generator_sum / self._steps_in_epoch)
-        self._metric_sum.zero_()
-        self._generator_sum.zero_()
+        count = self._counted_steps
+        for mean, total in ((self._mean_metric, self._metric_sum), (self._mean_generator, self._generator_sum)):
+            mean.copy_(torch.where(count > 0, total / count, mean))
+            total.zero_()
+        count.zero_()
         self._steps_in_epoch = 0
         self._epoch += 1
         self._apply_schedule()
@@ -338,7 +342,7 @@ class GCAHNGLoss(nn.Module):
             "version": 1,
             "seed": self.seed,
             "epoch": self._epoch,
-            "steps_in_epoch": self._steps_in_epoch,
+            "steps_in_epoch": int(self._counted_steps),
             "graph_optimizer": self.graph_optimizer.state_dict(),
             "classifier_optimizer": self.classifier_optimizer.state_dict(),
         }
@@ -350,6 +354,7 @@ class GCAHNGLoss(nn.Module):
             )
         self.seed = state["seed"]
         self._epoch, self._steps_in_epoch = state["epoch"], state["steps_in_epoch"]
+        self._counted_steps.fill_(self._steps_in_epoch)
         # Optimizer.load_state_dict keeps the tensors it is given: without a copy, two losses would share their moments.
         self.graph_optimizer.load_state_dict(copy.deepcopy(state["graph_optimizer"]))
         self.classifier_optimizer.load_state_dict(copy.deepcopy(state["classifier_optimizer"]))
@@ -376,6 +381,8 @@ class GCAHNGLoss(nn.Module):
                         for name, value in state.items()
                     }
             group["params"] = [moved[parameter] for parameter in group["params"]]
+            if isinstance(group["lr"], Tensor):
+                group["lr"] = _moved_count(group["lr"], group["params"][0].device)
         self._pending = None
         return self
 
@@ -433,12 +440,15 @@ class GCAHNGLoss(nn.Module):
             for parameter in parameters:
                 parameter.grad.div_(scale)
             finite = torch.stack([parameter.grad.isfinite().all() for parameter in parameters]).all()
-            if not bool(finite):
-                self.graph_network.zero_grad(set_to_none=True)
-                return
-        self._show_gradients("graph_network", parameters)
-        nn.utils.clip_grad_value_(parameters, self.clip_value)
-        self.graph_optimizer.step()
+            if isinstance(self.graph_optimizer, CapturableAdamW):
+                nn.utils.clip_grad_value_(parameters, self.clip_value)
+                self.graph_optimizer.step_unless(finite.logical_not().to(torch.float32))
+            elif bool(finite):
+                self._show_gradients("graph_network", parameters)
+                clipped_step(self.graph_optimizer, parameters, self.clip_value, None)
+        else:
+            self._show_gradients("graph_network", parameters)
+            clipped_step(self.graph_optimizer, parameters, self.clip_value, self._graphs)
         self.graph_network.zero_grad(set_to_none=True)
 
     def _show_gradients(self, module: str, parameters: list[nn.Parameter]) -> None:
@@ -449,8 +459,7 @@ class GCAHNGLoss(nn.Module):
         if self.epochs is None:
             return
         progress = min(self._epoch, self.epochs) / self.epochs
-        for group in self.graph_optimizer.param_groups:
-            group["lr"] = self.graph_lr * 0.5 * (1 + math.cos(math.pi * progress))
+        set_rate(self.graph_optimizer, self.graph_lr * 0.5 * (1 + math.cos(math.pi * progress)))
 
     def _raise_deferred(self) -> None:
         if self.check == "off" or (
@@ -476,5 +485,5 @@ def _check_draws(u: Tensor | None, views: int) -> None:
 
 
 def _moved_count(step: Tensor, device: torch.device) -> Tensor:
-    """AdamW's step count beside its parameter, in its own dtype; a parameter without data leaves it where it is."""
+    """AdamW's step count or rate beside its parameter, in its own dtype; one without data leaves it where it is."""
     return step if device.type == "meta" else step.to(device)

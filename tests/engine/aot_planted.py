@@ -56,7 +56,7 @@ def launch() -> None:
 
 
 if __name__ == "__main__":
-    case = aot.Case(0, "bf16", 90)
+    case = aot.Case(512, "bf16", 90)
     with aot.recording(case) as launches:
         launch()
     failures = [[b.kernel, b.failures()] for b in map(aot.build, launches.values())]

@@ -271,6 +271,31 @@ class Run:
             found.add(g=g, mean=moments.mean, rstd=moments.rstd, s=s, e=e.full, low=e.low)
         return found.results()
 
+    def edge_mlp(self) -> Results:
+        """hidden and close as one stage, which keeps what it is asked to; and BatchNorm's moments of its edges."""
+        found, w = Collected(), self.inputs.weights
+        moments, of_edges = (self.head.moments(self.dim, self.like) for _ in range(2))
+        for number, tile, rows in self.tiles():
+            e1, count = self.edges(rows), tile.rows
+            h = torch.full((count, 4 * self.dim), torch.nan, dtype=e1.low.dtype)
+            kept = RowMoments(*(torch.full((count, 1), torch.nan, dtype=self.like.dtype) for _ in range(2)))
+            s = torch.full_like(e1.full, torch.nan)
+            e = self.stages.mlp(tile, w, e1, h, kept, s, "out")
+            found.add(mean=kept.mean, rstd=kept.rstd, s=s, e=e.full, low=e.low)
+            e = self.stages.mlp(tile, w, e1, None, None, s, "again")  # where h is kept it may be another kernel
+            found.add(s_again=s, e_again=e.full, low_again=e.low)
+            self.head.add_moments(tile, e, of_edges)
+            left = self.stages.mlp(tile, w, e1, None, kept if number else None, None, "last", moments)
+            if left is not None:
+                self.head.add_moments(tile, left, moments)
+            low = torch.full(s.shape, torch.nan, dtype=torch.float16)  # bf16 is beyond Triton's interpreter
+            e = self.stages.mlp(tile, w, e1, None, None, low, "stored")
+            assert torch.equal(low, s.half())
+            wanted = self.stages.norm_gelu(w, low.to(s.dtype), "wanted").full
+            torch.testing.assert_close(e.full, wanted, rtol=0, atol=8 * torch.finfo(s.dtype).eps * wanted.abs().max())
+        torch.testing.assert_close(moments, of_edges, rtol=1e-13, atol=1e-13 * of_edges.abs().max().item())
+        return found.results()
+
     def close_to_bfloat16(self) -> Results:
         """Stored in bf16: what goes on is what was stored."""
         found, w = Collected(), self.inputs.weights

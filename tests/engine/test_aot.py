@@ -57,6 +57,14 @@ def test_a_product_passes_everywhere(tmp_path: Path) -> None:
     assert found == {80: ["HMMA 16816"], 100: ["UTCHMMA"]}
 
 
+def test_the_whole_edge_mlp_passes_for_hopper(tmp_path: Path) -> None:
+    """Where a block holds whole rows; everywhere: the slow tests."""
+    chosen = ("--once", "--dim", "128", "--dtype", "bf16", "--arch", "90")
+    (build,), _ = compiled(tmp_path, *chosen, "--kernel", "edge_mlp_forward_kernel")
+    assert not failures([build])
+    assert build["products"] == ["HGMMA 64x128x16"]
+
+
 def test_the_gate_holds_back_what_it_should() -> None:
     done = run(Path(__file__).with_name("aot_planted.py"))
     assert done.returncode == 0, done.stderr
@@ -80,7 +88,7 @@ def test_the_gate_holds_back_what_it_should() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["80", "90", "100"])
-@pytest.mark.parametrize("dim", ["128", "384", "512"])
+@pytest.mark.parametrize("dim", ["64", "128", "384", "512"])
 def test_every_launch_passes(tmp_path: Path, dim: str, arch: str) -> None:
     builds, _ = compiled(tmp_path, "--dim", dim, "--arch", arch, timeout=3600)
     assert not failures(builds)

@@ -18,7 +18,7 @@ from stage_checks import (
 from torch.nn import functional as F
 
 from gcahng.engine.fused import FusedStages
-from gcahng.kernels import hidden
+from gcahng.kernels import edge_mlp, hidden
 from gcahng.testing import seeded
 
 PRECISIONS = ("float64", "float32", "float16")
@@ -46,6 +46,18 @@ def test_stage(setup, stage, precision):
 def test_mlp_between_products_of_the_library(setup, stage, precision, monkeypatch):
     monkeypatch.setattr("gcahng.engine.triton.TritonStages", FusedStages)
     check_stage(setup, stage, precision, "triton")
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])  # in fp64 it is hidden and close
+@pytest.mark.parametrize("setup", [Setup(5, 3, 19, 100), Setup(4, 2, 64, 100), Setup(3, 2, 128, 100)], ids=str)
+def test_edge_mlp(setup, precision):
+    """In one kernel, where it is taken, and beside what is to be kept."""
+    check_stage(setup, "edge_mlp", precision, "triton")
+
+
+def test_edge_mlp_takes_what_fits():
+    assert edge_mlp.takes(128, 2, False) and edge_mlp.takes(128, 4, True) and edge_mlp.takes(64, 2, True)
+    assert not (edge_mlp.takes(129, 4, False) or edge_mlp.takes(128, 2, True))
 
 
 def test_more_blocks_than_share_a_cache():

@@ -29,7 +29,7 @@ SETUPS = [
     stage_cases.Setup(4, 3, 512, 100),
     stage_cases.Setup(3, 2, 1024, 100, p=0.2),
 ]
-STAGES = stage_checks.STAGES
+STAGES = (*stage_checks.STAGES, "edge_mlp")
 _WANTED: dict[str, Callable] = {}  # what plain torch finds, kept by device
 
 
@@ -137,6 +137,58 @@ def check_replay(device: str, impl: str, **captured: bool) -> None:
         scale = tensor.double().abs().max().item()
         error = (found[name].double() - tensor.double()).abs().max().item()
         assert error <= 1e-9 * scale + 1e-15, f"{name}: off by {error:.3g} of {scale:.3g}"
+
+
+def check_whole_step(device: str, impl: str, steps: int = 4) -> None:
+    """Forward, backward, the model's step and the generator's, in one graph and replayed, are the steps run plainly."""
+
+    def start() -> tuple[gcahng.GCAHNGLoss, torch.nn.Linear, Callable[[], Tensor], Tensor]:
+        torch.manual_seed(0)
+        options = {"num_per_class": 3, "check": "deferred", "edge_memory": "store", "cuda_graph": True, "seed": 1}
+        gca = gcahng.GCAHNGLoss(8, 32, impl=impl, **options).to(device).double()
+        gca.mean_metric, gca.mean_generator = 2.0, 20.0
+        model = torch.nn.Linear(5, 32).to(device).double()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=torch.tensor(1e-3, device=device), capturable=True)
+        x, labels = torch.empty(24, 5, dtype=torch.float64, device=device), torch.arange(8).repeat(3).to(device)
+
+        def step() -> Tensor:
+            optimizer.zero_grad(set_to_none=True)
+            loss = gca(model(x), labels)
+            loss.backward()
+            optimizer.step()
+            gca.generator_step()
+            return loss.detach()
+
+        return gca, model, step, x
+
+    batches = [seeded(24, 5, seed=k, dtype=torch.float64).to(device) for k in range(2 + steps)]
+    gca, model, step, x = start()
+    wanted = []
+    for batch in batches:
+        x.copy_(batch)
+        wanted.append(step())
+    other, twin, step, x = start()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for batch in batches[:2]:
+            x.copy_(batch)
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = step()
+    for batch, value in zip(batches[2:], wanted[2:], strict=True):
+        x.copy_(batch)
+        graph.replay()
+        torch.testing.assert_close(loss, value, rtol=1e-9, atol=0)
+    gca.end_epoch()
+    other.end_epoch()
+    pairs = [(gca.state_dict(), other.state_dict()), (model.state_dict(), twin.state_dict())]
+    for one, two in pairs:
+        for name, tensor in one.items():
+            if isinstance(tensor, Tensor):
+                torch.testing.assert_close(two[name], tensor, rtol=1e-9, atol=1e-12, msg=name)
 
 
 # -- the authors' numbers

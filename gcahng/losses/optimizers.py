@@ -1,0 +1,90 @@
+"""The optimisers that the loss owns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gcahng.engine.cuda_graph import GraphCache, capturing
+
+
+def adamw(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, capturable: bool) -> torch.optim.AdamW:
+    """Fused AdamW: one pass over memory for each parameter; with small batches it is a good part of a step."""
+    if capturable:
+        return CapturableAdamW(parameters, lr, weight_decay)
+    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+
+
+def set_rate(optimizer: torch.optim.AdamW, rate: float) -> None:
+    """Sets the learning rate, in place where a captured step reads it."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+            group["rate"] = rate
+        else:
+            group["lr"] = rate
+
+
+class CapturableAdamW(torch.optim.AdamW):
+    """AdamW whose steps may be captured in a CUDA graph: its learning rate is a tensor (fp32, as torch's kernel takes
+    it) beside its parameters, and a step that is to be left out is told so on the device.
+
+    Its state dict is that of a plain AdamW, so that either can go on with the other's.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> None:
+        parameters = list(parameters)
+        device = parameters[0].device
+        rate = torch.tensor(lr, dtype=torch.float32, device=device)
+        super().__init__(parameters, lr=rate, weight_decay=weight_decay, fused=True, capturable=True)
+        for group in self.param_groups:
+            group["rate"] = lr
+        self._warned_capturable_if_run_uncaptured = True  # torch's warning: here steps run either way
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._warned_capturable_if_run_uncaptured = True
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        for group in state["param_groups"]:
+            group |= {"lr": group.pop("rate"), "capturable": False}
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        rates = [group["lr"] for group in self.param_groups]
+        super().load_state_dict(state_dict)
+        for group, rate in zip(self.param_groups, rates, strict=True):
+            group |= {"rate": float(group["lr"]), "lr": rate, "capturable": True}
+            set_rate(self, group["rate"])
+
+    def step_unless(self, found_inf: Tensor) -> None:
+        """A step, left out where found_inf (0-dim, on the device) is 1."""
+        self.found_inf = found_inf
+        self.step()
+        del self.found_inf
+
+
+def clipped_step(
+    optimizer: torch.optim.AdamW,
+    parameters: list[nn.Parameter],
+    clip_value: float | None,
+    graphs: GraphCache | None,
+) -> None:
+    """Steps these parameters, which have gradients, clipped to ± clip_value; graphs: as a CUDA graph, once there is a
+    state to go on with."""
+
+    def step() -> None:
+        if clip_value is not None:
+            nn.utils.clip_grad_value_(parameters, clip_value)
+        optimizer.step()
+
+    states = [optimizer.state.get(parameter) for parameter in parameters]
+    if graphs is None or not isinstance(optimizer, CapturableAdamW) or capturing() or not all(states):
+        step()
+    else:
+        rates = [group["lr"] for group in optimizer.param_groups]
+        graphs.step(step, parameters, [*rates, *(tensor for state in states for tensor in state.values())])
