@@ -30,6 +30,7 @@ def run(arguments: list[str]) -> int:
     )
     parser.add_argument("--which", choices=("last", "best"), default="last", help="checkpoint of a run folder (last)")
     parser.add_argument("--split", choices=("test", "val", "train"), default="test", help="its classes (test)")
+    parser.add_argument("--onnx", type=Path, metavar="FILE", help="evaluate a network that gcahng export wrote instead")
     parser.add_argument("--embeddings", type=Path, metavar="FILE", help="evaluate a file of embeddings instead")
     parser.add_argument("--gallery", type=Path, metavar="FILE", help="with --embeddings: what they are searched in")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
@@ -37,10 +38,16 @@ def run(arguments: list[str]) -> int:
     _add_metric_options(parser)
     parser.add_data_options()
     options = parser.parse_args(arguments)
-    if (options.run is None) == (options.embeddings is None):
-        if options.run is None:
-            parser.error("the following arguments are required: RUN_OR_CHECKPOINT")
-        raise UserError(f"{options.run} and --embeddings {options.embeddings} are given; evaluate one at a time")
+    given = {"": options.run, "--onnx ": options.onnx, "--embeddings ": options.embeddings}
+    given = {name: value for name, value in given.items() if value is not None}
+    if not given:
+        parser.error("the following arguments are required: RUN_OR_CHECKPOINT")
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(f'{name}{value}' for name, value in given.items())} are given; evaluate one")
+    if options.onnx is not None:
+        if options.onnx.suffix != ".onnx":
+            raise UserError(f"--onnx is {options.onnx}; it must be a .onnx file that gcahng export wrote")
+        options.run = options.onnx
     if options.embeddings is None:
         if options.gallery is not None:
             raise UserError(f"--gallery {options.gallery} goes with --embeddings; a data set brings its own gallery")

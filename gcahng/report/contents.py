@@ -12,18 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gcahng.data import DataSplits, LabeledImages, load_data
+from gcahng.data import DataSplits, LabeledImages, load_data, usual_workers
 from gcahng.errors import UserError
 from gcahng.report.embedding_map import EmbeddingMap, embedding_map
 from gcahng.report.ranking import Ranking, rank
 from gcahng.retrieval import retrieval_metrics
 from gcahng.train.devices import resolve_device, torch_threads
-from gcahng.train.evaluate import EVAL_BATCH, embed
+from gcahng.train.evaluate import embed
 from gcahng.train.models import Model, load_model
 from gcahng.train.records import read_records
 
 NEIGHBOURS = 8
-PART = 16 * EVAL_BATCH
 
 Progress = Callable[[int, int], None]  # images embedded so far, and all of them
 
@@ -151,13 +150,8 @@ class _Measure:
 
     def _embed(self, model: Model, name: str, images: LabeledImages) -> Tensor:
         self.say(f"embedding {len(images):,} {name} images of {model.path}")
-        network, parts = model.network.to(self.place), []
-        # Whole batches of an evaluation, so that the sums round as there.
-        for rows in torch.arange(len(images)).split(PART):
-            part = images.subset(rows)
-            parts.append(embed(network, part, self.place, model.preprocessing, model.config.data.workers or 0).cpu())
-            self.progress(int(rows[-1]) + 1, len(images))
-        return torch.cat(parts)
+        network, workers = model.network.to(self.place), usual_workers(model.config.data.workers)
+        return embed(network, images, self.place, model.preprocessing, workers, self.progress).cpu()
 
 
 def _baseline(name: str, path: Path, which: str, recall_at: Sequence[int], measure: _Measure) -> Run:

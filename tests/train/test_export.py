@@ -118,6 +118,20 @@ def test_it_is_evaluated_in_the_place_of_its_model(grey: Model, grey_onnx: Path,
     assert result["test"] == metrics_of(got, small_data.test) and result["checkpoint"] == str(grey_onnx)
 
 
+def test_gcahng_eval_takes_it(grey: Model, grey_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights, values = tmp_path / "grey.safetensors", {}
+    save_model(weights, grey.network.state_dict(), grey.config)
+    for name, words in (("onnx", ["--onnx", str(grey_onnx)]), ("model", [str(weights)])):
+        written = tmp_path / f"{name}.json"
+        assert main(["eval", *words, "--split", "val", "--device", "cpu", "--json", str(written)]) == 0
+        values[name] = json.loads(written.read_text())["val"]
+    assert values["onnx"] == pytest.approx(values["model"], abs=1e-3)  # rounding may swap neighbours
+    assert main(["eval", str(weights), "--onnx", str(grey_onnx)]) == 2
+    assert main(["eval", "--onnx", str(tmp_path / "x.pt")]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith("are given; evaluate one") and "it must be a .onnx file that gcahng export wrote" in second
+
+
 def test_the_command(grey: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, out = tmp_path / "model.safetensors", tmp_path / "model.pt2"
     save_model(file, grey.network.state_dict(), grey.config)

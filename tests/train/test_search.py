@@ -97,8 +97,8 @@ def test_a_picture_shows_the_images_that_were_found(
     from gcahng.train import search_plot
 
     figures = []
-    save = search_plot._save
-    monkeypatch.setattr(search_plot, "_save", lambda figure, path: (figures.append(figure), save(figure, path)))
+    save = search_plot.save_png
+    monkeypatch.setattr(search_plot, "save_png", lambda figure, path: (figures.append(figure), save(figure, path)))
     query, picture = str(place / "pictures" / "b" / "3.png"), str(tmp_path / "p.png")
     arguments = ["search", str(built), query, "--k", "10", "--device", "cpu", "--picture", picture]
     assert main([*arguments, "--labels_from_folders"]) == 0
@@ -334,7 +334,7 @@ def test_eval_of_a_data_set_with_a_gallery(
     ("arguments", "message"),
     [
         ("eval", "the following arguments are required: RUN_OR_CHECKPOINT; see gcahng eval --help"),
-        ("eval {run} --embeddings {tmp}/e.npy", "{run} and --embeddings {tmp}/e.npy are given; evaluate one at a time"),
+        ("eval {run} --embeddings {tmp}/e.npy", "{run} and --embeddings {tmp}/e.npy are given; evaluate one"),
         ("eval {run} --gallery {tmp}/e.npy", "--gallery {tmp}/e.npy goes with --embeddings"),
         ("eval --embeddings {tmp}/e.npy", "{tmp}/e.npy has rows without a label; metrics need the class of each"),
         ("eval --embeddings {tmp}/e.npy --data.root x", "--data.root does not go with --embeddings"),
