@@ -34,7 +34,7 @@ def run(arguments: list[str]) -> int:
     if arguments and arguments[0] in actions:
         return actions[arguments[0]](arguments[1:])
     parser = Parser(prog="gcahng index", description=run.__doc__, epilog="gcahng index ACTION --help tells more.")
-    parser.add_argument("action", choices=actions, metavar="ACTION", help=", ".join(actions))
+    parser.add_argument("action", choices=actions, help=", ".join(actions))
     parser.parse_args(arguments)
     raise AssertionError("parse_args ends with what is no action")
 
