@@ -285,6 +285,8 @@ def build_all(
     # In fp64 products are the library's.
     if any(case.dtype in ("bf16", "fp32") for case in cases) and (missing := _missing(recorded, cases)):
         raise LookupError(f"nothing launches {', '.join(missing)}: see gcahng/testing/launches.py")
+    if unknown := set(kernels) - {launch.name for launch in recorded}:
+        raise LookupError(f"no kernel that these cases launch is called {', '.join(sorted(unknown))}")
     chosen = [launch for launch in recorded if not kernels or launch.name in kernels]
     if once:
         most: dict[tuple[str, Case], Launch] = {}
