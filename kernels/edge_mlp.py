@@ -22,10 +22,11 @@ MAX_CHANNELS = 128
 MAX_CHANNELS_KEPT = 64
 
 
-def takes(channels: int, itemsize: int, keep_h: bool) -> bool:
+def takes(channels: int, itemsize: int, crowded: bool) -> bool:
     """Whether the kernel takes so many channels, of operands of so many bytes: where it has a thread's registers for
-    whole rows. Of 16-bit operands an A100 has none left to write h out beside them."""
-    return channels <= (MAX_CHANNELS_KEPT if keep_h and itemsize == 2 else MAX_CHANNELS)
+    whole rows. Of 16-bit operands an A100 has none left for more beside them (crowded): to write h out, or to form sums
+    of an s that is stored in 16 bits."""
+    return channels <= (MAX_CHANNELS_KEPT if crowded and itemsize == 2 else MAX_CHANNELS)
 
 
 @triton.jit(do_not_specialize=["T", *TILE])

@@ -36,7 +36,8 @@ class TritonStages(FusedStages):
         slot: str,
         sums: Tensor | None = None,
     ) -> Edges | None:
-        if not (self._epilogues and edge_mlp_kernels.takes(self.dim, e1.low.itemsize, keep_h is not None)):
+        crowded = keep_h is not None or (sums is not None and keep_s is not None and keep_s.itemsize == 2)
+        if not (self._epilogues and edge_mlp_kernels.takes(self.dim, e1.low.itemsize, crowded)):
             return super().mlp(tile, w, e1, keep_h, keep_moments, keep_s, slot, sums)
         e = None if sums is not None else self._pair(slot, tile.rows)
         out = (None, None) if e is None else (e.full, self._low(e))
