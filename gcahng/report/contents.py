@@ -16,9 +16,8 @@ from gcahng.data import DataSplits, LabeledImages, load_data, usual_workers
 from gcahng.errors import UserError
 from gcahng.report.embedding_map import EmbeddingMap, embedding_map
 from gcahng.report.ranking import Ranking, rank
-from gcahng.retrieval import retrieval_metrics
 from gcahng.train.devices import resolve_device, torch_threads
-from gcahng.train.evaluate import embed
+from gcahng.train.evaluate import Gallery, embed, metrics_of
 from gcahng.train.models import Model, load_model
 from gcahng.train.records import read_records
 
@@ -139,13 +138,8 @@ class _Measure:
             queries = self._embed(model, "test", data.test)
             gallery = None if data.gallery is None else self._embed(model, "gallery", data.gallery)
             self.say("searching")
-            metrics = retrieval_metrics(
-                queries,
-                data.test.labels,
-                recall_at=recall_at,
-                gallery_embeddings=gallery,
-                gallery_labels=None if data.gallery is None else data.gallery.labels,
-            )
+            searched = None if data.gallery is None else Gallery(gallery, data.gallery.labels)
+            metrics = metrics_of(queries, data.test, recall_at, searched)
         return queries, gallery, metrics
 
     def _embed(self, model: Model, name: str, images: LabeledImages) -> Tensor:
