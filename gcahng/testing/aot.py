@@ -44,7 +44,7 @@ DTYPES = {
 }
 PRODUCTS_ALONE = ("fp16", "tf32")  # what they change is in products; the rest is as in bf16 and in fp32
 DIMS, ARCHS = (128, 384, 512), (80, 90, 100)
-FEW = 64  # channels
+FEW_AND_MANY = (64, 512)  # channels that between them every kernel is for
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 TENSOR_MEMORY_LIMIT = 512  # columns, on sm_100
 
@@ -189,10 +189,14 @@ def never_launched(launches: Iterable[Launch], package: str = "gcahng.kernels") 
 
 
 def _missing(recorded: Sequence[Launch], cases: Sequence[Case]) -> list[str]:
-    """never_launched, of these cases or with few channels, which some kernels are for."""
-    missing = never_launched(recorded)
-    few = Case(FEW, "bf16", cases[0].arch)
-    return never_launched([*recorded, *record(few)]) if missing and few not in cases else missing
+    """never_launched, of these cases or with few or many channels, which some kernels are for."""
+    missing, seen = never_launched(recorded), list(recorded)
+    for dim in FEW_AND_MANY:
+        case = Case(dim, "bf16", cases[0].arch)
+        if missing and case not in cases:
+            seen += record(case)
+            missing = never_launched(seen)
+    return missing
 
 
 def _has_product(launch: Launch) -> bool:
