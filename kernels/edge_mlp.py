@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gcahng.kernels._configs import EDGE_MLP
+from gcahng.kernels._configs import EDGE_MLP, EDGE_MLP_TF32
 from gcahng.kernels._hidden_product import forward_epilogue, merged
 from gcahng.kernels._launch import on_device_of
 from gcahng.kernels._math import NORM_EPS, gelu, inverse_root
@@ -185,7 +185,8 @@ def forward(
         return
     tile = Tile(*tile)
     block_d = max(16, triton.next_power_of_2(dim))
-    config = EDGE_MLP[low.itemsize]
+    precision = dot_precision()
+    config = EDGE_MLP_TF32 if low.itemsize == 4 and precision == "tf32" else EDGE_MLP[low.itemsize]
     block_k = min(block_d, config.block_k)
     blocks = triton.cdiv(rows, config.block_m)
     part = None if sums is None else partials(e1, blocks, 2 * dim, torch.float64)
@@ -212,7 +213,7 @@ def forward(
             tile.K,
             tile.O,
             tile.mirrored,
-            PRECISION=dot_precision(),
+            PRECISION=precision,
             EVEN=dim == block_d and 4 * dim % config.block_n == 0,
             BLOCK_M=config.block_m,
             BLOCK_H=config.block_n,
