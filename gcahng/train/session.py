@@ -126,6 +126,10 @@ class Session:
         while trainer.step < config.steps:
             try:
                 losses = self.meter.train_step()
+                evaluates = trainer.step % config.eval_every == 0 or trainer.step == config.steps
+                writes = evaluates or trainer.step % config.log_every == 0
+                if writes:  # nothing of a spoilt network is written or searched
+                    trainer.settle()
             except NonFinite as found:
                 self._stop_for(found, log)
             if losses:
@@ -133,8 +137,7 @@ class Session:
             elif trainer.last_left_out is not None:
                 log.nonfinite(trainer.last_left_out)
                 self.report.status(f"left out: {trainer.last_left_out}")
-            evaluates = trainer.step % config.eval_every == 0 or trainer.step == config.steps
-            if evaluates or trainer.step % config.log_every == 0:
+            if writes:
                 self._write_losses(log)
             if evaluates:
                 self._evaluate(log)
