@@ -14,7 +14,7 @@ from torch import Tensor
 from gcahng.data import DataSplits, ImageFiles, LabeledImages
 from gcahng.data.reading import read_rgb
 from gcahng.errors import UserError
-from gcahng.train.checkpoint import DamagedCheckpoint, checkpoint_path, load_checkpoint, save_checkpoint
+from gcahng.train.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
 from gcahng.train.config import TrainConfig
 from gcahng.train.files import CannotWrite, write_json, writing
 from gcahng.train.finite import NonFinite
@@ -225,7 +225,7 @@ class Session:
         path = checkpoint_path(self.run, "best")
         try:
             self.best = load_checkpoint(path)["best"] if path.is_file() or self.best else {}
-        except DamagedCheckpoint as error:
+        except UserError as error:  # damaged, or no longer there
             self.report.warning(f"{error}; the best checkpoint is chosen anew from step {self.trainer.step} on")
             self.best = {}
 
