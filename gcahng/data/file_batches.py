@@ -146,7 +146,7 @@ class _BatchReader:
         images, indices = [], []
         try:
             for place, index in enumerate(wanted):
-                image, read = self._read(index, avoid=wanted)
+                image, read = self._read(index, avoid=wanted + indices)
                 with drawing(self._seed, job.step, place):
                     images.append(self._transform(image))
                 indices.append(read)

@@ -248,6 +248,12 @@ class TrainConfig:
                 value = getattr(value, part)
             if value is not None and not value >= bound:
                 raise UserError(f"{name} is {value}; it must be at least {bound}")
+        data = self.data
+        if data.name != "glyphs" and data.resize < data.image_size:
+            raise UserError(
+                f"data.resize is {data.resize} and data.image_size {data.image_size}; in evaluation the one is cut out "
+                "of the other: data.resize must be at least data.image_size"
+            )
 
 
 _Config = TypeVar("_Config")

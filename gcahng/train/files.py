@@ -9,11 +9,11 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 try:
     import fcntl
-except ImportError:  # Windows: nothing keeps two processes from training one run
+except ImportError:  # Windows: nothing keeps two processes from writing the same
     fcntl = None  # type: ignore[assignment]
 
 from gcahng.errors import UserError
@@ -95,14 +95,28 @@ def run_lock(run: Path) -> Iterator[None]:
     with writing(path):
         file = open(path, "a")  # noqa: SIM115  # closed below
     with file:
-        if fcntl is not None:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                raise UserError(f"{run} is being trained by another process; wait for its end, or end it") from None
-            except OSError as error:  # some network file systems know no locks
-                warnings.warn(f"{run} cannot be locked ({error.strerror}); train it in one process only", stacklevel=3)
+        lock(file, run, "trained")
         yield
+
+
+def lock(file: IO[Any], path: Path, done: str) -> None:
+    """Hold an open file for this process until it is closed.
+
+    Args:
+        file: open for writing.
+        path: what it stands for, and `done`, what this process does with that, for messages.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    if fcntl is None:
+        return
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise UserError(f"{path} is being {done} by another process; wait for its end, or end it") from None
+    except OSError as error:  # some network file systems know no locks
+        warnings.warn(f"{path} cannot be locked ({error.strerror}); let no second process use it", stacklevel=4)
 
 
 def check_run_folder(out: str) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gcahng.data import LabeledImages, Preprocessing, evaluation_batches
+from gcahng.data import ImageFiles, LabeledImages, Preprocessing, UnreadableImage, evaluation_batches
 from gcahng.losses import GCAHNGLoss
 from gcahng.train.config import TrainConfig
 
@@ -35,14 +35,10 @@ class NegativesProbe:
 
     def __init__(self, config: TrainConfig, train: LabeledImages, device: torch.device) -> None:
         self._device, self._needed = device, config.loss == "gca_hng"
-        views = config.data.samples_per_class
-        generator = torch.Generator().manual_seed(config.seed)
-        classes = max(2, min(config.data.classes_per_batch, MAX_IMAGES // views))
-        self._rows = _fixed_rows(train.labels, classes, views, generator)
-        # The same mixing draws each time, so that only the networks change between two measurements.
-        self._mixing = torch.rand(views, views - 1, generator=generator)
-        self._train = train
+        self._data, self._seed, self._train = config.data, config.seed, train
         self._preprocessing = Preprocessing(config.data.resize, config.data.image_size)
+        self._usable = torch.ones(len(train.labels), dtype=torch.bool)
+        self._draw()
         self._batch: tuple[Tensor, Tensor] | None = None
 
     def measure(self, model: nn.Module, objective: nn.Module) -> dict[str, Any]:
@@ -67,13 +63,41 @@ class NegativesProbe:
             for module, training in modes:
                 module.training = training
 
+    def _draw(self) -> None:
+        """Choose the batch among the usable images, and its mixing draws: the same each time, so that only the networks
+        change between two measurements."""
+        generator = torch.Generator().manual_seed(self._seed)
+        views = self._data.samples_per_class
+        classes = max(2, min(self._data.classes_per_batch, MAX_IMAGES // views))
+        usable = self._usable.nonzero().squeeze(1)
+        self._rows = usable[_fixed_rows(self._train.labels.cpu()[usable], classes, views, generator)]
+        self._mixing = torch.rand(views, views - 1, generator=generator)
+
     def _read(self) -> tuple[Tensor, Tensor]:
-        """The batch on the device, read when it is first needed."""
-        if self._batch is None:
+        """The batch on the device, read when it is first needed.
+
+        Raises:
+            UnreadableImage: a file cannot be read (with data.skip_unreadable: nor others of two classes).
+        """
+        while self._batch is None:
             chosen = self._train.subset(self._rows)
-            images = torch.cat(list(evaluation_batches(chosen, self._preprocessing, len(self._rows))))
+            try:
+                images = torch.cat(list(evaluation_batches(chosen, self._preprocessing, len(self._rows))))
+            except UnreadableImage as error:
+                self._leave_out(error)
+                continue
             self._batch = images.to(self._device), chosen.labels.to(self._device)
         return self._batch
+
+    def _leave_out(self, error: UnreadableImage) -> None:
+        """Choose anew without the file that cannot be read, where the run skips those."""
+        assert isinstance(self._train, ImageFiles)
+        for row in self._rows.tolist():
+            if self._train.file(row) == error.path:
+                self._usable[row] = False
+        if not self._data.skip_unreadable or len(self._train.labels[self._usable].unique()) < 2:
+            raise error
+        self._draw()
 
 
 def negatives_record(
@@ -125,9 +149,10 @@ def negatives_record(
 
 
 def _spread(name: str, distances: Tensor) -> dict[str, float]:
-    # kthvalue, unlike quantile, takes any number of values.
+    # Unlike quantile, sort takes any number of values; unlike kthvalue, it repeats on CUDA.
     values = distances.flatten()
-    low, high = (values.kthvalue(1 + round(q * (len(values) - 1))).values.item() for q in (0.1, 0.9))
+    ordered = values.sort().values
+    low, high = (ordered[round(q * (len(values) - 1))].item() for q in (0.1, 0.9))
     return {name: values.mean().item(), f"{name}_p10": low, f"{name}_p90": high}
 
 

@@ -18,6 +18,7 @@ from gcahng.train.checkpoint import FOLDER, newest_checkpoint
 from gcahng.train.config import TrainConfig, config_from_dict, config_to_dict
 from gcahng.train.devices import deterministic, resolve_device, torch_threads
 from gcahng.train.files import check_run_folder, make_run_folder, remove_temporaries, run_lock, write_text, writing
+from gcahng.train.measure import check_matches
 from gcahng.train.report import Reporter, reporter
 from gcahng.train.session import SUMMARY, Session, selects_on
 from gcahng.train.trainer import Trainer
@@ -56,6 +57,7 @@ def fit(config: TrainConfig, *, verbose: bool = False) -> dict[str, Any]:
     config = replace(config, device=str(device), threads=config.threads or torch.get_num_threads())
     with _surroundings(config), ExitStack() as open_now:
         data = load_data(config.data)
+        check_matches(data)
         chooses = selects_on(config, data)
         trainer = Trainer(config, data)
         open_now.callback(trainer.close)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gcahng.data import DataSplits, LabeledImages, Preprocessing, usual_workers
+from gcahng.errors import UserError
 from gcahng.train.config import TrainConfig
 from gcahng.train.devices import deterministic
 from gcahng.train.evaluate import Gallery, embed, metrics_of
@@ -20,6 +21,24 @@ class Measured(NamedTuple):
 
     metrics: dict[str, float]
     embeddings: Tensor
+
+
+def check_matches(data: DataSplits) -> None:
+    """See that there is something to find, before anything is trained.
+
+    Raises:
+        UserError: no validation image, or no test image, has another of its class to be found.
+    """
+    for split, what in (("val", "validation"), ("test", "test")):
+        images = getattr(data, split)
+        if images is None:
+            continue
+        if split == "test" and data.gallery is not None:
+            found, where = torch.isin(images.labels, data.gallery.labels).any(), "an image in the gallery"
+        else:
+            found, where = (images.labels.unique(return_counts=True)[1] > 1).any(), "a second image"
+        if not found:
+            raise UserError(f"no class of the {what} images has {where}, so that no search can be right; give it some")
 
 
 def measure(model: nn.Module, data: DataSplits, split: Split, config: TrainConfig, device: torch.device) -> Measured:

@@ -14,7 +14,7 @@ from torch import Tensor
 from gcahng.data import DataSplits, ImageFiles, LabeledImages
 from gcahng.data.reading import read_rgb
 from gcahng.errors import UserError
-from gcahng.train.checkpoint import DamagedCheckpoint, checkpoint_path, load_checkpoint, save_checkpoint
+from gcahng.train.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
 from gcahng.train.config import TrainConfig
 from gcahng.train.files import CannotWrite, write_json, writing
 from gcahng.train.finite import NonFinite
@@ -126,6 +126,10 @@ class Session:
         while trainer.step < config.steps:
             try:
                 losses = self.meter.train_step()
+                evaluates = trainer.step % config.eval_every == 0 or trainer.step == config.steps
+                writes = evaluates or trainer.step % config.log_every == 0
+                if writes:  # nothing of a spoilt network is written or searched
+                    trainer.settle()
             except NonFinite as found:
                 self._stop_for(found, log)
             if losses:
@@ -133,8 +137,7 @@ class Session:
             elif trainer.last_left_out is not None:
                 log.nonfinite(trainer.last_left_out)
                 self.report.status(f"left out: {trainer.last_left_out}")
-            evaluates = trainer.step % config.eval_every == 0 or trainer.step == config.steps
-            if evaluates or trainer.step % config.log_every == 0:
+            if writes:
                 self._write_losses(log)
             if evaluates:
                 self._evaluate(log)
@@ -222,7 +225,7 @@ class Session:
         path = checkpoint_path(self.run, "best")
         try:
             self.best = load_checkpoint(path)["best"] if path.is_file() or self.best else {}
-        except DamagedCheckpoint as error:
+        except UserError as error:  # damaged, or no longer there
             self.report.warning(f"{error}; the best checkpoint is chosen anew from step {self.trainer.step} on")
             self.best = {}
 

@@ -105,6 +105,14 @@ class Trainer:
             self.objective.end_epoch()
         return logs
 
+    def settle(self) -> None:
+        """Find out whether the steps so far were finite, where that is put off until the next one.
+
+        Raises:
+            NonFinite: see `train_step`.
+        """
+        self._watch.settle()
+
     def _learn(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         precision, place = self.config.precision, self.device.type
         with torch.autocast(place, _AUTOCAST[precision], enabled=precision != "fp32"):

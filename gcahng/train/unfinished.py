@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gcahng.data import ImageFiles, LabeledImages
 from gcahng.errors import UserError
-from gcahng.train.files import write_json
+from gcahng.train.files import lock, write_json
 
 # Seconds between notes of how far the rows are; a kill loses at most so much work.
 _NOTE_EVERY = 5.0
@@ -72,7 +72,8 @@ class UnfinishedRows:
         key: of the images that are embedded.
 
     Raises:
-        UserError: on entering: what is there is of other images, or is damaged; and where it cannot be written.
+        UserError: on entering: what is there is of other images, is damaged or is being written by another process;
+            and where it cannot be written.
     """
 
     def __init__(self, out: Path, key: ImagesKey) -> None:
@@ -97,13 +98,19 @@ class UnfinishedRows:
     def __enter__(self) -> UnfinishedRows:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            if self._note_path.is_file():
-                self._note = self._read_note()
-            self._file = open(self._path, "ab")  # closed by __exit__
-            noted = 4 * self._note.rows * self._note.dim
-            if self._path.stat().st_size < noted:
-                raise UserError(f"{self._path} is shorter than noted; remove it and {self._note_path.name}")
-            self._file.truncate(noted)  # what came after the last note may be torn
+            file = open(self._path, "ab")  # closed below or by __exit__
+            try:
+                lock(file, self._path, "written")
+                if self._note_path.is_file():
+                    self._note = self._read_note()
+                noted = 4 * self._note.rows * self._note.dim
+                if self._path.stat().st_size < noted:
+                    raise UserError(f"{self._path} is shorter than noted; remove it and {self._note_path.name}")
+                file.truncate(noted)  # what came after the last note may be torn
+            except BaseException:
+                file.close()
+                raise
+            self._file = file
         except OSError as error:
             raise UserError(f"{self._path} cannot be written: {error.strerror or error}") from error
         self._noted = time.monotonic()

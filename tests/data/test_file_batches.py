@@ -182,6 +182,13 @@ def test_skipped_images_are_replaced_by_others_of_their_class(tree: ImageFiles, 
                 assert name == drawn_name and torch.equal(image, good_image)
 
 
+def test_two_replacements_of_a_class_differ(tree: ImageFiles, tmp_path: Path) -> None:
+    batches = batches_of(damaged(tree, tmp_path, 5, 6, 7), skip_unreadable=True)
+    named = draw(batches, range(40))[2]
+    assert batches.skipped > 20
+    assert all(len(set(names)) == 4 for names in named), "images 8 and 9 are enough for the two of the class"
+
+
 def test_class_without_a_readable_image(tree: ImageFiles, tmp_path: Path) -> None:
     batches = batches_of(damaged(tree, tmp_path, 5, 6, 7, 8, 9), skip_unreadable=True)
     with pytest.raises(UserError, match=r"no image of class_2 can be read, .*class_2/\d.png among them"):

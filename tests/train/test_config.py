@@ -40,6 +40,7 @@ def test_unknown_names(values: dict[str, Any], message: str) -> None:
         (TrainConfig(data=DataConfig(samples_per_class=1)), "data.samples_per_class is 1"),
         (TrainConfig(data=DataConfig(classes_per_batch=1)), "data.classes_per_batch is 1"),
         (TrainConfig(data=DataConfig(max_shift=-1)), "data.max_shift is -1"),
+        (TrainConfig(data=DataConfig(name="sop", image_size=288)), "data.resize is 256 and data.image_size 288"),
         (TrainConfig(backbone=BackboneConfig(width=0)), "backbone.width is 0"),
         (TrainConfig(optimizer=OptimizerConfig(lr=-1.0)), "optimizer.lr is -1.0"),
         (TrainConfig(optimizer=OptimizerConfig(lr=float("nan"))), "optimizer.lr is nan"),

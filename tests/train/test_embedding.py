@@ -196,6 +196,22 @@ def test_rows_lost_from_the_part_are_noticed(model: Model, tmp_path: Path) -> No
         run(model, folder, tmp_path / "x.npy")
 
 
+def test_only_one_process_writes_a_file(model: Model, tmp_path: Path) -> None:
+    folder = draw_folder(tmp_path / "pictures")
+    code = "import fcntl, sys, time; file = open(sys.argv[1], 'ab'); fcntl.lockf(file, fcntl.LOCK_EX)\n"
+    code += "print('held', flush=True); time.sleep(600)"
+    part = tmp_path / "x.npy.part"
+    other = subprocess.Popen([sys.executable, "-c", code, str(part)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=r"x\.npy\.part is being written by another process; wait for its end"):
+            run(model, folder, tmp_path / "x.npy")
+    finally:
+        other.kill()
+        other.communicate()
+    assert run(model, folder, tmp_path / "x.npy").resumed == 0 and not part.exists()
+
+
 def test_a_finished_file_stays(model: Model, tmp_path: Path) -> None:
     folder = draw_folder(tmp_path / "pictures")
     out = tmp_path / "x.safetensors"

@@ -227,6 +227,27 @@ def test_a_deferred_step_reaches_no_checkpoint(small_config: MakeConfig, small_d
         trainer.state_dict()
 
 
+@pytest.mark.parametrize("step", [2, 4, 6])
+def test_a_deferred_step_is_named_before_its_network_is_evaluated(
+    step: int, small_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses are written after steps 2, 4 and 6, and the network is evaluated after 4 and 6."""
+    real = Trainer.__init__
+
+    def made(self: Trainer, *arguments: Any, **options: Any) -> None:
+        real(self, *arguments, **options)
+        self._watch = FiniteWatch(deferred=True)  # as on CUDA
+        spoil_gradient(self.model.head[1].weight, NAN, lambda: self.step == step - 1)
+
+    monkeypatch.setattr(Trainer, "__init__", made)
+    run = tmp_path / "run"
+    with pytest.raises(NonFinite, match=rf"^the network's gradient is nan at step {step}; .*--resume"):
+        fit(small_config(loss="npair", out=str(run)))
+    assert json.loads((run / "nonfinite.jsonl").read_text())["step"] == step
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["step"] < step for line in lines)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("loss", ["npair", "gca_hng"])
 def test_on_cuda_a_step_later(loss: str, small_config: MakeConfig, small_data: DataSplits) -> None:

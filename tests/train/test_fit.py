@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,36 @@ def test_a_run_is_never_overwritten(finished_run: FinishedRun, small_config: Mak
     with pytest.raises(UserError, match="not empty; a run is never overwritten"):
         fit(small_config(out=str(run)))
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("val", "no class of the validation images has a second image"),
+        ("test", "no class of the test images has a second image"),
+        ("gallery", "no class of the test images has an image in the gallery"),
+    ],
+)
+def test_nothing_to_find_is_said_before_training(
+    split: str,
+    message: str,
+    small_data: DataSplits,
+    small_config: MakeConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if split == "gallery":
+        absent = small_data.test.labels.max() + 1
+        searched = replace(small_data.test, labels=torch.full_like(small_data.test.labels, absent))
+        data = replace(small_data, gallery=searched)
+    else:
+        images = getattr(small_data, split)
+        first = torch.stack([(images.labels == c).nonzero()[0, 0] for c in images.labels.unique()])
+        data = replace(small_data, **{split: images.subset(first)})
+    monkeypatch.setattr("gcahng.train.loop.load_data", lambda _: data)
+    with pytest.raises(UserError, match=message):
+        fit(small_config(out=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
 
 
 def test_out_must_be_a_folder_that_can_be_made(small_config: MakeConfig, tmp_path: Path) -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
-from gcahng.data import DataSplits
+from gcahng.data import DataSplits, ImageFiles, UnreadableImage
 from gcahng.losses import GCAHNGLoss
-from gcahng.train import TrainConfig, fit
-from gcahng.train.hardness import THETA_BINS, NegativesProbe, _fixed_rows, negatives_record
+from gcahng.train import DataConfig, TrainConfig, fit
+from gcahng.train.hardness import THETA_BINS, NegativesProbe, _fixed_rows, _spread, negatives_record
 from gcahng.train.trainer import Trainer
 
 FinishedRun = tuple[Path, dict[str, Any]]
@@ -116,6 +118,44 @@ def test_a_loss_without_a_generator_has_no_record(
     trainer = Trainer(small_config(loss="npair"), small_data)
     probe = NegativesProbe(trainer.config, small_data.train, trainer.device)
     assert probe.measure(trainer.model, trainer.objective) == {}
+
+
+def test_files_that_cannot_be_read(small_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    names = tuple(f"{c}/{i}.png" for c in range(6) for i in range(5))
+    labels = torch.arange(6).repeat_interleave(5)
+    for number, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (20, 24), 8 * number).save(tmp_path / name)
+    whole = ImageFiles(tmp_path, names, labels, tuple("abcdef"))
+    data = DataConfig(classes_per_batch=4, samples_per_class=3, image_size=16, resize=16)
+
+    def batch_of(**fields: Any) -> torch.Tensor:
+        config = small_config(data=replace(data, **fields))
+        images, labels = NegativesProbe(config, whole, torch.device("cpu"))._read()
+        assert labels.tolist() == [label for label in labels[::3].tolist() for _ in range(3)]
+        assert len(images) == 12 and len(labels.unique()) == 4
+        return images[:, 0, 0, 0] // 8  # which image of `whole` each is
+
+    expected = batch_of()
+    assert torch.equal(batch_of(skip_unreadable=True), expected)
+    lost = expected[[0, 5, 6]].tolist()
+    for number in lost:
+        (tmp_path / names[number]).write_bytes(b"no image")
+    with pytest.raises(UnreadableImage, match="cannot be read as an image"):
+        batch_of()
+    found = batch_of(skip_unreadable=True)
+    assert not set(found.tolist()) & set(lost) and torch.equal(batch_of(skip_unreadable=True), found)
+    for name in names[5:]:
+        (tmp_path / name).write_bytes(b"no image")
+    with pytest.raises(UnreadableImage):
+        batch_of(skip_unreadable=True)
+
+
+def test_edges_of_a_spread_without_kthvalue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch refuses kthvalue on CUDA under `deterministic`."""
+    monkeypatch.setattr(torch.Tensor, "kthvalue", None)
+    values = torch.arange(101.0)[torch.randperm(101)]
+    assert _spread("real", values) == {"real": 50.0, "real_p10": 10.0, "real_p90": 90.0}
 
 
 def test_small_classes_only_where_others_are_lacking() -> None:

@@ -222,6 +222,15 @@ def test_a_damaged_best_checkpoint_is_said(config_of_whole: TrainConfig) -> None
     assert load_checkpoint(run / "checkpoints" / "best.pt")["step"] == summary["best"]["step"]
 
 
+def test_a_best_checkpoint_that_is_gone_is_said(config_of_whole: TrainConfig) -> None:
+    run = interrupted(config_of_whole, 4)
+    (run / "checkpoints" / "best.pt").unlink()
+    with pytest.warns(UserWarning, match=r"best\.pt cannot be read: No such file.*chosen anew from step 4 on"):
+        summary = resume(run)
+    assert summary["best"]["step"] > 4
+    assert load_checkpoint(run / "checkpoints" / "best.pt")["step"] == summary["best"]["step"]
+
+
 def test_no_checkpoint_can_be_read(config_of_whole: TrainConfig) -> None:
     run = interrupted(config_of_whole, 4)
     for path in (run / "checkpoints").glob("*.pt"):
