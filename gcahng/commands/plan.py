@@ -33,7 +33,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument(
         "--stages",
         choices=("fused", "torch"),
-        help="the engine's stages (fused, or torch where they are not for it)",
+        help="the engine's stages (fused, or torch beyond what those take)",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what the step runs on (cpu)")
     parser.add_argument("--memory-limit", metavar="BYTES", help="such as 16GB or 24GiB (what is free here)")
