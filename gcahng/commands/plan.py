@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,11 @@ def run(arguments: list[str]) -> int:
     parser.add_argument(
         "--independent", action="store_true", help="dropout drawn for both directions (symmetric=False)"
     )
-    parser.add_argument("--stages", choices=("fused", "torch"), default="fused", help="the engine's stages (fused)")
+    parser.add_argument(
+        "--stages",
+        choices=("fused", "torch"),
+        help="the engine's stages (fused, or torch beyond what those take)",
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what the step runs on (cpu)")
     parser.add_argument("--memory-limit", metavar="BYTES", help="such as 16GB or 24GiB (what is free here)")
     parser.add_argument("--rate", type=float, metavar="GFLOP/S", help="of matrix products (measured here, on the CPU)")
@@ -37,14 +42,23 @@ def run(arguments: list[str]) -> int:
 
     import torch
 
+    from gcahng.engine.engine import CUDA_MAX_DIM, FUSED_MAX_VIEWS
     from gcahng.engine.plan import StepSize, free_memory
 
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
     for name, least in (("batch", 4), ("views", 2), ("dim", 1), ("layers", 1), ("classes", 2), ("rate", 0)):
         value = getattr(options, name)
-        if value is not None and (value < least or (name == "rate" and value == 0)):
-            raise UserError(f"--{name} is {value}; it must be {'above 0' if name == 'rate' else f'at least {least}'}")
+        if value is not None and (value < least or (name == "rate" and not 0 < value < math.inf)):
+            wanted = "above 0, and finite" if name == "rate" else f"at least {least}"
+            raise UserError(f"--{name} is {value}; it must be {wanted}")
     views = options.views or next((k for k in (3, 4, 2, 5, 7) if options.batch % k == 0 and options.batch >= 2 * k), 3)
+    if options.classes is not None and options.classes < options.batch // views:
+        raise UserError(
+            f"--classes is {options.classes}; it must be at least {options.batch // views}, the classes in a batch"
+        )
+    if options.stages == "fused" and views > FUSED_MAX_VIEWS:
+        raise UserError(f"--views is {views}; fused stages take up to {FUSED_MAX_VIEWS}, --stages torch any number")
+    beyond = views > FUSED_MAX_VIEWS or (options.device == "cuda" and options.dim > CUDA_MAX_DIM)
     size = StepSize(
         batch=options.batch,
         dim=options.dim,
@@ -54,7 +68,7 @@ def run(arguments: list[str]) -> int:
         compute=dtypes[options.precision],
         edge_dtype=dtypes[options.edge_dtype],
         symmetric=not options.independent,
-        stages=options.stages,
+        stages=options.stages or ("torch" if beyond else "fused"),
         device=options.device,
     )
     limit = parse_bytes(options.memory_limit) if options.memory_limit else None
@@ -113,7 +127,9 @@ def report(size: StepSize, limit: int | None, given: bool, rate: float | None, m
             f'edge_memory="auto" would take {plan.choose_memory(size, max(0, limit - plan.state_bytes(size)))}.'
         )
     terms = plan.expected_terms(size, "store")
-    parts = [f"{name} {_bytes(count)}" for name, count in terms.items() if count > 0]
+    if size.device == "cpu":
+        terms = terms | {"the process beside its tensors": plan.cpu_overhead(size, "store")}
+    parts = [f"{name} {_bytes(count)}" for name, count in terms.items() if count]
     lines.append(f"At store's peak: {', '.join(parts)}.")
     return "\n".join(lines)
 
@@ -130,6 +146,8 @@ def parse_bytes(text: str) -> int:
 
 
 def _bytes(count: int) -> str:
+    if count < 0:
+        return f"-{_bytes(-count)}"
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= size:
             return f"{count / size:,.3g} {unit}" if count < 100 * size else f"{count / size:,.0f} {unit}"

@@ -25,7 +25,7 @@ from gcahng.engine.plan import StepSize, choose_memory, free_memory
 from gcahng.engine.precision import DTYPES, compute_dtype
 from gcahng.engine.schedule import default_tile_rows, make_schedule
 from gcahng.engine.weights import buffer_list, generator_names, metric_names, parameter_list, parameter_names
-from gcahng.engine.workspace import Workspace
+from gcahng.engine.workspace import Workspace, WorkspaceOfThread
 from gcahng.errors import UserError
 from gcahng.nn import GraphNetwork
 from gcahng.ops._once import once
@@ -33,7 +33,7 @@ from gcahng.ops._schemas import NATIVE, library
 from gcahng.reference.losses import official_own_entries
 from gcahng.reference.passes import Batch, GeneratorLosses, GeneratorWeights, MetricLosses, generated
 
-_workspace = Workspace()
+_workspace = WorkspaceOfThread()
 FUSED_MAX_VIEWS = 64  # csrc/mix.h
 CUDA_MAX_DIM = 1024  # csrc/cuda/rows.cuh
 

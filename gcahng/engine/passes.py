@@ -201,7 +201,9 @@ class _Spread:
             self._head.add_diversity(tile, graph.coefficients(graph.edge(graph.layers, number, tile)), sums)
         n = schedule.nodes
         mean, square = sums.sum.total() / n, sums.square.total().sum(dtype=torch.float64)
-        deviation = torch.sqrt(square / n**2 - mean.double().square().sum() / n)
+        # Where all rows of θ are alike the difference is rounding, and may be negative; θ's own rounding is the least.
+        least = graph.dim * (torch.finfo(z.dtype).eps / 2) ** 2
+        deviation = torch.sqrt((square / n**2 - mean.double().square().sum() / n).clamp_min(least))
         self.diversity = 0.01 * (1 - deviation)
         self._mean = Band(schedule, mean + 0.5)
         self._scale = (-0.01 * weight / (n**2 * deviation)).to(z.dtype)

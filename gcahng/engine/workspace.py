@@ -3,6 +3,8 @@ arithmetic."""
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from torch import Tensor
 
@@ -21,3 +23,7 @@ class Workspace:
         if buffer is None or buffer.numel() < rows * width:
             buffer = self._buffers[key] = torch.empty(rows * width, dtype=dtype, device=like.device)
         return buffer[: rows * width].view(rows, width)
+
+
+class WorkspaceOfThread(threading.local, Workspace):
+    """A workspace that each thread sees with buffers of its own: passes that run at once must not share memory."""

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from gcahng.engine.cuda_graph import GraphCache, capturing
 from gcahng.errors import UserError
-from gcahng.losses.layout import ClassLayout, check_shapes, class_layout, raise_for_problems, value_problems
+from gcahng.losses.layout import ClassLayout, check_shapes, class_layout, describe, raise_for_problems, value_problems
 from gcahng.losses.optimizers import CapturableAdamW, adamw, clipped_step, set_rate
-from gcahng.losses.options import check_options
+from gcahng.losses.options import check_options, python_numbers
 from gcahng.losses.passes import Passes, passes_for
 from gcahng.nn import GraphNetwork
 from gcahng.reference.graph_network import Dropout
@@ -101,6 +101,7 @@ class GCAHNGLoss(nn.Module):
     classes, labels out of range, wrong shapes or dtypes, non-finite values and constant rows.
     """
 
+    @python_numbers
     def __init__(
         self,
         num_classes: int,
@@ -184,6 +185,8 @@ class GCAHNGLoss(nn.Module):
                 metric = npair(views)
             else:
                 metric = self.base(embeddings.to(z.dtype), self._in_range(labels.to(z.device, torch.int64)))
+                if not isinstance(metric, Tensor) or metric.dim():
+                    raise UserError(f"base returned {describe(metric)}; it must return its loss, a 0-dim tensor")
         remember = self.training and torch.is_grad_enabled()
         if remember:
             self.graph_network.zero_grad(set_to_none=True)
@@ -351,6 +354,12 @@ class GCAHNGLoss(nn.Module):
         if state.get("version") != 1:
             raise UserError(
                 f"state_dict has extra state of version {state.get('version')!r}; this gcahng reads version 1"
+            )
+        (given,), (own,) = state["graph_optimizer"]["param_groups"], self.graph_optimizer.param_groups
+        if len(given["params"]) != len(own["params"]):
+            raise UserError(
+                f"state_dict is of a graph network of {len(given['params'])} weights, this one has "
+                f"{len(own['params'])} (layers={len(self.graph_network.layers)}); layers must be that of the state_dict"
             )
         self.seed = state["seed"]
         self._epoch, self._steps_in_epoch = state["epoch"], state["steps_in_epoch"]

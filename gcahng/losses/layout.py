@@ -34,14 +34,14 @@ class ClassLayout(NamedTuple):
 def check_shapes(embeddings: Tensor, labels: Tensor, embedding_dim: int | None = None) -> None:
     """UserError for what shapes and dtypes alone show to be wrong."""
     if not isinstance(embeddings, Tensor) or embeddings.dim() != 2 or not embeddings.is_floating_point():
-        raise UserError(f"embeddings is {_describe(embeddings)}; it must be a floating-point tensor of shape (n, D)")
+        raise UserError(f"embeddings is {describe(embeddings)}; it must be a floating-point tensor of shape (n, D)")
     if embedding_dim is not None and embeddings.shape[1] != embedding_dim:
         raise UserError(f"embeddings has {embeddings.shape[1]} channels; embedding_dim is {embedding_dim}")
     integral = isinstance(labels, Tensor) and not (
         labels.is_floating_point() or labels.is_complex() or labels.dtype is torch.bool
     )
     if not integral or labels.dim() != 1:
-        raise UserError(f"labels is {_describe(labels)}; it must be an integer tensor of shape (n,)")
+        raise UserError(f"labels is {describe(labels)}; it must be an integer tensor of shape (n,)")
     if labels.shape[0] != embeddings.shape[0]:
         raise UserError(
             f"labels has {labels.shape[0]} entries; embeddings has {embeddings.shape[0]} rows, one label each"
@@ -109,7 +109,7 @@ def raise_for_problems(problems: list[bool], num_classes: int | None, views: int
             raise UserError(text.format(num_classes=num_classes, last=last, views=views))
 
 
-def _describe(value: object) -> str:
+def describe(value: object) -> str:
     if isinstance(value, Tensor):
         return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
     return f"a {type(value).__name__}"

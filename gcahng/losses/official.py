@@ -71,6 +71,10 @@ def load_official_state_dict(gca: GCAHNGLoss, state_dict: Mapping[str, Tensor]) 
     UserError, with nothing changed, for names that are missing or unexpected or shapes that do not fit. Optimisers
     and running means are not in such a checkpoint and stay as they are.
     """
+    if not isinstance(state_dict, Mapping):
+        raise UserError(
+            f"state_dict is a {type(state_dict).__name__}; it must be a dict of tensors, as torch.load gives"
+        )
     wanted = dict(_names(gca))
     given = {name: tensor for name, tensor in state_dict.items() if not name.startswith("feature_extractor.")}
     missing, unexpected = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())

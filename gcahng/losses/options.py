@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
+from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 
 from gcahng.errors import UserError
@@ -29,6 +32,17 @@ _COUNTS = {"num_per_class": 2, "epochs": 1, "steps_per_epoch": 1}
 _EDGE_DTYPES = (None, torch.float32, torch.float64, torch.bfloat16)
 
 
+def python_numbers(init: Callable[..., None]) -> Callable[..., None]:
+    """init, given numpy's scalars as Python's: `labels.max() + 1` is a number of classes, but a state that holds such
+    a scalar does not load with weights_only=True."""
+
+    @functools.wraps(init)
+    def call(self: Any, *positional: Any, **named: Any) -> None:
+        init(self, *map(_plain, positional), **{name: _plain(value) for name, value in named.items()})
+
+    return call
+
+
 def check_options(given: Mapping[str, Any]) -> None:
     """UserError for the first option of GCAHNGLoss that is not what it must be."""
     for name, allowed in _CHOICES.items():
@@ -43,16 +57,17 @@ def check_options(given: Mapping[str, Any]) -> None:
         raise UserError(f"edge_dropout is {given['edge_dropout']!r}; it must be at least 0 and under 1")
     for name, least in _COUNTS.items():
         value = given[name]
-        if value is not None and (not _is_whole(value) or value < least):
+        if value is not None and (not is_whole(value) or value < least):
             raise UserError(f"{name} is {value!r}; it must be None or a whole number of at least {least}")
     if given["edge_dtype"] not in _EDGE_DTYPES:
         raise UserError(f"edge_dtype is {given['edge_dtype']!r}; it must be None, torch.float32, float64 or bfloat16")
-    if not isinstance(given["cuda_graph"], bool):
-        raise UserError(f"cuda_graph is {given['cuda_graph']!r}; it must be True or False")
+    for name in ("symmetric", "cuda_graph"):
+        if not isinstance(given[name], bool):
+            raise UserError(f"{name} is {given[name]!r}; it must be True or False")
     if given["base"] != "npair" and not callable(given["base"]):
         raise UserError(f'base is {given["base"]!r}; it must be "npair" or a module called as base(embeddings, labels)')
     seed = given["seed"]
-    if seed is not None and (not _is_whole(seed) or not 0 <= seed < 2**63):
+    if seed is not None and (not is_whole(seed) or not 0 <= seed < 2**63):
         raise UserError(f"seed is {seed!r}; it must be None or a whole number in 0 … 2**63 - 1")
 
 
@@ -60,5 +75,9 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value

@@ -51,6 +51,8 @@ def edge_start(x_i: Tensor, x_j: Tensor, impl: str = "auto") -> Tensor:
 
 def _check(x_i: Tensor, x_j: Tensor) -> None:
     for name, x in (("x_i", x_i), ("x_j", x_j)):
+        if not isinstance(x, Tensor):
+            raise UserError(f"{name} is a {type(x).__name__}: a tensor is needed")
         if x.dim() != 2:
             raise UserError(f"{name} has shape {tuple(x.shape)}: (rows, channels) is needed")
         if not x.is_floating_point():

@@ -206,6 +206,28 @@ def test_plan_prints_every_mode(capsys: pytest.CaptureFixture[str]) -> None:
     assert "fused stages on cuda" in out and "floor:" not in out
 
 
+@pytest.mark.parametrize("sizes", [["130", "--views", "65"], ["12", "--dim", "1028", "--device", "cuda"]], ids=str)
+def test_plan_takes_the_stages_that_take_the_sizes(sizes: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """As impl="auto" does."""
+    assert main(["plan", "--batch", *sizes, "--rate", "1"]) == 0
+    assert "torch stages on" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("classes", ["100", "100000"])
+def test_plan_lists_the_whole_peak(classes: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Terms add up, those that are below zero included; each is rounded to three digits."""
+    assert main(["plan", "--batch", "300", "--classes", classes, "--rate", "1"]) == 0
+    out = capsys.readouterr().out
+    units = {"GB": 1e9, "MB": 1e6, "kB": 1e3, "B": 1}
+    terms = [
+        float(number.replace(",", "")) * units[unit]
+        for number, unit in re.findall(r" (-?[\d.,]*\d) ([GMk]?B)[,.]", out[out.index("At store's peak:") :])
+    ]
+    number, unit = re.search(r"^\s*store\s+([\d.,]+) (\w+)", out, re.M).groups()
+    peak = float(number.replace(",", "")) * units[unit]
+    assert len(terms) > 5 and abs(sum(terms) - peak) <= 0.005 * (peak + sum(map(abs, terms)))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -214,6 +236,9 @@ def test_plan_prints_every_mode(capsys: pytest.CaptureFixture[str]) -> None:
         (["plan", "--batch", "12", "--memory-limit", "much"], "--memory-limit is 'much'"),
         (["plan", "--batch", "12", "--dim", "0"], "--dim is 0; it must be at least 1"),
         (["plan", "--batch", "12", "--rate", "0"], "--rate is 0.0; it must be above 0"),
+        (["plan", "--batch", "12", "--rate", "nan"], "--rate is nan; it must be above 0, and finite"),
+        (["plan", "--batch", "12", "--classes", "3"], "--classes is 3; it must be at least 4, the classes in a batch"),
+        (["plan", "--batch", "130", "--views", "65", "--stages", "fused"], "fused stages take up to 64"),
         (["bench"], "the following arguments are required: {step,memory}"),
         (["bench", "step", "--batch", "0"], "argument --batch: invalid whole number above 0 value: '0'"),
         (["bench", "step", "--batch", "10"], "batch is 10 and views is 3"),

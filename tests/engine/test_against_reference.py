@@ -134,6 +134,18 @@ def test_embeddings_without_gradient(impl, memory, tiles):
 
 
 @engines
+@pytest.mark.parametrize("seed", range(4))
+def test_embeddings_that_are_all_one(impl, seed):
+    """Without dropout every θ is the same, but for rounding: J_div is at its end, and every gradient a number."""
+    case = Case(classes=5, views=3, p=0.0)
+    z, labels = case.batch(seed, torch.float32)
+    z = z[:1].expand_as(z)
+    found, wanted = (run_step(case.loss(name, torch.float32), z, labels) for name in (impl, "reference"))
+    assert not [name for name, value in found.items() if not value.isfinite().all()]
+    torch.testing.assert_close(found["J_div"], wanted["J_div"], rtol=0, atol=1e-6)
+
+
+@engines
 @pytest.mark.parametrize("memory", ["store", "hidden", "recompute"])
 def test_frozen_graph_network(impl, memory, tiles):
     """Only the embeddings ask for a gradient."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from engine_cases import IMPLEMENTATIONS, Case, run_step
 from torch import Tensor
+
+import gcahng
+from gcahng.engine.engine import _workspace
 
 # Enough edges in a tile to be shared out among threads; few calls, for two threads may have to share a core.
 CASE = Case(classes=10, views=3, dim=48, layers=1)
@@ -90,3 +94,32 @@ def test_stages_do_not_depend_on_threads(autocast, symmetric, threads, recorded)
                 threads(count)
                 together = outputs(op, arguments)
                 assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True)), f"{name}, {count} threads"
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_losses_in_threads_of_their_own(impl, threads):
+    """Steps that run at once are the steps that run one after the other."""
+    threads(1)
+
+    def train(gca: gcahng.GCAHNGLoss, z: Tensor, labels: Tensor) -> list[dict[str, Tensor]]:
+        return [run_step(gca, z, labels) for _ in range(5)]
+
+    cases = (CASE, CASE.but(classes=9, views=4))
+    batches = [case.batch(dtype=torch.float32) for case in cases]
+    # Made here: torch's generator, which starts their weights, belongs to all threads.
+    first, second = ([case.loss(impl, torch.float32) for case in cases] for _ in range(2))
+    wanted = [train(gca, *batch) for gca, batch in zip(first, batches, strict=True)]
+    with ThreadPoolExecutor(len(cases), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        found = list(pool.map(train, second, *zip(*batches, strict=True)))
+    for steps, expected in zip(found, wanted, strict=True):
+        for step, other in zip(steps, expected, strict=True):
+            assert not [name for name in other if not torch.equal(step[name], other[name])]
+
+
+def test_threads_have_buffers_of_their_own():
+    like = torch.zeros(1)
+    mine = _workspace.get("name", 2, 3, like)
+    with ThreadPoolExecutor(1) as pool:
+        others = pool.submit(lambda: _workspace.get("name", 2, 3, like)).result()
+    assert others.data_ptr() != mine.data_ptr()
+    assert _workspace.get("name", 2, 3, like).data_ptr() == mine.data_ptr()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+
+import numpy as np
 import pytest
 import torch
 from loss_cases import CLASSES, DIM, NUM_CLASSES, VIEWS, make_batch, make_loss, same, snapshot, train_step
@@ -154,11 +157,42 @@ def test_precision_and_device_mismatches():
         ("epochs", 0, "epochs is 0; it must be None or a whole number of at least 1"),
         ("steps_per_epoch", 2.0, r"steps_per_epoch is 2\.0; it must be None or a whole number of at least 1"),
         ("seed", -1, "seed is -1; it must be None or a whole number"),
+        ("symmetric", "no", "symmetric is 'no'; it must be True or False"),
+        ("cuda_graph", 1, "cuda_graph is 1; it must be True or False"),
     ],
 )
 def test_bad_arguments_are_named(option, value, message):
     with pytest.raises(gcahng.UserError, match=message):
         make_loss(**{option: value})
+
+
+def test_numpys_scalars_are_numbers():
+    whole, real = {"seed": 11, "num_per_class": VIEWS, "epochs": 4, "layers": 1}, {"graph_lr": 0.25, "alpha": 2.0}
+    given = {n: np.int64(v) for n, v in whole.items()} | {n: np.float32(v) for n, v in real.items()}
+    numpys, plain = make_loss(**given), make_loss(**whole, **real)
+    assert same(train_step(numpys, *make_batch()), train_step(plain, *make_batch()))
+    file = io.BytesIO()
+    torch.save(numpys.state_dict(), file)
+    file.seek(0)
+    assert same(torch.load(file, weights_only=True), snapshot(plain))
+    assert type(gcahng.GCAHNGLoss(np.int64(NUM_CLASSES), np.int32(DIM)).num_classes) is int
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda z: z.sum(1), r"base returned a float64 tensor of shape \(12,\); it must return its loss, a 0-dim"),
+        (lambda z: {"loss": z.sum()}, "base returned a dict"),
+        (lambda z: 0.0, "base returned a float"),
+    ],
+    ids=["vector", "dict", "number"],
+)
+def test_what_base_returns_must_be_a_loss(returned, message):
+    gca = make_loss(base=lambda embeddings, labels: returned(embeddings))
+    before = snapshot(gca)
+    with pytest.raises(gcahng.UserError, match=message):
+        gca(*make_batch())
+    assert same(snapshot(gca), before)
 
 
 # -- when values are checked

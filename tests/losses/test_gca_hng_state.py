@@ -96,6 +96,14 @@ def test_loading_by_assignment_is_refused():
     assert same(snapshot(gca), before)
 
 
+def test_a_state_of_other_layers_is_refused():
+    gca, other = make_loss(), make_loss(layers=3)
+    before = snapshot(gca)["_extra_state"]
+    with pytest.raises(ValueError, match=r"a graph network of 104 weights, this one has 72 \(layers=2\)"):
+        gca.load_state_dict(snapshot(other))
+    assert same(snapshot(gca)["_extra_state"], before)
+
+
 def test_a_state_of_another_version_is_refused():
     gca = make_loss()
     state = snapshot(gca)

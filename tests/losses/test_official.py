@@ -100,3 +100,8 @@ def test_what_does_not_fit_changes_nothing(edit, message):
     with pytest.raises(gcahng.UserError, match=message):
         gcahng.load_official_state_dict(gca, state)
     assert same(snapshot(gca), before)
+
+
+def test_a_file_name_is_no_checkpoint():
+    with pytest.raises(gcahng.UserError, match="state_dict is a str; it must be a dict of tensors"):
+        gcahng.load_official_state_dict(randomised(1), "checkpoint.pth")

@@ -269,5 +269,8 @@ def test_npair_loss_errors():
         gcahng.npair_loss(z, labels, num_per_class=5)
     with pytest.raises(gcahng.UserError, match="labels does not hold num_per_class=2 samples"):
         gcahng.npair_loss(make_batch()[0], labels, num_per_class=2)
+    for wrong in (0, -3, 1, 3.0):
+        with pytest.raises(gcahng.UserError, match=rf"num_per_class is {wrong}; it must be None or a whole number"):
+            gcahng.npair_loss(make_batch()[0], labels, num_per_class=wrong)
     with pytest.raises(gcahng.UserError, match="labels has 1 class"):
         gcahng.npair_loss(z, torch.zeros_like(labels))

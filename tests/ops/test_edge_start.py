@@ -172,6 +172,7 @@ def test_bits_do_not_depend_on_threads(impl: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (([1.0, 2.0], torch.ones(2, 3)), "x_i is a list: a tensor is needed"),
         ((torch.ones(3), torch.ones(2, 3)), r"x_i has shape \(3,\): \(rows, channels\) is needed"),
         ((torch.ones(2, 3), torch.ones(2, 3, 1)), r"x_j has shape \(2, 3, 1\)"),
         ((torch.ones(2, 3, dtype=torch.int64), torch.ones(2, 3)), "x_i has dtype torch.int64: a floating one"),
