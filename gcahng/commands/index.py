@@ -81,6 +81,7 @@ def _add(arguments: list[str]) -> int:
 
     from gcahng.retrieval.index_file import load, save
 
+    version = _version(options.index)
     with progress("checking", unit="bytes") as bar:
         contents = load(options.index, to_add=True, progress=bar)
     before = len(contents)
@@ -94,6 +95,8 @@ def _add(arguments: list[str]) -> int:
     check(found.items)
     with progress("adding") as bar:
         contents = contents.add(what, found, allow_duplicates=True, progress=bar)
+    if _version(options.index) != version:
+        raise UserError(f"{options.index} was written by another process meanwhile; run this command again")
     save(options.index, contents)
     temporary.unlink(missing_ok=True)
     print(f"{len(contents)} rows, {len(contents) - before} of them new")
@@ -125,6 +128,15 @@ def _info(arguments: list[str]) -> int:
         place = source.root or (f"{source.data['name']}, {source.split}" if source.data else "not known")
         print(f"source      {source.rows} rows: {place}")
     return 0
+
+
+def _version(index: Path) -> tuple[int, ...] | None:
+    """What changes whenever a file is written anew; None: there is none."""
+    try:
+        status = index.stat()
+    except OSError:
+        return None  # loading it says why
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _parse_sources(parser: Parser, arguments: list[str]) -> argparse.Namespace:

@@ -17,6 +17,7 @@ from gcahng.data import DataSplits
 from gcahng.errors import UserError
 from gcahng.retrieval import nearest, retrieval_metrics
 from gcahng.retrieval.embeddings import read_embeddings
+from gcahng.retrieval.index_file import load
 from gcahng.train.sources import files_images
 
 PIL_Image = pytest.importorskip("PIL.Image")
@@ -140,6 +141,29 @@ def test_adding_images_and_searching_by_folder_and_list(
     assert main(["index", "add", str(built), str(more / "grey.png"), "--model", run, "--device", "cpu"]) == 2
     assert "1 of the 1 images" in capsys.readouterr().err and built.read_bytes() == before
     assert not list(tmp_path.glob("x.index.embeddings*"))
+
+
+def test_an_index_that_another_process_adds_to_meanwhile_loses_nothing(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = load(built).index.dim
+    for name in ("one.npy", "other.npy"):
+        np.save(tmp_path / name, np.eye(2, rows, dtype=np.float32))
+
+    added = []
+
+    def read_late(path: Path) -> Any:
+        monkeypatch.undo()
+        added.append(main(["index", "add", str(built), str(tmp_path / "other.npy"), "--allow_duplicates"]))
+        return read_embeddings(path)
+
+    monkeypatch.setattr("gcahng.retrieval.embeddings.read_embeddings", read_late)
+    before = len(load(built))
+    again = ["index", "add", str(built), str(tmp_path / "one.npy"), "--allow_duplicates"]
+    assert main(again) == 2
+    assert f"{built} was written by another process meanwhile; run this command again" in capsys.readouterr().err
+    assert added == [0] and len(load(built)) == before + 2
+    assert main(again) == 0 and len(load(built)) == before + 4
 
 
 def test_searching_by_vector(built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
