@@ -42,7 +42,7 @@ def run(arguments: list[str]) -> int:
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
     for name, least in (("batch", 4), ("views", 2), ("dim", 1), ("layers", 1), ("classes", 2), ("rate", 0)):
         value = getattr(options, name)
-        if value is not None and (value < least or (name == "rate" and value == 0)):
+        if value is not None and not (value > 0 if name == "rate" else value >= least):
             raise UserError(f"--{name} is {value}; it must be {'above 0' if name == 'rate' else f'at least {least}'}")
     views = options.views or next((k for k in (3, 4, 2, 5, 7) if options.batch % k == 0 and options.batch >= 2 * k), 3)
     size = StepSize(

@@ -56,6 +56,8 @@ def write_report(
     out = out or (run / "report.html" if run.is_dir() else run.with_suffix(".report.html"))
     if not out.parent.is_dir():
         raise UserError(f"out is {out}; its folder does not exist")
+    if out.is_dir():
+        raise UserError(f"out is {out}, a folder; name a file, such as {out / 'report.html'}")
     contents = gather(
         run,
         baselines=baselines,

@@ -49,6 +49,14 @@ class DataConfig:
     workers: int | None = None
     skip_unreadable: bool = False
 
+    def check_sizes(self) -> None:
+        """Raises UserError where the square that evaluation cuts out does not fit into the scaled image."""
+        if self.name != "glyphs" and self.resize < self.image_size:
+            raise UserError(
+                f"data.resize is {self.resize} and data.image_size {self.image_size}; data.resize must be at least "
+                "data.image_size"
+            )
+
 
 @dataclass
 class BackboneConfig:
@@ -248,6 +256,9 @@ class TrainConfig:
                 value = getattr(value, part)
             if value is not None and not value >= bound:
                 raise UserError(f"{name} is {value}; it must be at least {bound}")
+        if self.seed >= 2**63:
+            raise UserError(f"seed is {self.seed}; it must be under 2^63")
+        self.data.check_sizes()
 
 
 _Config = TypeVar("_Config")

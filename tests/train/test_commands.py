@@ -180,6 +180,26 @@ def test_the_bar_shows_losses_and_time_left(monkeypatch: pytest.MonkeyPatch) -> 
     assert "loss 1.500  J_m 0.250  J_syn 0.125" in shown and "left" in shown and "5/10" in shown
 
 
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_narrow_bar_keeps_the_count_and_the_times(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    from rich.console import Console
+
+    from gcahng.train.report import Bar
+
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=width, color_system=None)
+    monkeypatch.setattr("rich.get_console", lambda: console)
+    monkeypatch.setattr("rich.progress.get_console", lambda: console)
+    bar = Bar()
+    bar.start("a title", 2000)
+    bar.losses(1005, {"loss": 7.615, "J_m": 2.167, "J_syn": 0.0, "J_gen": 60.219})
+    bar.close()
+    last = screen.getvalue().rsplit("train", 1)[1]
+    assert "1005/2000 loss 7.615 0:00:00 left " in last and "…" not in last
+
+
 @pytest.mark.slow
 def test_ctrl_c_in_a_real_process(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "gcahng", "train", *SMALL.split(), "--steps", "100000", "--eval_every", "20"]

@@ -36,7 +36,13 @@ def test_unknown_names(values: dict[str, Any], message: str) -> None:
         (TrainConfig(eval_every=0), "eval_every is 0"),
         (TrainConfig(log_every=-1), "log_every is -1"),
         (TrainConfig(seed=-1), "seed is -1"),
+        (TrainConfig(seed=2**63), "seed is 9223372036854775808; it must be under"),
         (TrainConfig(threads=0), "threads is 0"),
+        (
+            TrainConfig(data=DataConfig(name="folder", root=".", image_size=320)),
+            "data.resize is 256 and data.image_size 320",
+        ),
+        (TrainConfig(gca=GcaConfig(impl="cuda"), device="cpu"), "impl='cuda' is not available for loss on cpu"),
         (TrainConfig(data=DataConfig(samples_per_class=1)), "data.samples_per_class is 1"),
         (TrainConfig(data=DataConfig(classes_per_batch=1)), "data.classes_per_batch is 1"),
         (TrainConfig(data=DataConfig(max_shift=-1)), "data.max_shift is -1"),
