@@ -245,7 +245,7 @@ class TrainConfig:
         least = {"steps": 1, "steps_per_epoch": 1, "eval_every": 1, "log_every": 1, "seed": 0}
         least |= {"data.classes_per_batch": 2, "data.samples_per_class": 2, "data.max_shift": 0}
         least |= {"backbone.embedding_dim": 1, "backbone.width": 1}
-        least |= {"optimizer.lr": 0, "optimizer.weight_decay": 0, "optimizer.clip_value": 0}
+        least |= {"optimizer.lr": 0, "optimizer.weight_decay": 0}
         least |= {"skip_nonfinite": 0, "data.image_size": 1, "data.resize": 1, "data.crop_scale_min": 0}
         least |= {"optimizer.step_epochs": 1, "optimizer.step_gamma": 0, "optimizer.warmup_epochs": 0}
         least |= {"threads": 1, "epochs": 1, "eval_every_epochs": 1, "keep_every": 1, "optimizer.proxy_lr": 0}
@@ -256,6 +256,8 @@ class TrainConfig:
                 value = getattr(value, part)
             if value is not None and not value >= bound:
                 raise UserError(f"{name} is {value}; it must be at least {bound}")
+        if not self.optimizer.clip_value > 0:
+            raise UserError(f"optimizer.clip_value is {self.optimizer.clip_value}; it must be above 0")
         if self.seed >= 2**63:
             raise UserError(f"seed is {self.seed}; it must be under 2^63")
         self.data.check_sizes()

@@ -49,6 +49,7 @@ def test_unknown_names(values: dict[str, Any], message: str) -> None:
         (TrainConfig(backbone=BackboneConfig(width=0)), "backbone.width is 0"),
         (TrainConfig(optimizer=OptimizerConfig(lr=-1.0)), "optimizer.lr is -1.0"),
         (TrainConfig(optimizer=OptimizerConfig(lr=float("nan"))), "optimizer.lr is nan"),
+        (TrainConfig(optimizer=OptimizerConfig(clip_value=0.0)), "optimizer.clip_value is 0.0; it must be above 0"),
         (TrainConfig(optimizer=OptimizerConfig(proxy_lr=-0.1)), "optimizer.proxy_lr is -0.1"),
         (TrainConfig(device="tpu"), "device is 'tpu'; it must be auto, cpu, cuda or cuda:N"),
         (TrainConfig(device="meta"), "device is 'meta'"),
