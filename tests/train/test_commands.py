@@ -52,7 +52,8 @@ def test_a_runs_config_is_read_back(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ("--steps x", "steps: Expected a int. Got value: x"),
-        ("--loss triplet", "loss: Expected a "),
+        ("--loss triplet", "loss: Expected one of gca_hng, npair, proxy_anchor, supcon, arcface. Got value: triplet"),
+        ("--config {tmp}/words.yaml", "config must be a YAML file of options; it holds: words"),
         ("--gca.bass npair", "--gca.bass is no option; did you mean --gca.base?"),
         ("--config {tmp}/no.yaml", "config: File does not exist"),
         ("--config {tmp}/unknown.yaml", "Group 'data' does not accept option 'rooot'"),
@@ -72,6 +73,7 @@ def test_mistakes_are_one_line(
     (tmp_path / "full" / "file").touch()
     (tmp_path / "unknown.yaml").write_text("data:\n  rooot: x\n")
     (tmp_path / "type.yaml").write_text("steps: many\n")
+    (tmp_path / "words.yaml").write_text("words")
     (tmp_path / "broken.yaml").write_text("steps: [1,\n")
     monkeypatch.chdir(tmp_path)
     assert main(["train", *arguments.format(tmp=tmp_path).split()]) == 2
