@@ -6,6 +6,7 @@ status, and one line in `COMMANDS`. A module is imported when its command runs, 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -31,15 +32,33 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 2 for a user's mistake, 130 for Ctrl-C."""
+    """Run a command; returns the exit status: 0, 2 for a user's mistake, 130 for Ctrl-C, 141 for `gcahng … | head`."""
     try:
-        return _run(list(sys.argv[1:] if arguments is None else arguments))
+        status = _run(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+        return status
     except UserError as error:
         print(f"gcahng: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
         print(f"gcahng: {interrupt if str(interrupt) else 'interrupted'}", file=sys.stderr)
         return getattr(interrupt, "exit_code", 130)
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        return 141
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of standard output has gone; what is left for it then goes nowhere, or Python's exit fails."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        return True
+    return False
 
 
 def _run(arguments: list[str]) -> int:

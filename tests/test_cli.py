@@ -60,6 +60,17 @@ def test_a_mistake_in_a_fresh_process_has_no_traceback() -> None:
     assert result.stderr == "gcahng: error: --stepz is no option; did you mean --steps?; see gcahng train --help\n"
 
 
+def test_a_reader_that_goes_away_is_no_traceback() -> None:
+    """gcahng … | head, with a reader that is gone before the first line."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gcahng", "data", "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 141
+
+
 @pytest.mark.parametrize("command", [[], ["--help"], ["--version"], ["env"]])
 def test_these_start_without_the_extras(command: list[str]) -> None:
     extras = "jsonargparse matplotlib rich tqdm tensorboard sklearn pytorch_metric_learning yaml PIL faiss safetensors"

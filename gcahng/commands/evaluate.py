@@ -140,20 +140,14 @@ def _evaluate_file(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _report(options: argparse.Namespace, result: dict[str, Any], name: str, default_json: Path) -> int:
-    """Write the files and print the table; `name` is the key of the metrics in `result`."""
-    from gcahng.train.files import write_json
+    """Print the table and write the files; `name` is the key of the metrics in `result`."""
+    from gcahng.train.files import write_json, writing
     from gcahng.train.report import metrics_table
 
     classes = None
     if options.per_class not in (None, _IN_JSON):
         classes = result.pop("per_class")
     written = options.json or default_json
-    try:
-        write_json(written, result)
-        if classes is not None:
-            _write_classes(options.per_class, classes)
-    except OSError as error:
-        raise UserError(f"{error.filename or written} cannot be written: {error.strerror}") from error
     metrics = result[name]
     print(metrics_table({f"{name} (per cent)": metrics}))
     if metrics["queries_without_match"]:
@@ -161,8 +155,13 @@ def _report(options: argparse.Namespace, result: dict[str, Any], name: str, defa
     if "checkpoint" in result:
         steps = "" if result["steps"] is None else f", step {result['steps']}"
         print(f"checkpoint  {result['checkpoint']}{steps}")
+    # After the table: what took long to measure is on the screen even if it cannot be written.
     if classes is not None:
+        with writing(options.per_class):
+            _write_classes(options.per_class, classes)
         print(f"written     {options.per_class}")
+    with writing(written):
+        write_json(written, result)
     print(f"written     {written}")
     return 0
 

@@ -66,7 +66,8 @@ def _build(arguments: list[str]) -> int:
     with progress("indexing") as bar:
         contents = build(found, options.kind, options.metric, settings, bar)
     save(options.out, contents)
-    temporary.unlink(missing_ok=True)
+    if temporary is not None:
+        temporary.unlink(missing_ok=True)
     print(f"{len(contents)} rows of {contents.index.dim} channels, {options.kind}, {options.metric}")
     print(f"written     {options.out}")
     return 0
@@ -98,7 +99,8 @@ def _add(arguments: list[str]) -> int:
     if _version(options.index) != version:
         raise UserError(f"{options.index} was written by another process meanwhile; run this command again")
     save(options.index, contents)
-    temporary.unlink(missing_ok=True)
+    if temporary is not None:
+        temporary.unlink(missing_ok=True)
     print(f"{len(contents)} rows, {len(contents) - before} of them new")
     print(f"written     {options.index}")
     return 0
@@ -159,22 +161,22 @@ def _embeddings(
     index: Path,
     like: EmbeddingModel | None = None,
     check: Callable[[Items], None] = lambda items: None,
-) -> tuple[EmbeddingSet, Path]:
-    """The embeddings that the command line means, and the file to delete once they are in the index.
+) -> tuple[EmbeddingSet, Path | None]:
+    """The embeddings that the command line means, and the file made of them, to delete once they are in the index.
 
     `like` and `check` are those of `embed_sources`.
     """
     from gcahng.retrieval.embeddings import read_embeddings
     from gcahng.train.models import load_model
 
-    temporary = index.with_name(f"{index.name}.embeddings.safetensors")
     if options.model is None:
         if len(options.sources) != 1 or not is_embeddings(options.sources[0]):
             raise UserError(
                 "name one file of embeddings (.safetensors, .npy), or images and the --model that embeds them"
             )
-        return read_embeddings(options.sources[0]), temporary
+        return read_embeddings(options.sources[0]), None
     if options.sources and all(map(is_embeddings, options.sources)):
         raise UserError(f"--model embeds images; {options.sources[0]} is a file of embeddings: leave --model out")
     model = load_model(options.model, options.which)
+    temporary = index.with_name(f"{index.name}.embeddings.safetensors")
     return embed_sources(options, model, options.sources, temporary, like, check), temporary

@@ -144,4 +144,10 @@ def _one_line(message: str, parser: ArgumentParser) -> str:
         return f"{option} is no option{f'; did you mean {meant[0]}?' if meant else ''}; see gcahng train --help"
     message = re.sub(r'Parser key "([^"]+)":', r"\1:", message)
     message = re.sub(r"<class '(\w+)'>", r"\1", message)
+    message = re.sub(
+        r"Expected a typing\.Literal\[([^\]]+)\]",
+        lambda found: f"Expected one of {found[1].replace(chr(39), '')}",
+        message,
+    )
+    message = re.sub(r"^Unexpected config:", "config must be a YAML file of options; it holds:", message)
     return f"{' '.join(message.split())}; see gcahng train --help"

@@ -102,9 +102,10 @@ def _val_count(classes: int, asked: int | None) -> int:
     """How many of the training classes validate: as asked, else a tenth, at least 2."""
     count = max(2, round(classes / 10)) if asked is None else asked
     if count and not 2 <= count <= classes - 2:
+        most = f", or from 2 to {classes - 2} so that 2 or more train" if classes >= 4 else ""
         raise UserError(
             f"data.val_classes is {'null: ' if asked is None else ''}{count} of {classes} training classes; it must be "
-            f"0, or from 2 to {max(2, classes - 2)} so that 2 or more train"
+            f"0{most}"
         )
     return count
 

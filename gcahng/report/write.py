@@ -51,11 +51,15 @@ def write_report(
     require("PIL", "yaml", extra="train", purpose="gcahng report")
     if queries < 1:
         raise UserError(f"queries is {queries}; it must be at least 1")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed is {seed}; it must be in 0 … {2**32 - 1}")
     if map_method not in METHODS:
         raise UserError(f"map is {map_method!r}; it must be one of {', '.join(METHODS)}")
     out = out or (run / "report.html" if run.is_dir() else run.with_suffix(".report.html"))
     if not out.parent.is_dir():
         raise UserError(f"out is {out}; its folder does not exist")
+    if out.is_dir():
+        raise UserError(f"out is {out}, a folder; name a file, such as {out / 'report.html'}")
     contents = gather(
         run,
         baselines=baselines,

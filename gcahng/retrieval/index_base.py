@@ -66,6 +66,8 @@ class IndexSettings:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise UserError(f"{field.name} must be an integer of at least {least}, got {value!r}")
+        if self.seed >= 2**31:  # faiss keeps it in a C int
+            raise UserError(f"seed must be an integer in 0..{2**31 - 1}, got {self.seed}")
 
 
 class Index:

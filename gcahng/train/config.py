@@ -49,6 +49,14 @@ class DataConfig:
     workers: int | None = None
     skip_unreadable: bool = False
 
+    def check_sizes(self) -> None:
+        """Raises UserError where the square that evaluation cuts out does not fit into the scaled image."""
+        if self.name != "glyphs" and self.resize < self.image_size:
+            raise UserError(
+                f"data.resize is {self.resize} and data.image_size {self.image_size}; data.resize must be at least "
+                "data.image_size"
+            )
+
 
 @dataclass
 class BackboneConfig:
@@ -237,7 +245,7 @@ class TrainConfig:
         least = {"steps": 1, "steps_per_epoch": 1, "eval_every": 1, "log_every": 1, "seed": 0}
         least |= {"data.classes_per_batch": 2, "data.samples_per_class": 2, "data.max_shift": 0}
         least |= {"backbone.embedding_dim": 1, "backbone.width": 1}
-        least |= {"optimizer.lr": 0, "optimizer.weight_decay": 0, "optimizer.clip_value": 0}
+        least |= {"optimizer.lr": 0, "optimizer.weight_decay": 0}
         least |= {"skip_nonfinite": 0, "data.image_size": 1, "data.resize": 1, "data.crop_scale_min": 0}
         least |= {"optimizer.step_epochs": 1, "optimizer.step_gamma": 0, "optimizer.warmup_epochs": 0}
         least |= {"threads": 1, "epochs": 1, "eval_every_epochs": 1, "keep_every": 1, "optimizer.proxy_lr": 0}
@@ -248,12 +256,11 @@ class TrainConfig:
                 value = getattr(value, part)
             if value is not None and not value >= bound:
                 raise UserError(f"{name} is {value}; it must be at least {bound}")
-        data = self.data
-        if data.name != "glyphs" and data.resize < data.image_size:
-            raise UserError(
-                f"data.resize is {data.resize} and data.image_size {data.image_size}; in evaluation the one is cut out "
-                "of the other: data.resize must be at least data.image_size"
-            )
+        if not self.optimizer.clip_value > 0:
+            raise UserError(f"optimizer.clip_value is {self.optimizer.clip_value}; it must be above 0")
+        if self.seed >= 2**63:
+            raise UserError(f"seed is {self.seed}; it must be under 2^63")
+        self.data.check_sizes()
 
 
 _Config = TypeVar("_Config")

@@ -123,8 +123,15 @@ def embed_to_file(
         there = read_embeddings(out)
         if there.key != key.of_first(len(images)):
             raise UserError(f"{out} exists and is of other images, another network or other options; remove it first")
+        kept = set(there.items.names)
+        left_out_before = [name for name in items.names if name not in kept]
+        if left_out_before and not options.skip_unreadable:
+            raise UserError(
+                f"{out} exists, without {len(left_out_before)} images that could not be read, such as "
+                f"{left_out_before[0]}; remove it first, or leave them out with --skip_unreadable"
+            )
         UnfinishedRows(out, key).remove()
-        return EmbedResult(there, resumed=len(there))
+        return EmbedResult(there, left_out_before, resumed=len(there))
     check_free(out)
     with UnfinishedRows(out, key) as part:
         resumed = part.rows_done

@@ -26,7 +26,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path} does not exist; name a .pth, .pt or .safetensors file of weights")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {what}; name a .pth, .pt or .safetensors file of weights")
     values = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     for name in _WRAPPERS:
         if isinstance(values, Mapping) and isinstance(values.get(name), Mapping):

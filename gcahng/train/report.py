@@ -92,7 +92,9 @@ class Bar(Silent):
         self._progress.console.print(title, highlight=False, markup=False)
 
     def losses(self, step: int, logs: Mapping[str, float]) -> None:
-        self._progress.update(self._task, completed=step, losses=_losses(logs))
+        # 80 columns have no room for all of them: the count and the times would be cut off.
+        shown = _SHOWN if self._progress.console.width >= 100 else _SHOWN[:1]
+        self._progress.update(self._task, completed=step, losses=_losses(logs, shown))
 
     def evaluation(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
         self._progress.console.print(f"step {step}  {_metrics(kind, metrics)}", highlight=False, markup=False)
@@ -133,8 +135,8 @@ def metric_title(name: str) -> str:
     return name.capitalize() if name.startswith(("recall", "precision")) else name.upper()
 
 
-def _losses(logs: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {logs[name]:.3f}" for name in _SHOWN if name in logs)
+def _losses(logs: Mapping[str, float], shown: tuple[str, ...] = _SHOWN) -> str:
+    return "  ".join(f"{name} {logs[name]:.3f}" for name in shown if name in logs)
 
 
 def _metrics(kind: str, metrics: Mapping[str, float]) -> str:

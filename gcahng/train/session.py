@@ -120,6 +120,8 @@ class Session:
                 return self._conclude()
         except CannotWrite as error:
             raise CannotWrite(f"{error}; {self._way_back()} when that is mended") from error
+        except BrokenPipeError as error:  # `gcahng train | head`
+            raise CannotWrite(f"what reads the run's output has gone ({error.strerror}); {self._way_back()}") from error
 
     def _train(self, log: RunLog) -> None:
         config, trainer = self.config, self.trainer

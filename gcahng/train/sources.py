@@ -6,14 +6,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from gcahng.data import DataSplits, ImageFiles, LabeledImages, load_data
 from gcahng.errors import UserError
 from gcahng.retrieval.items import Items, Source
-from gcahng.train.config import DataConfig
+from gcahng.train.config import DataConfig, DataName
 
 SPLITS = ("test", "train", "val", "gallery")
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -24,7 +24,7 @@ def with_data(config: DataConfig, options: dict[str, Any]) -> DataConfig:
     """`config` with the fields of `options`; of another data set, files and split are that set's own.
 
     Raises:
-        UserError: a data set that there is not.
+        UserError: a data set or an option that there is not; images smaller than what is cut out of them.
     """
     name = options.get("name", config.name)
     if name != config.name:
@@ -33,7 +33,11 @@ def with_data(config: DataConfig, options: dict[str, Any]) -> DataConfig:
     unknown = set(options) - {field.name for field in fields(DataConfig)}
     if unknown:
         raise UserError(f"data.{min(unknown)} is no option of the data")
-    return replace(config, **options)
+    if name not in get_args(DataName):
+        raise UserError(f"data.name is {name!r}; it must be one of {', '.join(get_args(DataName))}")
+    config = replace(config, **options)
+    config.check_sizes()
+    return config
 
 
 def choose_split(data: DataSplits, split: str, name: str) -> LabeledImages:

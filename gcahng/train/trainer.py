@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gcahng.data import DataSplits, build_batches
 from gcahng.errors import UserError
+from gcahng.ops._implementations import resolve
 from gcahng.train.backbones import build_backbone
 from gcahng.train.config import TrainConfig, config_to_dict
 from gcahng.train.finite import FiniteWatch, NonFinite, largest
@@ -58,6 +59,8 @@ class Trainer:
     def __init__(self, config: TrainConfig, data: DataSplits, *, pretrained: bool = True) -> None:
         self.data_digest = data.digest
         self.device = torch.device(config.device)
+        if config.loss == "gca_hng" and config.gca.impl != "auto":
+            resolve(config.gca.impl, self.device.type, "loss")  # UserError now, not in the first step
         torch.manual_seed(config.seed)
         self.batches = build_batches(config.data, data.train, seed=config.seed, device=self.device)
         self.config = config = config.with_epochs(self.batches.batches_per_epoch)

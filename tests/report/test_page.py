@@ -203,6 +203,8 @@ def test_the_command(runs, capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         ("{run} --queries 0", "queries is 0; it must be at least 1"),
+        ("{run} --seed -1", "seed is -1; it must be in 0 … 4294967295"),
+        ("{run} --out {tmp}", "out is {tmp}, a folder; name a file"),
         ("{run} --map tsne", "argument --map: invalid choice"),
         ("{run} --out {tmp}/no/x.html", "out is {tmp}/no/x.html; its folder does not exist"),
         ("{tmp}/none", "{tmp}/none does not exist"),

@@ -190,6 +190,8 @@ def test_errors_of_settings_and_search():
         IndexSettings(probes=0)
     with pytest.raises(UserError, match="links must be an integer of at least 1, got None"):
         IndexSettings(links=None)
+    with pytest.raises(UserError, match=r"seed must be an integer in 0\.\.2147483647, got 2147483648"):
+        IndexSettings(seed=2**31)
     for backend in ("torch", "faiss"):
         index = build_index(GALLERY, backend=backend)
         for arguments, message in [

@@ -52,7 +52,8 @@ def test_a_runs_config_is_read_back(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ("--steps x", "steps: Expected a int. Got value: x"),
-        ("--loss triplet", "loss: Expected a "),
+        ("--loss triplet", "loss: Expected one of gca_hng, npair, proxy_anchor, supcon, arcface. Got value: triplet"),
+        ("--config {tmp}/words.yaml", "config must be a YAML file of options; it holds: words"),
         ("--gca.bass npair", "--gca.bass is no option; did you mean --gca.base?"),
         ("--config {tmp}/no.yaml", "config: File does not exist"),
         ("--config {tmp}/unknown.yaml", "Group 'data' does not accept option 'rooot'"),
@@ -72,6 +73,7 @@ def test_mistakes_are_one_line(
     (tmp_path / "full" / "file").touch()
     (tmp_path / "unknown.yaml").write_text("data:\n  rooot: x\n")
     (tmp_path / "type.yaml").write_text("steps: many\n")
+    (tmp_path / "words.yaml").write_text("words")
     (tmp_path / "broken.yaml").write_text("steps: [1,\n")
     monkeypatch.chdir(tmp_path)
     assert main(["train", *arguments.format(tmp=tmp_path).split()]) == 2
@@ -178,6 +180,26 @@ def test_the_bar_shows_losses_and_time_left(monkeypatch: pytest.MonkeyPatch) -> 
     shown = screen.getvalue()
     assert "a title" in shown and "validation R@1 50.00  MAP@R 25.00" in shown
     assert "loss 1.500  J_m 0.250  J_syn 0.125" in shown and "left" in shown and "5/10" in shown
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_narrow_bar_keeps_the_count_and_the_times(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    from rich.console import Console
+
+    from gcahng.train.report import Bar
+
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=width, color_system=None)
+    monkeypatch.setattr("rich.get_console", lambda: console)
+    monkeypatch.setattr("rich.progress.get_console", lambda: console)
+    bar = Bar()
+    bar.start("a title", 2000)
+    bar.losses(1005, {"loss": 7.615, "J_m": 2.167, "J_syn": 0.0, "J_gen": 60.219})
+    bar.close()
+    last = screen.getvalue().rsplit("train", 1)[1]
+    assert "1005/2000 loss 7.615 0:00:00 left " in last and "…" not in last
 
 
 @pytest.mark.slow

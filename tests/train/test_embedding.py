@@ -148,6 +148,10 @@ def test_an_unreadable_image_stops_with_its_path_or_is_left_out(model: Model, tm
     assert found.items.names == tuple(whole.items.names[i] for i in kept)
     assert torch.equal(found.items.labels, whole.items.labels[kept])
     torch.testing.assert_close(found.embeddings, whole.embeddings[kept])  # batches are smaller: sums may round apart
+    again = run(model, folder, tmp_path / "x.npy", skip_unreadable=True)
+    assert again.resumed == len(kept) and again.skipped == result.skipped
+    with pytest.raises(UserError, match=r"x\.npy exists, without 3 images that could not be read, such as c0/5\.png"):
+        run(model, folder, tmp_path / "x.npy")
 
 
 def test_a_repaired_image_lets_it_go_on(model: Model, tmp_path: Path) -> None:

@@ -363,6 +363,11 @@ def test_eval_of_a_data_set_with_a_gallery(
         ("eval --embeddings {tmp}/e.npy", "{tmp}/e.npy has rows without a label; metrics need the class of each"),
         ("eval --embeddings {tmp}/e.npy --data.root x", "--data.root does not go with --embeddings"),
         ("eval --embeddings {tmp}/none.npy", "{tmp}/none.npy is no file"),
+        ("eval {run} --data.name imagenet", "data.name is 'imagenet'; it must be one of glyphs, cub200"),
+        (
+            "eval {run} --data.name folder --data.root {tmp} --data.image_size 400",
+            "data.resize is 256 and data.image_size 400",
+        ),
         ("eval {run} --recall_at 0", "recall_at must be a sequence of positive integers"),
         ("eval {run} --ties expected --protocol official", 'ties must be "index" with protocol="official"'),
     ],
@@ -375,6 +380,24 @@ def test_mistakes_of_eval(
     out, err = capsys.readouterr()
     assert out == "" and err.startswith(f"gcahng: error: {message.format(run=run, tmp=tmp_path)}")
     assert err.count("\n") == 1
+
+
+def test_eval_shows_what_it_measured_even_if_it_cannot_write_it(
+    run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = tmp_path / "nowhere" / "x.json"
+    assert main(["eval", run, "--json", str(written)]) == 2
+    out, err = capsys.readouterr()
+    assert "test (per cent)" in out and "written" not in out
+    assert err == f"gcahng: error: {written} cannot be written: No such file or directory\n"
+
+
+def test_an_index_leaves_the_embeddings_that_it_was_built_of(built: Path, run: str, tmp_path: Path) -> None:
+    """Even if they are named as the temporary file of an index that embeds by itself."""
+    embeddings = tmp_path / "own.index.embeddings.safetensors"
+    assert main(["embed", run, "--out", str(embeddings)]) == 0
+    assert main(["index", "build", str(embeddings), "--out", str(tmp_path / "own.index")]) == 0
+    assert embeddings.is_file()
 
 
 def test_sources(place: Path, tmp_path: Path) -> None:
