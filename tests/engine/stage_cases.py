@@ -293,9 +293,8 @@ class Run:
             assert h.isfinite().all()
             found.add(e1=e1.full, e1_low=e1.low, p=gate.p.reshape(-1), q=gate.q.reshape(-1))
             found.add(mean=kept.mean, rstd=kept.rstd, s=s, e=e.full, low=e.low)
-            e, _, _ = self.stages.update(
-                *given, Keep(None, None, None, s), "again"
-            )  # where h is kept it may be another kernel
+            # Where h is kept it may be another kernel.
+            e, _, _ = self.stages.update(*given, Keep(None, None, None, s), "again")
             found.add(s_again=s, e_again=e.full, low_again=e.low)
             self.head.add_moments(tile, e, of_edges)
             e, _, _ = self.stages.update(*given, Keep(None, None, kept if number else None, None), "last", moments)
