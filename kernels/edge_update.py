@@ -20,6 +20,7 @@ from gcahng.kernels._sums import add_partials, partials
 from gcahng.kernels._tile import TILE, Tile
 
 MAX_CHANNELS_KEPT = 64
+ROWS = tl.constexpr(6)  # numbers that the kernel keeps of each row for itself
 
 
 def takes(channels: int, itemsize: int, crowded: bool) -> bool:
@@ -58,7 +59,7 @@ def edge_update_forward_kernel(
     p_d,  # (D,)
     p_gamma,  # (D,)
     p_beta,  # (D,)
-    p_rows,  # (4, T), the kernel's own
+    p_rows,  # (ROWS, T), the kernel's own
     p_e1,  # (T, D) or None
     p_low,  # (T, D) or None
     p_p,  # (T,) or None
@@ -95,13 +96,12 @@ def edge_update_forward_kernel(
 ):
     """One program: BLOCK_M rows, the hidden channels BLOCK_H at a time."""
     first_m = tl.program_id(0).to(tl.int64) * BLOCK_M
-    o_m = first_m + tl.arange(0, BLOCK_M)
+    o_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)  # in 32 bits: to spare registers
     o_d = tl.arange(0, BLOCK_D)
     m_m, m_d = o_m < T, o_d < D
     m_md = m_m[:, None] & m_d[None, :]
     # Rows past the last take its nodes, which spares masks.
-    o_row = tl.minimum(tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M), T - 1)
-    o_i, o_j = places_of_ends(o_row, K, O, first, offset)
+    o_i, o_j = places_of_ends(tl.minimum(o_m, T - 1), K, O, first, offset)
     o = first_m * D + tl.arange(0, BLOCK_M)[:, None] * D + o_d[None, :]
     b_e = tl.load(p_e + o, mask=m_md, other=0.0)
     b_c = tl.load(p_c + o_i) - tl.load(p_c + o_j)
@@ -114,11 +114,10 @@ def edge_update_forward_kernel(
     b_t = gate_sum(b_e, b_w_i, values_at(p_v, o_i, o_d, m_d, D), b_w_j, values_at(p_v, o_j, o_d, m_d, D))
     b_a = gelu(b_t)
     b_of_a, b_of_a_rstd = row_moments(b_a, m_d[None, :], D)
-    # The residual is formed again behind the products: neither it nor these fit in registers beside them.
-    tl.store(p_rows + o_m, b_w_i, mask=m_m)
-    tl.store(p_rows + T + o_m, b_w_j, mask=m_m)
-    tl.store(p_rows + 2 * T + o_m, b_of_a, mask=m_m)
-    tl.store(p_rows + 3 * T + o_m, b_of_a_rstd, mask=m_m)
+    # The residual is formed again behind the products: beside them there are no registers for it, nor for these.
+    b_rows = (b_w_i, b_w_j, b_of_a, b_of_a_rstd, o_i.to(tl.float32, bitcast=True), o_j.to(tl.float32, bitcast=True))
+    for k in tl.static_range(ROWS):
+        tl.store(p_rows + k * T + o_m, b_rows[k], mask=m_m)
     tl.debug_barrier()  # other threads of the program load them
     b_gamma = tl.load(p_gate_gamma + o_d, mask=m_d, other=0.0)
     b_beta = tl.load(p_gate_beta + o_d, mask=m_d, other=0.0)
@@ -165,10 +164,11 @@ def edge_update_forward_kernel(
     if p_mean is not None:
         tl.store(p_mean + o_m, b_mean, mask=m_m)
         tl.store(p_rstd + o_m, b_rstd, mask=m_m)
-    b_w_i = tl.load(p_rows + o_m, mask=m_m, other=0.0)
-    b_w_j = tl.load(p_rows + T + o_m, mask=m_m, other=0.0)
-    b_of_a = tl.load(p_rows + 2 * T + o_m, mask=m_m, other=0.0)
-    b_of_a_rstd = tl.load(p_rows + 3 * T + o_m, mask=m_m, other=0.0)
+    b_rows = ()
+    for k in tl.static_range(ROWS):
+        b_rows = b_rows + (tl.load(p_rows + k * T + o_m, mask=m_m, other=0.0),)
+    b_w_i, b_w_j, b_of_a, b_of_a_rstd, b_i, b_j = b_rows
+    o_i, o_j = b_i.to(tl.int32, bitcast=True), b_j.to(tl.int32, bitcast=True)
     b_parts = column_parts(b_s, ENDS)
     b_gs = ()
     b_of_g = tl.zeros((BLOCK_M,), dtype=tl.float32)
@@ -254,7 +254,7 @@ def forward(
     y_low: Tensor | None,
     sums: Tensor | None,
 ) -> None:
-    """The gate as gate.forward takes it; w1 (4D, D), w2 = W2' (D, 4D); rows (4, T): undefined before and after → of
+    """The gate as gate.forward takes it; w1 (4D, D), w2 = W2' (D, 4D); rows (ROWS, T): undefined before and after → of
     these, those that are given: e1, low, p and q as there; h = e1 W1ᵀ (T, 4D); the row moments mean and rstd (T, 1) of
     g = GELU(h + b); s = (g W2'ᵀ - mean w) rstd + d + e1 (T, D), which goes on as it was stored; y and y_low =
     LayerNorm(GELU(s)) (T, D), y perhaps e; sums (2, D) float64 += Σ y and Σ y² over the ordered pairs that the tile

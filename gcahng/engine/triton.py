@@ -49,7 +49,7 @@ class TritonStages(FusedStages):
             w.beta,
             e.full,
             *closing,
-            self.scratch("gate rows", 4, tile.rows, wide=True),
+            self.scratch("gate rows", edge_update_kernels.ROWS.value, tile.rows, wide=True),
             *(e1 and (e1.full, self._low(e1), gate.p, gate.q) or (None,) * 4),
             keep.h,
             *(keep.moments or (None, None)),
