@@ -50,7 +50,7 @@ HIDDEN_PRODUCT_BACKWARD = {2: Product(128, 256, 64, 8, 3, parts=8), 4: Product(1
 # block_n hidden channels at a time, block_k of edges at most; parts of its epilogue, and (joined) of the last one.
 EDGE_UPDATE = {
     2: Product(128, 128, 128, 8, 2, parts=2, joined=4),
-    4: Product(64, 32, 128, 8, 2, parts=1, joined=4),
+    4: Product(64, 32, 128, 8, 2, parts=1, joined=8),
 }
 CLOSE_PRODUCT = {2: Product(128, 128, 64, 8, 3), 4: Product(128, 128, 16, 8, 3)}
 
