@@ -50,11 +50,17 @@ def row_moments(x, m_rd, D):
 
 
 @triton.jit
+def normalised(x, mean, rstd, gamma, beta):
+    """LayerNorm of rows x (R, BLOCK_D), given their moments (R,)."""
+    return (x - mean[:, None]) * rstd[:, None] * gamma[None, :] + beta[None, :]
+
+
+@triton.jit
 def norm_gelu(t, gamma, beta, m_rd, D):
     """LayerNorm(GELU(t)) of rows t (R, BLOCK_D), 0 outside of the mask; gamma and beta (BLOCK_D,)."""
     b_g = gelu(t)
     b_mean, b_rstd = row_moments(b_g, m_rd, D)
-    return (b_g - b_mean[:, None]) * b_rstd[:, None] * gamma[None, :] + beta[None, :]
+    return normalised(b_g, b_mean, b_rstd, gamma, beta)
 
 
 @triton.jit

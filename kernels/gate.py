@@ -9,39 +9,14 @@ import triton.language as tl
 from torch import Tensor
 
 from gcahng.kernels._configs import ENDS, GATE, GATE_BACKWARD
+from gcahng.kernels._gate import DROPOUT, attention, dropout_arguments, factors, gate_sum
 from gcahng.kernels._launch import compute_type, on_device_of, row_block
-from gcahng.kernels._math import keeps, logistic, norm_gelu, norm_gelu_backward
+from gcahng.kernels._math import norm_gelu, norm_gelu_backward
 from gcahng.kernels._sums import add_partials, partials
 from gcahng.kernels._tile import TILE, NodeParts, Tile, add_nodes, cut, node_parts, place_of
 
-_DROPOUT = ("seed", "layer", "threshold")
 
-
-@triton.jit
-def factors(
-    o_i,
-    o_j,
-    nodes,
-    seed,
-    layer,
-    threshold,
-    p_draw,
-    SCALE: tl.constexpr,
-    TIED: tl.constexpr,
-    DROP: tl.constexpr,
-    COMPUTE: tl.constexpr,
-):
-    """What dropout multiplies the attention weights of i and of j with; o_i, o_j: places in a wrapped tensor."""
-    b_scale = tl.full(o_j.shape, SCALE, COMPUTE)
-    if DROP:
-        draw = tl.load(p_draw).to(tl.uint32)
-        b_i, b_j = keeps(o_i, o_j % nodes, seed, layer, threshold, draw, b_scale, TIED)
-    else:
-        b_i, b_j = b_scale, b_scale
-    return b_i, b_j
-
-
-@triton.jit(do_not_specialize=[*TILE, *_DROPOUT])
+@triton.jit(do_not_specialize=[*TILE, *DROPOUT])
 def gate_forward_kernel(
     p_u,  # (classes + reach, K, D)
     p_c,  # (classes + reach, K)
@@ -81,16 +56,16 @@ def gate_forward_kernel(
     o_row = (a * K + i) * O * K + o_c
     o, o_node = o_row[:, None] * D + o_d[None, :], o_j[:, None] * D + o_d[None, :]
     b_e = tl.load(p_e + o, mask=m_cd, other=0.0)
-    b_u = tl.load(p_u + o_i * D + o_d, mask=m_d, other=0.0)[None, :] - tl.load(p_u + o_node, mask=m_cd, other=0.0)
+    b_u_i = tl.load(p_u + o_i * D + o_d, mask=m_d, other=0.0)
+    b_u_j = tl.load(p_u + o_node, mask=m_cd, other=0.0)
     b_c = tl.load(p_c + o_i) - tl.load(p_c + o_j, mask=m_c, other=0.0)
-    b_logit = (tl.sum(b_e * b_u, axis=1) + b_c) * ROOT
-    b_p, b_q = logistic(b_logit), logistic(-b_logit)
+    b_p, b_q = attention(b_e, b_u_i[None, :], b_u_j, b_c, ROOT)
     tl.store(p_p + o_row, b_p, mask=m_c)
     tl.store(p_q + o_row, b_q, mask=m_c)
     b_keep_i, b_keep_j = factors(o_i, o_j, classes * K, seed, layer, threshold, p_draw, SCALE, TIED, DROP, COMPUTE)
     b_v_i = tl.load(p_v + o_i * D + o_d, mask=m_d, other=0.0)
     b_v_j = tl.load(p_v + o_node, mask=m_cd, other=0.0)
-    b_t = b_e + (b_p * b_keep_i)[:, None] * b_v_i[None, :] + (b_q * b_keep_j)[:, None] * b_v_j
+    b_t = gate_sum(b_e, b_p * b_keep_i, b_v_i[None, :], b_q * b_keep_j, b_v_j)
     b_gamma = tl.load(p_gamma + o_d, mask=m_d, other=0.0)
     b_beta = tl.load(p_beta + o_d, mask=m_d, other=0.0)
     b_y = norm_gelu(b_t, b_gamma, b_beta, m_d[None, :], D)
@@ -99,7 +74,7 @@ def gate_forward_kernel(
         tl.store(p_low + o, b_y.to(p_low.dtype.element_ty), mask=m_cd)
 
 
-@triton.jit(do_not_specialize=[*TILE, *_DROPOUT])
+@triton.jit(do_not_specialize=[*TILE, *DROPOUT])
 def gate_backward_kernel(
     p_u,  # (classes + reach, K, D)
     p_v,  # (classes + reach, K, D)
@@ -161,7 +136,7 @@ def gate_backward_kernel(
         b_v_i = tl.load(p_v + o_i * D + o_d, mask=m_d, other=0.0)
         b_e = tl.load(p_e + o, mask=m_cd, other=0.0)
         b_de1 = tl.load(p_de1 + o, mask=m_cd, other=0.0)
-        b_t = b_e + b_w_i[:, None] * b_v_i[None, :] + b_w_j[:, None] * b_v_j
+        b_t = gate_sum(b_e, b_w_i, b_v_i[None, :], b_w_j, b_v_j)
         b_dt, b_normalised = norm_gelu_backward(b_t, b_gamma, b_de1, m_d[None, :], D)
         # v is 0 outside of the row, where dt has no meaning; columns past the last have de1 = 0, and so dt = 0
         b_dp = tl.sum(b_dt * b_v_i[None, :], axis=1)
@@ -190,12 +165,6 @@ def gate_backward_kernel(
         o_part = tl.program_id(0).to(tl.int64) * D + o_d
         tl.store(p_dgamma + o_part, tl.sum(b_dgamma, axis=0), mask=m_d)
         tl.store(p_dbeta + o_part, tl.sum(b_dbeta, axis=0), mask=m_d)
-
-
-def dropout_arguments(dropout: Sequence[int], scale: float) -> tuple[tuple[int, int, int], dict[str, float | bool]]:
-    """As arguments of kernels: (seed, layer, threshold), and constants: a float argument would be rounded to fp32."""
-    seed, layer, threshold, tied = dropout
-    return (seed, layer, threshold), {"SCALE": scale, "TIED": bool(tied), "DROP": threshold != 0}
 
 
 def forward(

@@ -110,15 +110,18 @@ class FusedStages(TorchStages):
         bands = (tokens.u.wrapped, tokens.c.wrapped, tokens.v.wrapped)
         return _numbers(self.schedule, tile), dropout, self._scale, self._draw, *bands
 
+    def _gate_room(self, slot: str, rows: int) -> tuple[Edges, Gate]:
+        e1 = self._pair(slot, rows)
+        p, q = (self.scratch(f"{slot} {name}", rows, 1, wide=True) for name in "pq")
+        return e1, Gate(None, p, q, None)
+
     def gate(
         self, layer: int, number: int, tile: Tile, w: EdgeWeights, tokens: Tokens, e: Edges, slot: str
     ) -> tuple[Edges, Gate]:
-        e1 = self._pair(slot, tile.rows)
-        p = self.scratch(f"{slot} p", tile.rows, 1, wide=True)
-        q = self.scratch(f"{slot} q", tile.rows, 1, wide=True)
+        e1, gate = self._gate_room(slot, tile.rows)
         inputs = self._gate_inputs(layer, tile, tokens)
-        self.ops.gate_fwd_(*inputs, w.gamma, w.beta, e.full, e1.full, self._low(e1), p, q)
-        return e1, Gate(None, p, q, None)
+        self.ops.gate_fwd_(*inputs, w.gamma, w.beta, e.full, e1.full, self._low(e1), gate.p, gate.q)
+        return e1, gate
 
     def gate_backward(
         self,

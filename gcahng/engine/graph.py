@@ -11,7 +11,7 @@ from torch import Tensor
 from gcahng.engine import nodes
 from gcahng.engine.head import HeadWeights, TorchHead, head_weights
 from gcahng.engine.schedule import Band, NodeSum, Schedule, Tile
-from gcahng.engine.stages import Edges, Gate, RowMoments, Tokens, TokenSums, TorchStages
+from gcahng.engine.stages import Edges, Gate, Keep, RowMoments, Tokens, TokenSums, TorchStages
 from gcahng.engine.weights import EdgeGradients, edge_weights, to_node_weights
 
 
@@ -136,12 +136,12 @@ class GraphPass:
         return None if kept is None else RowMoments(self.rows(kept.mean, tile), self.rows(kept.rstd, tile))
 
     def _advance(self, layer: int, number: int, tile: Tile, sums: Tensor | None = None) -> Edges | None:
-        """A layer's edge update on a tile → the edges that leave it, stored as options say; sums: see stages.mlp."""
-        w, stages = self.edge_weights[layer], self.stages
+        """A layer's edge update on a tile → the edges that leave it, stored as options say; sums: see stages.update."""
         e = self.edge(layer, number, tile)
-        e1, _ = stages.gate(layer, number, tile, w, self.tokens[layer], e, "e1")
-        keep = (self.rows(self.h[layer], tile), self._kept_moments(layer, tile), self.rows(self.s[layer], tile))
-        return stages.mlp(tile, self.closing[layer], e1, *keep, "out", sums)
+        h, s = (self.rows(x[layer], tile) for x in (self.h, self.s))
+        keep = Keep(None, h, self._kept_moments(layer, tile), s)
+        weights = (self.edge_weights[layer], self.closing[layer], self.tokens[layer])
+        return self.stages.update(layer, number, tile, *weights, e, keep, "out", sums).edges
 
     def edge(self, layer: int, number: int, tile: Tile, slot: str = "in") -> Edges:
         """The edges that enter a layer; layer L: those that leave the last, normalised."""
@@ -273,14 +273,14 @@ class GraphPass:
         records, stages = [], self.stages
         e = stages.edge_start(tile, self.x, "edges 0")
         for layer in range(self._top + 1):
-            w = self.edge_weights[layer]
-            e1, gate = stages.gate(layer, number, tile, w, self.tokens[layer], e, f"e1 {layer}")
             h = stages.scratch(f"h {layer}", tile.rows, 4 * self.dim)
             s = stages.scratch(f"s {layer}", tile.rows, self.dim, wide=True)
             moments = RowMoments(*(stages.scratch(f"row {k} {layer}", tile.rows, 1, wide=True) for k in range(2)))
-            out = stages.mlp(tile, self.closing[layer], e1, h, moments, s, f"edges {layer + 1}")
-            records.append(EdgeRecord(e, e1, gate, h, moments, s))
-            e = out
+            keep = Keep(f"e1 {layer}", h, moments, s)
+            weights = (self.edge_weights[layer], self.closing[layer], self.tokens[layer])
+            update = stages.update(layer, number, tile, *weights, e, keep, f"edges {layer + 1}")
+            records.append(EdgeRecord(e, update.e1, update.gate, h, moments, s))
+            e = update.edges
         return records, e
 
     def _layer_backward(

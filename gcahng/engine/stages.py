@@ -61,6 +61,24 @@ class RowMoments(NamedTuple):
     rstd: Tensor
 
 
+class Keep(NamedTuple):
+    """What of an edge update is kept. gate: the slot of e¹ and of what the gate's backward needs; None: they are not.
+    The others, where given, receive what `hidden` and `close` keep."""
+
+    gate: str | None
+    h: Tensor | None
+    moments: RowMoments | None
+    s: Tensor | None
+
+
+class Update(NamedTuple):
+    """What an edge update leaves; e1 and gate have a meaning where they were to be kept."""
+
+    edges: Edges | None
+    e1: Edges | None
+    gate: Gate | None
+
+
 class TorchStages:
     """Every stage in plain torch.
 
@@ -233,22 +251,25 @@ class TorchStages:
             s = keep_s.to(s.dtype)
         return s, self.norm_gelu(w, s, slot)
 
-    def mlp(
+    def update(
         self,
+        layer: int,
+        number: int,
         tile: Tile,
         w: EdgeWeights,
-        e1: Edges,
-        keep_h: Tensor | None,
-        keep_moments: RowMoments | None,
-        keep_s: Tensor | None,
+        closing: EdgeWeights,
+        tokens: Tokens,
+        e: Edges,
+        keep: Keep,
         slot: str,
         sums: Tensor | None = None,
-    ) -> Edges | None:
-        """`hidden` and `close` together: e¹ → the edges that leave the MLP; what is given to keep receives as there.
-        sums (2, D) float64: given where nothing but BatchNorm's moments is wanted of these edges; an implementation
-        that adds them itself (as TorchHead.add_moments) returns None."""
-        g, moments = self.hidden(w, e1, keep_h, keep_moments)
-        return self.close(w, e1, g, moments, keep_s, slot)[1]
+    ) -> Update:
+        """`gate` with w, `hidden` and `close` with closing, together: e → the edges that leave the layer, which may be
+        in e's own slot, and what is to be kept. sums (2, D) float64: given where nothing but BatchNorm's moments is
+        wanted of these edges; an implementation that adds them itself (as TorchHead.add_moments) has no edges then."""
+        e1, gate = self.gate(layer, number, tile, w, tokens, e, keep.gate or "e1")
+        g, moments = self.hidden(closing, e1, keep.h, keep.moments)
+        return Update(self.close(closing, e1, g, moments, keep.s, slot)[1], e1, gate)
 
     def mlp_backward(
         self,

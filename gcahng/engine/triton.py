@@ -8,42 +8,56 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gcahng.engine.fused import FusedStages, _numbers
+from gcahng.engine.fused import FusedStages
 from gcahng.engine.schedule import Tile
-from gcahng.engine.stages import Edges, RowMoments
+from gcahng.engine.stages import Edges, Keep, RowMoments, Tokens, Update
 from gcahng.engine.weights import EdgeWeights
 from gcahng.kernels import close as close_kernels
-from gcahng.kernels import edge_mlp as edge_mlp_kernels
+from gcahng.kernels import edge_update as edge_update_kernels
 from gcahng.kernels import hidden as hidden_kernels
 
 
 class TritonStages(FusedStages):
-    """In fp64, which the kernels' products are not written for, those of FusedStages. Forward, the edge MLP is one
-    kernel where a block holds whole rows."""
+    """In fp64, which the kernels' products are not written for, those of FusedStages. Forward, the edge update is
+    one kernel where a block holds whole rows."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._epilogues = self.compute is not torch.float64
 
-    def mlp(
+    def update(
         self,
+        layer: int,
+        number: int,
         tile: Tile,
         w: EdgeWeights,
-        e1: Edges,
-        keep_h: Tensor | None,
-        keep_moments: RowMoments | None,
-        keep_s: Tensor | None,
+        closing: EdgeWeights,
+        tokens: Tokens,
+        e: Edges,
+        keep: Keep,
         slot: str,
         sums: Tensor | None = None,
-    ) -> Edges | None:
-        crowded = keep_h is not None or (sums is not None and keep_s is not None and keep_s.itemsize == 2)
-        if not (self._epilogues and edge_mlp_kernels.takes(self.dim, e1.low.itemsize, crowded)):
-            return super().mlp(tile, w, e1, keep_h, keep_moments, keep_s, slot, sums)
-        e = None if sums is not None else self._pair(slot, tile.rows)
-        out = (None, None) if e is None else (e.full, self._low(e))
-        kept = (keep_h, *(keep_moments or (None, None)), keep_s)
-        edge_mlp_kernels.forward(_numbers(self.schedule, tile), e1.full, e1.low, *w, *kept, *out, sums)
-        return e
+    ) -> Update:
+        crowded = keep.h is not None or (sums is not None and keep.s is not None and keep.s.itemsize == 2)
+        if not (self._epilogues and edge_update_kernels.takes(self.dim, closing.w1.itemsize, crowded)):
+            return super().update(layer, number, tile, w, closing, tokens, e, keep, slot, sums)
+        e1, gate = (None, None) if keep.gate is None else self._gate_room(keep.gate, tile.rows)
+        left = None if sums is not None else self._pair(slot, tile.rows)
+        edge_update_kernels.forward(
+            *self._gate_inputs(layer, tile, tokens),
+            w.gamma,
+            w.beta,
+            e.full,
+            *closing,
+            self.scratch("gate rows", edge_update_kernels.ROWS.value, tile.rows, wide=True),
+            *(e1 and (e1.full, self._low(e1), gate.p, gate.q) or (None,) * 4),
+            keep.h,
+            *(keep.moments or (None, None)),
+            keep.s,
+            *(left and (left.full, self._low(left)) or (None, None)),
+            sums,
+        )
+        return Update(left, e1, gate)
 
     def _hidden(self, w: EdgeWeights, e1: Edges, h: Tensor | None, g: Tensor, moments: RowMoments) -> None:
         if self._epilogues:

@@ -8,7 +8,7 @@ from torch import Tensor
 from gcahng.engine.fused import FusedStages, stage_ops
 from gcahng.engine.masks import EdgeDropout, _nodes
 from gcahng.engine.schedule import Band, Schedule
-from gcahng.engine.stages import Edges, Tokens
+from gcahng.engine.stages import Edges, Keep, Tokens
 from gcahng.engine.weights import EdgeWeights
 from gcahng.engine.workspace import Workspace
 from gcahng.reference.philox import edge_dropout_masks
@@ -27,9 +27,10 @@ def wanted_masks(n: int, *, layer: int, dropout: EdgeDropout, symmetric: bool) -
 
 
 def gate_masks(
-    impl: str, schedule: Schedule, layer: int, dropout: EdgeDropout, dtype: torch.dtype
+    impl: str, schedule: Schedule, layer: int, dropout: EdgeDropout, dtype: torch.dtype, whole: bool = False
 ) -> dict[int, Tensor]:
-    """What the gate multiplies the weights of i and j with, (T, 2) a tile; both in one where i = j: their sum.
+    """What the gate multiplies the weights of i and j with, (T, 2) a tile; both in one where i = j: their sum. whole:
+    the gate in Triton's kernel of a whole edge update.
 
     With U = c = 0 both attention weights are ½, so the gate's sum is t = e + ½ (keep_i v_i + keep_j v_j), and with V =
     0 for all nodes but one, its edges show that one's keep. GELU is the identity where t is large, and the LayerNorm
@@ -39,7 +40,12 @@ def gate_masks(
     e = torch.tensor([10.0, 20.0, 30.0, 50.0], dtype=dtype)
     zero, one = torch.zeros(dim, dtype=dtype), torch.ones(dim, dtype=dtype)
     stages = FusedStages(schedule, dim, dtype, e, dropout, layer + 1, Workspace(), stage_ops(impl))
-    w = EdgeWeights(*(zero,) * 5, gamma=one, beta=zero)
+    if whole:
+        from gcahng.engine.triton import TritonStages
+
+        stages = TritonStages(schedule, dim, dtype, e, dropout, layer + 1, Workspace(), stage_ops(impl))
+    wide, tall = (torch.zeros(4 * dim, dim, dtype=dtype) for _ in range(2))
+    w = EdgeWeights(wide, wide[:, 0].contiguous(), tall.T.contiguous(), zero, zero, gamma=one, beta=zero)
     u, c = (Band(schedule, torch.zeros(n, width, dtype=dtype)) for width in (dim, 1))
     found = {}
     for number, tile in enumerate(schedule.tiles):
@@ -49,7 +55,12 @@ def gate_masks(
         for node in range(n):
             v = torch.zeros(n, dim, dtype=dtype)
             v[node, 0] = step
-            out, gate = stages.gate(layer, number, tile, w, Tokens(u, c, Band(schedule, v)), Edges(edges, edges), "e1")
+            tokens, given = Tokens(u, c, Band(schedule, v)), Edges(edges, edges)
+            if whole:
+                keep = Keep("e1", None, None, None)
+                _, out, gate = stages.update(layer, number, tile, w, w, tokens, given, keep, "out")
+            else:
+                out, gate = stages.gate(layer, number, tile, w, tokens, given, "e1")
             assert torch.equal(gate.p, torch.full_like(gate.p, 0.5)) and torch.equal(gate.q, gate.p)
             y = out.full
             t = e[2] + (y[:, 0] - y[:, 2]) * ((e[3] - e[2]) / (y[:, 3] - y[:, 2]))
@@ -59,10 +70,12 @@ def gate_masks(
     return found
 
 
-def assert_gate_masks(impl: str, schedule: Schedule, layer: int, dropout: EdgeDropout, dtype: torch.dtype) -> None:
+def assert_gate_masks(
+    impl: str, schedule: Schedule, layer: int, dropout: EdgeDropout, dtype: torch.dtype, whole: bool = False
+) -> None:
     """They are the reference's, on every tile."""
     wanted = wanted_masks(schedule.nodes, layer=layer, dropout=dropout, symmetric=schedule.symmetric)
-    for number, found in gate_masks(impl, schedule, layer, dropout, dtype).items():
+    for number, found in gate_masks(impl, schedule, layer, dropout, dtype, whole).items():
         i, j = _nodes(schedule, schedule.tiles[number], CPU)
         keep = wanted[i, j]
         keep = torch.where((i == j)[:, None], keep.sum(dim=1, keepdim=True), keep)

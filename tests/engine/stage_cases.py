@@ -15,7 +15,7 @@ from gcahng.engine.masks import EdgeDropout
 from gcahng.engine.mixing import mix_index, mixing_weights
 from gcahng.engine.parts import make_parts
 from gcahng.engine.schedule import Band, NodeSum, Schedule, make_schedule
-from gcahng.engine.stages import Edges, RowMoments, Tokens, TokenSums
+from gcahng.engine.stages import Edges, Keep, RowMoments, Tokens, TokenSums
 from gcahng.engine.weights import EdgeGradients, EdgeWeights, ToNodeWeights
 from gcahng.engine.workspace import Workspace
 from gcahng.testing import seeded
@@ -36,6 +36,11 @@ class PoisonedWorkspace(Workspace):
         buffer[-_MARGIN:] = _CANARY
         self._made.append((name, buffer))
         return buffer[:-_MARGIN].view(rows, width)
+
+    @property
+    def names(self) -> set[str]:
+        """Of what was asked for."""
+        return {name for name, _ in self._made}
 
     def check(self) -> None:
         for name, buffer in self._made:
@@ -111,6 +116,7 @@ class Inputs(NamedTuple):
     kappa: Tensor
     logits_upstream: Tensor
     mix_upstream: Tensor
+    closing: EdgeWeights
 
 
 def make_inputs(setup: Setup, precision: Precision) -> Inputs:
@@ -159,6 +165,7 @@ def make_inputs(setup: Setup, precision: Precision) -> Inputs:
         kappa=mixing_weights(torch.sigmoid(draw(setup.views, setup.views - 1))),
         logits_upstream=draw(mixes),
         mix_upstream=draw(mixes, dim),
+        closing=weights._replace(gamma=draw(dim, scale=0.3, at=1.0), beta=draw(dim, scale=0.3)),
     )
 
 
@@ -271,27 +278,32 @@ class Run:
             found.add(g=g, mean=moments.mean, rstd=moments.rstd, s=s, e=e.full, low=e.low)
         return found.results()
 
-    def edge_mlp(self) -> Results:
-        """hidden and close as one stage, which keeps what it is asked to; and BatchNorm's moments of its edges."""
-        found, w = Collected(), self.inputs.weights
+    def update(self) -> Results:
+        """gate, hidden and close as one stage, which keeps what it is asked to; BatchNorm's moments of its edges."""
+        found, w, closing = Collected(), self.inputs.weights, self.inputs.closing
         moments, of_edges = (self.head.moments(self.dim, self.like) for _ in range(2))
         for number, tile, rows in self.tiles():
-            e1, count = self.edges(rows), tile.rows
-            h = torch.full((count, 4 * self.dim), torch.nan, dtype=e1.low.dtype)
+            count = tile.rows
+            h = torch.full((count, 4 * self.dim), torch.nan, dtype=w.w1.dtype)
             kept = RowMoments(*(torch.full((count, 1), torch.nan, dtype=self.like.dtype) for _ in range(2)))
-            s = torch.full_like(e1.full, torch.nan)
-            e = self.stages.mlp(tile, w, e1, h, kept, s, "out")
+            s = torch.full((count, self.dim), torch.nan, dtype=self.like.dtype)
+
+            given = (1, number, tile, w, closing, self.tokens, self.edges(rows))
+            e, e1, gate = self.stages.update(*given, Keep("e1", h, kept, s), "out")
+            assert h.isfinite().all()
+            found.add(e1=e1.full, e1_low=e1.low, p=gate.p.reshape(-1), q=gate.q.reshape(-1))
             found.add(mean=kept.mean, rstd=kept.rstd, s=s, e=e.full, low=e.low)
-            e = self.stages.mlp(tile, w, e1, None, None, s, "again")  # where h is kept it may be another kernel
+            # Where h is kept it may be another kernel.
+            e, _, _ = self.stages.update(*given, Keep(None, None, None, s), "again")
             found.add(s_again=s, e_again=e.full, low_again=e.low)
             self.head.add_moments(tile, e, of_edges)
-            left = self.stages.mlp(tile, w, e1, None, kept if number else None, None, "last", moments)
-            if left is not None:
-                self.head.add_moments(tile, left, moments)
+            e, _, _ = self.stages.update(*given, Keep(None, None, kept if number else None, None), "last", moments)
+            if e is not None:
+                self.head.add_moments(tile, e, moments)
             low = torch.full(s.shape, torch.nan, dtype=torch.float16)  # bf16 is beyond Triton's interpreter
-            e = self.stages.mlp(tile, w, e1, None, None, low, "stored")
+            e, _, _ = self.stages.update(*given, Keep(None, None, None, low), "stored")
             assert torch.equal(low, s.half())
-            wanted = self.stages.norm_gelu(w, low.to(s.dtype), "wanted").full
+            wanted = self.stages.norm_gelu(closing, low.to(s.dtype), "wanted").full
             torch.testing.assert_close(e.full, wanted, rtol=0, atol=8 * torch.finfo(s.dtype).eps * wanted.abs().max())
         torch.testing.assert_close(moments, of_edges, rtol=1e-13, atol=1e-13 * of_edges.abs().max().item())
         return found.results()

@@ -57,10 +57,10 @@ def test_a_product_passes_everywhere(tmp_path: Path) -> None:
     assert found == {80: ["HMMA 16816"], 100: ["UTCHMMA"]}
 
 
-def test_the_whole_edge_mlp_passes_for_hopper(tmp_path: Path) -> None:
+def test_a_whole_edge_update_passes_for_hopper(tmp_path: Path) -> None:
     """Where a block holds whole rows; everywhere: the slow tests."""
     chosen = ("--once", "--dim", "128", "--dtype", "bf16", "--arch", "90")
-    (build,), _ = compiled(tmp_path, *chosen, "--kernel", "edge_mlp_forward_kernel")
+    (build,), _ = compiled(tmp_path, *chosen, "--kernel", "edge_update_forward_kernel")
     assert not failures([build])
     assert build["products"] == ["HGMMA 64x128x16"]
 

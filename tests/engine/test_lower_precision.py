@@ -94,7 +94,14 @@ def test_step_in_lower_precision(case, autocast, tiles):
         assert_as_good_as_plain(found, truth, plain, len(z), compute=autocast or torch.float32)
 
 
-@pytest.mark.parametrize("case", [Case(), pytest.param(LOW_CASES[1], marks=pytest.mark.slow)], ids=str)
+TRITON_CASES = [
+    Case(),
+    Case(classes=3, views=2, layers=3, memory="recompute"),  # edges in the slot of those that they come from
+    pytest.param(LOW_CASES[1], marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("case", TRITON_CASES, ids=str)
 def test_triton_step_in_single_precision(case, tiles):
     """Its own products; in the interpreter where there is no GPU, which computes bf16 wrongly."""
     tiles(case)

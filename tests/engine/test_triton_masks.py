@@ -12,7 +12,7 @@ from mask_cases import CHANCES, DRAWS, LAYERS, SEEDS, assert_gate_masks
 
 from gcahng.engine.masks import EdgeDropout
 from gcahng.engine.schedule import make_schedule
-from gcahng.kernels.gate import dropout_arguments, factors
+from gcahng.kernels._gate import dropout_arguments, factors
 from gcahng.reference.philox import dropout_threshold, edge_keeps
 
 
@@ -63,8 +63,10 @@ def test_factors(tied, dtype):
         assert torch.equal(found, (keep.double() / (1 - p)).to(dtype).T), (layer, seed, draw, p)
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["gate", "update"])
 @pytest.mark.parametrize(("classes", "views", "symmetric", "rows"), [(3, 2, True, 12), (2, 3, False, 1000)])
-def test_gate(classes, views, symmetric, rows):
+def test_gate(classes, views, symmetric, rows, whole):
+    """As a kernel of its own, and in that of a whole edge update."""
     schedule = make_schedule(classes, views, symmetric=symmetric, tile_rows=rows)
     for layer, seed, draw, p in zip(LAYERS, SEEDS, DRAWS, CHANCES, strict=True):
-        assert_gate_masks("triton", schedule, layer, EdgeDropout(p, seed, torch.tensor(draw)), torch.float32)
+        assert_gate_masks("triton", schedule, layer, EdgeDropout(p, seed, torch.tensor(draw)), torch.float32, whole)

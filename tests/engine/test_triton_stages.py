@@ -18,7 +18,8 @@ from stage_checks import (
 from torch.nn import functional as F
 
 from gcahng.engine.fused import FusedStages
-from gcahng.kernels import edge_mlp, hidden
+from gcahng.engine.stages import Keep
+from gcahng.kernels import edge_update, hidden
 from gcahng.testing import seeded
 
 PRECISIONS = ("float64", "float32", "float16")
@@ -48,16 +49,35 @@ def test_mlp_between_products_of_the_library(setup, stage, precision, monkeypatc
     check_stage(setup, stage, precision, "triton")
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16"])  # in fp64 it is hidden and close
-@pytest.mark.parametrize("setup", [Setup(5, 3, 19, 100), Setup(4, 2, 64, 100), Setup(3, 2, 128, 100)], ids=str)
-def test_edge_mlp(setup, precision):
+UPDATES = [
+    Setup(5, 3, 19, 100, p=0.3),
+    Setup(4, 2, 64, 100, symmetric=False, p=0.5),
+    Setup(3, 3, 128, 100, p=0.1),
+    Setup(3, 2, 128, 100),
+]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)  # in fp64 it is gate, hidden and close
+@pytest.mark.parametrize("setup", UPDATES, ids=str)
+def test_update(setup, precision):
     """In one kernel, where it is taken, and beside what is to be kept."""
-    check_stage(setup, "edge_mlp", precision, "triton")
+    check_stage(setup, "update", precision, "triton")
 
 
-def test_edge_mlp_takes_what_fits():
-    assert edge_mlp.takes(128, 2, False) and edge_mlp.takes(128, 4, True) and edge_mlp.takes(64, 2, True)
-    assert not (edge_mlp.takes(129, 4, False) or edge_mlp.takes(128, 2, True))
+@pytest.mark.parametrize(("dim", "written"), [(128, {"out", "gate rows"}), (129, {"out", "e1", "g"})], ids=str)
+def test_an_update_in_one_kernel_writes_no_e1(dim, written):
+    setup = Setup(3, 2, dim, 100, p=0.1)
+    run = run_of(setup, "float32", "triton")
+    number, tile, rows = next(run.tiles())
+    w = (run.inputs.weights, run.inputs.closing, run.tokens)
+    run.stages.update(1, number, tile, *w, run.edges(rows), Keep(None, None, None, None), "out")
+    names = run.workspace.names
+    assert written <= names and ("e1" in names) == ("e1" in written)
+
+
+def test_update_takes_what_fits():
+    assert edge_update.takes(128, 2, False) and edge_update.takes(128, 4, True) and edge_update.takes(64, 2, True)
+    assert not (edge_update.takes(129, 4, False) or edge_update.takes(128, 2, True))
 
 
 def test_more_blocks_than_share_a_cache():
@@ -90,7 +110,7 @@ def test_variance_of_edges_far_from_zero():
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", (*STAGES, "update"))
 def test_same_bits_twice(stage, precision):
     setup = Setup(3, 2, 19, 20, p=0.3)
     arguments = wanted(setup, stage, precision).arguments

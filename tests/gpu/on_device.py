@@ -29,7 +29,7 @@ SETUPS = [
     stage_cases.Setup(4, 3, 512, 100),
     stage_cases.Setup(3, 2, 1024, 100, p=0.2),
 ]
-STAGES = (*stage_checks.STAGES, "edge_mlp")
+STAGES = (*stage_checks.STAGES, "update")
 _WANTED: dict[str, Callable] = {}  # what plain torch finds, kept by device
 
 
