@@ -52,7 +52,6 @@ EDGE_UPDATE = {
     2: Product(128, 128, 128, 8, 2, parts=2, joined=4),
     4: Product(64, 32, 128, 8, 2, parts=1, joined=8),
 }
-EDGE_MLP_TF32 = Product(64, 32, 32, 8, 2, parts=1, joined=8)
 CLOSE_PRODUCT = {2: Product(128, 128, 64, 8, 3), 4: Product(128, 128, 16, 8, 3)}
 
 
