@@ -64,7 +64,9 @@ def test_update(setup, precision):
     check_stage(setup, "update", precision, "triton")
 
 
-@pytest.mark.parametrize(("dim", "written"), [(128, {"out", "gate rows"}), (129, {"out", "e1", "g"})], ids=str)
+@pytest.mark.parametrize(
+    ("dim", "written"), [(128, {"out", "gate rows"}), (129, {"out", "e1", "g"})], ids=["in one kernel", "in several"]
+)
 def test_an_update_in_one_kernel_writes_no_e1(dim, written):
     setup = Setup(3, 2, dim, 100, p=0.1)
     run = run_of(setup, "float32", "triton")
