@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import sys
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -19,6 +21,8 @@ BACKENDS = ("auto", "torch", "faiss")
 _GALLERY_BLOCK = 1 << 16
 # Distances of which `smallest` first looks at the least.
 _GROUP = 8
+# Neighbours that faiss's indices on a GPU give at the most.
+_GPU_NEIGHBOURS = 2048
 
 _log = logging.getLogger("gcahng")
 _said: set[str] = set()
@@ -68,14 +72,22 @@ class FaissCandidates:
         import faiss
 
         index = faiss.IndexFlatL2(gallery.dim)
+        self._most = sys.maxsize
         # Not run: written without a GPU at hand.
         if gallery.values.is_cuda and faiss_sees_gpus():
             index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), gallery.values.device.index or 0, index)
+            self._most = _GPU_NEIGHBOURS
         index.add(gallery.all(torch.float32).cpu().numpy())
-        self._index = index
+        self._index, self._gallery = index, gallery
+
+    @cached_property
+    def _torch(self) -> TorchCandidates:
+        return TorchCandidates(self._gallery)
 
     def __call__(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """As `TorchCandidates`."""
+        """As `TorchCandidates`, which takes the place of a GPU's index that does not give so many."""
+        if k > self._most:
+            return self._torch(queries.to(self._torch.dtype), k)
         distances, indices = self._index.search(queries.cpu().contiguous().numpy(), k)
         return torch.from_numpy(distances).to(queries.device), torch.from_numpy(indices).to(queries.device)
 

@@ -8,6 +8,7 @@ import torch
 from gcahng.errors import UserError
 from gcahng.retrieval import candidates, nearest, neighbours
 
+faiss = pytest.importorskip("faiss")
 BACKENDS = ["torch", "faiss"]
 
 
@@ -207,6 +208,27 @@ def test_without_faiss(monkeypatch):
     with pytest.raises(UserError, match=r'backend="faiss": faiss is not installed; pip install "gcahng\[faiss-cpu\]"'):
         nearest(x, 3, backend="faiss")
     assert torch.equal(nearest(x, 3, backend="auto"), nearest(x, 3, backend="torch"))
+
+
+def test_more_neighbours_than_a_gpus_index_gives(monkeypatch):
+    x = seeded(300, 8, seed=10)
+    wanted = nearest(x, 40, backend="faiss")
+    search = faiss.IndexFlatL2.search
+    asked = []
+
+    class Few(candidates.FaissCandidates):
+        def __init__(self, gallery):
+            super().__init__(gallery)
+            self._most = 50
+
+    def counted(index, queries, k):
+        asked.append(k)
+        return search(index, queries, k)
+
+    monkeypatch.setattr(neighbours, "FaissCandidates", Few)
+    monkeypatch.setattr(faiss.IndexFlatL2, "search", counted)
+    assert torch.equal(nearest(x, 40, backend="faiss"), wanted) and asked == []
+    assert torch.equal(nearest(x, 5, backend="faiss"), wanted[:, :5]) and asked and max(asked) <= 50
 
 
 @pytest.mark.gpu
