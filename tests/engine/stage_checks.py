@@ -60,8 +60,9 @@ def wanted(setup: Setup, stage: str, precision: str) -> Wanted:
     exact = getattr(truth, stage)(*(x.double() for x in arguments))
     if precision == "float64":
         return Wanted(arguments, exact, [])
-    generator = torch.Generator().manual_seed(1)
-    near = [mapped(lambda x: moved(x, x.dtype, generator), plain.inputs) for _ in range(3)]
+    # A generator each, so that what an input is moved by does not depend on those after it.
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2, 3)]
+    near = [mapped(lambda x, g=generator: moved(x, x.dtype, g), plain.inputs) for generator in generators]
     every = [plain, *(run_of(setup, precision, "torch", inputs) for inputs in near)]
     return Wanted(arguments, exact, [getattr(run, stage)(*arguments) for run in every])
 
