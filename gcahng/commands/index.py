@@ -14,6 +14,7 @@ from gcahng.errors import UserError
 
 if TYPE_CHECKING:
     from gcahng.retrieval.embeddings import EmbeddingSet
+    from gcahng.retrieval.index_file import IndexFile
     from gcahng.retrieval.items import EmbeddingModel, Items
 
 # Options of `gcahng.retrieval.index.IndexSettings`.
@@ -57,7 +58,7 @@ def _build(arguments: list[str]) -> int:
     options = _parse_sources(parser, arguments)
 
     from gcahng.retrieval.index import IndexSettings
-    from gcahng.retrieval.index_file import build, save
+    from gcahng.retrieval.index_file import build
 
     if options.out.exists():
         raise UserError(f"--out {options.out} exists; gcahng index add adds to it, or remove it first")
@@ -65,9 +66,7 @@ def _build(arguments: list[str]) -> int:
     found, temporary = _embeddings(options, options.out)
     with progress("indexing") as bar:
         contents = build(found, options.kind, options.metric, settings, bar)
-    save(options.out, contents)
-    if temporary is not None:
-        temporary.unlink(missing_ok=True)
+    _save(options.out, contents, temporary)
     print(f"{len(contents)} rows of {contents.index.dim} channels, {options.kind}, {options.metric}")
     print(f"written     {options.out}")
     return 0
@@ -80,7 +79,7 @@ def _add(arguments: list[str]) -> int:
     parser.add_argument("--allow_duplicates", action="store_true", help="add images that are in it once more")
     options = _parse_sources(parser, arguments)
 
-    from gcahng.retrieval.index_file import load, save
+    from gcahng.retrieval.index_file import load
 
     version = _version(options.index)
     with progress("checking", unit="bytes") as bar:
@@ -98,9 +97,7 @@ def _add(arguments: list[str]) -> int:
         contents = contents.add(what, found, allow_duplicates=True, progress=bar)
     if _version(options.index) != version:
         raise UserError(f"{options.index} was written by another process meanwhile; run this command again")
-    save(options.index, contents)
-    if temporary is not None:
-        temporary.unlink(missing_ok=True)
+    _save(options.index, contents, temporary)
     print(f"{len(contents)} rows, {len(contents) - before} of them new")
     print(f"written     {options.index}")
     return 0
@@ -130,6 +127,15 @@ def _info(arguments: list[str]) -> int:
         place = source.root or (f"{source.data['name']}, {source.split}" if source.data else "not known")
         print(f"source      {source.rows} rows: {place}")
     return 0
+
+
+def _save(index: Path, contents: IndexFile, temporary: Path | None) -> None:
+    """Write the index; what was made for it alone has then served."""
+    from gcahng.retrieval.index_file import save
+
+    save(index, contents)
+    if temporary is not None:
+        temporary.unlink(missing_ok=True)
 
 
 def _version(index: Path) -> tuple[int, ...] | None:

@@ -41,8 +41,14 @@ class TritonStages(FusedStages):
         crowded = keep.h is not None or (sums is not None and keep.s is not None and keep.s.itemsize == 2)
         if not (self._epilogues and edge_update_kernels.takes(self.dim, closing.w1.itemsize, crowded)):
             return super().update(layer, number, tile, w, closing, tokens, e, keep, slot, sums)
-        e1, gate = (None, None) if keep.gate is None else self._gate_room(keep.gate, tile.rows)
-        left = None if sums is not None else self._pair(slot, tile.rows)
+        e1, gate, kept = None, None, (None,) * 4
+        if keep.gate is not None:
+            e1, gate = self._gate_room(keep.gate, tile.rows)
+            kept = (e1.full, self._low(e1), gate.p, gate.q)
+        left, out = None, (None, None)
+        if sums is None:
+            left = self._pair(slot, tile.rows)
+            out = (left.full, self._low(left))
         edge_update_kernels.forward(
             *self._gate_inputs(layer, tile, tokens),
             w.gamma,
@@ -50,11 +56,11 @@ class TritonStages(FusedStages):
             e.full,
             *closing,
             self.scratch("gate rows", edge_update_kernels.ROWS.value, tile.rows, wide=True),
-            *(e1 and (e1.full, self._low(e1), gate.p, gate.q) or (None,) * 4),
+            *kept,
             keep.h,
             *(keep.moments or (None, None)),
             keep.s,
-            *(left and (left.full, self._low(left)) or (None, None)),
+            *out,
             sums,
         )
         return Update(left, e1, gate)
