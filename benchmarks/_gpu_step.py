@@ -15,15 +15,8 @@ from gcahng.bench.cases import TF32, Case, Problem
 from gcahng.bench.gate import Gate
 from gcahng.bench.memory import plan_size
 from gcahng.bench.step import spread
-from gcahng.engine.plan import (
-    MODES,
-    StepSize,
-    edge_products,
-    expected_bytes,
-    floor_products,
-    free_memory,
-    largest_batch,
-)
+from gcahng.engine.free_memory import free_memory
+from gcahng.engine.plan import MODES, StepSize, edge_products, expected_bytes, floor_products, largest_batch
 
 # What the reference takes in fp64, bytes per ordered pair, channel and layer (gcahng.bench.step has it for fp32).
 TRUTH_BYTES = 280

@@ -15,7 +15,8 @@ from gcahng.bench.gate import Gate
 from gcahng.bench.peak import measure_peak
 from gcahng.bench.progress import Progress
 from gcahng.bench.system import ProductRate, seconds
-from gcahng.engine.plan import edge_products, floor_products, free_memory
+from gcahng.engine.free_memory import free_memory
+from gcahng.engine.plan import edge_products, floor_products
 
 # The authors' code at D = 512, L = 2: core-seconds of a step and of the graph network's forward, by batch, on cores
 # whose matrix products run at 88 to 100 GF/s in fp32.

@@ -42,8 +42,9 @@ def run(arguments: list[str]) -> int:
 
     import torch
 
-    from gcahng.engine.engine import CUDA_MAX_DIM, FUSED_MAX_VIEWS
-    from gcahng.engine.plan import StepSize, free_memory
+    from gcahng.engine.free_memory import free_memory
+    from gcahng.engine.limits import exceeded
+    from gcahng.engine.plan import StepSize
 
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
     for name, least in (("batch", 4), ("views", 2), ("dim", 1), ("layers", 1), ("classes", 2), ("rate", 0)):
@@ -56,9 +57,9 @@ def run(arguments: list[str]) -> int:
         raise UserError(
             f"--classes is {options.classes}; it must be at least {options.batch // views}, the classes in a batch"
         )
-    if options.stages == "fused" and views > FUSED_MAX_VIEWS:
-        raise UserError(f"--views is {views}; fused stages take up to {FUSED_MAX_VIEWS}, --stages torch any number")
-    beyond = views > FUSED_MAX_VIEWS or (options.device == "cuda" and options.dim > CUDA_MAX_DIM)
+    if options.stages == "fused" and (limit := exceeded("triton", views, options.dim)):
+        raise UserError(f"--views is {views}; fused stages take up to {limit.most}, --stages torch any number")
+    beyond = exceeded("cpp" if options.device == "cpu" else "cuda", views, options.dim)
     size = StepSize(
         batch=options.batch,
         dim=options.dim,

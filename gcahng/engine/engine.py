@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from gcahng.engine import cuda_graph, passes
+from gcahng.engine import cuda_graph, limits, passes
 from gcahng.engine.cuda_graph import GraphCache
+from gcahng.engine.free_memory import free_memory
 from gcahng.engine.graph import GraphOptions, GraphPass
 from gcahng.engine.judge import TorchJudge
 from gcahng.engine.masks import EdgeDropout
 from gcahng.engine.mixing import TorchMixer, mixing_weights
 from gcahng.engine.parts import make_parts
-from gcahng.engine.plan import StepSize, choose_memory, free_memory
+from gcahng.engine.plan import StepSize, choose_memory
 from gcahng.engine.precision import DTYPES, compute_dtype
 from gcahng.engine.schedule import default_tile_rows, make_schedule
 from gcahng.engine.weights import buffer_list, generator_names, metric_names, parameter_list, parameter_names
@@ -34,8 +35,6 @@ from gcahng.reference.losses import official_own_entries
 from gcahng.reference.passes import Batch, GeneratorLosses, GeneratorWeights, MetricLosses, generated
 
 _workspace = WorkspaceOfThread()
-FUSED_MAX_VIEWS = 64  # csrc/mix.h
-CUDA_MAX_DIM = 1024  # csrc/cuda/rows.cuh
 
 
 class Settings(NamedTuple):
@@ -325,16 +324,13 @@ class Engine:
 
     def _stages_for(self, views: int, dim: int) -> str:
         """The stages that take so many samples a class and channels."""
-        limits = []
-        if self.stages != "torch" and views > FUSED_MAX_VIEWS:
-            limits.append(f"labels has {views} samples a class; impl={self.stages!r} takes up to {FUSED_MAX_VIEWS}")
-        if self.stages.startswith("cuda") and dim > CUDA_MAX_DIM:
-            limits.append(f"embeddings has {dim} channels; impl={self.stages!r} takes up to {CUDA_MAX_DIM}")
-        if not limits:
+        limit = limits.exceeded(self.stages, views, dim)
+        if limit is None:
             return self.stages
-        if self.asked:
-            raise UserError(f"{limits[0]}, impl='torch' any number")
-        return "torch"
+        if not self.asked:
+            return "torch"
+        found = f"labels has {views} samples a class" if limit.what == "views" else f"embeddings has {dim} channels"
+        raise UserError(f"{found}; impl={self.stages!r} takes up to {limit.most}, impl='torch' any number")
 
     def _settings(self, network: GraphNetwork, batch: Batch) -> Settings:
         dropout, norm = batch.dropout, network.edge_batch_norm
