@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gcahng.engine.cuda_graph import GraphCache, capturing
 from gcahng.errors import UserError
 from gcahng.losses.layout import ClassLayout, check_shapes, class_layout, describe, raise_for_problems, value_problems
-from gcahng.losses.optimizers import CapturableAdamW, adamw, clipped_step, set_rate
+from gcahng.losses.optimizers import CapturableAdamW, adamw, clipped_step, move_state, set_rate
 from gcahng.losses.options import check_options, python_numbers
 from gcahng.losses.passes import Passes, passes_for
 from gcahng.nn import GraphNetwork
@@ -381,17 +381,7 @@ class GCAHNGLoss(nn.Module):
         # Most moves keep the parameter objects; to_empty, for one, replaces them.
         moved = dict(zip(before, self.parameters(), strict=True))
         for optimizer in (self.graph_optimizer, self.classifier_optimizer):
-            (group,) = optimizer.param_groups
-            for parameter in group["params"]:
-                state = optimizer.state.pop(parameter, {})
-                if state:
-                    optimizer.state[moved[parameter]] = {
-                        name: _moved_count(value, moved[parameter].device) if name == "step" else fn(value)
-                        for name, value in state.items()
-                    }
-            group["params"] = [moved[parameter] for parameter in group["params"]]
-            if isinstance(group["lr"], Tensor):
-                group["lr"] = _moved_count(group["lr"], group["params"][0].device)
+            move_state(optimizer, moved, fn)
         self._pending = None
         return self
 
@@ -491,8 +481,3 @@ def _check_draws(u: Tensor | None, views: int) -> None:
         raise UserError(
             f"u has shape {tuple(u.shape)}; with K = {views} samples a class it must be ({views}, {views - 1})"
         )
-
-
-def _moved_count(step: Tensor, device: torch.device) -> Tensor:
-    """AdamW's step count or rate beside its parameter, in its own dtype; one without data leaves it where it is."""
-    return step if device.type == "meta" else step.to(device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -26,6 +26,26 @@ def set_rate(optimizer: torch.optim.AdamW, rate: float) -> None:
             group["rate"] = rate
         else:
             group["lr"] = rate
+
+
+def move_state(
+    optimizer: torch.optim.AdamW, moved: dict[nn.Parameter, nn.Parameter], fn: Callable[[Tensor], Tensor]
+) -> None:
+    """Has an optimiser go on with what its parameters have become. moved: from old to new; fn: what was applied."""
+    (group,) = optimizer.param_groups
+    for parameter in group["params"]:
+        if state := optimizer.state.pop(parameter, {}):
+            optimizer.state[moved[parameter]] = {
+                name: _beside(value, moved[parameter]) if name == "step" else fn(value) for name, value in state.items()
+            }
+    group["params"] = [moved[parameter] for parameter in group["params"]]
+    if isinstance(group["lr"], Tensor):
+        group["lr"] = _beside(group["lr"], group["params"][0])
+
+
+def _beside(count: Tensor, parameter: nn.Parameter) -> Tensor:
+    """A step count or rate on its parameter's device, in its own dtype; a parameter without data leaves it there."""
+    return count if parameter.device.type == "meta" else count.to(parameter.device)
 
 
 class CapturableAdamW(torch.optim.AdamW):
