@@ -46,13 +46,14 @@ def run(arguments: list[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
 
     from gcahng.retrieval.index_file import load
+    from gcahng.train.devices import resolve_device
 
     if options.k < 1:
         raise UserError(f"--k is {options.k}; it must be at least 1")
     if options.picture is not None and options.picture.suffix != ".png":
         raise UserError(f"--picture is {options.picture}; its name must end in .png")
     with progress("checking", unit="bytes") as bar:
-        contents = load(options.index, progress=bar)
+        contents = load(options.index, device=resolve_device(options.device), progress=bar)
     queries = _queries(options, contents)
     what = " ".join(map(str, options.queries)) or "the data set"
     with progress("searching") as bar:

@@ -21,8 +21,8 @@ BACKENDS = ("auto", "torch", "faiss")
 _GALLERY_BLOCK = 1 << 16
 # Distances of which `smallest` first looks at the least.
 _GROUP = 8
-# Neighbours that faiss's indices on a GPU give at the most.
-_GPU_NEIGHBOURS = 2048
+# Neighbours that faiss's indices on a GPU give at the most, and cells that they look at.
+GPU_NEIGHBOURS = 2048
 
 _log = logging.getLogger("gcahng")
 _said: set[str] = set()
@@ -64,7 +64,10 @@ class TorchCandidates:
 
 
 class FaissCandidates:
-    """Proposes candidates by faiss's flat index: on the gallery's GPU where faiss has it, else on the CPU."""
+    """Proposes candidates by faiss's flat index: on the gallery's GPU where faiss has it, else on the CPU.
+
+    Not run on a GPU: written without one at hand.
+    """
 
     dtype = torch.float32
 
@@ -73,10 +76,9 @@ class FaissCandidates:
 
         index = faiss.IndexFlatL2(gallery.dim)
         self._most = sys.maxsize
-        # Not run: written without a GPU at hand.
         if gallery.values.is_cuda and faiss_sees_gpus():
             index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), gallery.values.device.index or 0, index)
-            self._most = _GPU_NEIGHBOURS
+            self._most = GPU_NEIGHBOURS
         index.add(gallery.all(torch.float32).cpu().numpy())
         self._index, self._gallery = index, gallery
 

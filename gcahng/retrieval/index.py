@@ -8,7 +8,6 @@ with `recall_against_exact`. For the exact order, ties included, see `gcahng.ret
 
 from __future__ import annotations
 
-import importlib.util
 from typing import BinaryIO
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from gcahng._extras import require
 from gcahng.errors import UserError
-from gcahng.retrieval.candidates import say_once_without_faiss
+from gcahng.retrieval.candidates import choose_backend
 from gcahng.retrieval.index_base import KINDS, METRICS, Index, IndexSettings, Progress, SearchResult
 from gcahng.retrieval.index_faiss import FaissIndex
 from gcahng.retrieval.index_torch import TorchIndex
@@ -48,10 +47,12 @@ def build_index(
     """An index of the rows of `embeddings`; an approximate kind is trained on a sample of them first.
 
     Args:
-        embeddings: (n, D), any floating dtype. On a GPU, the search runs there, except that of "hnsw".
+        embeddings: (n, D), any floating dtype. On a GPU, the search runs there: that of "flat" in any case, that of
+            "ivf_flat" and "ivf_pq" where faiss has GPUs; "hnsw" is searched on the CPU.
         kind: "flat", "ivf_flat", "ivf_pq" or "hnsw".
         metric: "cosine" (inner products of rows scaled to norm 1) or "euclidean".
-        backend: "torch" (only "flat"), "faiss", or "auto": faiss where it is installed.
+        backend: "torch" (only "flat"), "faiss", or "auto": faiss where it is installed (for "flat" on a GPU: one that
+            has GPUs).
         settings: of the approximate kinds.
         progress: called with the rows added so far and all of them.
 
@@ -63,7 +64,7 @@ def build_index(
     _check_choice("kind", kind, KINDS)
     _check_choice("metric", metric, METRICS)
     settings = settings or IndexSettings()
-    if _choose(kind, backend) == "torch":
+    if _choose(kind, backend, embeddings.device) == "torch":
         index: Index = TorchIndex(embeddings.shape[1], metric, embeddings.device)
     else:
         index = FaissIndex.train(embeddings, kind, metric, settings)
@@ -71,19 +72,23 @@ def build_index(
     return index
 
 
-def read_index(file: BinaryIO, kind: str, metric: str, *, backend: str = "auto") -> Index:
+def read_index(
+    file: BinaryIO, kind: str, metric: str, *, backend: str = "auto", device: torch.device | str = "cpu"
+) -> Index:
     """The index that `Index.write` wrote; kind and metric are not in the file of every kind, so they are given.
 
-    A "flat" one is readable by either backend, whichever wrote it.
+    A "flat" one is readable by either backend, whichever wrote it. device: what the search runs on, as far as
+    `build_index` says.
 
     Raises:
         UserError: what is in the file is no index of this kind and metric; faiss is needed and not installed.
     """
     _check_choice("kind", kind, KINDS)
     _check_choice("metric", metric, METRICS)
-    backend = _choose(kind, backend)
+    device = torch.device(device)
+    backend = _choose(kind, backend, device)
     if kind != "flat":
-        return FaissIndex.read(file, kind, metric)
+        return FaissIndex.read(file, kind, metric, device)
     try:
         rows = torch.from_numpy(_read_rows(file))
     except (ValueError, EOFError, OSError) as error:
@@ -91,10 +96,8 @@ def read_index(file: BinaryIO, kind: str, metric: str, *, backend: str = "auto")
     if rows.ndim != 2 or rows.dtype != torch.float32 or not rows.shape[1]:
         raise UserError(f"the index must hold float32 rows (n, D), got {tuple(rows.shape)} {rows.dtype}")
     if backend == "torch":
-        return TorchIndex(rows.shape[1], metric, rows.device, [rows])
-    index = FaissIndex.empty(rows.shape[1], "flat", metric, "Flat")
-    index.raw.add(rows.numpy())
-    return index
+        return TorchIndex(rows.shape[1], metric, device, [rows.to(device)])
+    return FaissIndex.of_rows(rows, metric, device)
 
 
 def recall_against_exact(
@@ -149,22 +152,14 @@ def _read_rows(file: BinaryIO) -> np.ndarray:
     return np.memmap(file, dtype, "c", offset=file.tell(), shape=shape, order=order)
 
 
-def _choose(kind: str, backend: str) -> str:
-    """The backend that `backend` means for this kind."""
-    _check_choice("backend", backend, ("auto", "torch", "faiss"))
-    if kind != "flat":
-        if backend == "torch":
-            raise UserError(f'backend must be "faiss" or "auto" for kind {kind!r}, got "torch", which has only "flat"')
-        require("faiss", extra="faiss-cpu", purpose=f"kind={kind!r}")
-        return "faiss"
-    if backend == "auto":
-        if importlib.util.find_spec("faiss") is not None:
-            return "faiss"
-        say_once_without_faiss()
-        return "torch"
-    if backend == "faiss":
-        require("faiss", extra="faiss-cpu", purpose='backend="faiss"')
-    return backend
+def _choose(kind: str, backend: str, device: torch.device) -> str:
+    """The backend that `backend` means for this kind on a device."""
+    if kind == "flat" or backend not in ("auto", "torch", "faiss"):
+        return choose_backend(backend, device)
+    if backend == "torch":
+        raise UserError(f'backend must be "faiss" or "auto" for kind {kind!r}, got "torch", which has only "flat"')
+    require("faiss", extra="faiss-cpu", purpose=f"kind={kind!r}")
+    return "faiss"
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any, BinaryIO
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gcahng.errors import UserError
-from gcahng.retrieval.candidates import faiss_sees_gpus
+from gcahng.retrieval.candidates import GPU_NEIGHBOURS, faiss_sees_gpus
 from gcahng.retrieval.index_base import ROWS, Index, IndexSettings, prepared, write_rows
 
 # faiss warns below 39 training rows a k-means cell; 64 rather than its 256 save three quarters of the training.
@@ -17,6 +18,8 @@ _ROWS_PER_LIST = 39
 _TRAINING_ROWS_PER_LIST = 64
 # Centroids of a one-byte code of a product quantiser, each of which needs a training row.
 _PQ_CENTROIDS = 256
+
+_log = logging.getLogger("gcahng")
 
 
 class FaissIndex(Index):
@@ -46,13 +49,12 @@ class FaissIndex(Index):
             index.raw.hnsw.efSearch = settings.search_breadth
         if kind in ("ivf_flat", "ivf_pq"):
             index._train_lists(embeddings, lists, settings)
-        if embeddings.is_cuda and kind != "hnsw":
-            index.raw = _to_gpu(index.raw, embeddings.device)
+        index._to(embeddings.device)
         return index
 
     @classmethod
-    def read(cls, file: BinaryIO, kind: str, metric: str) -> FaissIndex:
-        """The index in `file`, checked to be of this kind and metric."""
+    def read(cls, file: BinaryIO, kind: str, metric: str, device: torch.device) -> FaissIndex:
+        """The index in `file`, checked to be of this kind and metric, to be searched on `device`."""
         import faiss
 
         try:
@@ -65,7 +67,17 @@ class FaissIndex(Index):
         found_metric = {faiss.METRIC_INNER_PRODUCT: "cosine", faiss.METRIC_L2: "euclidean"}.get(raw.metric_type)
         if (found, found_metric) != (expected, metric):
             raise UserError(f"the index must be a {expected} for {metric}, got a {found} for {found_metric}")
-        return cls(raw, raw.d, kind, metric)
+        index = cls(raw, raw.d, kind, metric)
+        index._to(device)
+        return index
+
+    @classmethod
+    def of_rows(cls, rows: Tensor, metric: str, device: torch.device) -> FaissIndex:
+        """Kind "flat" of these rows (n, D), float32 on the CPU and scaled already, to be searched on `device`."""
+        index = cls.empty(rows.shape[1], "flat", metric, "Flat")
+        index._to(device)
+        index.raw.add(rows.numpy())
+        return index
 
     def __len__(self) -> int:
         return self.raw.ntotal
@@ -85,6 +97,10 @@ class FaissIndex(Index):
         self.raw.add(rows.cpu().numpy())
 
     def _search(self, rows: Tensor, k: int, effort: int | None) -> tuple[Tensor, Tensor]:
+        if _on_gpu(self.raw) and k > GPU_NEIGHBOURS:
+            raise UserError(
+                f"k must be at most {GPU_NEIGHBOURS} for faiss on a GPU, got {k}; search on the CPU for more"
+            )
         # faiss.contrib.torch_utils, once anything imports it, puts a search without `params` over faiss's own.
         search = getattr(self.raw, "search_numpy", self.raw.search)
         values, indices = search(rows.cpu().numpy(), k, params=self._parameters(k, effort))
@@ -104,7 +120,21 @@ class FaissIndex(Index):
             return None
         if self.kind == "hnsw":
             return faiss.SearchParametersHNSW(efSearch=max(effort or self.raw.hnsw.efSearch, k))
-        return faiss.SearchParametersIVF(nprobe=min(effort or self.raw.nprobe, self.raw.nlist))
+        most = min(self.raw.nlist, GPU_NEIGHBOURS) if _on_gpu(self.raw) else self.raw.nlist
+        return faiss.SearchParametersIVF(nprobe=min(effort or self.raw.nprobe, most))
+
+    def _to(self, device: torch.device) -> None:
+        """Searches on `device` from now on, if that is a GPU and faiss has this kind there. Not run: written without a
+        GPU at hand."""
+        if device.type != "cuda" or self.kind == "hnsw" or not faiss_sees_gpus():
+            return
+        import faiss
+
+        try:
+            self.raw = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device.index or 0, self.raw)
+        except RuntimeError as error:  # code_bytes that its kernels do not know, for one
+            reason = str(error).strip().splitlines()[-1]
+            _log.warning("%s is searched on the CPU; faiss on the GPU does not take it: %s", self.kind, reason)
 
     def _train_lists(self, embeddings: Tensor, lists: int, settings: IndexSettings) -> None:
         """k-means of the cells, and the codes of "ivf_pq", on a sample of the rows drawn with the seed."""
@@ -147,15 +177,6 @@ def _description(kind: str, n: int, dim: int, lists: int, settings: IndexSetting
 def _default_code_bytes(dim: int) -> int:
     """The largest divisor of `dim` up to a quarter of it (1 for a prime)."""
     return next(size for size in range(max(1, dim // 4), 0, -1) if dim % size == 0)
-
-
-def _to_gpu(raw: Any, device: torch.device) -> Any:
-    """The faiss index on the GPU, or as it is where this faiss has none. Not run: written without a GPU at hand."""
-    import faiss
-
-    if not faiss_sees_gpus():
-        return raw
-    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device.index or 0, raw)
 
 
 def _on_gpu(raw: Any) -> bool:

@@ -185,12 +185,15 @@ def save(path: Path, contents: IndexFile) -> None:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def load(path: Path, *, to_add: bool = False, progress: Progress | None = None) -> IndexFile:
+def load(
+    path: Path, *, to_add: bool = False, device: torch.device | str = "cpu", progress: Progress | None = None
+) -> IndexFile:
     """Read an index; every byte of it is checked first.
 
     Args:
         path: the file.
         to_add: it will be added to and saved, rather than searched.
+        device: what the search runs on, see `gcahng.retrieval.index.read_index`.
         progress: called with the bytes checked so far and all of them.
 
     Raises:
@@ -201,7 +204,7 @@ def load(path: Path, *, to_add: bool = False, progress: Progress | None = None) 
         with open(path, "rb") as file:
             header, items = _read_checked(path, file, progress)
             backend = _builder(header["kind"]) if to_add else "auto"
-            index = read_index(file, header["kind"], header["metric"], backend=backend)
+            index = read_index(file, header["kind"], header["metric"], backend=backend, device=device)
             model = model_from(header["model"])
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
