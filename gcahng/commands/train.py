@@ -149,5 +149,12 @@ def _one_line(message: str, parser: ArgumentParser) -> str:
         lambda found: f"Expected one of {found[1].replace(chr(39), '')}",
         message,
     )
+    message = re.sub(  # an option that may be null
+        r"Does not validate against any of the Union subtypes\s+Subtypes: \[(\w+), NoneType\].*Given value: (.*)",
+        r"Expected a \1 or null. Got value: \2",
+        message,
+        flags=re.DOTALL,
+    )
+    message = re.sub(r"\ba int\b", "an int", message)
     message = re.sub(r"^Unexpected config:", "config must be a YAML file of options; it holds:", message)
     return f"{' '.join(message.split())}; see gcahng train --help"

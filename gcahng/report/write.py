@@ -56,8 +56,8 @@ def write_report(
     if map_method not in METHODS:
         raise UserError(f"map is {map_method!r}; it must be one of {', '.join(METHODS)}")
     out = out or (run / "report.html" if run.is_dir() else run.with_suffix(".report.html"))
-    if not out.parent.is_dir():
-        raise UserError(f"out is {out}; its folder does not exist")
+    if out.parent.exists() and not out.parent.is_dir():
+        raise UserError(f"out is {out}; {out.parent} is a file, not a folder")
     if out.is_dir():
         raise UserError(f"out is {out}, a folder; name a file, such as {out / 'report.html'}")
     contents = gather(

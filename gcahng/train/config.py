@@ -256,6 +256,10 @@ class TrainConfig:
                 value = getattr(value, part)
             if value is not None and not value >= bound:
                 raise UserError(f"{name} is {value}; it must be at least {bound}")
+        if self.eval_every_epochs is not None and self.epochs is None:
+            raise UserError(
+                f"eval_every_epochs is {self.eval_every_epochs} and epochs is null; give epochs, or eval_every (steps)"
+            )
         if not self.optimizer.clip_value > 0:
             raise UserError(f"optimizer.clip_value is {self.optimizer.clip_value}; it must be above 0")
         if self.seed >= 2**63:

@@ -57,8 +57,8 @@ def export_model(model: Model, out: Path, *, opset: int | None = None, check: bo
         raise UserError(f"opset is {opset}; it must be at least {OLDEST_OPSET}")
     if isinstance(model.network, _Session):
         raise UserError(f"model is {model.path}, which is ONNX already; name a run folder or a checkpoint")
-    if not out.parent.is_dir():
-        raise UserError(f"out is {out}; its folder does not exist")
+    if out.parent.exists() and not out.parent.is_dir():
+        raise UserError(f"out is {out}; {out.parent} is a file, not a folder")
     network = model.network.cpu().eval()
     images = _random_images(model, 2)
     onnx = out.suffix == ".onnx"

@@ -38,7 +38,8 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def atomic_write(path: Path, write: Callable[[BinaryIO], object], *, previous: Path | None = None) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to the disk, then rename it to `path`.
+    """Let `write` fill a temporary file beside `path`, flush it to the disk, then rename it to `path`; its folder is
+    made where there is none.
 
     Whoever reads `path`, even after a crash at any point, finds the old content or the new one.
 
@@ -48,6 +49,8 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object], *, previous: P
         previous: where the old content of `path` is kept. Between two renames there is then no `path` for a moment, but
             the old content is whole under this name.
     """
+    if not path.parent.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:

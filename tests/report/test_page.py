@@ -206,7 +206,7 @@ def test_the_command(runs, capsys: pytest.CaptureFixture[str]) -> None:
         ("{run} --seed -1", "seed is -1; it must be in 0 … 4294967295"),
         ("{run} --out {tmp}", "out is {tmp}, a folder; name a file"),
         ("{run} --map tsne", "argument --map: invalid choice"),
-        ("{run} --out {tmp}/no/x.html", "out is {tmp}/no/x.html; its folder does not exist"),
+        ("{run} --out {tmp}/file/x.html", "out is {tmp}/file/x.html; {tmp}/file is a file, not a folder"),
         ("{tmp}/none", "{tmp}/none does not exist"),
         ("{tmp}", "{tmp} holds no checkpoints/last.pt"),
         ("{run} --baseline {tmp}/none", "{tmp}/none does not exist"),
@@ -218,10 +218,11 @@ def test_mistakes_are_one_line(
     given = [part.format(run=runs.run, tmp=tmp_path) for part in arguments.split()]
     given += [] if "--out" in given else ["--out", str(tmp_path / "x.html")]
     given += [] if "--map" in given else ["--map", "pca"]
+    (tmp_path / "file").touch()
     assert main(["report", *given]) == 2
     err = capsys.readouterr().err
     assert message.format(tmp=tmp_path) in err and err.count("\n") == 1
-    assert not list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
 def test_a_full_disk_leaves_the_old_page(runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

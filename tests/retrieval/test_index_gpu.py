@@ -83,9 +83,7 @@ def test_what_a_gpu_does_not_take_stays_on_the_cpu(
 def test_limits_of_a_gpu(moves: list[tuple[int, str]]) -> None:
     index = read_index(_written("flat"), "flat", "cosine", device=GPU)
     assert index.search(GALLERY[:2], 2048).indices.shape == (2, 2048)
-    with pytest.raises(
-        UserError, match="k must be at most 2048 for faiss on a GPU, got 2049; search on"
-    ):
+    with pytest.raises(UserError, match="k must be at most 2048 for faiss on a GPU, got 2049; search on"):
         index.search(GALLERY[:2], 2049)
 
 

@@ -51,13 +51,15 @@ def test_a_runs_config_is_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--steps x", "steps: Expected a int. Got value: x"),
+        ("--steps x", "steps: Expected an int. Got value: x"),
+        ("--epochs x", "epochs: Expected an int or null. Got value: x"),
+        ("--eval_every_epochs 2", "eval_every_epochs is 2 and epochs is null; give epochs, or eval_every (steps)"),
         ("--loss triplet", "loss: Expected one of gca_hng, npair, proxy_anchor, supcon, arcface. Got value: triplet"),
         ("--config {tmp}/words.yaml", "config must be a YAML file of options; it holds: words"),
         ("--gca.bass npair", "--gca.bass is no option; did you mean --gca.base?"),
         ("--config {tmp}/no.yaml", "config: File does not exist"),
         ("--config {tmp}/unknown.yaml", "Group 'data' does not accept option 'rooot'"),
-        ("--config {tmp}/type.yaml", "steps: Expected a int"),
+        ("--config {tmp}/type.yaml", "steps: Expected an int"),
         ("--config {tmp}/broken.yaml", ""),
         ("--out {tmp}/full", "out is {tmp}/full, which is not empty"),
         ("--device tpu", "device is 'tpu'; it must be auto, cpu, cuda or cuda:N"),

@@ -97,7 +97,7 @@ def test_colour_and_another_operator_set(tmp_path: Path) -> None:
 
 
 def test_a_program_gives_the_networks_outputs(grey: Model, tmp_path: Path) -> None:
-    out = tmp_path / "grey.pt2"
+    out = tmp_path / "new folder" / "grey.pt2"
     assert export_model(grey, out) <= 1e-5
     extra = {ABOUT_FILE: ""}
     program = torch.export.load(out, extra_files=extra).module()
@@ -167,15 +167,16 @@ def test_a_network_that_differs_is_not_written(grey: Model, tmp_path: Path, suff
     ("out", "options", "message"),
     [
         ("x.txt", {}, r"out is .*x\.txt; it must end in \.onnx or \.pt2"),
-        ("no/x.onnx", {}, "out is .*; its folder does not exist"),
+        ("file/x.onnx", {}, "out is .*; .* is a file, not a folder"),
         ("x.onnx", {"opset": 11}, "opset is 11; it must be at least 18"),
         ("x.pt2", {"opset": 18}, "only ONNX has operator sets"),
     ],
 )
 def test_mistakes(grey: Model, tmp_path: Path, out: str, options: dict[str, int], message: str) -> None:
+    (tmp_path / "file").touch()
     with pytest.raises(UserError, match=message):
         export_model(grey, tmp_path / out, **options)
-    assert not list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
 def test_what_is_no_export_of_ours(grey_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

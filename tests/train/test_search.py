@@ -385,11 +385,17 @@ def test_mistakes_of_eval(
 def test_eval_shows_what_it_measured_even_if_it_cannot_write_it(
     run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    written = tmp_path / "nowhere" / "x.json"
+    (tmp_path / "file").touch()
+    written = tmp_path / "file" / "x.json"
     assert main(["eval", run, "--json", str(written)]) == 2
     out, err = capsys.readouterr()
     assert "test (per cent)" in out and "written" not in out
-    assert err == f"gcahng: error: {written} cannot be written: No such file or directory\n"
+    assert err == f"gcahng: error: {written} cannot be written: Not a directory\n"
+
+
+def test_eval_makes_the_folder_that_it_is_to_write_to(run: str, tmp_path: Path) -> None:
+    assert main(["eval", run, "--json", str(tmp_path / "new" / "folder" / "x.json")]) == 0
+    assert "recall@1" in (tmp_path / "new" / "folder" / "x.json").read_text()
 
 
 def test_an_index_leaves_the_embeddings_that_it_was_built_of(built: Path, run: str, tmp_path: Path) -> None:
