@@ -149,6 +149,7 @@ def _run(
     if cuda_graph.capturing():  # a graph of the caller's, which keeps the memory that a pass takes anew
         return run(tensors, s, extra, Workspace())
     if not s.graphs:
+        _workspace.follow(tensors[0].device)
         return run(tensors, s, extra, _workspace)
     *inputs, parameters, buffers = tensors
     s = s._replace(edge_memory=_edge_memory(inputs[0], parameters[-1].shape[0], s))
@@ -318,6 +319,7 @@ class Engine:
             parameter_list(network),
             buffer_list(network),
         )
+        _workspace.follow(batch.z.device)
         with torch.autocast(batch.z.device.type, enabled=False):
             run = _prepare(*tensors, self._settings(network, batch), record=False, update=False, workspace=_workspace)
             return generated(batch, passes.coefficients(run.graph), anchors)

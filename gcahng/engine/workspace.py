@@ -14,6 +14,20 @@ class Workspace:
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+
+    def follow(self, device: torch.device) -> None:
+        """On CUDA: work that is queued from now on waits for what used these buffers on another stream."""
+        if device.type != "cuda":
+            return
+        now = torch.cuda.current_stream(device)
+        before = self._streams.setdefault(device, now)
+        if before != now:
+            now.wait_stream(before)
+            for buffer in self._buffers.values():
+                if buffer.device == device:
+                    buffer.record_stream(now)
+            self._streams[device] = now
 
     def get(self, name: str, rows: int, width: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """(rows, width), contents undefined; the same memory for the same name until more is asked for."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import gcahng
 from gcahng.engine.engine import _workspace
+from gcahng.engine.workspace import Workspace
 
 # Enough edges in a tile to be shared out among threads; few calls, for two threads may have to share a core.
 CASE = Case(classes=10, views=3, dim=48, layers=1)
@@ -114,6 +115,32 @@ def test_losses_in_threads_of_their_own(impl, threads):
     for steps, expected in zip(found, wanted, strict=True):
         for step, other in zip(steps, expected, strict=True):
             assert not [name for name in other if not torch.equal(step[name], other[name])]
+
+
+def test_passes_on_two_streams_wait_for_one_another(monkeypatch):
+    """With stand-ins for streams and a device's buffers."""
+    happened = []
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def wait_stream(self, other):
+            happened.append(f"{self.name} waits for {other.name}")
+
+    class Buffer:
+        device = torch.device("cuda", 0)
+
+        def record_stream(self, stream):
+            happened.append(f"kept for {stream.name}")
+
+    workspace, first, second = Workspace(), Stream("first"), Stream("second")
+    workspace._buffers = {"name": Buffer(), "elsewhere": torch.zeros(1)}
+    for stream in (first, first, second, second, first):
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device, stream=stream: stream)
+        workspace.follow(Buffer.device)
+    waited = ["second waits for first", "kept for second", "first waits for second", "kept for first"]
+    assert happened == waited
 
 
 def test_threads_have_buffers_of_their_own():

@@ -109,6 +109,28 @@ def test_a_whole_step_in_a_graph_of_the_callers(impl):
 
 
 @few
+def test_two_losses_on_two_streams(impl):
+    """Queued without waiting for one another, as apart."""
+    cases = [BenchCase(n, 3, 128, 2, impl=impl, device="cuda") for n in (81, 48)]
+
+    def train(problems, streams):
+        torch.cuda.synchronize()
+        for _ in range(4):
+            for problem, stream in zip(problems, streams, strict=True):
+                with torch.cuda.stream(stream):
+                    problem.step()
+        torch.cuda.synchronize()
+        return [[p.detach().clone() for p in problem.gca.parameters()] for problem in problems]
+
+    stream = torch.cuda.current_stream()
+    wanted = train([Problem(case) for case in cases], [stream, stream])
+    found = train([Problem(case) for case in cases], [torch.cuda.Stream(), torch.cuda.Stream()])
+    assert all(
+        torch.equal(a, b) for one, other in zip(found, wanted, strict=True) for a, b in zip(one, other, strict=True)
+    )
+
+
+@few
 def test_a_step_does_not_wait_for_the_device(impl):
     """Phase 1, where no check of values is due."""
     problem = Problem(BenchCase(24, 3, 32, 2, impl=impl, device="cuda"))
