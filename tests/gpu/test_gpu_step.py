@@ -120,14 +120,12 @@ def test_two_losses_on_two_streams(impl):
                 with torch.cuda.stream(stream):
                     problem.step()
         torch.cuda.synchronize()
-        return [[p.detach().clone() for p in problem.gca.parameters()] for problem in problems]
+        return [p.detach().clone() for problem in problems for p in problem.gca.parameters()]
 
     stream = torch.cuda.current_stream()
     wanted = train([Problem(case) for case in cases], [stream, stream])
     found = train([Problem(case) for case in cases], [torch.cuda.Stream(), torch.cuda.Stream()])
-    assert all(
-        torch.equal(a, b) for one, other in zip(found, wanted, strict=True) for a, b in zip(one, other, strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 @few
