@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from _gpu_tile import STAGES
+from _stage_tile import STAGES
 
 from gcahng.engine.plan import edge_products
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from _gpu_errors import Doing, kept, release
-from _gpu_tile import Size, Tile, rows_of
 from _gpu_timing import back_to_back
+from _stage_tile import Size, Tile, rows_of
 from torch import Tensor
 
 from gcahng.bench.step import spread

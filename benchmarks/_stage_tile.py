@@ -50,18 +50,19 @@ LABELS = 100
 
 @dataclass(frozen=True)
 class Size:
-    """One tile over all pairs of so many classes; accumulate, compute: dtypes."""
+    """A tile of so many classes; accumulate, compute: dtypes; tile_rows: its edges at the most (all pairs)."""
 
     classes: int
     views: int
     dim: int
     accumulate: torch.dtype
     compute: torch.dtype
-    device: str
+    device: str = "cpu"
+    tile_rows: int = 1 << 40
 
 
 def rows_of(classes: int, views: int) -> int:
-    """Edges of a Tile."""
+    """Edges of a Tile of all pairs."""
     return make_schedule(classes, views, symmetric=True, tile_rows=1 << 40).tiles[0].rows
 
 
@@ -71,7 +72,7 @@ class Tile:
 
     def __init__(self, size: Size, impl: str | None = None, ops: Any = None) -> None:
         self.size, self.wide = size, size.accumulate
-        self.schedule = make_schedule(size.classes, size.views, symmetric=True, tile_rows=1 << 40)
+        self.schedule = make_schedule(size.classes, size.views, symmetric=True, tile_rows=size.tile_rows)
         self.tile = self.schedule.tiles[0]
         self.like = torch.zeros((), dtype=self.wide, device=size.device)
         self._generator = torch.Generator(device=size.device).manual_seed(0)
