@@ -58,8 +58,9 @@ def table(text: str) -> list[list[str]]:
 
 
 def gcahng_commands(page: Path) -> list[list[str]]:
-    """The words of every `gcahng COMMAND ...` in a page's shell blocks and inline code."""
-    lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
+    """The words of every `gcahng COMMAND ...` in a page's shell blocks, fenced or indented, and inline code."""
+    shown = [*blocks(page, "sh"), *blocks(page, ""), *re.findall(r"(?:^ {4}.*\n)+", prose(page), re.MULTILINE)]
+    lines = [line for block in shown for line in re.sub(r"\\\n *", "", block).splitlines()]
     lines += re.findall(r"`([^`\n]+)`", prose(page))
     commands = []
     for line in lines:

@@ -69,14 +69,16 @@ class GCAHNGLoss(nn.Module):
 
     Arguments
         num_classes: training classes M; labels lie in 0 … M-1.
-        embedding_dim: channels D. layers, heads: of the graph network; heads divides D.
+        embedding_dim: channels D.
+        layers: of the graph network.
+        heads: of its node attention; a divisor of D.
         alpha: how fast pulling sets in as J̄_m falls, exp(-α / J̄_m).
         beta: how fast J_syn's weight grows as J̄_gen falls.
         dot_weight, div_weight, softmax_factor:
             J_gen = ½ (softmax_factor · CE + dot_weight · J_sim + div_weight · J_div).
         edge_dropout: p of the edges' attention weights.
-        symmetric: (i, j) and (j, i) share one draw, which keeps each edge's own law but not the joint law of the two;
-            False draws them apart, as the authors do, at twice the cost.
+        symmetric: (i, j) and (j, i) share one dropout draw: each edge is dropped out as before, but the two are no
+            longer independent. False draws them apart, as the authors do, at twice the cost.
         base: J_m: "npair", or any module called as base(embeddings, labels) (pytorch-metric-learning's losses fit).
         compat: "fixed", or "official" to zero the similarities that the authors' code zeroes by mistake.
         impl: auto, reference, torch, cpp, cuda or triton. One asked for by name that is not available is an error.

@@ -14,16 +14,16 @@ from gcahng.train.files import write_text
 
 
 def write_report(
-    run: Path,
-    out: Path | None = None,
+    run: Path | str,
+    out: Path | str | None = None,
     *,
-    baselines: Sequence[Path] = (),
+    baselines: Sequence[Path | str] = (),
     which: str = "last",
     queries: int = 6,
     map_method: str = "auto",
     seed: int = 0,
     device: str = "auto",
-    data_root: Path | None = None,
+    data_root: Path | str | None = None,
     say: Callable[[str], None] = lambda text: None,
     progress: Progress = lambda done, total: None,
 ) -> Path:
@@ -55,20 +55,21 @@ def write_report(
         raise UserError(f"seed is {seed}; it must be in 0 … {2**32 - 1}")
     if map_method not in METHODS:
         raise UserError(f"map is {map_method!r}; it must be one of {', '.join(METHODS)}")
-    out = out or (run / "report.html" if run.is_dir() else run.with_suffix(".report.html"))
+    run = Path(run)
+    out = Path(out or (run / "report.html" if run.is_dir() else run.with_suffix(".report.html")))
     if out.parent.exists() and not out.parent.is_dir():
         raise UserError(f"out is {out}; {out.parent} is a file, not a folder")
     if out.is_dir():
         raise UserError(f"out is {out}, a folder; name a file, such as {out / 'report.html'}")
     contents = gather(
         run,
-        baselines=baselines,
+        baselines=[Path(baseline) for baseline in baselines],
         which=which,
         queries=queries,
         map_method=map_method,
         seed=seed,
         device=device,
-        data_root=data_root,
+        data_root=None if data_root is None else Path(data_root),
         say=say,
         progress=progress,
     )

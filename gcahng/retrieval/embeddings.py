@@ -73,7 +73,7 @@ def check_free(path: Path) -> None:
             raise UserError(f"out is {path}, beside which {other.name} would be written over; name another out")
 
 
-def write_embeddings(path: Path, embeddings: EmbeddingSet) -> None:
+def write_embeddings(path: Path | str, embeddings: EmbeddingSet) -> None:
     """Write X.safetensors, or X.npy with X.csv and X.json, each whole or not at all and the .npy last.
 
     Args:
@@ -83,6 +83,7 @@ def write_embeddings(path: Path, embeddings: EmbeddingSet) -> None:
     Raises:
         UserError: another suffix; a file that cannot be written.
     """
+    path = Path(path)
     check_suffix("out", path)
     items, values = embeddings.items, embeddings.embeddings
     if values.ndim != 2 or len(values) != len(items):
@@ -100,12 +101,13 @@ def write_embeddings(path: Path, embeddings: EmbeddingSet) -> None:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def read_embeddings(path: Path) -> EmbeddingSet:
+def read_embeddings(path: Path | str) -> EmbeddingSet:
     """The embeddings in X.safetensors, or in X.npy with X.csv and X.json beside it where they are.
 
     Raises:
         UserError: it cannot be read, is damaged, or is no file of embeddings; values that are not finite.
     """
+    path = Path(path)
     check_suffix("embeddings", path)
     if not path.is_file():
         raise UserError(f"{path} is no file; name a {' or '.join(SUFFIXES)} file of embeddings")

@@ -163,12 +163,13 @@ def build(
     return IndexFile(index, embeddings.items, embeddings.model)
 
 
-def save(path: Path, contents: IndexFile) -> None:
+def save(path: Path | str, contents: IndexFile) -> None:
     """Write an index, whole or not at all.
 
     Raises:
         UserError: it cannot be written.
     """
+    path = Path(path)
     index, items = contents.index, contents.items
     header = {
         "kind": index.kind,
@@ -186,7 +187,7 @@ def save(path: Path, contents: IndexFile) -> None:
 
 
 def load(
-    path: Path, *, to_add: bool = False, device: torch.device | str = "cpu", progress: Progress | None = None
+    path: Path | str, *, to_add: bool = False, device: torch.device | str = "cpu", progress: Progress | None = None
 ) -> IndexFile:
     """Read an index; every byte of it is checked first.
 

@@ -88,7 +88,7 @@ def embed_to_file(
     model: Model,
     images: LabeledImages,
     items: Items,
-    out: Path,
+    out: Path | str,
     *,
     preprocessing: Preprocessing | None = None,
     options: EmbedOptions | None = None,
@@ -113,6 +113,7 @@ def embed_to_file(
     """
     options = options or EmbedOptions()
     preprocessing = preprocessing or model.preprocessing
+    out = Path(out)
     check_suffix("out", out)
     if options.batch_size < 1:
         raise UserError(f"batch_size is {options.batch_size}; it must be at least 1")

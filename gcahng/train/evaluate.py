@@ -168,7 +168,7 @@ def measure(
 
 
 def evaluate_checkpoint(
-    run_or_checkpoint: Path,
+    run_or_checkpoint: Path | str,
     *,
     which: str = "last",
     split: str = "test",
@@ -238,8 +238,8 @@ def evaluate_checkpoint(
 
 
 def evaluate_embeddings(
-    embeddings: Path,
-    gallery: Path | None = None,
+    embeddings: Path | str,
+    gallery: Path | str | None = None,
     *,
     options: EvalOptions | None = None,
     progress: Progress | None = None,

@@ -33,7 +33,7 @@ OLDEST_OPSET = 18  # that the exporter writes itself, without converting
 ABOUT_FILE = "gcahng.json"  # inside a .pt2
 
 
-def export_model(model: Model, out: Path, *, opset: int | None = None, check: bool = True) -> float | None:
+def export_model(model: Model, out: Path | str, *, opset: int | None = None, check: bool = True) -> float | None:
     """Write the network as ONNX (`out` ends in .onnx) or as an exported program (.pt2), whole or not at all.
 
     Args:
@@ -49,6 +49,7 @@ def export_model(model: Model, out: Path, *, opset: int | None = None, check: bo
         UserError: another suffix, a missing extra, an operator set that cannot be had, a network that cannot be
             exported, outputs that differ from the network's by more than `TOLERANCE`, a file that cannot be written.
     """
+    out = Path(out)
     if out.suffix not in (".onnx", ".pt2"):
         raise UserError(f"out is {out}; it must end in .onnx or .pt2")
     if opset is not None and out.suffix == ".pt2":
@@ -103,7 +104,7 @@ def about(model: Model) -> dict[str, str]:
     }
 
 
-def onnx_network(path: Path) -> nn.Module:
+def onnx_network(path: Path | str) -> nn.Module:
     """An exported network in the place of the one it came from: uint8 images → embeddings, by ONNX Runtime.
 
     It runs on CUDA where ONNX Runtime has it, and gives its outputs on the device of the images.
@@ -111,7 +112,7 @@ def onnx_network(path: Path) -> nn.Module:
     Raises:
         UserError: ONNX Runtime is missing; the file cannot be read, or `gcahng export` did not write it.
     """
-    return load_onnx(path).network
+    return load_onnx(Path(path)).network
 
 
 def load_onnx(path: Path) -> Model:

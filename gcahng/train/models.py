@@ -44,7 +44,7 @@ class Model:
         return Preprocessing(self.config.data.resize, self.config.data.image_size)
 
 
-def load_model(source: Path, which: str = "last") -> Model:
+def load_model(source: Path | str, which: str = "last") -> Model:
     """The network of a run folder (its checkpoint `which`), of a checkpoint, or of a .safetensors file, on the CPU.
 
     An .onnx file that `gcahng export` wrote does too; ONNX Runtime then runs it.
@@ -52,6 +52,7 @@ def load_model(source: Path, which: str = "last") -> Model:
     Raises:
         UserError: there is none, or it cannot be read.
     """
+    source = Path(source)
     if source.suffix == ".safetensors":
         return _load_safetensors(source)
     if source.suffix == ".onnx":

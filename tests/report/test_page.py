@@ -191,6 +191,14 @@ def test_the_same_seed_is_the_same_page(runs, tmp_path: Path) -> None:
     assert first == second != other
 
 
+def test_paths_may_be_strings(runs, tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    written = write_report(
+        str(runs.run), str(out), baselines=[str(runs.baseline)], queries=1, map_method="pca", device="cpu"
+    )
+    assert written == out and out.is_file()
+
+
 def test_the_command(runs, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["report", str(runs.run), "--baseline", str(runs.baseline), "--map", "pca", "--queries", "1"]
     assert main([*arguments, "--device", "cpu"]) == 0

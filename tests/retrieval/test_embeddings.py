@@ -51,6 +51,12 @@ def test_what_is_written_is_read(
     assert names == ({"x.safetensors"} if suffix == ".safetensors" else {"x.npy", "x.csv", "x.json"})
 
 
+def test_paths_may_be_strings(tmp_path: Path) -> None:
+    for suffix in (".safetensors", ".npy"):
+        write_embeddings(str(tmp_path / f"x{suffix}"), example())
+        assert torch.equal(read_embeddings(str(tmp_path / f"x{suffix}")).embeddings, example().embeddings)
+
+
 def test_other_programs_read_the_files(tmp_path: Path) -> None:
     """safetensors' own reader and numpy see the same numbers, the csv module the same names and labels."""
     from safetensors.torch import load_file

@@ -35,6 +35,11 @@ def saved(tmp_path: Path) -> Path:
     return path
 
 
+def test_paths_may_be_strings(tmp_path: Path) -> None:
+    save(str(tmp_path / "x.index"), build(embeddings(20)))
+    assert len(load(str(tmp_path / "x.index"))) == 20
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_a_loaded_index_answers_as_the_one_saved(kind: str, metric: str, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_a_data_set_in_memory_is_embedded_as_by_eval(model: Model, small_data: D
     from gcahng.train.sources import dataset_images
 
     images, items = dataset_images(model.config.data, "test")
-    result = embed_to_file(model, images, items, tmp_path / "x.safetensors", options=EmbedOptions(device="cpu"))
+    result = embed_to_file(model, images, items, str(tmp_path / "x.safetensors"), options=EmbedOptions(device="cpu"))
     expected = embed(model.network, small_data.test, torch.device("cpu"))
     assert torch.equal(result.embeddings.embeddings, expected)
     found = read_embeddings(tmp_path / "x.safetensors")

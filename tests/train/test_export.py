@@ -132,6 +132,15 @@ def test_gcahng_eval_takes_it(grey: Model, grey_onnx: Path, tmp_path: Path, caps
     assert first.endswith("are given; evaluate one") and "it must be a .onnx file that gcahng export wrote" in second
 
 
+def test_paths_may_be_strings(grey: Model, grey_onnx: Path, tmp_path: Path) -> None:
+    images = images_for(grey, 2)
+    out = str(tmp_path / "grey.pt2")
+    assert export_model(grey, out) is not None and Path(out).is_file()
+    assert torch.equal(onnx_network(str(grey_onnx))(images), onnx_network(grey_onnx)(images))
+    assert load_model(str(grey_onnx)).path == grey_onnx
+    assert evaluate_checkpoint(str(grey_onnx), split="val", device="cpu")["checkpoint"] == str(grey_onnx)
+
+
 def test_the_command(grey: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, out = tmp_path / "model.safetensors", tmp_path / "model.pt2"
     save_model(file, grey.network.state_dict(), grey.config)

@@ -1,0 +1,90 @@
+"""The tables of results in README and docs are those of the files in benchmarks/results."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BASES = {"N-pair": "npair", "Proxy-Anchor": "proxy_anchor", "SupCon": "supcon", "ArcFace": "arcface"}
+
+
+def found(name: str) -> list[dict[str, Any]]:
+    return json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))["rows"]
+
+
+def tables(page: str, heading: str) -> list[list[list[str]]]:
+    """The cells, without headings, of a page's tables whose heading row starts so."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE)
+    rows = [[[cell.strip() for cell in line.strip("|\n").split("|")] for line in b.splitlines()] for b in blocks]
+    return [block[2:] for block in rows if " | ".join(block[0]).startswith(heading)]
+
+
+@pytest.mark.parametrize(("place", "classes"), [(0, 16), (1, 64)])
+def test_losses_on_glyphs(place: int, classes: int) -> None:
+    rows = {row["setting"]: row for row in found(f"wide-c{classes}.json")}
+    shown = tables("docs/results.md", "loss | trained for")[place]
+    assert len(shown) == len(rows) == 12
+    for title, budget, *cells in shown:
+        under = title.startswith("GCA-HNG on ")
+        name = f"{'gca_hng-' if under else ''}{BASES[title.removeprefix('GCA-HNG on ')]}-c{classes}"
+        row = rows[name + ("-equal_time" if budget == "equal time" else "")]
+        mean, std = row["mean"], row["std"]
+        metrics = [f"{100 * mean[m]:.2f} ± {100 * std[m]:.2f}" for m in ("recall@1", "map@r", "r_precision")]
+        assert cells == [f"{mean['steps']:,.0f}", *metrics, f"{mean['seconds']:.0f}"], title
+
+
+def test_steps_against_the_reference() -> None:
+    reference: dict[int, dict[str, Any]] = {}
+    (shown,) = tables("README.md", "n | case | step, s | × reference")
+    expected = []
+    for row in found("step.json"):
+        n, case = row["n"], row["case"]
+        first = reference.setdefault(n, row)
+        ratios = [f"{first[k]['median'] / row[k]['median']:.2f}" for k in ("step_s", "forward_s")]
+        ratios = ["–", "–"] if row is first else ratios
+        share = "–" if row["share_of_floor"] is None else f"{100 * row['share_of_floor']:.0f} %"
+        times = [f"{row[k]['median']:.3f}" for k in ("step_s", "forward_s")]
+        cells = [times[0], ratios[0], times[1], ratios[1], f"{row['peak_bytes'] / 1e6:.0f}", share]
+        expected.append([str(n), case, *cells])
+    assert shown == expected
+
+
+def test_peaks_and_time_per_pair() -> None:
+    (peaks,) = tables("docs/cost.md", "n | M | case | peak")
+    assert peaks == [
+        [
+            *map(str, (row["n"], row["M"], row["case"])),
+            *(f"{row[k] / 1e6:.0f}" for k in ("peak", "expected")),
+            f"{row['per_pair'] / 1e3:.2f}",
+        ]
+        for row in found("memory.json")
+    ]
+    (times,) = tables("docs/cost.md", "n | case | step, s | µs per n²")
+    medians = [(r["n"], r["case"], r["step_s"]["median"]) for r in found("step-513.json") if "cpp" in r["case"]]
+    assert times == [[str(n), case, f"{s:.3f}", f"{1e6 * s / n**2:.1f}"] for n, case, s in medians]
+
+
+def test_retrieval() -> None:
+    (backends,) = tables("docs/retrieval.md", "backend | seconds")
+    assert backends == [
+        [row["backend"], f"{row['seconds']:.1f}", f"{row['cpu']:.1f}", f"{row['peak_gb']:.2f}"]
+        for row in found("retrieval-sop.json")
+    ]
+    (indices,) = tables("docs/retrieval.md", "index | effort")
+    expected = []
+    for row in found("retrieval-index.json"):
+        name = f"`{row['kind']}`" + (f", {row['backend']}" if row["kind"] == "flat" else "")
+        for search in row["searches"]:
+            default = "" if row["kind"] == "flat" else "default"
+            effort = default if search["effort"] is None else str(search["effort"])
+            one = f"{search['milliseconds_one_at_a_time']:.1f}"
+            cells = [f"{row['build_seconds']:.0f}", f"{search['milliseconds_a_query']:.2f}", one]
+            sizes = [f"{row['index_gb']:.2f}", f"{row['peak_gb']:.1f}", f"{search['recall']:.3f}"]
+            expected.append([name, effort, *cells, *sizes])
+    assert indices == expected
