@@ -319,8 +319,9 @@ class Engine:
             parameter_list(network),
             buffer_list(network),
         )
+        workspace = Workspace() if cuda_graph.capturing() else _workspace  # a graph of the caller's keeps its memory
         with torch.autocast(batch.z.device.type, enabled=False):
-            run = _prepare(*tensors, self._settings(network, batch), record=False, update=False, workspace=_workspace)
+            run = _prepare(*tensors, self._settings(network, batch), record=False, update=False, workspace=workspace)
             return generated(batch, passes.coefficients(run.graph), anchors)
 
     def _stages_for(self, views: int, dim: int) -> str:
