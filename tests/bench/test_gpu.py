@@ -169,6 +169,18 @@ def test_stopping_keeps_what_there_is(tmp_path: Path, monkeypatch) -> None:
     assert json.loads(path.read_text())["ceilings"] == [row | {"item": 0}]
 
 
+@pytest.mark.slow
+def test_a_check_that_is_cut_off_says_what_failed(tmp_path: Path) -> None:
+    path = tmp_path / "test_two.py"
+    marked = "import time, pytest\npytestmark = pytest.mark.gpu\n"
+    path.write_text(f"{marked}def test_one():\n    assert 1 == 2\ndef test_two():\n    time.sleep(60)\n")
+    found = gpu._check(10, str(path))
+    assert found["status"] == "cut off after 10 s" and found["seconds"] < 40
+    assert "1 failed" in found["summary"]
+    (line,) = found["failed"]
+    assert line.startswith("FAILED") and "test_one" in line
+
+
 def test_the_worker_answers_fails_and_is_cut_off(monkeypatch) -> None:
     worker = Worker()
     try:
