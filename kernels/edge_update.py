@@ -20,13 +20,15 @@ from gcahng.kernels._sums import add_partials, partials
 from gcahng.kernels._tile import TILE, Tile
 
 MAX_CHANNELS_KEPT = 64
+# What a block takes of it for 128 channels of 16 bits on compute capability 8; 8.6, 8.9 and 12.0 have 99 KB.
+SHARED_MEMORY = 129 << 10
 ROWS = tl.constexpr(6)  # numbers that the kernel keeps of each row for itself
 
 
 def takes(channels: int, itemsize: int, crowded: bool) -> bool:
     """Whether the kernel takes so many channels, of operands of so many bytes: where it has a thread's registers for
     whole rows. Of 16-bit operands an A100 has none left for more beside them (crowded): to write h out, or to form sums
-    of an s that is stored in 16 bits."""
+    of an s that is stored in 16 bits. A GPU with less shared memory than SHARED_MEMORY is crowded too."""
     return channels <= (MAX_CHANNELS_KEPT if crowded and itemsize == 2 else EDGE_UPDATE[itemsize].block_k)
 
 

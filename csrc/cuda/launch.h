@@ -3,8 +3,8 @@
 #include <cstdint>
 #ifndef GCAHNG_EMULATOR
 #include <cuda_runtime.h>
-// An array that the block shares.
-#define GCAHNG_SHARED(T, name, count) __shared__ T name[count]
+// An array that the block shares, in which wide accesses may start at any multiple of 16 bytes.
+#define GCAHNG_SHARED(T, name, count) __shared__ alignas(16) T name[count]
 #define GCAHNG_LAUNCH(kernel, grid, block, stream, ...) \
   kernel<<<grid, block, 0, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
 #endif

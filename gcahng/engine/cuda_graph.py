@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -17,6 +18,7 @@ MOST = 8  # passes: two for each of four kinds of batches
 _WARM_UPS = 2
 _numbers = itertools.count(1)
 _caches: WeakValueDictionary[int, GraphCache] = WeakValueDictionary()
+_streams: dict[torch.device, torch.cuda.Stream] = {}  # on which captures are made
 
 
 class GraphCache:
@@ -72,7 +74,7 @@ class _CapturedStep:
         self._gradients = [p.grad.clone() for p in parameters]
         given = [p.grad for p in parameters]
         _set_gradients(parameters, self._gradients)
-        self._replay = record(step)
+        self._replay = record(step, parameters[0].device)
         _set_gradients(parameters, given)
 
     def __call__(self, parameters: Sequence[Tensor]) -> None:
@@ -91,7 +93,7 @@ class _Captured:
     def __init__(self, run: Run, inputs: Sequence[Tensor]) -> None:
         self._inputs = [t.detach().clone() for t in inputs]
         self._workspace = Workspace()
-        self._replay, self._outputs = capture(lambda: run(self._inputs, self._workspace))
+        self._replay, self._outputs = capture(lambda: run(self._inputs, self._workspace), inputs[0].device)
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         for mine, given in zip(self._inputs, inputs, strict=True):
@@ -105,26 +107,38 @@ def capturing() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
-def capture(run: Callable[[], list[Tensor]]) -> tuple[Callable[[], None], list[Tensor]]:
-    """Runs it a few times, then captures it → how to replay it, and where its outputs lie."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(_WARM_UPS):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+def capture(run: Callable[[], list[Tensor]], device: torch.device) -> tuple[Callable[[], None], list[Tensor]]:
+    """Runs it a few times, then captures it → how to replay it, and where its outputs lie. device: what it runs on."""
+    with torch.cuda.device(device):  # which need not be the current one
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UPS):
+                run()
+        torch.cuda.current_stream().wait_stream(stream)
+    with _graph(device) as graph:
         outputs = run()
     return graph.replay, outputs
 
 
-def record(run: Callable[[], None]) -> Callable[[], None]:
-    """Captures it, which runs nothing → how to run it."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+def record(run: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """Captures it, which runs nothing → how to run it. device: what it runs on."""
+    with _graph(device) as graph:
         run()
     return graph.replay
+
+
+@contextmanager
+def _graph(device: torch.device) -> Iterator[torch.cuda.CUDAGraph]:
+    """A graph of what is launched within it on a device."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.device(device):
+        # The stream that torch would take by itself is on the device of the process's first capture.
+        if device not in _streams:
+            _streams[device] = torch.cuda.Stream()
+        # Other threads go on meanwhile: one of a DataLoader may take pinned memory, which would break a global capture.
+        with torch.cuda.graph(graph, stream=_streams[device], capture_error_mode="thread_local"):
+            yield graph
 
 
 def cache(number: int) -> GraphCache:

@@ -93,6 +93,19 @@ def _prepare(
     return _Pass(graph, parts.mixer, parts.judge, classes, copies)
 
 
+def _room(device: torch.device) -> Workspace:
+    """The thread's buffers, or, in a graph of the caller's, which keeps the memory that a pass takes, new ones."""
+    if cuda_graph.capturing():
+        return Workspace()
+    _workspace.follow(device)
+    return _workspace
+
+
+def _switches() -> tuple[str, bool]:
+    """What of torch's own decides which kernels a pass launches."""
+    return torch.backends.cuda.matmul.fp32_precision, torch.are_deterministic_algorithms_enabled()
+
+
 def _edge_memory(z: Tensor, num_classes: int, s: Settings) -> str:
     """store, hidden or recompute; what "auto" stands for now."""
     if s.edge_memory != "auto":
@@ -146,11 +159,8 @@ def _run(
 ) -> list[Tensor]:
     """run(tensors, s, extra, workspace); where the loss asks for it, as a CUDA graph. kind: what tells this pass from
     others of the same settings; extra: tensors beside the operator's, which may lie elsewhere each time."""
-    if cuda_graph.capturing():  # a graph of the caller's, which keeps the memory that a pass takes anew
-        return run(tensors, s, extra, Workspace())
-    if not s.graphs:
-        _workspace.follow(tensors[0].device)
-        return run(tensors, s, extra, _workspace)
+    if not s.graphs or cuda_graph.capturing():
+        return run(tensors, s, extra, _room(tensors[0].device))
     *inputs, parameters, buffers = tensors
     s = s._replace(edge_memory=_edge_memory(inputs[0], parameters[-1].shape[0], s))
     count = len(inputs)
@@ -158,7 +168,7 @@ def _run(
     def captured(given: Sequence[Tensor], workspace: Workspace) -> list[Tensor]:
         return run((*given[:count], parameters, buffers), s, given[count:], workspace)
 
-    return cuda_graph.cache(s.graphs)(captured, [*inputs, *extra], [*parameters, *buffers], (s, *kind))
+    return cuda_graph.cache(s.graphs)(captured, [*inputs, *extra], [*parameters, *buffers], (s, *kind, *_switches()))
 
 
 # -- phase 1 as an operator: losses and their gradients out of one call, so that torch.compile sees a single node
@@ -319,9 +329,9 @@ class Engine:
             parameter_list(network),
             buffer_list(network),
         )
-        _workspace.follow(batch.z.device)
+        workspace = _room(batch.z.device)
         with torch.autocast(batch.z.device.type, enabled=False):
-            run = _prepare(*tensors, self._settings(network, batch), record=False, update=False, workspace=_workspace)
+            run = _prepare(*tensors, self._settings(network, batch), record=False, update=False, workspace=workspace)
             return generated(batch, passes.coefficients(run.graph), anchors)
 
     def _stages_for(self, views: int, dim: int) -> str:

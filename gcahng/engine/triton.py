@@ -3,6 +3,7 @@ epilogue, before the result goes to memory."""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,6 +18,12 @@ from gcahng.kernels import edge_update as edge_update_kernels
 from gcahng.kernels import hidden as hidden_kernels
 
 
+@cache
+def _shared_memory(device: torch.device) -> int:
+    """Bytes that a block may have."""
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+
+
 class TritonStages(FusedStages):
     """In fp64, which the kernels' products are not written for, those of FusedStages. Forward, the edge update is
     one kernel where a block holds whole rows."""
@@ -24,6 +31,7 @@ class TritonStages(FusedStages):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._epilogues = self.compute is not torch.float64
+        self._small = self.like.is_cuda and _shared_memory(self.like.device) < edge_update_kernels.SHARED_MEMORY
 
     def update(
         self,
@@ -38,7 +46,8 @@ class TritonStages(FusedStages):
         slot: str,
         sums: Tensor | None = None,
     ) -> Update:
-        crowded = keep.h is not None or (sums is not None and keep.s is not None and keep.s.itemsize == 2)
+        crowded = self._small or keep.h is not None
+        crowded |= sums is not None and keep.s is not None and keep.s.itemsize == 2
         if not (self._epilogues and edge_update_kernels.takes(self.dim, closing.w1.itemsize, crowded)):
             return super().update(layer, number, tile, w, closing, tokens, e, keep, slot, sums)
         e1, gate, kept = None, None, (None,) * 4

@@ -24,6 +24,7 @@ from gcahng.errors import UserError
 
 NAMES = ("reference", "torch", "cpp", "cuda", "triton")
 _ANYWHERE = ("reference", "torch")
+OLDEST = (8, 0)  # compute capability that CMakeLists.txt builds for, and the first with bf16 products
 _log = logging.getLogger("gcahng")
 _said: set[tuple[str, str, str]] = set()
 
@@ -75,7 +76,7 @@ def available(impl: str, device_type: str, op: str | None = None, dtype: torch.d
         return reason
     if device_type == "cuda" and not torch.cuda.is_available():
         return "torch sees no CUDA device"
-    return None
+    return _too_old() if impl in ("cuda", "triton") and device_type == "cuda" else None
 
 
 def _not_for(impl: str, device_type: str, entry: Op, op: str, dtype: torch.dtype | None) -> str | None:
@@ -99,6 +100,13 @@ def _triton_missing(device_type: str, dtype: torch.dtype | None) -> str | None:
     if dtype == torch.bfloat16:
         return "triton's interpreter computes bfloat16 wrongly; use float32 or float16"
     return None
+
+
+def _too_old() -> str | None:
+    have = torch.cuda.get_device_capability()
+    if have >= OLDEST:
+        return None
+    return f"it needs a GPU of compute capability {_version(OLDEST)} or newer, and this one has {_version(have)}"
 
 
 def resolve(impl: str, device_type: str, op: str, dtype: torch.dtype | None = None) -> str:
@@ -138,6 +146,10 @@ def _say_once(device_type: str, op: str, name: str, passed: list[str]) -> None:
         _said.add(key)
         text = f"{op} on {device_type} uses impl={name!r}" + "".join(f"; {reason}" for reason in passed)
         _log.log(logging.WARNING if passed else logging.INFO, text)
+
+
+def _version(numbers: tuple[int, int]) -> str:
+    return ".".join(map(str, numbers))
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gcahng.bench.cases import Case, Problem
 from gcahng.bench.gate import Gate
@@ -167,6 +169,18 @@ def test_stopping_keeps_what_there_is(tmp_path: Path, monkeypatch) -> None:
     worker = Stopped(Clock(), 0.0, {1: Answer([row])})
     assert gpu.main(["--dry", "--json", str(path)], make_worker=lambda: worker) == 130
     assert json.loads(path.read_text())["ceilings"] == [row | {"item": 0}]
+
+
+@pytest.mark.slow
+def test_a_check_that_is_cut_off_says_what_failed(tmp_path: Path) -> None:
+    path = tmp_path / "test_two.py"
+    marked = "import time, pytest\npytestmark = pytest.mark.gpu\n"
+    path.write_text(f"{marked}def test_one():\n    assert 1 == 2\ndef test_two():\n    time.sleep(60)\n")
+    found = gpu._check(10, str(path))
+    assert found["status"] == "cut off after 10 s" and found["seconds"] < 40
+    assert "1 failed" in found["summary"]
+    (line,) = found["failed"]
+    assert line.startswith("FAILED") and "test_one" in line
 
 
 def test_the_worker_answers_fails_and_is_cut_off(monkeypatch) -> None:
@@ -392,6 +406,28 @@ def test_stages_on_a_device(stage: str, precision: str) -> None:
 def test_more_of_stages_on_a_device() -> None:
     on_device.check_more_of_stages("cpu", on_device.SETUPS[0], "bfloat16", "cpp")
     on_device.check_stage_twice("cpu", on_device.SETUPS[0], "mlp_backward", "float32", "cpp")
+
+
+class Yes(TorchDispatchMode):
+    """Answers what asks for the values of tensors that have none."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: tuple = (), named: dict | None = None) -> Any:
+        if function in (torch.ops.aten.equal.default, torch.ops.aten._local_scalar_dense.default):
+            return True
+        return function(*arguments, **(named or {}))
+
+
+@pytest.mark.parametrize("stage", on_device.STAGES)
+def test_no_tensor_of_a_stage_is_beside_its_device(stage: str, monkeypatch) -> None:
+    """Tensors that say they are on a GPU, and hold nothing: one on the CPU among them raises."""
+    setup = replace(on_device.SETUPS[0], classes=3, dim=8)
+    monkeypatch.setattr(torch.testing, "assert_close", lambda *_, **__: None)
+    monkeypatch.setattr(torch.Tensor, "data_ptr", lambda _: 0)
+    with FakeTensorMode(), Yes(), on_device.stages_on("cuda"):
+        run = on_device.stage_checks.run_of(setup, "float32", "torch")
+        arguments = (run.inputs.upstream,) if stage == "mlp_backward" else ()
+        found = getattr(run, stage)(*arguments)
+        assert found and {tensor.device.type for tensor in found.values()} == {"cuda"}
 
 
 def test_a_wrong_stage_on_a_device_is_found(monkeypatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -401,7 +400,7 @@ class Run:
         """What becomes of negatives: cross entropy under a classifier of 4D classes, and likeness to their anchors."""
         found, place, w = Collected(), 0, self.inputs.weights
         for number, tile, _ in self.tiles():
-            index = mix_index(self.schedule, tile, torch.device("cpu"))
+            index = mix_index(self.schedule, tile, self.like.device)
             part = slice(place, place + len(index.view))
             place = part.stop
             negatives = self.inputs.mix_upstream[part].clone()
@@ -424,7 +423,7 @@ class Collected:
 
     def add(self, **tensors: Tensor) -> None:
         for name, tensor in tensors.items():
-            self._parts.setdefault(name, []).append(copy.deepcopy(tensor.detach()))
+            self._parts.setdefault(name, []).append(tensor.detach().clone())
 
     def results(self) -> Results:
         return {name: torch.cat(parts) for name, parts in self._parts.items()}

@@ -6,6 +6,9 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from gcahng import GCAHNGLoss, UserError
-from gcahng.engine import cuda_graph
+from gcahng.engine import cuda_graph, engine
 from gcahng.engine.cuda_graph import GraphCache
 from gcahng.engine.engine import Engine, _run_generator, _run_metric
 from gcahng.engine.weights import buffer_list, parameter_list
@@ -26,7 +29,7 @@ from gcahng.testing import seeded
 LABELS = torch.tensor([4, 1, 1, 7, 4, 7, 0, 0])
 
 
-def recorded(run):
+def recorded(run, device):
     """A stand-in for cuda_graph.record: what it returns reads the gradients that lay there, whatever lies there now."""
     (parameters,) = (cell.cell_contents for cell in run.__closure__ if isinstance(cell.cell_contents, list))
     mine = [p.grad for p in parameters]
@@ -45,7 +48,7 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A stand-in on the CPU: a replay runs the pass again, on the memory of its capture. Counts the captures."""
     counted = []
 
-    def capture(run):
+    def capture(run, device):
         outputs = run()
         counted.append(len(outputs))
         for output in outputs:
@@ -113,6 +116,22 @@ def test_moved_weights_are_captured_anew(captures: list[int]) -> None:
     assert len(captures) == 4 and all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
+def test_other_switches_of_torch_are_captured_anew(captures: list[int]) -> None:
+    batch, gca = [(seeded(len(LABELS), 16, seed=1), LABELS)], make(True)
+    before = torch.backends.cuda.matmul.fp32_precision
+    train(gca, batch)
+    try:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        train(gca, batch)
+        assert len(captures) == 4
+        torch.use_deterministic_algorithms(True)
+        train(gca, batch)
+        assert len(captures) == 6
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
 def test_a_cache_is_not_copied_and_goes_with_its_loss(captures: list[int]) -> None:
     gca = make(True)
     train(gca, [(seeded(len(LABELS), 16, seed=1), LABELS)])
@@ -125,6 +144,54 @@ def test_a_cache_is_not_copied_and_goes_with_its_loss(captures: list[int]) -> No
     gc.collect()
     with pytest.raises(KeyError):
         cuda_graph.cache(number)
+
+
+class Cuda:
+    """A stand-in for torch.cuda: which device is the current one, whose stream, and what captures ask for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.at, self.asked = torch.device("cuda", 0), []
+        for name in ("device", "stream", "graph"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(torch.cuda, "Stream", lambda: MagicMock(device=self.at))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: MagicMock(device=self.at))
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", MagicMock)
+        monkeypatch.setattr(cuda_graph, "_streams", {})
+
+    @contextmanager
+    def device(self, device: torch.device) -> Iterator[None]:
+        before, self.at = self.at, device
+        yield
+        self.at = before
+
+    @contextmanager
+    def stream(self, stream: MagicMock) -> Iterator[None]:
+        with self.device(stream.device):
+            yield
+
+    @contextmanager
+    def graph(self, graph: MagicMock, stream: MagicMock | None = None, capture_error_mode: str = "global"):
+        self.asked.append((stream, capture_error_mode))
+        with self.device(self.at if stream is None else stream.device):
+            yield
+
+
+def test_a_capture_is_on_its_own_device_and_lets_other_threads_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda, devices = Cuda(monkeypatch), [torch.device("cuda", number) for number in (1, 0, 1)]
+    for device in devices:
+        ran = []
+
+        def run(ran: list[torch.device] = ran) -> list[Tensor]:
+            ran.append(cuda.at)
+            return []
+
+        cuda_graph.capture(run, device)
+        cuda_graph.record(run, device)
+        assert ran == [device] * 4  # two to warm up, and two captures
+    assert cuda.at == devices[1]
+    assert [stream.device for stream, _ in cuda.asked] == [device for device in devices for _ in range(2)]
+    assert len({id(stream) for stream, _ in cuda.asked}) == 2, "one stream a device: the library's memory is by stream"
+    assert {mode for _, mode in cuda.asked} == {"thread_local"}
 
 
 def test_refusals() -> None:
@@ -256,9 +323,17 @@ def test_inside_a_capture_passes_are_part_of_it(captures: list[int], monkeypatch
     wanted = train(plain, batches(0, 3))
     for place in ("gcahng.engine.cuda_graph", "gcahng.losses.gca_hng", "gcahng.losses.optimizers"):
         monkeypatch.setattr(f"{place}.capturing", lambda: True)
-    monkeypatch.setattr("gcahng.engine.engine._workspace", None)
+    prepare = engine._prepare
+
+    def prepared(*arguments, workspace: Workspace, **named):
+        assert isinstance(workspace, Workspace)
+        return prepare(*arguments, workspace=workspace, **named)
+
+    monkeypatch.setattr(engine, "_prepare", prepared)
+    monkeypatch.setattr(engine, "_workspace", None)
     monkeypatch.setattr(gca, "_raise_deferred", None)
     assert same(train(gca, batches(0, 3)), wanted)
+    gca.generate(*batches(3, 4)[0])
     assert captures == [] and not gca._graphs._captured and not gca._graphs._steps
 
 

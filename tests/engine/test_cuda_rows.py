@@ -237,3 +237,11 @@ def test_no_kernel_needs_a_stack(library):
     used = re.findall(r"Function (\S+):\s*\n?\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", done.stdout)
     assert sum("close_backward_kernel" in name for name, *_ in used) == 3 * 17  # targets, variants
     assert not [name for name, _, stack, shared, local in used if int(stack) or int(local) or int(shared) > 48 << 10]
+
+
+def test_shared_arrays_are_aligned_for_wide_accesses(library):
+    """Their types ask for less, and sums in them are read 16 bytes at a time."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    done = subprocess.run([str(tool), "-ptx", str(library)], capture_output=True, text=True, check=True)
+    assert "ld.shared.v4" in done.stdout
+    assert set(re.findall(r"\.shared \.align (\d+)", done.stdout)) == {"16"}

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from stage_cases import Setup
@@ -15,10 +17,14 @@ from stage_checks import (
     run_of,
     wanted,
 )
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from gcahng.engine.fused import FusedStages
+from gcahng.engine.schedule import make_schedule
 from gcahng.engine.stages import Keep
+from gcahng.engine.triton import TritonStages, _shared_memory
+from gcahng.engine.workspace import Workspace
 from gcahng.kernels import edge_update, hidden
 from gcahng.testing import seeded
 
@@ -80,6 +86,19 @@ def test_an_update_in_one_kernel_writes_no_e1(dim, written):
 def test_update_takes_what_fits():
     assert edge_update.takes(128, 2, False) and edge_update.takes(128, 4, True) and edge_update.takes(64, 2, True)
     assert not (edge_update.takes(129, 4, False) or edge_update.takes(128, 2, True))
+
+
+@pytest.mark.parametrize(("kilobytes", "small"), [(99, True), (163, False), (227, False)])
+def test_a_gpu_of_little_shared_memory_is_crowded(kilobytes, small, monkeypatch):
+    properties = SimpleNamespace(shared_memory_per_block_optin=kilobytes << 10)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    _shared_memory.cache_clear()
+    schedule = make_schedule(3, 2, symmetric=True, tile_rows=64)
+    with FakeTensorMode():
+        like = torch.zeros((), device="cuda:0")
+        stages = TritonStages(schedule, 128, torch.bfloat16, like, None, 1, Workspace(), None)
+    _shared_memory.cache_clear()
+    assert stages._small is small
 
 
 def test_more_blocks_than_share_a_cache():

@@ -79,6 +79,18 @@ def test_every_name_has_an_answer_on_cuda_without_a_device(monkeypatch: pytest.M
         assert available(name, "cuda"), name
 
 
+@pytest.mark.parametrize(("capability", "chosen"), [((7, 5), "torch"), ((8, 0), "cuda"), ((12, 0), "cuda")])
+def test_a_gpu_that_no_kernel_is_built_for(
+    capability: tuple[int, int], chosen: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_native, "load", lambda name: _native.Library(Path("_C_cuda.so"), None))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(_implementations, "_said", set())
+    assert resolve("auto", "cuda", "edge_start", torch.float32) == chosen
+    assert ("of compute capability 8.0 or newer, and this one has 7.5" in caplog.text) is (chosen == "torch")
+
+
 def test_a_library_that_does_not_load_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_native, "FOLDER", tmp_path)
     load = _native.load.__wrapped__
