@@ -99,8 +99,14 @@ def test_cells_are_trained_on_a_sample_that_the_seed_draws(monkeypatch):
     # Rows from the whole gallery, not its first: cells lie on both sides.
     middle = GALLERY[:, 0].median()
     assert 4 <= int((first[:, 0] < middle).sum()) <= 16
-    monkeypatch.setattr("torch.randperm", lambda n, generator: torch.arange(n))  # another sample
-    assert not torch.equal(cells_of(1), first)
+    seeds = []
+
+    def first_rows(n, generator):
+        seeds.append(generator.initial_seed())
+        return torch.arange(n)
+
+    monkeypatch.setattr("torch.randperm", first_rows)
+    assert not torch.equal(cells_of(1), first) and seeds == [1]
 
 
 def test_cells_of_the_cosine_are_directions():

@@ -143,11 +143,25 @@ def test_learning_rates(small_config: MakeConfig, small_data: DataSplits) -> Non
     assert rates(gca=GcaConfig(base="arcface"), optimizer=OptimizerConfig(proxy_lr=0.5))[0] == [1e-3, 0.5]
 
 
-def test_gradients_are_clipped_by_value(small_config: MakeConfig, small_data: DataSplits) -> None:
-    trainer = Trainer(small_config(loss="npair", optimizer=OptimizerConfig(clip_value=1e-3)), small_data)
-    trainer.train_step()
-    largest = max(p.grad.abs().max().item() for p in trainer.model.parameters())
-    assert largest == pytest.approx(1e-3)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_gradients_are_clipped_by_value(precision: str, small_config: MakeConfig, small_data: DataSplits) -> None:
+    """Before the optimiser sees them, and after a scaler has divided them by its scale."""
+    seen = {}
+    for clip in (1e-3, 10.0):
+        options = OptimizerConfig(clip_value=clip)
+        trainer = Trainer(small_config(loss="npair", precision=precision, optimizer=options), small_data)
+        if precision == "fp16":  # its first scale overflows
+            trainer.scaler.load_state_dict(trainer.scaler.state_dict() | {"scale": 16.0})
+        seen[clip] = []
+
+        def record(optimizer: torch.optim.Optimizer, *_: object, into: list[torch.Tensor] = seen[clip]) -> None:
+            into += [p.grad.clone() for p in optimizer.param_groups[0]["params"]]
+
+        trainer.optimizer.register_step_pre_hook(record)
+        trainer.train_step()
+    assert max(gradient.abs().max() for gradient in seen[10.0]) > 1e-2
+    for clipped, gradient in zip(seen[1e-3], seen[10.0], strict=True):
+        assert torch.equal(clipped, gradient.clamp(-1e-3, 1e-3))
 
 
 def test_bf16_trains_under_autocast(small_config: MakeConfig, small_data: DataSplits) -> None:
