@@ -184,6 +184,12 @@ def test_validation_classes_are_set_aside_from_the_training_classes(tmp_path: Pa
     assert len({whole.digest, tenth.digest, more.digest}) == 3
 
 
+@pytest.mark.parametrize(("train", "val"), [(4, 2), (24, 2), (26, 3), (31, 3)])
+def test_a_tenth_of_the_training_classes_validates_and_at_least_two(train: int, val: int, tmp_path: Path) -> None:
+    data = load("folder", trees.make_folder(tmp_path, classes=2 * train, images=1), val_classes=None)
+    assert data.val is not None and (data.val.num_classes, data.train.num_classes) == (val, train - val)
+
+
 @pytest.mark.parametrize(
     ("classes", "asked", "says", "most"),
     [(6, None, "null: 2 of 3", "$"), (12, 5, "5 of 6", ", or from 2 to 4 "), (12, 1, "1 of 6", ", or from 2 to 4 ")],
