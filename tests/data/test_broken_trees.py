@@ -60,6 +60,7 @@ ITEM = "img/WOMEN/Dresses/id_00000001/00_1_front.jpg"
 # What is done to a tree (given its root, of csv the list), and what is said of it, at load and by the verification.
 BROKEN = {
     "missing file": (*_cub(lambda r: (r / BIRD).unlink()), rf"{BIRD} is missing \(listed in images.txt line 1\)"),
+    "folder for a file": (*_cub(lambda r: [(r / BIRD).unlink(), (r / BIRD).mkdir()]), rf"{BIRD} is missing \(listed"),
     "missing folder": (
         *_cub(lambda r: (r / "images/001.Some_Bird").rename(r / "elsewhere")),
         "images/001.Some_Bird/: all 4 files listed there are missing, the first in images.txt line 1",
@@ -146,6 +147,8 @@ BROKEN = {
     "csv val and test": (*_csv(lambda p: edit(p, "1,test", "1,val")), "1 of 1 val classes are test classes too"),
     "csv train and query": (*_csv(lambda p: searched(p, "query")), "1 of 3 train .* test classes too, such as thing 0"),
     "csv train and gallery": (*_csv(lambda p: searched(p, "gallery")), "1 of 3 train .* test classes too, such as thi"),
+    "csv NUL": (*_csv(lambda p: edit(p, "/0-0", "/0\0-0")), r"pictures/0\0-0.jpg is missing \(listed in list.csv"),
+    "csv no test": (*_csv(lambda p: p.write_text(p.read_text().replace(",test", ",train"))), "has no test images"),
     "csv outside": (*_csv(lambda p: edit(p, "pictures/0-0", "../0-0")), r"list.csv line 2: '\.\./0-0.jpg' leaves"),
 }  # fmt: skip
 

@@ -164,6 +164,25 @@ def test_gradients_are_clipped_by_value(precision: str, small_config: MakeConfig
         assert torch.equal(clipped, gradient.clamp(-1e-3, 1e-3))
 
 
+@pytest.mark.parametrize(("precision", "network", "loss"), [("fp32", 0, 0), ("bf16", 1, 1), ("fp16", 1, 0)])
+def test_what_runs_under_autocast(
+    precision: str, network: bool, loss: bool, small_config: MakeConfig, small_data: DataSplits
+) -> None:
+    """fp16 is for the network alone: the generator's gradients do not fit into its range."""
+    trainer = Trainer(small_config(precision=precision), small_data)
+    seen = []
+
+    def look(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        enabled, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+        seen.append((enabled, enabled and dtype, inputs[0].dtype))
+
+    trainer.model.register_forward_pre_hook(look)
+    trainer.objective.register_forward_pre_hook(look)
+    trainer.train_step()
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    assert seen == [(network, network and dtype, torch.uint8), (loss, loss and dtype, torch.float32)]
+
+
 def test_bf16_trains_under_autocast(small_config: MakeConfig, small_data: DataSplits) -> None:
     lines = {}
     for precision in ("fp32", "bf16"):
