@@ -16,7 +16,7 @@ import yaml
 
 from gcahng.data import DataSplits
 from gcahng.errors import UserError
-from gcahng.train import TrainConfig, TrainingInterrupted, fit
+from gcahng.train import TrainConfig, TrainingInterrupted, evaluate, fit
 from gcahng.train.checkpoint import SCHEMA, load_checkpoint
 from gcahng.train.config import config_from_dict
 from gcahng.train.evaluate import evaluate_checkpoint
@@ -132,6 +132,22 @@ def test_evaluating_the_run_equals_the_summary(finished_run: FinishedRun) -> Non
     assert result["same_data"] and result["steps"] == 6
     assert evaluate_checkpoint(run, split="val")["val"] == summary["val"]
     assert evaluate_checkpoint(run, which="best", split="val")["val"] == summary["best"]["val"]
+
+
+def test_an_evaluation_has_the_threads_of_its_run(finished_run: FinishedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums are then rounded alike."""
+    run, _ = finished_run
+    seen = []
+    real = evaluate.embed
+    monkeypatch.setattr(evaluate, "embed", lambda *given: seen.append(torch.get_num_threads()) or real(*given))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        evaluate_checkpoint(run)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1]
 
 
 @pytest.mark.usefixtures("without_pictures")

@@ -165,10 +165,11 @@ def test_a_body_in_warm_up_keeps_its_weights_and_then_moves(small_config: MakeCo
 
 
 def test_proxies_train_in_warm_up_and_follow_the_schedule(small_config: MakeConfig) -> None:
-    options = OptimizerConfig(lr=1e-3, schedule="step", step_epochs=1, warmup_epochs=2, proxy_lr=0.5)
+    options = OptimizerConfig(lr=1e-3, weight_decay=0.25, schedule="step", step_epochs=1, warmup_epochs=2, proxy_lr=0.5)
     config = small_config(loss="arcface", steps_per_epoch=2, optimizer=options)
     model, objective = build_backbone(config.backbone), build_objective(config, 4)
     optimizer = build_optimizer(config, model, objective)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.25, 0.0]
     (proxies,) = objective.proxies()
     before = proxies.detach().clone()
     images, labels = batches(16)[0]
