@@ -31,6 +31,7 @@ from gcahng.train import trainer as trainer_module
 from gcahng.train.checkpoint import find_checkpoint, load_checkpoint
 from gcahng.train.devices import deterministic
 from gcahng.train.files import CannotWrite, run_lock
+from gcahng.train.measure import Measured
 from gcahng.train.trainer import Trainer
 
 ROOT = Path(gcahng.__file__).parents[1]
@@ -506,6 +507,20 @@ def test_validation_classes_choose(whole: Path) -> None:
     assert summary["best"]["val"]["map@r"] == max(values)
     assert summary["best"]["step"] == [3, 6, 8][values.index(max(values))]
     assert (summary["test_best"] == summary["test"]) == (summary["best"]["step"] == 8)
+
+
+def test_of_equal_checkpoints_the_first_is_the_best(
+    config_of_whole: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter((0.5, 0.75, 0.75))
+
+    def measured(model: Any, data: Any, split: str, *_: Any) -> Measured:
+        return Measured({"map@r": next(found) if split == "val" else 0.0, "recall@1": 0.0}, torch.zeros(1))
+
+    monkeypatch.setattr("gcahng.train.session.measure", measured)
+    summary = fit(config_of_whole)
+    assert summary["best"]["step"] == 6 and summary["val"]["map@r"] == 0.75
+    assert load_checkpoint(Path(str(config_of_whole.out)) / "checkpoints" / "best.pt")["step"] == 6
 
 
 @pytest.mark.parametrize("select", ["auto", "last"])
