@@ -26,7 +26,7 @@ import gcahng
 from gcahng.cli import main
 from gcahng.data import DataSplits
 from gcahng.errors import UserError
-from gcahng.train import BackboneConfig, DataConfig, TrainConfig, TrainingInterrupted, files, fit, resume
+from gcahng.train import BackboneConfig, DataConfig, TrainConfig, TrainingInterrupted, files, fit, resume, session
 from gcahng.train import trainer as trainer_module
 from gcahng.train.checkpoint import find_checkpoint, load_checkpoint
 from gcahng.train.devices import deterministic
@@ -347,6 +347,28 @@ def test_the_message_names_the_command(
     assert main(["train", "--resume", str(run)]) == 0
     out, err = capsys.readouterr()
     assert f"goes on in {run} after step 4" in out and err == ""
+
+
+def test_a_signal_while_the_test_classes_are_measured(
+    config_of_whole: TrainConfig, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All steps are made; the rest is for the next session."""
+    real, sent = session.measure, []
+
+    def measure_and_signal(model: Any, data: Any, split: Any, *rest: Any) -> Measured:
+        if split == "test" and not sent:  # a second one would end the process
+            sent.append(signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(model, data, split, *rest)
+
+    run = Path(str(config_of_whole.out))
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "measure", measure_and_signal)
+        with pytest.raises(TrainingInterrupted, match="interrupted after step 8 of 8") as caught:
+            fit(config_of_whole)
+    assert caught.value.exit_code == 143 and not (run / "summary.json").exists()
+    resume(run)
+    assert differences(outcome(whole), outcome(run)) == []
 
 
 # -- what cannot be written
