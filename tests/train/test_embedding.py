@@ -89,6 +89,21 @@ class Stopped(Exception):
     pass
 
 
+def test_rows_reach_the_disk_before_they_are_noted(
+    small_data: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[tuple[str, int]] = []
+    note = unfinished.write_json
+    monkeypatch.setattr(unfinished.os, "fsync", lambda file: events.append(("synced", os.fstat(file).st_size)))
+    monkeypatch.setattr(
+        unfinished, "write_json", lambda path, values: (events.append(("noted", values["rows"])), note(path, values))
+    )
+    with unfinished.UnfinishedRows(tmp_path / "x.npy", unfinished.ImagesKey("", small_data.train)) as part:
+        part.append(torch.ones(2, 3), [], 2)
+        part.note()
+        assert events[:2] == [("synced", 2 * 3 * 4), ("noted", 2)]
+
+
 @pytest.mark.parametrize("stop_after", [0, 1, 3, 5, 6])
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_stopped_try_goes_on(

@@ -20,6 +20,7 @@ from gcahng.train import TrainConfig, TrainingInterrupted, evaluate, fit
 from gcahng.train.checkpoint import SCHEMA, load_checkpoint
 from gcahng.train.config import config_from_dict
 from gcahng.train.evaluate import evaluate_checkpoint
+from gcahng.train.signals import StopSignals
 from gcahng.train.trainer import Trainer
 
 MakeConfig = Callable[..., TrainConfig]
@@ -238,6 +239,25 @@ def test_a_signal_ends_the_step_and_saves(
     assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["step"] == 3
     assert not (tmp_path / "run" / "summary.json").exists()
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_is_not_only_noted(second: signal.Signals) -> None:
+    """Whoever sends one does not want to wait for the step's end."""
+    ended: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: ended.append(number))
+    try:
+        with StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert signals.received == signal.SIGINT and ended == []
+            if second == signal.SIGINT:
+                with pytest.raises(KeyboardInterrupt):
+                    os.kill(os.getpid(), second)
+            else:
+                os.kill(os.getpid(), second)
+                assert ended == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.usefixtures("without_pictures")

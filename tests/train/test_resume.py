@@ -610,6 +610,25 @@ def test_a_gallery(config_of_whole: TrainConfig, small_data: DataSplits, monkeyp
 # -- what else a run folder holds
 
 
+def test_last_is_written_last(config_of_whole: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run goes on from last.pt: by then the lines of its losses, the best and the kept ones are there."""
+    written = []
+
+    def noted(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any, *arguments: Any, **options: Any) -> Any:
+            written.append(name or path.name)
+            return real(path, *arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(session, "save_checkpoint", noted("", session.save_checkpoint))
+    monkeypatch.setattr(session, "save_model", noted("", session.save_model))
+    monkeypatch.setattr(session.RunLog, "flush", noted("lines", session.RunLog.flush))
+    fit(replace(config_of_whole, loss="npair", steps=4, eval_every=4))
+    files_of = [[f"{which}.safetensors", f"{which}.pt"] for which in ("best", "step-4", "last")]
+    assert written == ["lines", *sum(files_of, [])]
+
+
 def test_weights_as_safetensors(whole: Path) -> None:
     from gcahng.train.models import load_model
 
