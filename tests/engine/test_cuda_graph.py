@@ -132,6 +132,17 @@ def test_what_auto_stands_for_is_captured_anew(captures: list[int], monkeypatch:
         assert len(captures) == count
 
 
+def test_few_steps_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graph, "record", lambda run: lambda: None)
+    graphs, parameters = GraphCache(), [torch.nn.Parameter(torch.zeros(2)) for _ in range(cuda_graph.MOST + 2)]
+    for parameter in (*parameters[:3], parameters[0], *parameters[3:]):
+        parameter.grad = torch.ones(2)
+        graphs.step(lambda: None, [parameter], [])
+        assert torch.equal(parameter.grad, torch.ones(2))
+    kept = [places[0] for places, _ in graphs._steps]
+    assert kept == [parameter.data_ptr() for parameter in (parameters[0], *parameters[3:])]
+
+
 def test_moved_weights_are_captured_anew(captures: list[int]) -> None:
     batch = [(seeded(len(LABELS), 16, seed=1), LABELS)]
     gca, other = make(True), make(False)

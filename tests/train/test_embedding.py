@@ -290,7 +290,11 @@ def test_the_fingerprint_is_of_what_is_done_with_the_weights_too(model: Model) -
     for change in ({"name": "torchvision:resnet50"}, {"pool": "avg+max"}, {"embedding_dim": 8}):
         config = replace(model.config, backbone=replace(model.config.backbone, **change))
         found.add(fingerprint(replace(model, config=config)))
-    assert len(found) == 4
+    for inputs, outputs in ((2, 3), (3, 2)):  # the same bytes
+        network = torch.nn.Linear(inputs, outputs, bias=False)
+        torch.nn.init.zeros_(network.weight)
+        found.add(fingerprint(replace(model, network=network)))
+    assert len(found) == 6
 
 
 @pytest.mark.slow

@@ -26,7 +26,17 @@ import gcahng
 from gcahng.cli import main
 from gcahng.data import DataSplits
 from gcahng.errors import UserError
-from gcahng.train import BackboneConfig, DataConfig, TrainConfig, TrainingInterrupted, files, fit, resume, session
+from gcahng.train import (
+    BackboneConfig,
+    DataConfig,
+    TrainConfig,
+    TrainingInterrupted,
+    files,
+    fit,
+    log,
+    resume,
+    session,
+)
 from gcahng.train import trainer as trainer_module
 from gcahng.train.checkpoint import find_checkpoint, load_checkpoint
 from gcahng.train.devices import deterministic
@@ -369,6 +379,18 @@ def test_a_signal_while_the_test_classes_are_measured(
     assert caught.value.exit_code == 143 and not (run / "summary.json").exists()
     resume(run)
     assert differences(outcome(whole), outcome(run)) == []
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"step": 3, "ki', b'{"step": 2, "kind": "val"}', b"\xff\n"])
+def test_lines_of_later_steps_are_cut(torn: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step, "kind": "train"}).encode() + b"\n" for step in (1, 2, 2, 3, 4)]
+    for count in (2, 3, 5):
+        path.write_bytes(b"".join(lines[:count]) + torn)
+        log._cut(path, 2)
+        assert path.read_bytes() == b"".join(lines[: min(count, 3)])
+    log._cut(tmp_path / "none.jsonl", 2)
+    assert not (tmp_path / "none.jsonl").exists()
 
 
 # -- what cannot be written
