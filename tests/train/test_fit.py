@@ -14,9 +14,9 @@ import pytest
 import torch
 import yaml
 
-from gcahng.data import DataSplits
+from gcahng.data import DataSplits, ImageSet, Preprocessing
 from gcahng.errors import UserError
-from gcahng.train import TrainConfig, TrainingInterrupted, evaluate, fit
+from gcahng.train import DataConfig, TrainConfig, TrainingInterrupted, evaluate, fit, measure
 from gcahng.train.checkpoint import SCHEMA, load_checkpoint
 from gcahng.train.config import config_from_dict
 from gcahng.train.evaluate import evaluate_checkpoint
@@ -133,6 +133,24 @@ def test_evaluating_the_run_equals_the_summary(finished_run: FinishedRun) -> Non
     assert result["same_data"] and result["steps"] == 6
     assert evaluate_checkpoint(run, split="val")["val"] == summary["val"]
     assert evaluate_checkpoint(run, which="best", split="val")["val"] == summary["best"]["val"]
+
+
+def test_a_run_measures_images_as_its_options_prepare_them(
+    small_data: DataSplits, small_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def embedded(model: object, images: ImageSet, device: object, preprocessing: Preprocessing, workers: int) -> object:
+        seen.append((len(images), preprocessing, workers))
+        return torch.eye(len(images))
+
+    monkeypatch.setattr(measure, "embed", embedded)
+    data = replace(small_data, gallery=small_data.test)
+    config = small_config(data=DataConfig(resize=40, image_size=30, workers=3))
+    for split in ("val", "test"):
+        measure.measure(torch.nn.Identity(), data, split, config, torch.device("cpu"))
+    as_asked = (Preprocessing(40, 30), 3)
+    assert seen == [(len(small_data.val), *as_asked), (480, *as_asked), (480, *as_asked)]
 
 
 def test_an_evaluation_has_the_threads_of_its_run(finished_run: FinishedRun, monkeypatch: pytest.MonkeyPatch) -> None:
