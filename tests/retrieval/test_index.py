@@ -86,7 +86,7 @@ def cells_of(seed, metric="euclidean"):
     """The centres of 20 cells, trained on a hundred rows of a gallery in the order of their first channel."""
     gallery = GALLERY[GALLERY[:, 0].argsort()]
     index = build_index(gallery, "ivf_flat", metric=metric, settings=IndexSettings(lists=20, seed=seed))
-    return torch.from_numpy(index.raw.quantizer.reconstruct_n(0, 20))
+    return torch.as_tensor(index.raw.quantizer.reconstruct_n(0, 20))
 
 
 def test_cells_are_trained_on_a_sample_that_the_seed_draws(monkeypatch):
