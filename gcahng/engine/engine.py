@@ -329,9 +329,10 @@ class Engine:
             parameter_list(network),
             buffer_list(network),
         )
+        s = self._settings(network, batch)  # outside: autocast says what products run in
         workspace = _room(batch.z.device)
         with torch.autocast(batch.z.device.type, enabled=False):
-            run = _prepare(*tensors, self._settings(network, batch), record=False, update=False, workspace=workspace)
+            run = _prepare(*tensors, s, record=False, update=False, workspace=workspace)
             return generated(batch, passes.coefficients(run.graph), anchors)
 
     def _stages_for(self, views: int, dim: int) -> str:

@@ -151,7 +151,6 @@ class FaissIndex(Index):
         if self.kind == "ivf_pq":
             # The factory asks for codes to compare by Hamming distance: long to train, and of no use here.
             self.raw.do_polysemous_training = False
-        self.raw.cp.spherical = self.metric == "cosine"
         self.raw.train(torch.cat(list(prepared("embeddings", sample, self.metric))).cpu().numpy())
         self.raw.nprobe = min(settings.probes or max(1, lists // 32), lists)
 

@@ -266,11 +266,11 @@ class NeighbourSearch:
     def _distances(self, rows: Tensor, left_out: Tensor, width: int | None = None) -> Iterator[tuple[int, Tensor]]:
         """Blocks of distances by products, infinite to the gallery row that is left out (-1: none)."""
         every = torch.arange(len(rows), device=rows.device)
-        with torch.autocast(rows.device.type, enabled=False):
-            for start, distances in self._products.distances(self._queries.at(rows, self._products.dtype), width):
-                inside = (left_out >= start) & (left_out < start + distances.shape[1])
-                distances[every[inside], left_out[inside] - start] = torch.inf
-                yield start, distances
+        # Autocast leaves these products alone, as all that write into memory they are given.
+        for start, distances in self._products.distances(self._queries.at(rows, self._products.dtype), width):
+            inside = (left_out >= start) & (left_out < start + distances.shape[1])
+            distances[every[inside], left_out[inside] - start] = torch.inf
+            yield start, distances
 
     def _exact_standing(self, rows: Tensor, target: Tensor, target_index: Tensor, left_out: Tensor) -> Standing:
         slack = rounding(self._gallery.dim, self._products.dtype)

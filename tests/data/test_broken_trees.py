@@ -22,6 +22,13 @@ def edit(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new, 1))
 
 
+def searched(path: Path, shared: str) -> None:
+    """Queries and a gallery in the place of the test images, and a training class in one of the two."""
+    others = {"query": "gallery", "gallery": "query"}[shared]
+    path.write_text(path.read_text().replace(",test", f",{others}"))
+    edit(path, "0,train", f"0,{shared}")
+
+
 def link_out(path: Path, target: Path) -> None:
     path.rename(target)
     path.symlink_to(target)
@@ -53,6 +60,7 @@ ITEM = "img/WOMEN/Dresses/id_00000001/00_1_front.jpg"
 # What is done to a tree (given its root, of csv the list), and what is said of it, at load and by the verification.
 BROKEN = {
     "missing file": (*_cub(lambda r: (r / BIRD).unlink()), rf"{BIRD} is missing \(listed in images.txt line 1\)"),
+    "folder for a file": (*_cub(lambda r: [(r / BIRD).unlink(), (r / BIRD).mkdir()]), rf"{BIRD} is missing \(listed"),
     "missing folder": (
         *_cub(lambda r: (r / "images/001.Some_Bird").rename(r / "elsewhere")),
         "images/001.Some_Bird/: all 4 files listed there are missing, the first in images.txt line 1",
@@ -135,6 +143,12 @@ BROKEN = {
     "csv query": (*_csv(lambda p: edit(p, "1,test", "1,query")), "list.csv line 6 has the split query and list.csv li"),
     "csv bytes": (*_csv(lambda p: p.write_bytes(p.read_bytes() + b"\xff,a,train\n")), "list.csv line 26 is .*UTF-8"),
     "csv image level": (*_csv(lambda p: edit(p, "thing 0,train", "thing 0,test")), "1 of 3 train classes are test"),
+    "csv train and val": (*_csv(lambda p: edit(p, "0,train", "0,val")), "1 of 3 train classes are val classes too"),
+    "csv val and test": (*_csv(lambda p: edit(p, "1,test", "1,val")), "1 of 1 val classes are test classes too"),
+    "csv train and query": (*_csv(lambda p: searched(p, "query")), "1 of 3 train .* test classes too, such as thing 0"),
+    "csv train and gallery": (*_csv(lambda p: searched(p, "gallery")), "1 of 3 train .* test classes too, such as thi"),
+    "csv NUL": (*_csv(lambda p: edit(p, "/0-0", "/0\0-0")), r"pictures/0\0-0.jpg is missing \(listed in list.csv"),
+    "csv no test": (*_csv(lambda p: p.write_text(p.read_text().replace(",test", ",train"))), "has no test images"),
     "csv outside": (*_csv(lambda p: edit(p, "pictures/0-0", "../0-0")), r"list.csv line 2: '\.\./0-0.jpg' leaves"),
 }  # fmt: skip
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 import trees
 
-from gcahng.data import DATA_SETS, DataSplits, ImageFiles, load_data, read_rgb
+from gcahng.data import DataSplits, ImageFiles, load_data, read_rgb
+from gcahng.data.cars196 import TEST_MAKES, TRAIN_MAKES
 from gcahng.errors import UserError
 from gcahng.train.config import DataConfig
 
@@ -29,6 +30,10 @@ MAKERS: dict[str, tuple[str, Callable[[Path], Path]]] = {
 }
 
 
+# As the papers report them.
+RECALL_AT = {"sop": (1, 10, 100, 1000), "inshop": (1, 10, 20, 30, 40, 50)}
+
+
 def config_of(name: str, made: Path, **fields: object) -> DataConfig:
     place = {"csv": str(made)} if name == "csv" else {"root": str(made)}
     return DataConfig(name=name, **{"val_classes": 0, **place, **fields})
@@ -42,7 +47,7 @@ def load(name: str, made: Path, **fields: object) -> DataSplits:
 def test_splits_are_by_class_and_all_files_are_there(tree: str, tmp_path: Path) -> None:
     name, make = MAKERS[tree]
     data = load(name, make(tmp_path / "data"))
-    assert data.val is None and data.recall_at == DATA_SETS[name].recall_at
+    assert data.val is None and data.recall_at == RECALL_AT.get(name, (1, 2, 4, 8))
     assert not set(data.train.class_names) & set(data.test.class_names)
     for split in (data.train, data.test, data.gallery):
         if split is None:
@@ -99,6 +104,10 @@ def test_cars196_needs_the_labels_of_the_test_images(tmp_path: Path) -> None:
     (root / "devkit" / "cars_test_annos.mat").rename(root / "cars_test_annos_withlabels.mat")
     with pytest.raises(UserError, match="has no annotations with fname and class"):
         load("cars196", root)
+
+
+def test_cars196_has_49_makes() -> None:
+    assert len({*TRAIN_MAKES, *TEST_MAKES}) == len(TRAIN_MAKES) + len(TEST_MAKES) == 49
 
 
 def test_cars196_refuses_folders_of_something_else(tmp_path: Path) -> None:
@@ -182,6 +191,12 @@ def test_validation_classes_are_set_aside_from_the_training_classes(tmp_path: Pa
         assert all(split.class_names[label] in path for path, label in zip(split.paths, split.labels, strict=True))
     assert tenth.val.class_names == ("class_32", "class_40", "class_42"), "the same for every version and seed"
     assert len({whole.digest, tenth.digest, more.digest}) == 3
+
+
+@pytest.mark.parametrize(("train", "val"), [(4, 2), (24, 2), (26, 3), (31, 3)])
+def test_a_tenth_of_the_training_classes_validates_and_at_least_two(train: int, val: int, tmp_path: Path) -> None:
+    data = load("folder", trees.make_folder(tmp_path, classes=2 * train, images=1), val_classes=None)
+    assert data.val is not None and (data.val.num_classes, data.train.num_classes) == (val, train - val)
 
 
 @pytest.mark.parametrize(

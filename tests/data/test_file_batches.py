@@ -23,6 +23,7 @@ from gcahng.data import (
     UnreadableImage,
     build_batches,
     load_data,
+    random_shifts,
     read_rgb,
 )
 from gcahng.errors import UserError
@@ -103,6 +104,25 @@ def test_resume_continues_with_the_same_bits(before: int, after: int, tree: Imag
     assert torch.equal(images, expected[0][5:]) and torch.equal(labels, expected[1][5:]) and names == expected[2][5:]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_state_of_the_same_step_takes_the_place_of_what_was_read_ahead(workers: int, tree: ImageFiles) -> None:
+    other = batches_of(tree)
+    draw(other, range(6))
+    batches = batches_of(tree, workers=workers)
+    draw(batches, range(2))
+    batches.load_state_dict(other.state_dict())
+    names = draw(batches, range(2, 4))[2]
+    batches.close()
+    assert names == draw(other, range(6, 8))[2]
+
+
+def test_crops_follow_the_step_that_is_asked_for(tree: ImageFiles) -> None:
+    batches, other = batches_of(tree), batches_of(tree)
+    draw(batches, range(1))
+    other.load_state_dict(batches.state_dict())
+    assert torch.equal(draw(batches, range(7, 8))[0], draw(other, range(7, 8))[0])
+
+
 def test_close_and_go_on(tree: ImageFiles) -> None:
     expected = draw(batches_of(tree), range(4))[0]
     batches = batches_of(tree, workers=1)
@@ -136,6 +156,21 @@ def test_whole_images_are_only_mirrored(tmp_path: Path) -> None:
     straight = torch.from_numpy(pixels).movedim(-1, 0)
     as_is, mirrored = (images == straight).flatten(1).all(1), (images == straight.flip(-1)).flatten(1).all(1)
     assert (as_is ^ mirrored).all() and 30 <= int(mirrored.sum()) <= 70
+
+
+def test_crops_keep_from_the_least_part_to_the_whole(tmp_path: Path) -> None:
+    """Columns have the values 0, 4 … 252: how many of the 64 a crop spans is what its values span. A quarter of the
+    area is 28 to 37 columns wide."""
+    pixels = np.broadcast_to(np.arange(0, 256, 4, dtype=np.uint8)[None, :, None], (64, 64, 3))
+    for name in "ab":
+        Image.fromarray(np.ascontiguousarray(pixels)).save(tmp_path / f"{name}.png")
+    files = ImageFiles(tmp_path, ("a.png", "b.png"), torch.tensor([0, 1]), ("a", "b"))
+    sampler = BalancedBatchSampler(files.labels, 2, 100)
+    batches = FileBatches(files, sampler, image_size=64, crop_scale_min=0.25, seed=0, device=CPU)
+    images = batches.batch(0)[0].flatten(1).int()
+    columns = (images.amax(dim=1) - images.amin(dim=1)) / 4 + 1
+    assert 27 <= columns.min() <= 34 and 60 <= columns.max() <= 64
+    assert 42 <= columns.mean() <= 54
 
 
 def damaged(tree: ImageFiles, root: Path, *bad: int) -> ImageFiles:
@@ -226,6 +261,20 @@ def test_close_ends_the_workers(tree: ImageFiles) -> None:
 def test_crop_scale_out_of_range(least: float, tree: ImageFiles) -> None:
     with pytest.raises(UserError, match=f"crop_scale_min is {least}; it must be above 0 and at most 1"):
         batches_of(tree, crop_scale_min=least)
+
+
+def test_batches_in_memory_are_shifted_by_seed_and_step() -> None:
+    pixels = torch.randint(1, 256, (12, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = ImageSet(pixels, torch.arange(4).repeat_interleave(3), tuple("abcd"))
+    config = DataConfig(classes_per_batch=2, samples_per_class=2, max_shift=3)
+    batches = build_batches(config, images, seed=9, device=CPU)
+    sampler = BalancedBatchSampler(images.labels, 2, 2, seed=9)
+    for step in range(4):
+        found, labels = batches.batch(step)
+        rows = sampler.draw()
+        assert torch.equal(labels, images.labels[rows])
+        assert torch.equal(found, random_shifts(pixels[rows], 3, seed=9, step=step))
+        assert not torch.equal(found, pixels[rows])
 
 
 def test_batches_in_memory_have_the_same_interface() -> None:

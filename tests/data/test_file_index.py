@@ -83,11 +83,13 @@ def test_changed_folder_makes_it_stale(change: str, tmp_path: Path) -> None:
     assert load_data(config_of("folder", root)).train.paths != first.train.paths
 
 
-def test_index_that_leads_out_is_not_believed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", ["leads out", "of another schema"])
+def test_index_that_is_not_believed_though_its_checksum_is_right(change: str, tmp_path: Path) -> None:
     root = trees.make_cub200(tmp_path)
     first = load_data(config_of("cub200", root))
     values = json.loads((root / INDEX).read_bytes().split(b"\n", 1)[1])
-    values["splits"]["train"]["paths"][0] = "../../etc/passwd"
+    values["splits"]["train"]["paths"][0] = "../../etc/passwd" if change == "leads out" else "images/other.jpg"
+    values["schema"] += change == "of another schema"
     body = json.dumps(values).encode()
     (root / INDEX).write_bytes(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
     assert load_data(config_of("cub200", root)).train.paths == first.train.paths

@@ -96,6 +96,16 @@ def test_a_state_is_a_copy() -> None:
     assert all(torch.equal(state[name], value) for name, value in before.items())
 
 
+def test_a_loaded_state_is_left_as_it_was() -> None:
+    sampler = BalancedBatchSampler(shuffled_labels([4] * 4), 2, 2)
+    state = sampler.state_dict()
+    before = {name: value.clone() for name, value in state.items()}
+    sampler.load_state_dict(state)
+    for _ in range(5):
+        sampler.draw()
+    assert all(torch.equal(state[name], value) for name, value in before.items())
+
+
 def test_sizes() -> None:
     sampler = BalancedBatchSampler(shuffled_labels([10] * 5), 4, 3)
     assert sampler.batch_size == 12 and sampler.batches_per_epoch == 4

@@ -146,6 +146,16 @@ def test_mistakes_are_one_line(arguments: list[str], says: str, capsys: pytest.C
     assert says in error and error.count("\n") == 1
 
 
+def test_sizes_are_those_of_the_papers() -> None:
+    """Images and classes: CUB-200-2011 and Cars196 split at half of the classes, the others by their own lists."""
+    assert {name: dict(spec.expected) for name, spec in DATA_SETS.items() if spec.expected} == {
+        "cub200": {"train": (5864, 100), "test": (5924, 100)},
+        "cars196": {"train": (8054, 98), "test": (8131, 98)},
+        "sop": {"train": (59551, 11318), "test": (60502, 11316)},
+        "inshop": {"train": (25882, 3997), "test": (14218, 3985), "gallery": (12612, 3985)},
+    }
+
+
 def test_list_has_every_set(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "list"]) == 0
     out = capsys.readouterr().out

@@ -157,9 +157,10 @@ def assert_same_keys(actual: dict[str, Tensor], wanted: dict[str, Tensor]) -> No
 
 
 def assert_exact(
-    actual: dict[str, Tensor], wanted: dict[str, Tensor], outputs: float = 1e-11, gradients: float = 1e-9
+    actual: dict[str, Tensor], wanted: dict[str, Tensor], outputs: float = 2e-12, gradients: float = 2e-11
 ) -> None:
-    """fp64: errors relative to each tensor's largest value; counts and draws are equal."""
+    """fp64: errors relative to each tensor's largest value; counts and draws are equal. On CPUs outputs are off by up
+    to 9e-14 and gradients by up to 8e-13, over all cases, the widest and the deepest included."""
     assert_same_keys(actual, wanted)
     for name, tensor in wanted.items():
         assert actual[name].shape == tensor.shape and actual[name].dtype == tensor.dtype, name

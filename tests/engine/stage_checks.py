@@ -9,9 +9,13 @@ import torch
 from engine_cases import error, moved
 from stage_cases import PRECISIONS, Inputs, Results, Run, Setup, make_inputs, mapped
 from torch import Tensor
+from torch.nn import functional as F
 
+from gcahng.engine import fused
+from gcahng.engine.judge import FusedJudge
 from gcahng.engine.stages import Edges
-from gcahng.testing import assert_close_to_truth, nan_poisoned
+from gcahng.engine.workspace import Workspace
+from gcahng.testing import assert_close_to_truth, nan_poisoned, seeded
 
 STAGES = (
     "edge_start",
@@ -108,6 +112,21 @@ def check_variance_of_edges_far_from_zero(impl: str) -> None:
     centred = full.double() - (weight * full.double()).sum(dim=0)
     wanted = (weight * centred.square()).sum(dim=0)
     torch.testing.assert_close(square - mean**2, wanted, rtol=1e-4, atol=0)
+
+
+def check_entropy_far_from_zero(impl: str) -> None:
+    """The largest logit is taken off before anything is raised to a power, wherever a row lies."""
+    labels = torch.arange(9) % 37
+    bias = seeded(37, seed=1, dtype=torch.float32)
+    for at in (-1000.0, 1000.0):
+        logits = at + seeded(9, 37, seed=2, dtype=torch.float32)
+        exact = (logits.double() + bias.double()).requires_grad_()
+        wanted = F.cross_entropy(exact, labels, reduction="none")
+        wanted.sum().backward()
+        judge = FusedJudge(Workspace(), fused.stage_ops(impl))
+        loss, d = judge.cross_entropy(logits.clone(), bias, labels, 0.5, True)
+        torch.testing.assert_close(loss.double(), wanted.detach(), rtol=0, atol=3e-4)  # an fp32 near 1000: 6e-5
+        torch.testing.assert_close(d.double(), 0.5 * exact.grad, rtol=0, atol=3e-4)
 
 
 def check_store_in_bfloat16(setup: Setup, precision: str, impl: str) -> None:

@@ -105,6 +105,47 @@ def test_other_batches_are_captured_anew_and_few_are_kept(captures: list[int]) -
     assert len(gca._graphs._captured) == cuda_graph.MOST
 
 
+def test_other_settings_are_captured_anew(captures: list[int]) -> None:
+    """The seed, dropout and the mode are constants of a pass, not inputs."""
+    batch = [(seeded(len(LABELS), 16, seed=1), LABELS)]
+    gca, other = make(True), make(False)
+    for change in ({}, {"seed": 4}, {"edge_dropout": 0.5}, {"edge_dropout": 0.0}, {"edge_memory": "recompute"}):
+        for one in (gca, other):
+            for name, value in change.items():
+                setattr(one, name, value)
+        assert same(train(gca, batch), train(other, batch)), change
+    assert len(captures) == 10
+    found, wanted = (one.eval()(*batch[0]) for one in (gca, other))
+    assert torch.equal(found, wanted) and len(captures) == 11
+
+
+def test_the_kind_that_was_used_last_is_kept_longest(captures: list[int]) -> None:
+    batches = [(seeded(2 * classes, 16, seed=1), torch.arange(classes).repeat(2)) for classes in (2, 3, 4, 5, 2, 6, 2)]
+    train(make(True), batches)
+    assert len(captures) == 2 * 5, "6 took the place of 3"
+
+
+def test_what_auto_stands_for_is_captured_anew(captures: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = [(seeded(len(LABELS), 16, seed=1), LABELS)]
+    gca, other = make(True, edge_memory="auto"), make(False)
+    for count, memory in ((2, "store"), (4, "recompute"), (4, "store")):
+        monkeypatch.setattr("gcahng.engine.engine.choose_memory", lambda size, free, memory=memory: memory)
+        found, wanted = train(gca, batch), train(other, batch)
+        torch.testing.assert_close(found, wanted)
+        assert len(captures) == count
+
+
+def test_few_steps_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graph, "record", lambda run: lambda: None)
+    graphs, parameters = GraphCache(), [torch.nn.Parameter(torch.zeros(2)) for _ in range(cuda_graph.MOST + 2)]
+    for parameter in (*parameters[:3], parameters[0], *parameters[3:]):
+        parameter.grad = torch.ones(2)
+        graphs.step(lambda: None, [parameter], [])
+        assert torch.equal(parameter.grad, torch.ones(2))
+    kept = [places[0] for places, _ in graphs._steps]
+    assert kept == [parameter.data_ptr() for parameter in (parameters[0], *parameters[3:])]
+
+
 def test_moved_weights_are_captured_anew(captures: list[int]) -> None:
     batch = [(seeded(len(LABELS), 16, seed=1), LABELS)]
     gca, other = make(True), make(False)

@@ -12,6 +12,7 @@ from engine_cases import IMPLEMENTATIONS, Case, assert_exact, run_step
 from torch.profiler import ProfilerActivity, profile
 
 from gcahng.engine.mixing import mix_index
+from gcahng.engine.plan import StepSize
 from gcahng.engine.schedule import make_schedule
 
 CASE = Case(classes=24, views=2, dim=32, num_classes=30, tile_rows=96)
@@ -128,6 +129,33 @@ def test_hidden_holds_the_hidden_layer_too(impl, small_tiles):
     assert max(events) == 4 * edges
     assert most_at_once(events, 4 * edges) == case.layers
     assert most_at_once(events, edges) <= 2 * case.layers + 1
+
+
+@engines
+@pytest.mark.parametrize("chosen", ["store", "hidden", "recompute"])
+def test_auto_asks_by_the_size_of_the_step_and_the_memory_there_is(impl, chosen, monkeypatch):
+    asked, used = [], []
+
+    def choose(size: StepSize, free: int | None) -> str:
+        asked.append((size, free))
+        return chosen
+
+    def rows(dim: int, compute: torch.dtype, memory: str, device: str) -> int:
+        used.append(memory)
+        return 96
+
+    monkeypatch.setattr("gcahng.engine.engine.free_memory", lambda device: 12345 if device.type == "cpu" else None)
+    monkeypatch.setattr("gcahng.engine.engine.choose_memory", choose)
+    monkeypatch.setattr("gcahng.engine.engine.default_tile_rows", rows)
+    case = CASE.but(memory="auto", symmetric=False, layers=3)
+    run_step(
+        case.loss(impl, torch.float32, edge_dtype=torch.bfloat16),
+        *case.batch(dtype=torch.float32),
+        autocast=torch.bfloat16,
+    )
+    low = torch.bfloat16
+    size = StepSize(48, 32, 3, 2, 30, low, torch.float32, low, symmetric=False, stages=impl, device="cpu")
+    assert asked == [(size, 12345)] * 2 and used == [chosen] * 2
 
 
 @engines

@@ -10,6 +10,7 @@ from engine_cases import Case
 from stage_cases import SETUPS
 from stage_checks import (
     STAGES,
+    check_entropy_far_from_zero,
     check_moments,
     check_stage,
     check_store_in_bfloat16,
@@ -48,6 +49,10 @@ def test_store_in_bfloat16(setup, precision, arch):
 @pytest.mark.parametrize("setup", SETUPS, ids=str)
 def test_moments(setup, precision, arch):
     check_moments(setup, precision, "cpp")
+
+
+def test_entropy_far_from_zero(arch):
+    check_entropy_far_from_zero("cpp")
 
 
 def test_variance_of_edges_far_from_zero(arch):

@@ -86,10 +86,11 @@ def check_stage_twice(device: str, setup: stage_cases.Setup, stage: str, precisi
 
 
 def check_against_reference(device: str, case: Case, impl: str) -> None:
-    """A training step in fp64: loss, gradients, logs and statistics."""
+    """A training step in fp64: loss, gradients, logs and statistics. What is allowed is wider than on CPUs, for want of
+    a measurement."""
     z, labels = (x.to(device) for x in case.batch())
     wanted = run_step(case.loss("reference").to(device), z, labels)
-    assert_exact(run_step(case.loss(impl).to(device), z, labels), wanted)
+    assert_exact(run_step(case.loss(impl).to(device), z, labels), wanted, outputs=1e-11, gradients=1e-9)
 
 
 def check_precisions(device: str, impl: str, precisions: tuple[str, ...], n: int = 30, dim: int = 64) -> None:

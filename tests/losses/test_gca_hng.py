@@ -70,6 +70,30 @@ def test_no_gradient_is_left_behind():
     assert all(parameter.grad is None for parameter in gca.parameters())
 
 
+def test_gradients_that_lie_on_the_classifier_do_not_count():
+    """A sum of all parameters in the caller's loss, say, leaves some."""
+    found = []
+    for stray in (False, True):
+        gca, (z, labels) = make_loss(), make_batch()
+        loss = gca(z.requires_grad_(), labels)
+        loss.backward()
+        if stray:
+            for parameter in gca.classifier.parameters():
+                parameter.grad = torch.ones_like(parameter)
+        found.append((gca.generator_step(), snapshot(gca)))
+    assert same(*found)
+
+
+def test_generator_step_without_recorded_gradients_around_it():
+    found = []
+    for enabled in (True, False):
+        gca, (z, labels) = make_loss(), make_batch()
+        gca(z.requires_grad_(), labels).backward()
+        with torch.set_grad_enabled(enabled):
+            found.append((gca.generator_step(), snapshot(gca)))
+    assert same(*found)
+
+
 def test_a_second_forward_forgets_the_first():
     """No accumulation over batches: only the last forward counts, though the first has moved draws and statistics."""
     assert "Gradient accumulation is not supported" in gcahng.GCAHNGLoss.__doc__

@@ -98,6 +98,14 @@ def test_bad_batches_are_named_and_change_nothing(case, call):
     assert same(snapshot(gca), before)
 
 
+def test_a_constant_row_is_one_though_its_mean_is_rounded():
+    z, labels = make_batch(dtype=torch.float32)
+    z[2] = 0.1
+    assert (z[2] - z[2].mean()).norm() > 0
+    with pytest.raises(gcahng.UserError, match="embeddings has a constant row"):
+        make_loss(dtype=torch.float32)(z, labels)
+
+
 @pytest.mark.parametrize(
     ("labels", "num_per_class", "message"),
     [
@@ -157,6 +165,7 @@ def test_precision_and_device_mismatches():
         ("epochs", 0, "epochs is 0; it must be None or a whole number of at least 1"),
         ("steps_per_epoch", 2.0, r"steps_per_epoch is 2\.0; it must be None or a whole number of at least 1"),
         ("seed", -1, "seed is -1; it must be None or a whole number"),
+        ("seed", 2**63, r"seed is 9223372036854775808; it must be None or a whole number in 0 … 2\*\*63 - 1"),
         ("symmetric", "no", "symmetric is 'no'; it must be True or False"),
         ("cuda_graph", 1, "cuda_graph is 1; it must be True or False"),
     ],
@@ -259,6 +268,20 @@ def test_deferred_is_the_same_on_good_batches():
         results = [train_step(gca, *make_batch(step)) for gca in (at_once, later, off)]
         assert same(results[1], results[0]) and same(results[2], results[0])
     later.end_epoch()
+
+
+@pytest.mark.parametrize("report", ["generator_step", "end_epoch"])
+def test_auto_defers_where_a_compiler_looks(report, monkeypatch):
+    """A graph cannot raise; on the CPU too it is the next eager call that does."""
+    gca = make_loss(check="auto", num_per_class=VIEWS)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.compiler, "is_compiling", lambda: True)
+        loss = gca(*broken(set_row(2, float("nan"))))
+    loss.backward()
+    with pytest.raises(gcahng.UserError, match="embeddings holds non-finite values"):
+        getattr(gca, report)()
+    train_step(gca, *make_batch())
+    gca.end_epoch()
 
 
 def test_generate_raises_at_once_though_checks_are_deferred():

@@ -71,6 +71,17 @@ def test_bfloat16_autocast_is_close():
         torch.testing.assert_close(lower_logs[name], logs[name], rtol=0.05, atol=0)
 
 
+def test_generate_computes_in_what_the_next_forward_would():
+    z, labels = make_batch(dtype=torch.float32)
+    gca = make_loss(dtype=torch.float32)
+    exact = gca.generate(z, labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        lower = gca.generate(z, labels)
+    assert lower.negatives.dtype is torch.float32
+    assert not torch.equal(lower.coefficients, exact.coefficients)
+    torch.testing.assert_close(lower.coefficients.float(), exact.coefficients, rtol=0.05, atol=0.05)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_embeddings_are_cast_up(dtype):
     z, labels = make_batch(dtype=dtype)

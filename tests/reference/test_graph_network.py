@@ -54,6 +54,22 @@ def check_gradients(function, inputs, module=None):
     assert torch.autograd.gradcheck(lambda *args: function(*args[: len(inputs)]), (*inputs, *parameters))
 
 
+# -- weights
+
+
+def test_attention_starts_as_the_authors_and_the_rest_as_torch():
+    """Xavier-uniform matrices up to sqrt(6 / 2D) and no bias; else up to 1 / sqrt(inputs), biases too."""
+    torch.manual_seed(0)
+    dim = 48
+    for name, module in GraphNetwork(dim, 7, layers=2, heads=4).named_modules():
+        if not isinstance(module, nn.Linear):
+            continue
+        attention = name.rpartition(".")[2] in ("query", "key", "value", "output")
+        bound = math.sqrt(3 / dim) if attention else 1 / math.sqrt(module.in_features)
+        assert 0.97 * bound < module.weight.abs().max() <= bound, name
+        assert module.bias.any() == (not attention), name
+
+
 # -- gradients
 
 

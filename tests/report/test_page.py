@@ -186,6 +186,15 @@ def test_other_data_is_told(runs, tmp_path: Path) -> None:
         write(runs, tmp_path, baselines=[other])
 
 
+def test_what_a_baseline_says_of_itself_is_text(runs, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(runs.baseline, other)
+    summary = json.loads((other / "summary.json").read_text())
+    (other / "summary.json").write_text(json.dumps(summary | {"loss": "<u onload=alert(5)>npair"}))
+    page, _ = write(runs, tmp_path, baselines=[other])
+    assert "<u onload=alert(5)>npair" in page.text and not page.all("u")
+
+
 def test_the_same_seed_is_the_same_page(runs, tmp_path: Path) -> None:
     first, second, other = (write(runs, tmp_path, seed=seed)[1] for seed in (1, 1, 2))
     assert first == second != other

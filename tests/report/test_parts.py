@@ -7,17 +7,20 @@ import io
 import math
 import re
 import xml.etree.ElementTree as ElementTree
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from gcahng.data import DataSplits
+from gcahng.data import DataSplits, ImageSet
 from gcahng.errors import UserError
 from gcahng.report import embedding_map as maps
+from gcahng.report import sections
 from gcahng.report.charts import MAX_POINTS, Line, bar_chart, line_chart, number, ticks
-from gcahng.report.embedding_map import embedding_map
+from gcahng.report.embedding_map import EmbeddingMap, embedding_map
+from gcahng.report.ranking import rank
 from gcahng.report.thumbnails import SPRITE_COLUMNS, data_uri, sprite
 
 
@@ -122,8 +125,41 @@ def test_bars_are_as_high_as_their_shares() -> None:
     assert "then" not in bar_chart([1.0], None, title="T", note="", x_label="x", key=("now", "then"))
 
 
+def test_the_map_shows_who_is_lost_and_where() -> None:
+    """A rim where the nearest is wrong, though there is something right to find; up is up."""
+    images = ImageSet(torch.zeros(5, 8, 8, dtype=torch.uint8), torch.tensor([0, 0, 1, 1, 2]), ("a", "b", "c"))
+    embeddings = torch.tensor([[1, 0], [0, 1], [1, 0.1], [1, 0.3], [0, 1.0]])
+    rows = torch.tensor([4, 0, 1, 2, 3])
+    places = torch.tensor([[0, 0], [1, 3], [2, 1], [0, 2], [4, 0.0]])
+    shown = SimpleNamespace(
+        map=EmbeddingMap(rows, places, "pca", 0.5), images=images, ranking=rank(embeddings, images.labels, 2)
+    )
+    markup = sections.embedding_map(shown)
+    circles = re.findall(r'<circle( class=lost)? cx="([\d.]+)" cy="([\d.]+)"', markup)
+    assert [bool(lost) for lost, *_ in circles] == [False, True, True, True, False]
+    x, y = (torch.tensor([float(circle[axis]) for circle in circles]) for axis in (1, 2))
+    torch.testing.assert_close(x - x[0], (y[0] - y[1]) / 3 * places[:, 0], atol=0.2, rtol=0)
+    torch.testing.assert_close(y[0] - y, (y[0] - y[1]) / 3 * places[:, 1], atol=0.2, rtol=0)
+    assert y[0] > y[1]
+
+
+def test_a_query_is_shown_with_what_it_found() -> None:
+    images = ImageSet(torch.zeros(4, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]), ("cat", "dog"))
+    embeddings = torch.tensor([[5, 0], [4, 3], [3, 4], [-1, 0.0]])
+    shown = SimpleNamespace(images=images, gallery=images, ranking=rank(embeddings, images.labels, 3))
+    root = ElementTree.fromstring(re.sub("(<img[^>]*)>", r"\1/>", sections._query(shown, 1)))
+    assert [e.text for e in root.iter() if e.get("class") == "score"] == ["AP@R 0 %", "0.960", "0.800", "-0.800"]
+    assert [e.get("class") for e in root.iter("li")] == ["item wrong", "item wrong", "item right"]
+    assert [e.text for e in root.iter() if e.get("class") == "mark"] == ["✗", "✗", "✓"]
+    assert [e.text for e in root.iter() if e.get("class") == "name"] == ["dog", "cat", "cat", "dog"]
+    shown.ranking = rank(embeddings, torch.tensor([0, 1, 0, 0]), 3)
+    assert "AP@R 25 %" in sections._query(shown, 0)
+
+
 def test_names_are_escaped_in_charts() -> None:
     hostile = "<script>alert(1)</script>\"'&"
+    markup = bar_chart([1.0], [1.0], title="T", note=hostile, x_label=hostile, key=(hostile, hostile))
+    assert [item.text for item in ElementTree.fromstring(markup).iter("li")] == [hostile] * 2
     markup = line_chart(
         [Line(hostile, [(0, 1), (1, 2)], dots=True)], title="T", note=hostile, x_label=hostile, x_names=[hostile, "b"]
     )

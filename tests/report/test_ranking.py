@@ -71,6 +71,19 @@ def test_confused_classes_by_hand() -> None:
     assert confused_pairs(rank(embeddings[:2], torch.tensor([0, 0]), 3), 5) == []
 
 
+def test_an_image_without_a_match_is_confused_with_nothing() -> None:
+    embeddings, labels = on_circle(0, 1, 80, 81, 2), torch.tensor([0, 0, 1, 1, 2])
+    assert rank(embeddings, labels, 2).neighbours[4, 0] == 1
+    assert confused_pairs(rank(embeddings, labels, 2), 5) == []
+
+
+def test_as_many_neighbours_as_the_largest_class_needs() -> None:
+    """All its right ones, and the next: how far that is decides among the best."""
+    embeddings, labels = on_circle(0, 1, 2, 60, 100, 101), torch.tensor([0, 0, 0, 1, 2, 2])
+    assert rank(embeddings, labels, neighbours=1).neighbours.shape == (6, 3)
+    assert rank(embeddings, labels, neighbours=1).best(2) == [0, 5]  # cos 2° - cos 60°, cos 1° - cos 41°
+
+
 def test_nothing_to_find() -> None:
     with pytest.raises(UserError, match="all have R = 0"):
         rank(on_circle(0, 10), torch.tensor([0, 1]), 3)

@@ -73,6 +73,34 @@ def test_the_seed_decides(backend):
     assert clustering_metrics(embeddings * 3, labels, seed=3, backend=backend) == pytest.approx(runs[0])
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_as_they_are_or_their_directions(backend):
+    """Classes by direction at two lengths, or two lengths in all directions."""
+    embeddings, labels = blobs(apart=30, classes=3)
+    far = torch.arange(240) // 3 % 2 == 0
+    stretched = torch.where(far[:, None], 40 * embeddings, embeddings)
+    by_direction, as_they_are = (
+        max(clustering_metrics(stretched, labels, normalize=n, seed=s, backend=backend)["ami"] for s in range(4))
+        for n in (True, False)
+    )
+    assert by_direction == pytest.approx(1) and as_they_are < 0.6
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_iterations_are_those_asked_for(backend):
+    found = {clustering_metrics(*blobs(apart=1), iterations=n, backend=backend)["nmi"] for n in (1, 2, 25)}
+    assert len(found) == 3
+
+
+def test_every_row_takes_part():
+    """More than 256 rows a cluster, of which faiss would take a sample: both backends then see other means."""
+    embeddings, labels = blobs(apart=1, n=1200, classes=2)
+    rows = torch.nn.functional.normalize(embeddings, dim=1)
+    found = torch.from_numpy(clustering._faiss_kmeans(rows, 2, 100, 0))
+    means = torch.stack([rows[found == c].mean(dim=0) for c in (0, 1)])
+    assert torch.equal(torch.cdist(rows, means).argmin(dim=1), found), "it has come to rest on all of them"
+
+
 def test_agrees_with_pytorch_metric_learning():
     # faiss's k-means from a seed: theirs is 1234. No more than 256 rows a cluster, so that theirs, too, uses all.
     from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,6 +56,30 @@ def test_paths_may_be_strings(tmp_path: Path) -> None:
     for suffix in (".safetensors", ".npy"):
         write_embeddings(str(tmp_path / f"x{suffix}"), example())
         assert torch.equal(read_embeddings(str(tmp_path / f"x{suffix}")).embeddings, example().embeddings)
+
+
+def test_the_rows_come_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever finds X.npy finds what belongs to it."""
+    renamed = []
+    replace_file = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (renamed.append(Path(b).suffix), replace_file(a, b)))
+    write_embeddings(tmp_path / "x.npy", example())
+    assert sorted(renamed) == [".csv", ".json", ".npy"] and renamed[-1] == ".npy"
+
+
+def test_labels_that_no_class_has(tmp_path: Path) -> None:
+    for labels in (torch.tensor([0, 3]), torch.tensor([-2, 0])):
+        items = Items(("a", "b"), labels, ("x", "y"), (Source(2),))
+        write_embeddings(tmp_path / "x.safetensors", EmbeddingSet(torch.ones(2, 3), items))
+        with pytest.raises(UserError, match="holds labels beyond its 2 classes; it is damaged"):
+            read_embeddings(tmp_path / "x.safetensors")
+
+
+def test_tensors_of_a_file_are_aligned(tmp_path: Path) -> None:
+    for more in range(8):
+        items = Items(("a" * more,), torch.tensor([0]), ("x" * (more + 1),), (Source(1),))
+        write_embeddings(tmp_path / "x.safetensors", EmbeddingSet(torch.ones(1, 3), items))
+        assert int.from_bytes((tmp_path / "x.safetensors").read_bytes()[:8], "little") % 8 == 0
 
 
 def test_other_programs_read_the_files(tmp_path: Path) -> None:

@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from gcahng.errors import UserError
-from gcahng.retrieval import IndexSettings, build_index, candidates, nearest, read_index, recall_against_exact
+from gcahng.retrieval import (
+    IndexSettings,
+    build_index,
+    candidates,
+    index_faiss,
+    nearest,
+    read_index,
+    recall_against_exact,
+)
 from gcahng.retrieval.candidates import smallest
 from gcahng.retrieval.index import KINDS
 
@@ -54,6 +62,81 @@ def test_more_effort_finds_more_and_all_cells_find_all():
     index = build_index(GALLERY, "ivf_flat", settings=IndexSettings(lists=30, probes=1))
     recalls = [recall_against_exact(index, GALLERY, QUERIES, 20, effort=effort) for effort in (None, 3, 30, 500)]
     assert recalls[0] < recalls[1] < recalls[2] == recalls[3] == 1.0
+
+
+def test_settings_reach_the_index():
+    graph = build_index(GALLERY, "hnsw", settings=IndexSettings(links=12, build_breadth=33, search_breadth=44)).raw
+    assert (graph.hnsw.nb_neighbors(1), graph.hnsw.efConstruction, graph.hnsw.efSearch) == (12, 33, 44)
+    cells = build_index(GALLERY, "ivf_flat", settings=IndexSettings(lists=20, probes=3)).raw
+    assert (cells.nlist, cells.nprobe) == (20, 3)
+    assert build_index(GALLERY, "ivf_pq", settings=IndexSettings(code_bytes=8)).raw.code_size == 8
+
+
+def test_what_settings_leave_open_follows_from_the_gallery(monkeypatch):
+    assert build_index(GALLERY, "ivf_flat", settings=IndexSettings(lists=100)).raw.nprobe == 3
+    assert build_index(GALLERY, "ivf_flat", settings=IndexSettings(lists=10)).raw.nprobe == 1
+    assert build_index(GALLERY, "ivf_flat").raw.nlist == 1500 // 39
+    monkeypatch.setattr(index_faiss, "_ROWS_PER_LIST", 1)
+    assert build_index(GALLERY, "ivf_flat").raw.nlist == round(4 * 1500**0.5)
+    for dim, wanted in ((16, 4), (20, 5), (12, 3), (14, 2), (7, 1), (2, 1)):
+        assert build_index(clustered(300, dim), "ivf_pq").raw.code_size == wanted
+
+
+def cells_of(seed, metric="euclidean"):
+    """The centres of 20 cells, trained on a hundred rows of a gallery in the order of their first channel."""
+    gallery = GALLERY[GALLERY[:, 0].argsort()]
+    index = build_index(gallery, "ivf_flat", metric=metric, settings=IndexSettings(lists=20, seed=seed))
+    return torch.as_tensor(index.raw.quantizer.reconstruct_n(0, 20))
+
+
+def test_cells_are_trained_on_a_sample_that_the_seed_draws(monkeypatch):
+    monkeypatch.setattr(index_faiss, "_TRAINING_ROWS_PER_LIST", 5)
+    monkeypatch.setattr(index_faiss, "_PQ_CENTROIDS", 1)
+    state = torch.get_rng_state()
+    first, again, other = (cells_of(seed) for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), state)
+    # Rows from the whole gallery, not its first: cells lie on both sides.
+    middle = GALLERY[:, 0].median()
+    assert 4 <= int((first[:, 0] < middle).sum()) <= 16
+    seeds = []
+
+    def first_rows(n, generator):
+        seeds.append(generator.initial_seed())
+        return torch.arange(n)
+
+    monkeypatch.setattr("torch.randperm", first_rows)
+    assert not torch.equal(cells_of(1), first) and seeds == [1]
+
+
+def test_cells_of_the_cosine_are_directions():
+    torch.testing.assert_close(cells_of(0, "cosine").norm(dim=1), torch.ones(20))
+    assert (cells_of(0).norm(dim=1) - 1).abs().min() > 0.1
+
+
+@pytest.mark.parametrize(("kind", "backend"), FLAT)
+def test_a_row_is_at_no_distance_to_itself(kind, backend):
+    """The square of one may come out below zero."""
+    found = build_index(GALLERY, kind, metric="euclidean", backend=backend).search(GALLERY, 1)
+    assert torch.equal(found.indices[:, 0], torch.arange(1500))
+    assert found.values.min() >= 0 and found.values.max() < 0.02
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_autocast_changes_no_search(metric):
+    index = build_index(GALLERY, metric=metric, backend="torch")
+    expected = index.search(QUERIES, 9)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = index.search(QUERIES, 9)
+    assert torch.equal(found.indices, expected.indices) and torch.equal(found.values, expected.values)
+
+
+@pytest.mark.parametrize("scale", [1e-100, 1e100])
+def test_directions_of_rows_that_float32_does_not_hold(scale):
+    expected = build_index(GALLERY, backend="torch").search(QUERIES, 5)
+    found = build_index(GALLERY.double() * scale, backend="torch").search(QUERIES.double() / scale, 5)
+    assert torch.equal(found.indices, expected.indices)
+    torch.testing.assert_close(found.values, expected.values)
 
 
 def test_faiss_for_torch_changes_nothing():
@@ -101,6 +184,14 @@ def test_a_flat_index_is_a_file_that_numpy_reads():
     assert np.array_equal(np.load(file), GALLERY.numpy())
 
 
+def test_rows_of_a_file_in_either_order(tmp_path):
+    for order in "CF":
+        np.save(tmp_path / "rows.npy", np.asarray(GALLERY.numpy(), order=order))
+        with open(tmp_path / "rows.npy", "rb") as file:
+            found = read_index(file, "flat", "euclidean", backend="torch").search(QUERIES, 3)
+        assert torch.equal(found.indices, build_index(GALLERY, metric="euclidean").search(QUERIES, 3).indices)
+
+
 @pytest.mark.parametrize(("kind", "backend"), EVERY)
 def test_a_broken_file_is_one_line(kind, backend):
     file = io.BytesIO()
@@ -109,6 +200,14 @@ def test_a_broken_file_is_one_line(kind, backend):
         with pytest.raises(UserError, match="the index must be") as error:
             read_index(io.BytesIO(content), kind, "cosine")
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("rows", [GALLERY.numpy()[0], GALLERY.double().numpy(), GALLERY.numpy()[:, :0]])
+def test_rows_that_no_index_wrote(rows):
+    file = io.BytesIO()
+    np.save(file, rows)
+    with pytest.raises(UserError, match=r"the index must hold float32 rows \(n, D\), got \("):
+        read_index(io.BytesIO(file.getvalue()), "flat", "cosine")
 
 
 def test_kind_and_metric_are_checked_when_read():

@@ -106,6 +106,28 @@ def test_images_that_are_there_already(saved: Path) -> None:
     assert len(build(bare).add("bare", bare)) == 10
 
 
+def test_an_index_of_an_unknown_network_takes_on_that_of_what_is_added(tmp_path: Path) -> None:
+    both = build(replace(embeddings(20), model=None)).add("second", embeddings(5, names="q"))
+    assert both.model == MODEL
+    other = replace(embeddings(5), model=replace(MODEL, fingerprint="b" * 64))
+    with pytest.raises(UserError, match="different networks"):
+        both.search("queries", other)
+
+
+def test_images_of_two_splits_are_two_images() -> None:
+    """In a data set without files, image 3 of train is not image 3 of test."""
+    parts = [
+        replace(embeddings(4), items=replace(embeddings(4).items, sources=(Source(4, None, {"name": name}, split),)))
+        for name, split in (("glyphs", "train"), ("glyphs", "test"), ("others", "train"))
+    ]
+    contents = build(parts[0])
+    for part in parts[1:]:
+        contents = contents.add("part", part)
+    assert len(contents) == 12
+    with pytest.raises(UserError, match="4 of the 4 images of part are in the index already"):
+        contents.add("part", parts[1])
+
+
 def test_a_query_in_the_index_can_be_left_out(tmp_path: Path) -> None:
     whole = embeddings(20)
     contents = build(whole).add("again", embeddings(3), allow_duplicates=True)
@@ -137,6 +159,19 @@ def test_every_byte_is_checked(saved: Path) -> None:
         load(saved)
     saved.write_bytes(content)
     assert len(load(saved)) == 20
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw"])
+def test_names_for_other_rows_than_there_are(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.index"
+    save(path, replace(build(embeddings(20), kind), items=embeddings(19).items))
+    with pytest.raises(UserError, match="x.index holds 20 rows of 8 channels; its header says 19 of 8"):
+        load(path)
+
+
+def test_rows_lie_where_memory_can_be_mapped(saved: Path) -> None:
+    content = saved.read_bytes()
+    assert content.index(b"\x93NUMPY") % 64 == 0
 
 
 def test_foreign_newer_and_missing_files(saved: Path, tmp_path: Path) -> None:

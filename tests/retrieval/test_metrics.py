@@ -127,6 +127,15 @@ def test_chunks_and_backends_agree_to_the_last_bit():
     assert all(run == runs[0] for run in runs)
 
 
+def test_the_order_of_the_rows_leaves_no_trace():
+    embeddings, labels = labelled(seed=13)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))
+    options = dict(metrics=ALL, per_class=True)
+    assert retrieval_metrics(embeddings[order], labels[order], **options) == retrieval_metrics(
+        embeddings, labels, **options
+    )
+
+
 def test_a_duplicate_of_another_class_is_a_wrong_neighbour():
     # Removing the query by rank instead of by index would drop row 0 for query 1, and count row 2 first.
     embeddings = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.1, 1.0]])
@@ -297,6 +306,7 @@ E1, L1 = torch.eye(4), torch.tensor([0, 0, 1, 1])
         (dict(labels=L1[:3]), r"labels must have shape \(4,\) like the embeddings, got \(3,\)"),
         (dict(labels=L1.unsqueeze(1)), r"labels must have shape \(4,\) like the embeddings, got \(4, 1\)"),
         (dict(labels=L1.float()), "labels must be integers, got torch.float32"),
+        (dict(labels=L1 > 0), "labels must be integers, got torch.bool"),
         (dict(labels=torch.arange(4)), "labels must give some query another item of its class"),
         (dict(embeddings=E1[0]), r"embeddings must have shape \(n, D\) .* got \(4,\)"),
         (dict(embeddings=E1 / 0), "embeddings must be finite, row 0"),

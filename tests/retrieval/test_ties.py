@@ -75,9 +75,11 @@ def grid(n, seed, classes):
 
 @pytest.fixture(params=[True, False], ids=["ranked", "counted_out"])
 def ranked_recall(request, monkeypatch):
-    """Recall@K from the ranking, or, which takes the ranking to be short, by counting who is nearer."""
+    """Recall@K from the ranking, or, which takes the ranking to be short, by counting who is nearer, a few rows at
+    once."""
     if not request.param:
         monkeypatch.setattr(plan, "_RANKED_RECALL", 0)
+        monkeypatch.setattr("gcahng.retrieval.neighbours._DOUBT_WIDTH", 4)
     return request.param
 
 
@@ -143,6 +145,16 @@ def test_deep_recall_is_the_same_ranked_and_counted_out(backend, monkeypatch):
         monkeypatch.setattr(candidates, "_GALLERY_BLOCK", 333)
         assert retrieval_metrics(embeddings, labels, recall_at=recall_at, backend=backend, ties=ties) == ranked
     assert 0 < ranked["recall@60"] < ranked["recall@300"] < 1
+
+
+def test_autocast_changes_no_count(ranked_recall):
+    """Products of bfloat16 would put rows on the wrong side of a K."""
+    generator = torch.Generator().manual_seed(6)
+    embeddings, labels = torch.randn(300, 64, generator=generator), torch.arange(300) % 40
+    options = dict(recall_at=(1, 3, 10, 30), backend="torch")
+    expected = retrieval_metrics(embeddings, labels, **options)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert retrieval_metrics(embeddings, labels, **options) == expected
 
 
 def test_products_less_precise_than_promised_change_nothing(monkeypatch):

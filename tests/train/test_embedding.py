@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,21 @@ def test_a_folder(model: Model, tmp_path: Path) -> None:
 
 class Stopped(Exception):
     pass
+
+
+def test_rows_reach_the_disk_before_they_are_noted(
+    small_data: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[tuple[str, int]] = []
+    note = unfinished.write_json
+    monkeypatch.setattr(unfinished.os, "fsync", lambda file: events.append(("synced", os.fstat(file).st_size)))
+    monkeypatch.setattr(
+        unfinished, "write_json", lambda path, values: (events.append(("noted", values["rows"])), note(path, values))
+    )
+    with unfinished.UnfinishedRows(tmp_path / "x.npy", unfinished.ImagesKey("", small_data.train)) as part:
+        part.append(torch.ones(2, 3), [], 2)
+        part.note()
+        assert events[:2] == [("synced", 2 * 3 * 4), ("noted", 2)]
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 3, 5, 6])
@@ -190,6 +206,38 @@ def test_rows_of_something_else_are_not_gone_on_with(model: Model, tmp_path: Pat
         run(model, folder, out)
 
 
+def test_what_tells_images_apart(small_data: DataSplits, tmp_path: Path) -> None:
+    def key(images: Any, about: str = "", count: int = 6) -> str:
+        return unfinished.ImagesKey(about, images).of_first(count)
+
+    images = small_data.train.subset(torch.arange(6))
+    drawn, named = replace(images, images=images.images.clone()), replace(images, labels=images.labels.clone())
+    drawn.images[4, 0, 0] += 1
+    named.labels[4] += 1
+    keys = [key(images), key(images, "of another network"), key(images, count=5), key(drawn), key(named)]
+    assert len(set(keys)) == 5
+    assert key(images, count=4) == key(drawn, count=4) == key(named, count=4)
+
+    folder = draw_folder(tmp_path)
+    files = ImageFiles(folder, tuple(f"c0/{i}.png" for i in range(6)), torch.zeros(6, dtype=torch.int64), ("a", "b"))
+    other = replace(files, labels=torch.tensor([0, 0, 0, 0, 1, 0]))
+    assert key(files) == key(files) != key(other) and key(files, count=4) == key(other, count=4)
+
+
+@pytest.mark.parametrize(
+    "change", [{"batch_size": 3}, {"preprocessing": Preprocessing(40, 32)}, {"preprocessing": Preprocessing(32, 24)}]
+)
+def test_other_options_make_another_file(change: dict[str, Any], model: Model, tmp_path: Path) -> None:
+    """Batches of other sizes may round otherwise, other squares are other images."""
+    folder = draw_folder(tmp_path / "pictures", classes=1, images=2)
+    images, items = files_images([folder])
+    options = {"preprocessing": SMALL} | change
+    size = options.pop("batch_size", OPTIONS.batch_size)
+    embed_to_file(model, images, items, tmp_path / "x.npy", preprocessing=SMALL, options=OPTIONS)
+    with pytest.raises(UserError, match="exists and is of other images, another network or other options"):
+        embed_to_file(model, images, items, tmp_path / "x.npy", options=replace(OPTIONS, batch_size=size), **options)
+
+
 def test_rows_lost_from_the_part_are_noticed(model: Model, tmp_path: Path) -> None:
     folder = draw_folder(tmp_path / "pictures")
     (folder / "c2/6.png").write_bytes(b"damaged")
@@ -235,6 +283,18 @@ def test_the_fingerprint_is_the_networks(model: Model, finished_run: tuple[Path,
     with torch.no_grad():
         model.network.head[1].bias[0] += 1e-6
     assert fingerprint(model) != before
+
+
+def test_the_fingerprint_is_of_what_is_done_with_the_weights_too(model: Model) -> None:
+    found = {fingerprint(model)}
+    for change in ({"name": "torchvision:resnet50"}, {"pool": "avg+max"}, {"embedding_dim": 8}):
+        config = replace(model.config, backbone=replace(model.config.backbone, **change))
+        found.add(fingerprint(replace(model, config=config)))
+    for inputs, outputs in ((2, 3), (3, 2)):  # the same bytes
+        network = torch.nn.Linear(inputs, outputs, bias=False)
+        torch.nn.init.zeros_(network.weight)
+        found.add(fingerprint(replace(model, network=network)))
+    assert len(found) == 6
 
 
 @pytest.mark.slow

@@ -184,6 +184,21 @@ def test_a_step_left_out_leaves_everything_as_it_was(small_config: MakeConfig, s
     assert not same(everything(trainer)["model"], before["model"])
 
 
+@pytest.mark.parametrize("loss", ["gca_hng", "proxy_anchor"])
+def test_a_gradient_alone_leaves_everything_as_it_was(
+    loss: str, small_config: MakeConfig, small_data: DataSplits
+) -> None:
+    """By then the generator has made its step."""
+    trainer = Trainer(small_config(loss=loss, skip_nonfinite=1), small_data)
+    trainer.train_step()
+    before = copied(everything(trainer))
+    hook = spoil_gradient(trainer.model.head[1].weight, NAN)
+    assert trainer.train_step() == {} and trainer.step == 2
+    hook.remove()
+    assert same(everything(trainer), before)
+    assert all(p.grad is None for p in (*trainer.model.parameters(), *trainer.objective.parameters()))
+
+
 def test_only_so_many_in_a_row(small_config: MakeConfig, small_data: DataSplits) -> None:
     trainer = Trainer(small_config(loss="npair", skip_nonfinite=2), small_data)
     bad = {2, 3, 5, 6, 7}

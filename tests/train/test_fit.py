@@ -14,12 +14,13 @@ import pytest
 import torch
 import yaml
 
-from gcahng.data import DataSplits
+from gcahng.data import DataSplits, ImageSet, Preprocessing
 from gcahng.errors import UserError
-from gcahng.train import TrainConfig, TrainingInterrupted, fit
+from gcahng.train import DataConfig, TrainConfig, TrainingInterrupted, evaluate, fit, measure
 from gcahng.train.checkpoint import SCHEMA, load_checkpoint
 from gcahng.train.config import config_from_dict
 from gcahng.train.evaluate import evaluate_checkpoint
+from gcahng.train.signals import StopSignals
 from gcahng.train.trainer import Trainer
 
 MakeConfig = Callable[..., TrainConfig]
@@ -134,6 +135,40 @@ def test_evaluating_the_run_equals_the_summary(finished_run: FinishedRun) -> Non
     assert evaluate_checkpoint(run, which="best", split="val")["val"] == summary["best"]["val"]
 
 
+def test_a_run_measures_images_as_its_options_prepare_them(
+    small_data: DataSplits, small_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def embedded(model: object, images: ImageSet, device: object, preprocessing: Preprocessing, workers: int) -> object:
+        seen.append((len(images), preprocessing, workers))
+        return torch.eye(len(images))
+
+    monkeypatch.setattr(measure, "embed", embedded)
+    data = replace(small_data, gallery=small_data.test)
+    config = small_config(data=DataConfig(resize=40, image_size=30, workers=3))
+    for split in ("val", "test"):
+        measure.measure(torch.nn.Identity(), data, split, config, torch.device("cpu"))
+    as_asked = (Preprocessing(40, 30), 3)
+    assert seen == [(len(small_data.val), *as_asked), (480, *as_asked), (480, *as_asked)]
+
+
+def test_an_evaluation_has_the_threads_of_its_run(finished_run: FinishedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums are then rounded alike."""
+    run, _ = finished_run
+    seen = []
+    real = evaluate.embed
+    monkeypatch.setattr(evaluate, "embed", lambda *given: seen.append(torch.get_num_threads()) or real(*given))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        evaluate_checkpoint(run)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1]
+
+
 @pytest.mark.usefixtures("without_pictures")
 def test_the_same_seed_gives_the_same_run(finished_run: FinishedRun, small_config: MakeConfig, tmp_path: Path) -> None:
     run, summary = finished_run
@@ -222,6 +257,25 @@ def test_a_signal_ends_the_step_and_saves(
     assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["step"] == 3
     assert not (tmp_path / "run" / "summary.json").exists()
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_is_not_only_noted(second: signal.Signals) -> None:
+    """Whoever sends one does not want to wait for the step's end."""
+    ended: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: ended.append(number))
+    try:
+        with StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert signals.received == signal.SIGINT and ended == []
+            if second == signal.SIGINT:
+                with pytest.raises(KeyboardInterrupt):
+                    os.kill(os.getpid(), second)
+            else:
+                os.kill(os.getpid(), second)
+                assert ended == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.usefixtures("without_pictures")

@@ -94,6 +94,19 @@ def test_it_leaves_no_trace(small_data: DataSplits, small_config: Callable[..., 
     assert probe.measure(trainer.model, trainer.objective) != first
 
 
+def test_it_measures_in_evaluation_mode(small_data: DataSplits, small_config: Callable[..., TrainConfig]) -> None:
+    trainer = Trainer(small_config(), small_data)
+    trainer.train_step()
+    probe = NegativesProbe(trainer.config, small_data.train, trainer.device)
+    found = probe.measure(trainer.model, trainer.objective)
+    trainer.model.eval()
+    trainer.objective.eval()
+    assert probe.measure(trainer.model, trainer.objective) == found
+    images, labels = probe._read()
+    with torch.no_grad():
+        assert negatives_record(trainer.objective.gca, trainer.model(images), labels, probe._mixing) == found
+
+
 def test_a_run_has_the_same_bits_without_it(
     finished_run: FinishedRun, small_config: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

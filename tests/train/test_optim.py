@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -164,10 +165,11 @@ def test_a_body_in_warm_up_keeps_its_weights_and_then_moves(small_config: MakeCo
 
 
 def test_proxies_train_in_warm_up_and_follow_the_schedule(small_config: MakeConfig) -> None:
-    options = OptimizerConfig(lr=1e-3, schedule="step", step_epochs=1, warmup_epochs=2, proxy_lr=0.5)
+    options = OptimizerConfig(lr=1e-3, weight_decay=0.25, schedule="step", step_epochs=1, warmup_epochs=2, proxy_lr=0.5)
     config = small_config(loss="arcface", steps_per_epoch=2, optimizer=options)
     model, objective = build_backbone(config.backbone), build_objective(config, 4)
     optimizer = build_optimizer(config, model, objective)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.25, 0.0]
     (proxies,) = objective.proxies()
     before = proxies.detach().clone()
     images, labels = batches(16)[0]
@@ -201,6 +203,27 @@ def test_the_generators_rates_are_plain_pytorchs(small_config: MakeConfig) -> No
             objective.end_epoch()
             scheduler.step()
     assert gca.graph_optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
+
+
+def test_every_option_of_gca_hng_reaches_the_loss(small_config: MakeConfig) -> None:
+    plain = {"alpha": 1.5, "beta": 2.5, "dot_weight": 3.5, "div_weight": 4.5, "softmax_factor": 5.5}
+    plain |= {"edge_dropout": 0.25, "symmetric": False, "compat": "official", "impl": "torch", "check": "off"}
+    plain |= {"clip_value": 6.5, "graph_lr": 0.5}
+    built = {
+        "layers": 3,
+        "heads": 8,
+        "graph_weight_decay": 0.125,
+        "classifier_lr": 0.25,
+        "classifier_weight_decay": 1.5,
+    }
+    assert {*plain, *built, "base", "weights"} == {field.name for field in fields(GcaConfig)}
+    gca = build_objective(small_config(steps=7, seed=77, gca=GcaConfig(**plain, **built)), 4).gca
+    assert {name: getattr(gca, name) for name in plain} == plain
+    assert (gca.num_classes, gca.embedding_dim, gca.num_per_class, gca.seed, gca.epochs) == (4, 16, 3, 77, 3)
+    assert (len(gca.graph_network.layers), gca.graph_network.heads) == (3, 8)
+    (graph,), (classifier,) = gca.graph_optimizer.param_groups, gca.classifier_optimizer.param_groups
+    assert (graph["lr"], graph["weight_decay"]) == (0.5, 0.125)
+    assert (classifier["lr"], classifier["weight_decay"]) == (0.25, 1.5)
 
 
 def test_weights_of_graph_network_and_classifier(small_config: MakeConfig, tmp_path: Path) -> None:

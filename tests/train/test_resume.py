@@ -26,11 +26,22 @@ import gcahng
 from gcahng.cli import main
 from gcahng.data import DataSplits
 from gcahng.errors import UserError
-from gcahng.train import BackboneConfig, DataConfig, TrainConfig, TrainingInterrupted, files, fit, resume
+from gcahng.train import (
+    BackboneConfig,
+    DataConfig,
+    TrainConfig,
+    TrainingInterrupted,
+    files,
+    fit,
+    log,
+    resume,
+    session,
+)
 from gcahng.train import trainer as trainer_module
 from gcahng.train.checkpoint import find_checkpoint, load_checkpoint
 from gcahng.train.devices import deterministic
 from gcahng.train.files import CannotWrite, run_lock
+from gcahng.train.measure import Measured
 from gcahng.train.trainer import Trainer
 
 ROOT = Path(gcahng.__file__).parents[1]
@@ -348,6 +359,40 @@ def test_the_message_names_the_command(
     assert f"goes on in {run} after step 4" in out and err == ""
 
 
+def test_a_signal_while_the_test_classes_are_measured(
+    config_of_whole: TrainConfig, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All steps are made; the rest is for the next session."""
+    real, sent = session.measure, []
+
+    def measure_and_signal(model: Any, data: Any, split: Any, *rest: Any) -> Measured:
+        if split == "test" and not sent:  # a second one would end the process
+            sent.append(signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(model, data, split, *rest)
+
+    run = Path(str(config_of_whole.out))
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "measure", measure_and_signal)
+        with pytest.raises(TrainingInterrupted, match="interrupted after step 8 of 8") as caught:
+            fit(config_of_whole)
+    assert caught.value.exit_code == 143 and not (run / "summary.json").exists()
+    resume(run)
+    assert differences(outcome(whole), outcome(run)) == []
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"step": 3, "ki', b'{"step": 2, "kind": "val"}', b"\xff\n"])
+def test_lines_of_later_steps_are_cut(torn: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step, "kind": "train"}).encode() + b"\n" for step in (1, 2, 2, 3, 4)]
+    for count in (2, 3, 5):
+        path.write_bytes(b"".join(lines[:count]) + torn)
+        log._cut(path, 2)
+        assert path.read_bytes() == b"".join(lines[: min(count, 3)])
+    log._cut(tmp_path / "none.jsonl", 2)
+    assert not (tmp_path / "none.jsonl").exists()
+
+
 # -- what cannot be written
 
 
@@ -508,6 +553,20 @@ def test_validation_classes_choose(whole: Path) -> None:
     assert (summary["test_best"] == summary["test"]) == (summary["best"]["step"] == 8)
 
 
+def test_of_equal_checkpoints_the_first_is_the_best(
+    config_of_whole: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter((0.5, 0.75, 0.75))
+
+    def measured(model: Any, data: Any, split: str, *_: Any) -> Measured:
+        return Measured({"map@r": next(found) if split == "val" else 0.0, "recall@1": 0.0}, torch.zeros(1))
+
+    monkeypatch.setattr("gcahng.train.session.measure", measured)
+    summary = fit(config_of_whole)
+    assert summary["best"]["step"] == 6 and summary["val"]["map@r"] == 0.75
+    assert load_checkpoint(Path(str(config_of_whole.out)) / "checkpoints" / "best.pt")["step"] == 6
+
+
 @pytest.mark.parametrize("select", ["auto", "last"])
 def test_without_validation_classes_nothing_is_chosen(
     select: Any, config_of_whole: TrainConfig, small_data: DataSplits, monkeypatch: pytest.MonkeyPatch
@@ -573,6 +632,25 @@ def test_a_gallery(config_of_whole: TrainConfig, small_data: DataSplits, monkeyp
 # -- what else a run folder holds
 
 
+def test_last_is_written_last(config_of_whole: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run goes on from last.pt: by then the lines of its losses, the best and the kept ones are there."""
+    written = []
+
+    def noted(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any, *arguments: Any, **options: Any) -> Any:
+            written.append(name or path.name)
+            return real(path, *arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(session, "save_checkpoint", noted("", session.save_checkpoint))
+    monkeypatch.setattr(session, "save_model", noted("", session.save_model))
+    monkeypatch.setattr(session.RunLog, "flush", noted("lines", session.RunLog.flush))
+    fit(replace(config_of_whole, loss="npair", steps=4, eval_every=4))
+    files_of = [[f"{which}.safetensors", f"{which}.pt"] for which in ("best", "step-4", "last")]
+    assert written == ["lines", *sum(files_of, [])]
+
+
 def test_weights_as_safetensors(whole: Path) -> None:
     from gcahng.train.models import load_model
 
@@ -610,6 +688,13 @@ def test_deterministic_algorithms_for_a_while() -> None:
             assert not torch.are_deterministic_algorithms_enabled()
         assert torch.are_deterministic_algorithms_enabled()
     assert not torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with deterministic(False):
+            pass
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.gpu

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from gcahng.cli import main
 from gcahng.data import DataSplits
 from gcahng.errors import UserError
 from gcahng.retrieval import nearest, retrieval_metrics
-from gcahng.retrieval.embeddings import read_embeddings
+from gcahng.retrieval.embeddings import EmbeddingSet, read_embeddings, write_embeddings
 from gcahng.retrieval.index_file import load
+from gcahng.retrieval.items import EmbeddingModel, Items, Source
+from gcahng.train.evaluate import evaluate_embeddings
 from gcahng.train.sources import files_images
 
 PIL_Image = pytest.importorskip("PIL.Image")
@@ -396,6 +399,24 @@ def test_eval_shows_what_it_measured_even_if_it_cannot_write_it(
 def test_eval_makes_the_folder_that_it_is_to_write_to(run: str, tmp_path: Path) -> None:
     assert main(["eval", run, "--json", str(tmp_path / "new" / "folder" / "x.json")]) == 0
     assert "recall@1" in (tmp_path / "new" / "folder" / "x.json").read_text()
+
+
+def test_queries_and_gallery_are_of_one_network(tmp_path: Path) -> None:
+    model = EmbeddingModel("a" * 64, "glyph_conv", "runs/a", 256, 224)
+    rows = Items(("1", "2"), torch.tensor([0, 1]), ("x", "y"), (Source(2),))
+    for name, of in (
+        ("a", model),
+        ("b", replace(model, fingerprint="b" * 64, path="runs/b")),
+        ("cropped", replace(model, crop=200)),
+        ("unknown", None),
+    ):
+        write_embeddings(tmp_path / f"{name}.npy", EmbeddingSet(torch.eye(2), rows, of))
+    for other, message in (("b", "different networks"), ("cropped", "cropped to 224 pixels in one, to 256 and 200")):
+        with pytest.raises(UserError, match=rf"a\.npy and .*{other}\.npy do not fit: .*{message}"):
+            evaluate_embeddings(tmp_path / "a.npy", tmp_path / f"{other}.npy")
+    for other in ("a", "unknown"):
+        found = evaluate_embeddings(tmp_path / "a.npy", tmp_path / f"{other}.npy")
+        assert found["embeddings"]["recall@1"] == 1
 
 
 def test_an_index_leaves_the_embeddings_that_it_was_built_of(built: Path, run: str, tmp_path: Path) -> None:

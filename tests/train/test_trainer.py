@@ -143,11 +143,44 @@ def test_learning_rates(small_config: MakeConfig, small_data: DataSplits) -> Non
     assert rates(gca=GcaConfig(base="arcface"), optimizer=OptimizerConfig(proxy_lr=0.5))[0] == [1e-3, 0.5]
 
 
-def test_gradients_are_clipped_by_value(small_config: MakeConfig, small_data: DataSplits) -> None:
-    trainer = Trainer(small_config(loss="npair", optimizer=OptimizerConfig(clip_value=1e-3)), small_data)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_gradients_are_clipped_by_value(precision: str, small_config: MakeConfig, small_data: DataSplits) -> None:
+    """Before the optimiser sees them, and after a scaler has divided them by its scale."""
+    seen = {}
+    for clip in (1e-3, 10.0):
+        options = OptimizerConfig(clip_value=clip)
+        trainer = Trainer(small_config(loss="npair", precision=precision, optimizer=options), small_data)
+        if precision == "fp16":  # its first scale overflows
+            trainer.scaler.load_state_dict(trainer.scaler.state_dict() | {"scale": 16.0})
+        seen[clip] = []
+
+        def record(optimizer: torch.optim.Optimizer, *_: object, into: list[torch.Tensor] = seen[clip]) -> None:
+            into += [p.grad.clone() for p in optimizer.param_groups[0]["params"]]
+
+        trainer.optimizer.register_step_pre_hook(record)
+        trainer.train_step()
+    assert max(gradient.abs().max() for gradient in seen[10.0]) > 1e-2
+    for clipped, gradient in zip(seen[1e-3], seen[10.0], strict=True):
+        assert torch.equal(clipped, gradient.clamp(-1e-3, 1e-3))
+
+
+@pytest.mark.parametrize(("precision", "network", "loss"), [("fp32", 0, 0), ("bf16", 1, 1), ("fp16", 1, 0)])
+def test_what_runs_under_autocast(
+    precision: str, network: bool, loss: bool, small_config: MakeConfig, small_data: DataSplits
+) -> None:
+    """fp16 is for the network alone: the generator's gradients do not fit into its range."""
+    trainer = Trainer(small_config(precision=precision), small_data)
+    seen = []
+
+    def look(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        enabled, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+        seen.append((enabled, enabled and dtype, inputs[0].dtype))
+
+    trainer.model.register_forward_pre_hook(look)
+    trainer.objective.register_forward_pre_hook(look)
     trainer.train_step()
-    largest = max(p.grad.abs().max().item() for p in trainer.model.parameters())
-    assert largest == pytest.approx(1e-3)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    assert seen == [(network, network and dtype, torch.uint8), (loss, loss and dtype, torch.float32)]
 
 
 def test_bf16_trains_under_autocast(small_config: MakeConfig, small_data: DataSplits) -> None:
