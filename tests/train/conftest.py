@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from killed_runs import no_pictures
 
 from gcahng.data import DataSplits, ImageSet, load_glyphs
 from gcahng.train import BackboneConfig, DataConfig, GcaConfig, TrainConfig, fit
@@ -75,3 +76,25 @@ def finished_run(
     out = tmp_path_factory.mktemp("runs") / "finished"
     with _every_run_sees(small_data):
         return out, fit(small_config(out=str(out)))
+
+
+@pytest.fixture
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gcahng.train.session._draw", no_pictures)
+
+
+@pytest.fixture(scope="session")
+def whole(
+    tmp_path_factory: pytest.TempPathFactory, small_config: Callable[..., TrainConfig], small_data: DataSplits
+) -> Path:
+    """A run that was never interrupted: 8 steps, epochs of 3, evaluations after 3, 6 and 8."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    with _every_run_sees(small_data), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gcahng.train.session._draw", no_pictures)
+        fit(small_config(steps=8, eval_every=3, keep_every=4, out=str(out)))
+    return out
+
+
+@pytest.fixture
+def config_of_whole(small_config: Callable[..., TrainConfig], tmp_path: Path) -> TrainConfig:
+    return small_config(steps=8, eval_every=3, keep_every=4, out=str(tmp_path / "run"))
