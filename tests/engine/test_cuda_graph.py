@@ -136,7 +136,7 @@ def test_what_auto_stands_for_is_captured_anew(captures: list[int], monkeypatch:
 
 
 def test_few_steps_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_graph, "record", lambda run: lambda: None)
+    monkeypatch.setattr(cuda_graph, "record", lambda run, device: lambda: None)
     graphs, parameters = GraphCache(), [torch.nn.Parameter(torch.zeros(2)) for _ in range(cuda_graph.MOST + 2)]
     for parameter in (*parameters[:3], parameters[0], *parameters[3:]):
         parameter.grad = torch.ones(2)

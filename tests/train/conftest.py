@@ -80,6 +80,7 @@ def finished_run(
 
 @pytest.fixture
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plots take longer than such a run, and have tests of their own."""
     monkeypatch.setattr("gcahng.train.session._draw", no_pictures)
 
 

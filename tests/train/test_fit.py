@@ -27,12 +27,6 @@ MakeConfig = Callable[..., TrainConfig]
 FinishedRun = tuple[Path, dict[str, Any]]
 
 
-@pytest.fixture
-def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The plots take longer than such a run, and have tests of their own."""
-    monkeypatch.setattr("gcahng.train.session._draw", lambda *_: None)
-
-
 def test_the_run_folder(finished_run: FinishedRun) -> None:
     run, _ = finished_run
     assert {path.name for path in run.iterdir()} >= {
@@ -263,7 +257,9 @@ def test_a_signal_ends_the_step_and_saves(
 def test_a_second_signal_is_not_only_noted(second: signal.Signals) -> None:
     """Whoever sends one does not want to wait for the step's end."""
     ended: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: ended.append(number))
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its background jobs without
+    signal.signal(signal.SIGTERM, lambda number, frame: ended.append(number))
     try:
         with StopSignals() as signals:
             os.kill(os.getpid(), signal.SIGINT)
@@ -275,7 +271,8 @@ def test_a_second_signal_is_not_only_noted(second: signal.Signals) -> None:
                 os.kill(os.getpid(), second)
                 assert ended == [signal.SIGTERM]
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(number, handler)
 
 
 @pytest.mark.usefixtures("without_pictures")
