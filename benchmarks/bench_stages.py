@@ -1,6 +1,7 @@
 """Each stage of the engine on one tile, plain torch against C++, matrix products included where a stage has them.
 
-    python -m pytest benchmarks/bench_stages.py
+    python -m pytest benchmarks/bench_stages.py --benchmark-json=raw.json
+    python benchmarks/bench_stages.py raw.json stages.json     # the medians, as kept in benchmarks/results
 
 C++ is held to plain torch in fp64 before anything is timed: |C++ - truth| ≤ 2 · max|torch - truth| + one rounding of
 the products' dtype. A stage that fails is not timed.
@@ -8,6 +9,9 @@ the products' dtype. A stage that fails is not timed.
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +19,7 @@ import torch
 from _stage_tile import STAGES, Size, Tile
 from torch import Tensor
 
+from gcahng.bench.system import settings
 from gcahng.engine.schedule import default_tile_rows
 from gcahng.ops._implementations import available
 
@@ -55,3 +60,27 @@ def test_stage(stage: str, precision: str, impl: str, benchmark: Any) -> None:
     benchmark.group = f"{stage} {precision}"
     benchmark.extra_info["edges"] = tile.tile.rows
     benchmark(call)
+
+
+def medians(raw: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row a stage and precision of what pytest-benchmark wrote, in seconds."""
+    times = {tuple(b["params"][k] for k in ("stage", "precision", "impl")): b["stats"] for b in raw["benchmarks"]}
+    found = {key[:2] for key in times}
+    return [
+        {"stage": stage, "precision": precision}
+        | {impl: times[stage, precision, impl]["median"] for impl in ("torch", "cpp")}
+        for stage in STAGES
+        for precision in PRECISIONS
+        if (stage, precision) in found
+    ]
+
+
+def main(raw: str, out: str) -> None:
+    found = {"settings": settings(), "rows": medians(json.loads(Path(raw).read_text(encoding="utf-8")))}
+    Path(out).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        raise SystemExit("usage: python benchmarks/bench_stages.py RAW.json OUT.json")
+    main(*sys.argv[1:])

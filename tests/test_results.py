@@ -88,3 +88,14 @@ def test_retrieval() -> None:
             sizes = [f"{row['index_gb']:.2f}", f"{row['peak_gb']:.1f}", f"{search['recall']:.3f}"]
             expected.append([name, effort, *cells, *sizes])
     assert indices == expected
+
+
+def test_stages_in_cpp_and_torch() -> None:
+    (shown,) = tables("docs/engine.md", "stage | fp32: torch, µs")
+    expected = []
+    for fp32, bf16 in zip(found("stages.json")[::2], found("stages.json")[1::2], strict=True):
+        assert (fp32["precision"], bf16["precision"]) == ("fp32", "bf16") and fp32["stage"] == bf16["stage"]
+        times = [(row["torch"], row["cpp"]) for row in (fp32, bf16)]
+        cells = [(f"{1e6 * torch:,.0f}", f"{1e6 * cpp:,.0f}", f"{torch / cpp:.1f}") for torch, cpp in times]
+        expected.append([f"`{fp32['stage']}`", *cells[0], *cells[1]])
+    assert shown == expected
