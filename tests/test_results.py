@@ -39,6 +39,15 @@ def test_losses_on_glyphs(place: int, classes: int) -> None:
         assert cells == [f"{mean['steps']:,.0f}", *metrics, f"{mean['seconds']:.0f}"], title
 
 
+def test_losses_on_glyphs_in_the_readme() -> None:
+    (shown,) = tables("README.md", "loss | Recall@1")
+    rows = {row["setting"]: row for row in found("glyphs.json")}
+    assert [title for title, *_ in shown] == ["N-pair", "GCA-HNG on N-pair"]
+    for (_, *cells), setting in zip(shown, ("npair", "gca_hng"), strict=True):
+        mean, std = rows[setting]["mean"], rows[setting]["std"]
+        assert cells == [f"{100 * mean[m]:.2f} ± {100 * std[m]:.2f}" for m in ("recall@1", "map@r", "r_precision")]
+
+
 def test_steps_against_the_reference() -> None:
     reference: dict[int, dict[str, Any]] = {}
     (shown,) = tables("README.md", "n | case | step, s | × reference")
