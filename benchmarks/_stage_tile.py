@@ -46,6 +46,7 @@ PRODUCTS = {
 }
 STAGES = tuple(PRODUCTS)
 LABELS = 100
+ALL_PAIRS = 1 << 40  # rows of a tile that holds them
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,12 @@ class Size:
     accumulate: torch.dtype
     compute: torch.dtype
     device: str = "cpu"
-    tile_rows: int = 1 << 40
+    tile_rows: int = ALL_PAIRS
 
 
 def rows_of(classes: int, views: int) -> int:
     """Edges of a Tile of all pairs."""
-    return make_schedule(classes, views, symmetric=True, tile_rows=1 << 40).tiles[0].rows
+    return make_schedule(classes, views, symmetric=True, tile_rows=ALL_PAIRS).tiles[0].rows
 
 
 class Tile:

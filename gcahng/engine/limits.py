@@ -12,7 +12,7 @@ class Limit(NamedTuple):
     most: int
 
 
-VIEWS = Limit("views", 64)  # csrc/mix.h
+VIEWS = Limit("views", 64)  # csrc/bindings_stages.h
 CUDA_DIM = Limit("dim", 1024)  # csrc/cuda/rows.cuh
 
 

@@ -10,7 +10,7 @@ from gcahng.errors import UserError
 from gcahng.report.contents import Progress, gather
 from gcahng.report.embedding_map import METHODS
 from gcahng.report.page import page
-from gcahng.train.files import write_text
+from gcahng.train.files import check_folder, write_text
 
 
 def write_report(
@@ -57,8 +57,7 @@ def write_report(
         raise UserError(f"map is {map_method!r}; it must be one of {', '.join(METHODS)}")
     run = Path(run)
     out = Path(out or (run / "report.html" if run.is_dir() else run.with_suffix(".report.html")))
-    if out.parent.exists() and not out.parent.is_dir():
-        raise UserError(f"out is {out}; {out.parent} is a file, not a folder")
+    check_folder(out)
     if out.is_dir():
         raise UserError(f"out is {out}, a folder; name a file, such as {out / 'report.html'}")
     contents = gather(

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,7 +78,7 @@ class FaissCandidates:
         index = faiss.IndexFlatL2(gallery.dim)
         self._most = sys.maxsize
         if gallery.values.is_cuda and faiss_sees_gpus():
-            index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), gallery.values.device.index or 0, index)
+            index = to_gpu(index, gallery.values.device)
             self._most = GPU_NEIGHBOURS
         index.add(gallery.all(torch.float32).cpu().numpy())
         self._index, self._gallery = index, gallery
@@ -164,6 +165,13 @@ def faiss_sees_gpus() -> bool:
     import faiss
 
     return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
+
+
+def to_gpu(index: Any, device: torch.device) -> Any:
+    """A faiss index on this GPU; RuntimeError for one that faiss does not have there."""
+    import faiss
+
+    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device.index or 0, index)
 
 
 def say_once_without_faiss() -> None:

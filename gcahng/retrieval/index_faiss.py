@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gcahng.errors import UserError
-from gcahng.retrieval.candidates import GPU_NEIGHBOURS, faiss_sees_gpus
+from gcahng.retrieval.candidates import GPU_NEIGHBOURS, faiss_sees_gpus, to_gpu
 from gcahng.retrieval.index_base import ROWS, Index, IndexSettings, prepared, write_rows
 
 # faiss warns below 39 training rows a k-means cell; 64 rather than its 256 save three quarters of the training.
@@ -128,10 +128,8 @@ class FaissIndex(Index):
         GPU at hand."""
         if device.type != "cuda" or self.kind == "hnsw" or not faiss_sees_gpus():
             return
-        import faiss
-
         try:
-            self.raw = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device.index or 0, self.raw)
+            self.raw = to_gpu(self.raw, device)
         except RuntimeError as error:  # code_bytes that its kernels do not know, for one
             reason = str(error).strip().splitlines()[-1]
             _log.warning("%s is searched on the CPU; faiss on the GPU does not take it: %s", self.kind, reason)

@@ -23,7 +23,7 @@ from gcahng._extras import require
 from gcahng.data.glyphs import IMAGE_SIZE
 from gcahng.errors import UserError
 from gcahng.train.config import config_from_dict, config_to_dict
-from gcahng.train.files import atomic_write
+from gcahng.train.files import atomic_write, check_folder
 from gcahng.train.models import FORMAT, Model
 
 INPUT, OUTPUT = "images", "embeddings"
@@ -58,8 +58,7 @@ def export_model(model: Model, out: Path | str, *, opset: int | None = None, che
         raise UserError(f"opset is {opset}; it must be at least {OLDEST_OPSET}")
     if isinstance(model.network, _Session):
         raise UserError(f"model is {model.path}, which is ONNX already; name a run folder or a checkpoint")
-    if out.parent.exists() and not out.parent.is_dir():
-        raise UserError(f"out is {out}; {out.parent} is a file, not a folder")
+    check_folder(out)
     network = model.network.cpu().eval()
     images = _random_images(model, 2)
     onnx = out.suffix == ".onnx"

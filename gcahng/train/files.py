@@ -37,6 +37,16 @@ def writing(path: Path) -> Iterator[None]:
         raise CannotWrite(f"{path} cannot be written: {error.strerror or error}") from error
 
 
+def check_folder(out: Path) -> None:
+    """Before the work that `out` is to hold.
+
+    Raises:
+        UserError: its folder is a file.
+    """
+    if out.parent.exists() and not out.parent.is_dir():
+        raise UserError(f"out is {out}; {out.parent} is a file, not a folder")
+
+
 def atomic_write(path: Path, write: Callable[[BinaryIO], object], *, previous: Path | None = None) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to the disk, then rename it to `path`; its folder is
     made where there is none.

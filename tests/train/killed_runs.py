@@ -54,6 +54,22 @@ def config(out: Path) -> TrainConfig:
     )
 
 
+class FileStandIn:
+    """Does with a file what the file does; another class may write otherwise."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def __enter__(self) -> FileStandIn:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
 def kill_at(kind: str, number: int) -> Counter[str]:
     """This process kills itself in the middle of its `number`-th write, fsync or rename; returns the counts of them."""
     count: Counter[str] = Counter()
@@ -66,22 +82,13 @@ def kill_at(kind: str, number: int) -> Counter[str]:
 
     real_open, fsync, rename = open, os.fsync, os.replace
 
-    class File:
+    class File(FileStandIn):
         def __init__(self, *arguments: Any, **options: Any) -> None:
-            self._file = real_open(*arguments, **options)
+            super().__init__(real_open(*arguments, **options))
 
         def write(self, data: bytes) -> int:
             event("write", lambda: (self._file.write(data[: len(data) // 2]), self._file.flush()))
             return self._file.write(data)
-
-        def __enter__(self) -> File:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            self._file.close()
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._file, name)
 
     files.open = File  # type: ignore[attr-defined]
     os.fsync = lambda fd: (event("fsync", lambda: None), fsync(fd))[1]  # type: ignore[assignment]

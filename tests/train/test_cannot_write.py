@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from killed_runs import differences, outcome
+from killed_runs import FileStandIn, differences, outcome
 from stopped_runs import full_disk_after, interrupted
 
 from gcahng.cli import main
@@ -26,26 +26,18 @@ from gcahng.train.files import CannotWrite
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
 
-class FullDisk:
+class FullDisk(FileStandIn):
     """A file to which only so many bytes can be written."""
 
     def __init__(self, file: Any, room: int) -> None:
-        self._file, self._room = file, room
+        super().__init__(file)
+        self._room = room
 
     def write(self, data: bytes) -> int:
         if len(data) > self._room:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._room -= len(data)
         return self._file.write(data)
-
-    def __enter__(self) -> FullDisk:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
 
 
 @pytest.mark.parametrize("where", ["write", "fsync", "open", "metrics", "tensorboard", "summary"])
