@@ -90,6 +90,9 @@ def _set_gradients(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) ->
 class _Captured:
     """One pass on memory of its own: inputs, workspace, outputs."""
 
+    # Whatever mode it is made in, it is replayed in training too, and an inference tensor stays one.
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def __init__(self, run: Run, inputs: Sequence[Tensor]) -> None:
         self._inputs = [t.detach().clone() for t in inputs]
         self._workspace = Workspace()

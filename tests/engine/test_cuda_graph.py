@@ -105,6 +105,15 @@ def test_other_batches_are_captured_anew_and_few_are_kept(captures: list[int]) -
     assert len(gca._graphs._captured) == cuda_graph.MOST
 
 
+def test_a_pass_captured_in_inference_mode_is_replayed_outside(captures: list[int]) -> None:
+    gca, batch = make(True).eval(), (seeded(len(LABELS), 16, seed=1), LABELS)
+    with torch.inference_mode():
+        wanted = gca(*batch)
+    with torch.no_grad():
+        assert torch.equal(gca(*batch), wanted)
+    assert len(captures) == 1
+
+
 def test_other_settings_are_captured_anew(captures: list[int]) -> None:
     """The seed, dropout and the mode are constants of a pass, not inputs."""
     batch = [(seeded(len(LABELS), 16, seed=1), LABELS)]

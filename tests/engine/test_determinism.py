@@ -12,7 +12,7 @@ from torch import Tensor
 
 import gcahng
 from gcahng.engine.engine import _workspace
-from gcahng.engine.workspace import Workspace
+from gcahng.engine.workspace import _MOST_VIEWS, Workspace, _Slot
 
 # Enough edges in a tile to be shared out among threads; few calls, for two threads may have to share a core.
 CASE = Case(classes=10, views=3, dim=48, layers=1)
@@ -135,7 +135,7 @@ def test_passes_on_two_streams_wait_for_one_another(monkeypatch):
             happened.append(f"kept for {stream.name}")
 
     workspace, first, second = Workspace(), Stream("first"), Stream("second")
-    workspace._buffers = {"name": Buffer(), "elsewhere": torch.zeros(1)}
+    workspace._slots = {name: _Slot(b, {}) for name, b in (("name", Buffer()), ("elsewhere", torch.zeros(1)))}
     for stream in (first, first, second, second, first):
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device, stream=stream: stream)
         workspace.follow(Buffer.device)
@@ -150,3 +150,18 @@ def test_threads_have_buffers_of_their_own():
         others = pool.submit(lambda: _workspace.get("name", 2, 3, like)).result()
     assert others.data_ptr() != mine.data_ptr()
     assert _workspace.get("name", 2, 3, like).data_ptr() == mine.data_ptr()
+
+
+def test_a_buffer_is_used_again_until_more_is_asked_for():
+    workspace, like = Workspace(), torch.zeros(1)
+    first = workspace.get("name", 2, 3, like)
+    assert workspace.get("name", 3, 2, like).data_ptr() == first.data_ptr()
+    assert workspace.get("name", 2, 3, like) is first
+    others = [workspace.get("other", 2, 3, like), workspace.get("name", 2, 3, like, torch.float64)]
+    assert len({x.data_ptr() for x in (first, *others)}) == 3
+    grown = workspace.get("name", 3, 3, like)
+    again = workspace.get("name", 2, 3, like)
+    assert again.data_ptr() == grown.data_ptr() and again.shape == (2, 3)
+    for rows in range(1, 100):
+        assert workspace.get("name", rows, 1, like).shape == (rows, 1)
+    assert all(len(slot.views) <= _MOST_VIEWS for slot in workspace._slots.values())

@@ -13,7 +13,7 @@ NUM_CLASSES, DIM, CLASSES, VIEWS = 7, 8, 4, 3
 # Means for which negatives are pulled and J_syn counts.
 MEAN_METRIC, MEAN_GENERATOR = 2.0, 20.0
 # Every implementation keeps the same contract; the `implementation` fixture goes through them.
-IMPLEMENTATIONS = ("reference", "torch")
+IMPLEMENTATIONS = ("reference", "torch", "cpp")
 implementation = "auto"
 
 

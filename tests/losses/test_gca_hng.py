@@ -10,6 +10,8 @@ from loss_cases import CLASSES, MEAN_GENERATOR, MEAN_METRIC, VIEWS, make_batch, 
 from torch.nn import functional as F
 
 import gcahng
+from gcahng.engine import engine
+from gcahng.engine.workspace import WorkspaceOfThread
 from gcahng.reference import losses
 from gcahng.reference.graph_network import Dropout, diversity, graph_network
 from gcahng.reference.mix import mix
@@ -213,6 +215,22 @@ def test_eval_forward_between_forward_and_step_changes_nothing():
             gca.train()
         loss.backward()
         one.generator_step()
+    assert same(snapshot(gca), snapshot(twin))
+
+
+def test_inference_mode_leaves_nothing_behind(monkeypatch):
+    """Memory that is kept from batch to batch must not be made as inference tensors, which training cannot write."""
+    monkeypatch.setattr(engine, "_workspace", WorkspaceOfThread())
+    batch = make_batch()
+    gca = make_loss()
+    twin = copy.deepcopy(gca)
+    gca.eval()
+    with torch.inference_mode():
+        gca(*batch)
+        gca.generate(*batch)
+    gca.train()
+    for one in (gca, twin):
+        train_step(one, *batch)
     assert same(snapshot(gca), snapshot(twin))
 
 
