@@ -3,12 +3,16 @@
 import contextlib
 import inspect
 import io
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import gcahng
 from gcahng.cli import COMMANDS, main
@@ -98,6 +102,18 @@ def test_examples_run(
         ("J_m", "J_syn", "J_gce", "J_cls", "J_soft", "J_sim", "J_div", "J_gen"), True
     )
     assert re.search(r"\d\.\d{3}$", capsys.readouterr().out)
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="torch has no gloo")
+def test_the_example_for_several_processes_runs(tmp_path: Path) -> None:
+    (text,) = blocks(README, "py")
+    script = tmp_path / "shared.py"
+    script.write_text(text, encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"J_m \d\.\d{3}, J_gen \d+\.\d{3}\n", done.stdout), done.stdout
 
 
 def test_there_are_examples() -> None:

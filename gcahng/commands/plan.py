@@ -35,6 +35,7 @@ def run(arguments: list[str]) -> int:
         choices=("fused", "torch"),
         help="the engine's stages (fused, or torch beyond what those take)",
     )
+    parser.add_argument("--processes", type=int, default=1, metavar="P", help="that share a batch; figures of one (1)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what the step runs on (cpu)")
     parser.add_argument("--memory-limit", metavar="BYTES", help="such as 16GB or 24GiB (what is free here)")
     parser.add_argument("--rate", type=float, metavar="GFLOP/S", help="of matrix products (measured here, on the CPU)")
@@ -47,7 +48,8 @@ def run(arguments: list[str]) -> int:
     from gcahng.engine.plan import StepSize
 
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
-    for name, least in (("batch", 4), ("views", 2), ("dim", 1), ("layers", 1), ("classes", 2), ("rate", 0)):
+    least_of = {"batch": 4, "views": 2, "dim": 1, "layers": 1, "classes": 2, "processes": 1, "rate": 0}
+    for name, least in least_of.items():
         value = getattr(options, name)
         if value is not None and (value < least or (name == "rate" and not 0 < value < math.inf)):
             wanted = "above 0, and finite" if name == "rate" else f"at least {least}"
@@ -71,6 +73,7 @@ def run(arguments: list[str]) -> int:
         symmetric=not options.independent,
         stages=options.stages or ("torch" if beyond else "fused"),
         device=options.device,
+        ranks=options.processes,
     )
     limit = parse_bytes(options.memory_limit) if options.memory_limit else None
     if limit is None and (options.device == "cpu" or torch.cuda.is_available()):
@@ -106,7 +109,9 @@ def report(size: StepSize, limit: int | None, given: bool, rate: float | None, m
         )
     head = ["mode", "peak", "with state", "TFLOP", "floor, s", "largest n"]
     widths = [max(len(row[at]) for row in [head, *rows]) for at in range(len(head))]
-    pairs = f"{size.rows:,} pairs" if size.symmetric else f"{size.rows:,} ordered pairs"
+    pairs = f"{size.rows:,} {'' if size.symmetric else 'ordered '}pairs"
+    if size.ranks > 1:
+        pairs += f" for each of {size.ranks} processes"
     dtype = str(size.compute).removeprefix("torch.")
     lines = [
         f"n = {size.batch:,} ({size.batch // size.views:,} classes of {size.views}), D = {size.dim}, "

@@ -22,8 +22,9 @@ from gcahng.engine.judge import TorchJudge
 from gcahng.engine.masks import EdgeDropout
 from gcahng.engine.mixing import TorchMixer, mixing_weights
 from gcahng.engine.parts import make_parts
-from gcahng.engine.plan import StepSize, choose_memory
+from gcahng.engine.plan import MODES, StepSize, choose_memory
 from gcahng.engine.precision import DTYPES, compute_dtype
+from gcahng.engine.ranks import Ranks, ranks_of
 from gcahng.engine.schedule import default_tile_rows, make_schedule
 from gcahng.engine.weights import buffer_list, generator_names, metric_names, parameter_list, parameter_names
 from gcahng.engine.workspace import Workspace, WorkspaceOfThread
@@ -54,6 +55,7 @@ class Settings(NamedTuple):
     edge_memory: str
     edge_dtype: str
     graphs: int  # of gcahng.engine.cuda_graph; 0: not captured
+    ranks: int  # of gcahng.engine.ranks; 0: a process of its own
 
 
 class _Pass(NamedTuple):
@@ -82,7 +84,8 @@ def _prepare(
     compute = DTYPES[s.compute]
     memory = _edge_memory(z, named["class_head.weight"].shape[0], s)
     rows = default_tile_rows(dim, compute, memory, z.device.type)
-    schedule = make_schedule(z.shape[0] // s.views, s.views, symmetric=s.symmetric, tile_rows=rows)
+    sizes = (z.shape[0] // s.views, s.views)
+    schedule = make_schedule(*sizes, symmetric=s.symmetric, tile_rows=rows, ranks=ranks_of(s.ranks))
     options = GraphOptions(s.heads, compute, s.training, update, s.momentum, s.eps, memory, DTYPES[s.edge_dtype])
     dropout = EdgeDropout(s.p, s.seed, draw) if s.training and s.p > 0 else None
     kappa = mixing_weights(u)
@@ -110,10 +113,21 @@ def _edge_memory(z: Tensor, num_classes: int, s: Settings) -> str:
     """store, hidden or recompute; what "auto" stands for now."""
     if s.edge_memory != "auto":
         return s.edge_memory
+    ranks = ranks_of(s.ranks)
+    count = 1 if ranks is None else ranks.count
     sizes = (*z.shape, s.layers, s.views, num_classes)
     dtypes = (DTYPES[s.compute], z.dtype, DTYPES[s.edge_dtype])
-    size = StepSize(*sizes, *dtypes, s.symmetric, s.stages, z.device.type)
-    return choose_memory(size, free_memory(z.device))
+    size = StepSize(*sizes, *dtypes, s.symmetric, s.stages, z.device.type, count)
+    if ranks is None:
+        return choose_memory(size, free_memory(z.device))
+
+    def least() -> int:
+        free = free_memory(z.device)
+        if free is not None and z.device.type == "cpu":
+            free //= count  # they may all be on this machine
+        return MODES.index(choose_memory(size, free))
+
+    return MODES[ranks.agree(size, least, z.device)]
 
 
 def _statistics(buffers: list[Tensor]) -> list[Tensor]:
@@ -222,7 +236,7 @@ _TENSORS = 7  # of the operator's arguments, lists of tensors included: before t
 _GRADIENTS = 8  # of the operator's outputs: behind two losses and six statistics
 _SETTINGS = (
     "int layers, int heads, int views, float p, int seed, bool symmetric, bool training, float momentum, float eps, "
-    "str compute, str stages, str edge_memory, str edge_dtype, int graphs"
+    "str compute, str stages, str edge_memory, str edge_dtype, int graphs, int ranks"
 )
 _library = library(NATIVE)
 _library.define(
@@ -270,7 +284,8 @@ class _GeneratorPass(torch.autograd.Function):
 
 class Engine:
     """stages: which implementation of the stages, and whether it was asked for by name; edge_memory, edge_dtype: see
-    GCAHNGLoss; graphs: where captured passes are kept, None: they are not captured."""
+    GCAHNGLoss; graphs: where captured passes are kept, None: they are not captured; ranks: the processes that share
+    each batch's pairs, None: this one has them all."""
 
     def __init__(
         self,
@@ -279,9 +294,10 @@ class Engine:
         edge_dtype: torch.dtype | None,
         graphs: GraphCache | None = None,
         *,
+        ranks: Ranks | None = None,
         asked: bool = True,
     ) -> None:
-        self.stages, self.asked = stages, asked
+        self.stages, self.asked, self.ranks = stages, asked, ranks
         self.edge_memory, self.edge_dtype, self.graphs = edge_memory, edge_dtype, graphs
 
     def metric_pass(self, network: GraphNetwork, batch: Batch) -> MetricLosses:
@@ -363,6 +379,7 @@ class Engine:
             edge_memory=self.edge_memory,
             edge_dtype=_name(self.edge_dtype or dtype),
             graphs=0 if self.graphs is None else self.graphs.number,
+            ranks=0 if self.ranks is None else self.ranks.number,
         )
 
 

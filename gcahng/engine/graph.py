@@ -118,6 +118,7 @@ class GraphPass:
                     self.head.add_moments(tile, e, moments)
                 elif not last:
                     stages.edge_to_node(tile, self.to_node[layer + 1], e, edge_sum)
+        schedule.complete(moments)
         self.head_weights = self._head_weights(moments)
         self.closing[-1] = self.head_weights.normalised(self.edge_weights[-1])
         return f
@@ -213,6 +214,7 @@ class GraphPass:
             d = self._layer_backward(layer, number, tile, d, record, (gradients, sums), want_edges)
             if want_edges and self.stored:
                 self.rows(self.gradient_buffer(), tile).copy_(d)
+        self.schedule.complete(*gradients.sums())
         self.gradients |= gradients.named(self.named, layer)
         if layer + 1 < self.layers:
             self._keep_to_node(layer + 1, to_node)
@@ -337,5 +339,6 @@ class GraphPass:
         return self.z.new_zeros(self.dim, self.dim), self.z.new_zeros(self.dim)
 
     def _keep_to_node(self, layer: int, found: tuple[Tensor, Tensor]) -> None:
+        self.schedule.complete(*found)
         at = f"layers.{layer}.node.edge_to_node"
         self.gradients[f"{at}.weight"], self.gradients[f"{at}.bias"] = found

@@ -86,6 +86,9 @@ class HeadGradients:
         self.pre = like.new_zeros(dim)
         self.sums = like.new_zeros(2, dim)
 
+    def all(self) -> tuple[Tensor, ...]:
+        return self.pre_e, self.pre, self.sums
+
     def named(self, w: HeadWeights) -> dict[str, Tensor]:
         return {
             "coefficient_head.weight": self.pre_e * w.gamma + self.pre[:, None] * w.beta,

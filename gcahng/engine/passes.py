@@ -63,7 +63,7 @@ def _synthetic_logits(graph: GraphPass, mixer: TorchMixer) -> tuple[Tensor, Tens
     """Logits a·N (K, C, C) and Σ‖N‖² over a ≠ c. Where edges are stored, θ takes the place of the last ones, which
     nothing else needs: here they get no gradient."""
     schedule = graph.schedule
-    logits = graph.z.new_empty(schedule.views, schedule.classes, schedule.classes)
+    logits = graph.z.new_zeros(schedule.views, schedule.classes, schedule.classes)
     norms = torch.zeros((), dtype=torch.float64, device=graph.z.device)
     for number, tile in enumerate(schedule.tiles):
         coefficients = graph.coefficients(graph.edge(graph.layers, number, tile))
@@ -73,6 +73,7 @@ def _synthetic_logits(graph: GraphPass, mixer: TorchMixer) -> tuple[Tensor, Tens
         found, squares = mixer.logits(tile, coefficients)
         logits[index.place] = found
         norms += (squares * (index.anchor != index.negative)).sum()
+    schedule.complete(logits, norms)
     return logits, norms
 
 
@@ -148,7 +149,9 @@ def generator_pass(
         dy = _head_gradient(graph, mixer, losses, spread, tile, graph.edge(graph.layers, number, tile), sums)
         if graph.record and graph.stored:
             graph.rows(graph.gradient_buffer(), tile).copy_(dy)
+    schedule.complete(losses.entropy, losses.dissimilarity)
     if graph.record:
+        schedule.complete(*sums.all())
         graph.gradients |= sums.named(graph.head_weights)
         losses.counting = False
         top = _top_gradient(graph, mixer, losses, spread, sums if graph.options.training else None)
@@ -269,7 +272,7 @@ def coefficients(graph: GraphPass) -> Tensor:
     schedule = graph.schedule
     graph.forward()
     classes, views = schedule.classes, schedule.views
-    out = graph.z.new_empty(classes, views, classes, views, graph.dim)
+    out = graph.z.new_zeros(classes, views, classes, views, graph.dim)
     for number, tile in enumerate(schedule.tiles):
         theta = graph.coefficients(graph.edge(graph.layers, number, tile))
         grid = theta.view(*schedule.shape(tile), -1)
@@ -280,4 +283,5 @@ def coefficients(graph: GraphPass) -> Tensor:
         if tile.mirrored < tile.offsets:
             skip = tile.mirrored
             out[columns[:, skip:], :, first] = grid[:, :, skip:].permute(0, 2, 3, 1, 4)
+    schedule.complete(out)
     return out.view(schedule.nodes, schedule.nodes, -1)

@@ -15,7 +15,7 @@ import torch
 
 from gcahng.engine.masks import _CHUNK as MASKS_AT_ONCE
 from gcahng.engine.passes import LOGITS_AT_ONCE
-from gcahng.engine.schedule import default_tile_rows
+from gcahng.engine.schedule import bands, default_tile_rows
 from gcahng.errors import UserError
 
 MODES = ("hidden", "store", "recompute")
@@ -28,7 +28,7 @@ COMFORTABLE, FULL = 0.5, 0.8
 class StepSize:
     """batch n (a multiple of views K); dim D; layers L; classes: training classes M; compute: dtype of products;
     accumulate: of everything else; edge_dtype: of stored edges; stages: torch, or one of the fused ones; device: its
-    type."""
+    type; ranks: processes that share the pairs of a batch, what is counted being one of them."""
 
     batch: int
     dim: int
@@ -41,6 +41,7 @@ class StepSize:
     symmetric: bool = True
     stages: str = "cpp"
     device: str = "cpu"
+    ranks: int = 1
 
     def __post_init__(self) -> None:
         if self.views < 2 or self.batch % self.views or self.batch < 2 * self.views:
@@ -51,9 +52,9 @@ class StepSize:
 
     @property
     def rows(self) -> int:
-        """Edges that are computed: n² / 2 and the diagonal's n K / 2 more, or all n²."""
-        n = self.batch
-        return n * (n + self.views) // 2 if self.symmetric else n * n
+        """Edges that are computed: n² / 2 and the diagonal's n K / 2 more, or all n²; the largest part of them."""
+        parts = bands(self.batch // self.views, self.symmetric)
+        return self.views**2 * sum(offsets * -(-anchors // self.ranks) for _, offsets, anchors in parts)
 
 
 class Work(NamedTuple):
@@ -82,17 +83,15 @@ def tiling(size: StepSize, memory: str) -> Tiling:
     """The engine's schedule (see make_schedule) without listing its tiles, of which a large batch has many."""
     classes, block = size.batch // size.views, size.views**2
     most = default_tile_rows(size.dim, size.compute, memory, size.device)
-    if size.symmetric:
-        bands = [(((classes - 1) // 2 + 1), classes, 1)] + ([(1, classes // 2, 0)] if classes % 2 == 0 else [])
-    else:
-        bands = [(classes, classes, 0)]
     rows = mixes = 0
-    for offsets, anchors, own in bands:
+    for first_offset, offsets, anchors in bands(classes, size.symmetric):
         parts = _parts(offsets, most // block)
         for width in {offsets // parts, -(-offsets // parts)}:
-            height = -(-anchors // _parts(anchors, most // (block * width)))
+            shares = {anchors // size.ranks, -(-anchors // size.ranks)} - {0}
+            height = max(-(-share // _parts(share, most // (block * width))) for share in shares)
             # Both directions of a pair, but for a class with itself, which is in every tile if offsets are in one part.
-            both = 2 * width - (own if parts == 1 else 0) if size.symmetric else width
+            own = first_offset == 0 and parts == 1
+            both = 2 * width - own if size.symmetric else width
             rows, mixes = max(rows, height * width * block), max(mixes, height * both * size.views)
     return Tiling(rows, mixes, classes // 2 if size.symmetric else classes - 1)
 
@@ -149,7 +148,7 @@ def work(size: StepSize, memory: str) -> Work:
     n, d, layers, m = size.batch, size.dim, size.layers, size.classes
     rows = size.rows
     passes = 1 + layers if memory == "recompute" else 1
-    mixes = n * n // size.views
+    mixes = n * n // size.views // size.ranks
     # Each product of a node layer (16 D²) and of the input has two in its backward, but for the last layer's tokens
     # in phase 1.
     # Attention: 2 n² D forward, 5 backward.

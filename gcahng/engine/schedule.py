@@ -10,10 +10,13 @@ extra edges, nothing else is computed twice.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from gcahng.engine.ranks import Ranks
 
 
 class Tile(NamedTuple):
@@ -30,16 +33,18 @@ class Tile(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """classes C, views K, reach: the largest offset; rows: edges in all tiles; tile_rows: edges in the largest."""
+    """classes C, views K, reach: the largest offset; rows: edges in all tiles; tile_rows: edges in the largest; ranks:
+    the processes that have the other tiles, if any."""
 
     classes: int
     views: int
     symmetric: bool
     tiles: tuple[Tile, ...]
+    ranks: Ranks | None = None
 
     @property
     def reach(self) -> int:
-        return max(tile.first_offset + tile.offsets - 1 for tile in self.tiles)
+        return max((tile.first_offset + tile.offsets - 1 for tile in self.tiles), default=0)
 
     @property
     def rows(self) -> int:
@@ -47,7 +52,7 @@ class Schedule(NamedTuple):
 
     @property
     def tile_rows(self) -> int:
-        return max(tile.rows for tile in self.tiles)
+        return max((tile.rows for tile in self.tiles), default=0)
 
     @property
     def nodes(self) -> int:
@@ -63,12 +68,25 @@ class Schedule(NamedTuple):
         offset = torch.arange(tile.first_offset, tile.first_offset + tile.offsets, device=device)
         return (first[:, None] + offset) % self.classes
 
+    def complete(self, *sums: Tensor) -> None:
+        """Makes sums over these tiles, in place, those over all tiles."""
+        if self.ranks is not None:
+            self.ranks.add_up(*sums)
+
 
 def _split(count: int, most: int) -> list[tuple[int, int]]:
     """count in as few near-equal parts of at most `most` as possible: (start, length)."""
     parts = -(-count // max(1, most))
     edges = [count * part // parts for part in range(parts + 1)]
     return [(start, stop - start) for start, stop in zip(edges[:-1], edges[1:], strict=True)]
+
+
+def bands(classes: int, symmetric: bool) -> list[tuple[int, int, int]]:
+    """What tiles are cut from: the first offset, offsets, and anchor classes, the first ones."""
+    if not symmetric:
+        return [(0, classes, classes)]
+    half = [(classes // 2, 1, classes // 2)] if classes % 2 == 0 else []
+    return [(0, (classes - 1) // 2 + 1, classes), *half]
 
 
 def default_tile_rows(dim: int, compute: torch.dtype, memory: str = "store", device_type: str = "cpu") -> int:
@@ -81,25 +99,24 @@ def default_tile_rows(dim: int, compute: torch.dtype, memory: str = "store", dev
     return min(8192, max(256, doubled * 2**21 // (dim * compute.itemsize)))
 
 
-def make_schedule(classes: int, views: int, *, symmetric: bool, tile_rows: int) -> Schedule:
-    """Tiles of at most tile_rows edges (or one class against one, if that is more)."""
-    if symmetric:
-        bands = [(0, (classes - 1) // 2 + 1, classes)]
-        if classes % 2 == 0:
-            bands.append((classes // 2, 1, classes // 2))
-    else:
-        bands = [(0, classes, classes)]
+def make_schedule(classes: int, views: int, *, symmetric: bool, tile_rows: int, ranks: Ranks | None = None) -> Schedule:
+    """Tiles of at most tile_rows edges (or one class against one, if that is more). ranks: the processes that share
+    them; each takes an equal part of every band's anchor classes (none, where there are fewer than processes)."""
     tiles: list[Tile] = []
     row = 0
     block = views * views
-    for first_offset, offsets, anchors in bands:
+    rank, count = (0, 1) if ranks is None else (ranks.rank, ranks.count)
+    for first_offset, offsets, anchors in bands(classes, symmetric):
+        start, stop = anchors * rank // count, anchors * (rank + 1) // count
+        if start == stop:
+            continue
         for offset, width in _split(offsets, tile_rows // block):
-            for first, height in _split(anchors, tile_rows // (block * width)):
+            for first, height in _split(stop - start, tile_rows // (block * width)):
                 rows = height * width * block
                 mirrored = (1 if first_offset + offset == 0 else 0) if symmetric else width
-                tiles.append(Tile(first, height, first_offset + offset, width, mirrored, row, rows))
+                tiles.append(Tile(start + first, height, first_offset + offset, width, mirrored, row, rows))
                 row += rows
-    return Schedule(classes, views, symmetric, tuple(tiles))
+    return Schedule(classes, views, symmetric, tuple(tiles), ranks)
 
 
 class Band:
@@ -127,7 +144,7 @@ class NodeSum:
     """Sums over edges at their two ends, (n, W), in a fixed order."""
 
     def __init__(self, schedule: Schedule, width: int, *, like: Tensor) -> None:
-        self.classes = schedule.classes
+        self.schedule, self.classes = schedule, schedule.classes
         self.wrapped = like.new_zeros(schedule.classes + schedule.reach, schedule.views, width)
 
     def add_rows(self, tile: Tile, values: Tensor) -> None:
@@ -142,8 +159,9 @@ class NodeSum:
             self.wrapped[start + anchor : start + anchor + tile.offsets - skip] += values[anchor]
 
     def total(self) -> Tensor:
-        """(n, W)"""
+        """(n, W), over all tiles; to be asked for once."""
         total = self.wrapped[: self.classes]
         rest = self.wrapped[self.classes :]
         total[: rest.shape[0]] += rest
+        self.schedule.complete(total)
         return total.reshape(-1, total.shape[-1])

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from gcahng.engine.cuda_graph import GraphCache, capturing
+from gcahng.engine.ranks import ranks_for
 from gcahng.errors import UserError
 from gcahng.losses.layout import ClassLayout, check_shapes, class_layout, describe, raise_for_problems, value_problems
 from gcahng.losses.optimizers import CapturableAdamW, adamw, clipped_step, move_state, set_rate
@@ -98,6 +99,11 @@ class GCAHNGLoss(nn.Module):
             bound them. Each kind of batch (the last 4) then keeps the memory of its passes. A whole step may be
             captured instead, in a graph of the user's (docs/gpu.md): the optimisers keep their rates on the device.
             With check="deferred" and num_per_class a step then never waits for the device, and end_epoch raises.
+        process_group: "world" or a torch.distributed group: its processes hand in the parts of one batch, as large as
+            each other, and share the work on its pairs. Every call is then one of all processes, each gets the whole
+            batch's loss, and the gradient of its own embeddings is such that DistributedDataParallel's mean over
+            processes is that of the whole batch's loss. The loss itself stays outside of DistributedDataParallel; the
+            first process's state is copied to all before the first batch.
 
     Errors: UserError (a ValueError) naming the argument, for classes of unequal size or single samples, fewer than two
     classes, labels out of range, wrong shapes or dtypes, non-finite values and constant rows.
@@ -134,6 +140,7 @@ class GCAHNGLoss(nn.Module):
         edge_memory: str = "auto",
         edge_dtype: torch.dtype | None = None,
         cuda_graph: bool = False,
+        process_group: Any = None,
     ) -> None:
         super().__init__()
         check_options(dict(locals()))
@@ -146,6 +153,7 @@ class GCAHNGLoss(nn.Module):
         self.edge_dropout, self.symmetric, self.seed = edge_dropout, symmetric, seed
         self.compat, self.impl, self.check = compat, impl, check
         self.edge_memory, self.edge_dtype, self._graphs = edge_memory, edge_dtype, GraphCache() if cuda_graph else None
+        self._ranks, self._joined = ranks_for(process_group), False
         self.num_per_class, self.clip_value = num_per_class, clip_value
         self.graph_lr, self.epochs, self.steps_per_epoch = graph_lr, epochs, steps_per_epoch
 
@@ -179,6 +187,7 @@ class GCAHNGLoss(nn.Module):
         In training mode this clears the graph network's gradients and remembers the batch for generator_step. u (K,
         K-1) overrides the mixing draws.
         """
+        embeddings, labels = self._whole_batch(embeddings, labels)
         layout, z = self._enter(embeddings, labels)
         batch = self._batch(z, layout, u)
         views = batch.by_view()
@@ -232,6 +241,7 @@ class GCAHNGLoss(nn.Module):
             entropy = nn.functional.cross_entropy(self.classifier(z), self._in_range(layout.labels))
             classifier_loss = CLASSIFIER_FACTOR * entropy
         classifier_loss.backward()
+        self._agree_on_gradients(self.classifier.parameters())
         self._show_gradients("classifier", list(self.classifier.parameters()))
         clipped_step(self.classifier_optimizer, list(self.classifier.parameters()), None, self._graphs)
         self.classifier.zero_grad(set_to_none=True)
@@ -290,9 +300,11 @@ class GCAHNGLoss(nn.Module):
         """The synthetic negatives and coefficients of a batch, without gradient and without touching any state.
 
         In training mode as the next training forward would make them (batch statistics, its dropout and mixing
-        draws), in eval mode with running statistics and no dropout. anchors: labels of the classes whose samples are
+        draws), in eval mode with running statistics and no dropout. With a process_group the batch is that of all
+        processes, one part after the other, and all must call it. anchors: labels of the classes whose samples are
         anchors (None: all); it limits negatives and coefficients.
         """
+        embeddings, labels = self._whole_batch(embeddings, labels)
         layout, z = self._enter(embeddings, labels, at_once=True)
         batch = self._batch(z, layout, u)
         places = None
@@ -389,6 +401,22 @@ class GCAHNGLoss(nn.Module):
 
     # -- parts
 
+    def _whole_batch(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The batch of which the processes hand in parts."""
+        if self._ranks is None:
+            return embeddings, labels
+        check_shapes(embeddings, labels, self.embedding_dim)
+        self._check_device(embeddings)
+        if not self._joined:
+            self.seed, self._joined = self._ranks.join(self, self.seed), True
+        wide, labels = embeddings.to(self.classifier.weight.dtype), labels.to(embeddings.device, torch.int64)
+        return self._ranks.whole_batch(wide, labels, self._check_for(embeddings.device) == "raise")
+
+    def _agree_on_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Where the processes' gradients may differ in their rounding, their weights would drift apart."""
+        if self._ranks is not None:
+            self._ranks.copy_from_first([p.grad for p in parameters if p.grad is not None])
+
     def _enter(self, embeddings: Tensor, labels: Tensor, at_once: bool = False) -> tuple[ClassLayout, Tensor]:
         """Checks a batch and puts it in canonical order, in the parameters' dtype. at_once: defer no check."""
         check_shapes(embeddings, labels, self.embedding_dim)
@@ -397,26 +425,33 @@ class GCAHNGLoss(nn.Module):
             raise UserError(
                 f"the loss's parameters are {weight.dtype}; keep them in float32, and use torch.autocast for less"
             )
-        if embeddings.device != weight.device:
-            raise UserError(f"embeddings is on {embeddings.device}, the loss on {weight.device}; move one with .to()")
+        self._check_device(embeddings)
         if embeddings.dtype is torch.float64 and weight.dtype is not torch.float64:
             raise UserError(
                 "embeddings is float64 and the loss's parameters are float32; call gca.double(), or pass float32"
             )
         layout = class_layout(labels.to(embeddings.device, torch.int64), self.num_per_class)
         z = embeddings.to(weight.dtype)[layout.order]
-        check = self.check
-        if check == "auto":
-            deferred = z.device.type != "cpu" or torch.compiler.is_compiling()
-            check = "deferred" if deferred else "raise"
+        check = self._check_for(z.device)
         if check == "raise" or (check == "deferred" and at_once):
             raise_for_problems(value_problems(z, layout, self.num_classes).tolist(), self.num_classes, layout.views)
         elif check == "deferred":
             self._problems.logical_or_(value_problems(z, layout, self.num_classes))
         return layout, z
 
+    def _check_device(self, embeddings: Tensor) -> None:
+        device = self.classifier.weight.device
+        if embeddings.device != device:
+            raise UserError(f"embeddings is on {embeddings.device}, the loss on {device}; move one with .to()")
+
+    def _check_for(self, device: torch.device) -> str:
+        """What check stands for now."""
+        if self.check != "auto":
+            return self.check
+        return "deferred" if device.type != "cpu" or torch.compiler.is_compiling() else "raise"
+
     def _passes(self, device: torch.device) -> Passes:
-        return passes_for(self.impl, device, self.edge_memory, self.edge_dtype, self._graphs)
+        return passes_for(self.impl, device, self.edge_memory, self.edge_dtype, self._graphs, self._ranks)
 
     def _batch(self, z: Tensor, layout: ClassLayout, u: Tensor | None) -> Batch:
         views = layout.views
@@ -437,6 +472,7 @@ class GCAHNGLoss(nn.Module):
 
     def _step_graph_network(self, scale: Tensor | None) -> None:
         parameters = [p for p in self.graph_network.parameters() if p.grad is not None]
+        self._agree_on_gradients(parameters)
         if scale is not None:
             for parameter in parameters:
                 parameter.grad.div_(scale)

@@ -64,6 +64,8 @@ def check_options(given: Mapping[str, Any]) -> None:
     for name in ("symmetric", "cuda_graph"):
         if not isinstance(given[name], bool):
             raise UserError(f"{name} is {given[name]!r}; it must be True or False")
+    if given["cuda_graph"] and given["process_group"] is not None:
+        raise UserError("cuda_graph is True and process_group is given; a captured pass does not speak to others")
     if given["base"] != "npair" and not callable(given["base"]):
         raise UserError(f'base is {given["base"]!r}; it must be "npair" or a module called as base(embeddings, labels)')
     seed = given["seed"]

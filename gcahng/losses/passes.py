@@ -15,6 +15,7 @@ from gcahng.reference.passes import Batch, GeneratorLosses, GeneratorWeights, Me
 
 if TYPE_CHECKING:
     from gcahng.engine.cuda_graph import GraphCache
+    from gcahng.engine.ranks import Ranks
 
 register(
     "loss",
@@ -54,8 +55,10 @@ def passes_for(
     edge_memory: str,
     edge_dtype: torch.dtype | None,
     graphs: GraphCache | None = None,
+    ranks: Ranks | None = None,
 ) -> Passes:
-    """The implementation of this name on this device. UserError for one that is not available. graphs: see Engine."""
+    """The implementation of this name on this device. UserError for one that is not available. graphs, ranks: see
+    Engine; the reference has every process compute all."""
     chosen = resolve(impl, device.type, "loss")
     if graphs is not None and device.type != "cuda":
         raise UserError(f"cuda_graph is True and the embeddings are on {device}; CUDA graphs need a CUDA device")
@@ -67,4 +70,4 @@ def passes_for(
 
     if impl == "auto":
         chosen = joined(chosen, device.type)
-    return Engine(chosen, edge_memory, edge_dtype, graphs, asked=impl != "auto")
+    return Engine(chosen, edge_memory, edge_dtype, graphs, ranks=ranks, asked=impl != "auto")

@@ -1,0 +1,106 @@
+"""What each process of a group does in the tests of shared batches: some training steps of a small model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from gcahng import GCAHNGLoss, UserError
+from gcahng.engine import engine
+from gcahng.engine.plan import MODES
+from gcahng.testing import seeded
+
+DIM, FEATURES, TRAINING_CLASSES, STEPS, SEED = 8, 5, 9, 2, 7
+
+
+class RankCase(NamedTuple):
+    """classes, views: of a batch; impl, memory, symmetric, compat: the loss's options; tile_rows: edges in a tile."""
+
+    impl: str
+    memory: str = "store"
+    symmetric: bool = True
+    compat: str = "fixed"
+    classes: int = 4
+    views: int = 3
+    tile_rows: int = 40
+
+    @property
+    def name(self) -> str:
+        return "-".join(map(str, self))
+
+
+CASES = [
+    *(RankCase(impl, memory) for impl in ("torch", "cpp") for memory in ("store", "hidden", "recompute")),
+    RankCase("cpp", "auto", tile_rows=10_000),
+    RankCase("torch", symmetric=False),
+    RankCase("cpp", compat="official", classes=6, views=2),
+    RankCase("cpp", classes=2, views=6),  # fewer classes than processes
+    RankCase("reference"),
+]
+
+
+def batch(case: RankCase, step: int) -> tuple[Tensor, Tensor]:
+    """Features and labels, the classes' samples in no order."""
+    labels = torch.arange(case.classes).add(step).repeat(case.views)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(step))
+    return seeded(len(labels), FEATURES, seed=step).double(), labels[order]
+
+
+def make(case: RankCase, seed: int, group: str | None) -> tuple[nn.Module, GCAHNGLoss]:
+    torch.manual_seed(0)
+    model = nn.Linear(FEATURES, DIM).double()
+    torch.manual_seed(seed)
+    options = {"impl": case.impl, "symmetric": case.symmetric, "compat": case.compat, "edge_memory": case.memory}
+    gca = GCAHNGLoss(TRAINING_CLASSES, DIM, layers=2, heads=2, **options, process_group=group).double()
+    gca.mean_metric, gca.mean_generator = 2.0, 20.0
+    return model, gca
+
+
+def train(case: RankCase, seed: int, rank: int, count: int) -> dict[str, Any]:
+    """Steps on this process's part of each batch → what the loss and the model then are, and what it generates."""
+    model, gca = make(case, seed, "world" if count > 1 else None)
+    wrapped = nn.parallel.DistributedDataParallel(model) if count > 1 else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    found = {}
+    for step in range(STEPS):
+        x, labels = (t.tensor_split(count)[rank] for t in batch(case, step))
+        loss = gca(wrapped(x), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        logs = gca.generator_step()
+        found |= {f"{name} of step {step}": value for name, value in {"loss": loss.detach(), **logs}.items()}
+    with torch.no_grad():
+        found |= gca.generate(model(x), labels)._asdict()
+        found["eval"] = gca.eval()(model(x), labels)
+    found |= {f"model {name}": value for name, value in model.state_dict().items()}
+    found |= {name: value for name, value in gca.state_dict().items() if isinstance(value, Tensor)}
+    agreed = [] if gca._ranks is None else list(gca._ranks._agreed.values())
+    return found | {"seed": torch.tensor(gca.seed), "memory": [MODES[number] for number in agreed]}
+
+
+def refused(rank: int) -> str:
+    """What one is told of parts that are not as large as each other."""
+    _, gca = make(CASES[0], 0, "world")
+    try:
+        gca(seeded(6 + 2 * rank, DIM, seed=0).double(), torch.arange(2).repeat(3 + rank))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def process(rank: int, count: int, folder: str) -> None:
+    """One process: every case, what was found in a file."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=count)
+    engine.free_memory = lambda device: 10**12 if rank else 0
+    found = {}
+    for case in CASES:
+        engine.default_tile_rows = lambda *_, rows=case.tile_rows: rows
+        found[case.name] = train(case, SEED + rank, rank, count)
+    torch.save((found, refused(rank)), Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
