@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,9 +91,10 @@ class Case:
 
 
 class Problem:
-    """A loss and a batch for a case: the same weights and embeddings for the same sizes."""
+    """A loss and a batch for a case: the same weights and embeddings for the same sizes. options: further ones of the
+    loss; with a process_group the batch is this process's part."""
 
-    def __init__(self, case: Case, **options: float) -> None:
+    def __init__(self, case: Case, **options: Any) -> None:
         self.case = case
         self.dtype = torch.float64 if case.precision == "fp64" else torch.float32
         heads = 4 if case.dim % 4 == 0 else 1
@@ -123,6 +125,8 @@ class Problem:
         generator = torch.Generator().manual_seed(size)
         z = torch.randn(size, self.case.dim, generator=generator, dtype=torch.float64)
         labels = torch.arange(size // self.case.views).repeat_interleave(self.case.views)
+        if (ranks := self.gca._ranks) is not None:
+            z, labels = (whole.tensor_split(ranks.count)[ranks.rank] for whole in (z, labels))
         return z.to(device=self.case.device, dtype=self.dtype).requires_grad_(), labels.to(self.case.device)
 
     @contextmanager

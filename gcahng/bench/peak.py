@@ -124,11 +124,12 @@ def _status(key: str) -> int:
     raise UserError(f"/proc/self/status has no {key}; peak memory needs Linux")
 
 
-def _measure(case: Case, steps: int) -> Peak:
+def measure_here(problem: Problem, steps: int = 2, warm_up: int | None = None) -> Peak:
+    """In this process, which should be fresh. warm_up: n of the step before (2 K)."""
+    case = problem.case
     memory = _Process() if case.device == "cpu" else _Device()
-    problem = Problem(case)
     whole = problem.embeddings, problem.labels
-    problem.embeddings, problem.labels = problem.batch(2 * case.views)
+    problem.embeddings, problem.labels = problem.batch(warm_up or 2 * case.views)
     problem.step()
     plain = memory.resident()
     memory.trim()
@@ -153,4 +154,4 @@ def _measure(case: Case, steps: int) -> Peak:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_measure(from_json(sys.argv[1]), int(sys.argv[2]))._asdict()))
+    print(json.dumps(measure_here(Problem(from_json(sys.argv[1])), int(sys.argv[2]))._asdict()))
