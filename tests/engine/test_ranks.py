@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch has 
 
 
 @pytest.fixture(scope="module", params=[pytest.param(2, marks=pytest.mark.slow), 3])
-def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[dict, str]]:
+def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[dict, list[str]]]:
     """What each process of a group found."""
     folder = tmp_path_factory.mktemp("ranks")
     mp.spawn(process, (request.param, str(folder)), nprocs=request.param)
@@ -29,7 +29,7 @@ def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_processes_that_share_a_batch_train_as_one(
-    group: list[tuple[dict, str]], case: RankCase, monkeypatch: pytest.MonkeyPatch
+    group: list[tuple[dict, list[str]]], case: RankCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gcahng.engine.engine.default_tile_rows", lambda *_: case.tile_rows)
     wanted = train(case, SEED, 0, 1)
@@ -47,16 +47,16 @@ def test_processes_that_share_a_batch_train_as_one(
         assert all(torch.equal(mine[name], group[0][0][case.name][name]) for name in trained), "weights drift apart"
 
 
-def test_all_keep_as_little_as_the_one_with_the_least_memory(group: list[tuple[dict, str]]) -> None:
+def test_all_keep_as_little_as_the_one_with_the_least_memory(group: list[tuple[dict, list[str]]]) -> None:
     """The sums that they exchange, and when, depend on the mode. Process 0 has no memory left, the others plenty."""
     (case,) = (case for case in CASES if case.memory == "auto")
     assert all(set(found[case.name]["memory"]) == {"recompute"} for found, _ in group)
 
 
-def test_parts_of_unequal_size_are_refused_by_all(group: list[tuple[dict, str]]) -> None:
-    for rank, (_, said) in enumerate(group):
-        assert f"embeddings has {6 + 2 * rank} rows here" in said
-        assert "6, 8" in said
+def test_what_is_wrong_in_one_process_is_refused_by_all(group: list[tuple[dict, list[str]]]) -> None:
+    for rank, (_, (of_size, of_label)) in enumerate(group):
+        assert f"embeddings has {6 + 2 * rank} rows here" in of_size and "6, 8" in of_size
+        assert "labels is out of range" in of_label
 
 
 class FakeRanks:
