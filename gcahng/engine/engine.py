@@ -32,6 +32,7 @@ from gcahng.errors import UserError
 from gcahng.nn import GraphNetwork
 from gcahng.ops._once import once
 from gcahng.ops._schemas import NATIVE, library
+from gcahng.reference.head import momentum
 from gcahng.reference.losses import official_own_entries
 from gcahng.reference.passes import Batch, GeneratorLosses, GeneratorWeights, MetricLosses, generated
 
@@ -372,7 +373,7 @@ class Engine:
             seed=0 if dropout is None else dropout.seed,
             symmetric=True if dropout is None else dropout.symmetric,
             training=batch.training,
-            momentum=norm.momentum,
+            momentum=momentum(norm),
             eps=norm.eps,
             compute=_name(compute_dtype(batch.z.device, dtype)),
             stages=self._stages_for(batch.views, batch.z.shape[1]),
@@ -387,7 +388,9 @@ def _refuse_transforms(*tensors: Tensor) -> None:
     """UserError under torch.func's transforms and for forward-mode derivatives, which would be lost without a word."""
     transformed = torch._C._functorch.peek_interpreter_stack() is not None
     if transformed or any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
-        raise UserError("the engine has backward-mode derivatives alone, outside torch.func; impl='reference' has all")
+        raise UserError(
+            "the engine has backward-mode derivatives alone, outside torch.func; impl='reference' has all in eval mode"
+        )
 
 
 def _draw(batch: Batch) -> Tensor:

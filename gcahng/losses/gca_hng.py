@@ -15,7 +15,15 @@ from gcahng.engine.cuda_graph import GraphCache, capturing
 from gcahng.engine.ranks import ranks_for
 from gcahng.errors import UserError
 from gcahng.losses.layout import ClassLayout, check_shapes, class_layout, describe, raise_for_problems, value_problems
-from gcahng.losses.optimizers import CapturableAdamW, adamw, clipped_step, move_state, set_rate
+from gcahng.losses.optimizers import (
+    CapturableAdamW,
+    adamw,
+    check_state,
+    clipped_step,
+    move_state,
+    set_gradients,
+    set_rate,
+)
 from gcahng.losses.options import check_options, python_numbers
 from gcahng.losses.passes import Passes, passes_for
 from gcahng.nn import GraphNetwork
@@ -145,7 +153,7 @@ class GCAHNGLoss(nn.Module):
         super().__init__()
         check_options(dict(locals()))
         if seed is None:
-            seed = int(torch.randint(2**62, ()))
+            seed = int(torch.randint(2**62, (), device="cpu"))
 
         self.num_classes, self.embedding_dim = num_classes, embedding_dim
         self.alpha, self.beta = alpha, beta
@@ -167,7 +175,8 @@ class GCAHNGLoss(nn.Module):
         self.register_buffer("_generator_sum", torch.tensor(0.0))
         # On the device, where a captured step counts on; _steps_in_epoch counts the steps that the host has seen.
         self.register_buffer("_counted_steps", torch.zeros((), dtype=torch.int64), persistent=False)
-        self.register_buffer("_problems", torch.zeros(4, dtype=torch.bool), persistent=False)
+        # Numbers, not bools: averages of weights over a run (AveragedModel, use_buffers=True) take differences of all.
+        self.register_buffer("_problems", torch.zeros(4, dtype=torch.int32), persistent=False)
         self._steps_in_epoch = 0
         self._epoch = 0
         self._warned_of_epoch = False
@@ -226,7 +235,10 @@ class GCAHNGLoss(nn.Module):
                 "generator_step: no training forward is pending; call gca(embeddings, labels) in training mode first"
             )
         if all(parameter.grad is None for parameter in self.graph_network.parameters()):
-            raise RuntimeError("generator_step: call loss.backward() before it; the graph network has no gradients yet")
+            raise RuntimeError(
+                "generator_step: call loss.backward() before it; the graph network has no gradients yet, or they were "
+                "cleared (by zero_grad of a module that holds the loss), or its parameters are frozen"
+            )
         _check_draws(u, pending.layout.views)
         if not (self._graphs is not None and (self.check == "deferred" or capturing())):
             self._raise_deferred()
@@ -240,7 +252,7 @@ class GCAHNGLoss(nn.Module):
             self.classifier.zero_grad(set_to_none=True)
             entropy = nn.functional.cross_entropy(self.classifier(z), self._in_range(layout.labels))
             classifier_loss = CLASSIFIER_FACTOR * entropy
-        classifier_loss.backward()
+        set_gradients(classifier_loss, self.classifier.parameters())
         self._agree_on_gradients(self.classifier.parameters())
         self._show_gradients("classifier", list(self.classifier.parameters()))
         clipped_step(self.classifier_optimizer, list(self.classifier.parameters()), None, self._graphs)
@@ -253,7 +265,7 @@ class GCAHNGLoss(nn.Module):
             found = self._passes(z.device).generator_pass(self.graph_network, self.classifier, batch, order, weights)
             generator = found.total
         self.draw.add_(1)
-        (generator if scale is None else generator * scale).backward()
+        set_gradients(generator if scale is None else generator * scale, self.graph_network.parameters())
         self._step_graph_network(scale)
 
         logs = pending.metric_logs | {
@@ -375,6 +387,8 @@ class GCAHNGLoss(nn.Module):
                 f"state_dict is of a graph network of {len(given['params'])} weights, this one has "
                 f"{len(own['params'])} (layers={len(self.graph_network.layers)}); layers must be that of the state_dict"
             )
+        check_state(state["graph_optimizer"], self.graph_optimizer)
+        check_state(state["classifier_optimizer"], self.classifier_optimizer)
         self.seed = state["seed"]
         self._epoch, self._steps_in_epoch = state["epoch"], state["steps_in_epoch"]
         self._counted_steps.fill_(self._steps_in_epoch)
@@ -515,7 +529,13 @@ def _autocast_state(device: torch.device) -> tuple[bool, torch.dtype]:
 
 
 def _check_draws(u: Tensor | None, views: int) -> None:
-    if u is not None and tuple(u.shape) != (views, views - 1):
+    if u is None:
+        return
+    if not isinstance(u, Tensor):
+        raise UserError(
+            f"u is {describe(u)}; it must be None or a tensor of mixing draws (pairs that a miner found go to base)"
+        )
+    if tuple(u.shape) != (views, views - 1):
         raise UserError(
             f"u has shape {tuple(u.shape)}; with K = {views} samples a class it must be ({views}, {views - 1})"
         )

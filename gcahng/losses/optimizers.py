@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gcahng.engine.cuda_graph import GraphCache, capturing
+from gcahng.errors import UserError
 
 
 def adamw(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, capturable: bool) -> torch.optim.AdamW:
@@ -26,6 +27,37 @@ def set_rate(optimizer: torch.optim.AdamW, rate: float) -> None:
             group["rate"] = rate
         else:
             group["lr"] = rate
+
+
+def set_gradients(loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
+    """Puts the loss's gradients in place of those that its parameters have; None where it does not depend on one.
+
+    Unlike loss.backward() it is no concern of hooks on accumulation. DistributedDataParallel has such hooks, and, where
+    it holds the loss too, would take these gradients for what is left of the caller's backward.
+    """
+    wanted = [parameter for parameter in parameters if parameter.requires_grad]
+    found = torch.autograd.grad(loss, wanted, allow_unused=True) if wanted else ()
+    places = set()
+    for parameter, gradient in zip(wanted, found, strict=True):
+        if gradient is not None:
+            place = gradient.untyped_storage().data_ptr()
+            if place in places or gradient.stride() != parameter.stride():  # a step changes gradients in place
+                gradient = torch.empty_like(parameter).copy_(gradient)
+            places.add(place)
+        parameter.grad = gradient
+
+
+def check_state(state: Mapping[str, Any], optimizer: torch.optim.AdamW) -> None:
+    """UserError where an optimiser's state dict has moments of other shapes than its parameters: fused AdamW would read
+    beyond them."""
+    (group,) = optimizer.param_groups
+    for number, moments in state["state"].items():
+        given, own = tuple(moments["exp_avg"].shape), tuple(group["params"][number].shape)
+        if given != own:
+            raise UserError(
+                f"state_dict holds optimiser state of a weight of shape {given}, here it is {own}; num_classes and "
+                "embedding_dim must be those of the state_dict (for weights alone leave its _extra_state out)"
+            )
 
 
 def move_state(

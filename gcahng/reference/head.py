@@ -12,8 +12,15 @@ if TYPE_CHECKING:
     from gcahng.nn import GraphNetwork
 
 
+def momentum(norm: nn.BatchNorm1d) -> float:
+    """What the next batch weighs in the running statistics. As in torch, momentum None, which weight averaging sets,
+    weighs all batches alike."""
+    return 1 / (int(norm.num_batches_tracked) + 1) if norm.momentum is None else norm.momentum
+
+
 def batch_norm(norm: nn.BatchNorm1d, x: Tensor, *, training: bool, update: bool) -> Tensor:
     """BatchNorm over the rows of x (N, D). Training: batch statistics; update says whether the running ones follow."""
+    weight = momentum(norm)
     if training and update:
         norm.num_batches_tracked.add_(1)
     return F.batch_norm(
@@ -23,7 +30,7 @@ def batch_norm(norm: nn.BatchNorm1d, x: Tensor, *, training: bool, update: bool)
         norm.weight,
         norm.bias,
         training,
-        norm.momentum,
+        weight,
         norm.eps,
     )
 

@@ -60,7 +60,7 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
         return replay, outputs
 
-    def passes_for(impl, device, edge_memory, edge_dtype, graphs):
+    def passes_for(impl, device, edge_memory, edge_dtype, graphs, ranks):
         return Engine(impl, edge_memory, edge_dtype, graphs)
 
     monkeypatch.setattr(cuda_graph, "capture", capture)
