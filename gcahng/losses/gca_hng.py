@@ -36,6 +36,7 @@ CLASSIFIER_FACTOR = 10.0
 FIRST_MEAN = 1e6
 SMALLEST_LOSS = 1e-6
 STEPS_WITHOUT_EPOCH = 2000
+FORWARDS_WITHOUT_STEP = 20
 
 
 class Generated(NamedTuple):
@@ -110,8 +111,9 @@ class GCAHNGLoss(nn.Module):
         process_group: "world" or a torch.distributed group: its processes hand in the parts of one batch, as large as
             each other, and share the work on its pairs. Every call is then one of all processes, each gets the whole
             batch's loss, and the gradient of its own embeddings is such that DistributedDataParallel's mean over
-            processes is that of the whole batch's loss. The loss itself stays outside of DistributedDataParallel; the
-            first process's state is copied to all before the first batch.
+            processes is that of the whole batch's loss. The loss keeps its weights equal by itself (around it,
+            DistributedDataParallel needs find_unused_parameters=True); the first process's state is copied to all
+            before the first batch.
 
     Errors: UserError (a ValueError) naming the argument, for classes of unequal size or single samples, fewer than two
     classes, labels out of range, wrong shapes or dtypes, non-finite values and constant rows.
@@ -179,6 +181,7 @@ class GCAHNGLoss(nn.Module):
         self.register_buffer("_problems", torch.zeros(4, dtype=torch.int32), persistent=False)
         self._steps_in_epoch = 0
         self._epoch = 0
+        self._forwards = 0  # in training mode since the last generator step
         self._warned_of_epoch = False
         self._pending: _Pending | None = None
         # Called before gradients are clipped: with "graph_network" (twice a step) or "classifier", and the gradients.
@@ -211,6 +214,8 @@ class GCAHNGLoss(nn.Module):
         if remember:
             self.graph_network.zero_grad(set_to_none=True)
             self._pending = None
+            if not torch.compiler.is_compiling():
+                self._count_forward()
         found = self._passes(z.device).metric_pass(self.graph_network, batch)
         if self.training:
             self.draw.add_(1)
@@ -242,7 +247,7 @@ class GCAHNGLoss(nn.Module):
         _check_draws(u, pending.layout.views)
         if not (self._graphs is not None and (self.check == "deferred" or capturing())):
             self._raise_deferred()
-        self._pending = None
+        self._pending, self._forwards = None, 0
         z, layout = pending.z, pending.layout
         scale = None if scaler is None or not scaler.is_enabled() else scaler.scale(torch.ones((), device=z.device))
         self._step_graph_network(scale)
@@ -430,6 +435,16 @@ class GCAHNGLoss(nn.Module):
         """Where the processes' gradients may differ in their rounding, their weights would drift apart."""
         if self._ranks is not None:
             self._ranks.copy_from_first([p.grad for p in parameters if p.grad is not None])
+
+    def _count_forward(self) -> None:
+        self._forwards += 1
+        if self._forwards == FORWARDS_WITHOUT_STEP:
+            warnings.warn(
+                f"{self._forwards} forwards in training mode without generator_step(): the graph network does not "
+                "train, and J_syn weighs next to nothing; call gca.generator_step() after every loss.backward(), or "
+                "gca.eval() before a forward that only measures",
+                stacklevel=5,  # through Module.__call__
+            )
 
     def _enter(self, embeddings: Tensor, labels: Tensor, at_once: bool = False) -> tuple[ClassLayout, Tensor]:
         """Checks a batch and puts it in canonical order, in the parameters' dtype. at_once: defer no check."""

@@ -18,7 +18,8 @@ DIM, FEATURES, TRAINING_CLASSES, STEPS, SEED = 8, 5, 9, 2, 7
 
 
 class RankCase(NamedTuple):
-    """classes, views: of a batch; impl, memory, symmetric, compat: the loss's options; tile_rows: edges in a tile."""
+    """classes, views: of a batch; impl, memory, symmetric, compat: the loss's options; tile_rows: edges in a tile;
+    around: what DistributedDataParallel is around, the model or both, as in Lightning."""
 
     impl: str
     memory: str = "store"
@@ -27,6 +28,7 @@ class RankCase(NamedTuple):
     classes: int = 4
     views: int = 3
     tile_rows: int = 40
+    around: str = "model"
 
     @property
     def name(self) -> str:
@@ -40,7 +42,19 @@ CASES = [
     RankCase("cpp", compat="official", classes=6, views=2),
     RankCase("cpp", classes=2, views=6),  # fewer classes than processes
     RankCase("reference"),
+    RankCase("cpp", around="both"),
 ]
+
+
+class ModelAndLoss(nn.Module):
+    """Both in one."""
+
+    def __init__(self, model: nn.Module, gca: GCAHNGLoss) -> None:
+        super().__init__()
+        self.model, self.gca = model, gca
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        return self.gca(self.model(x), labels)
 
 
 def batch(case: RankCase, step: int) -> tuple[Tensor, Tensor]:
@@ -63,7 +77,11 @@ def make(case: RankCase, seed: int, group: str | None) -> tuple[nn.Module, GCAHN
 def train(case: RankCase, seed: int, rank: int, count: int) -> dict[str, Any]:
     """Steps on this process's part of each batch → what the loss and the model then are, and what it generates."""
     model, gca = make(case, seed, "world" if count > 1 else None)
-    wrapped = nn.parallel.DistributedDataParallel(model) if count > 1 else model
+    whole = ModelAndLoss(model, gca)
+    if count > 1 and case.around == "both":
+        whole = nn.parallel.DistributedDataParallel(whole, find_unused_parameters=True)
+    elif count > 1:
+        whole.model = nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for parameter in gca.parameters():  # as on devices that round otherwise
         if parameter.requires_grad:
@@ -71,7 +89,7 @@ def train(case: RankCase, seed: int, rank: int, count: int) -> dict[str, Any]:
     found = {}
     for step in range(STEPS):
         x, labels = (t.tensor_split(count)[rank] for t in batch(case, step))
-        loss = gca(wrapped(x), labels)
+        loss = whole(x, labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

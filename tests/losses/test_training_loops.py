@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 import gcahng
+from gcahng.losses.gca_hng import FORWARDS_WITHOUT_STEP
 
 pytestmark = pytest.mark.usefixtures("implementation")
 
@@ -58,6 +60,24 @@ def test_data_parallel_around_model_and_loss(process_group):
     steps(DistributedDataParallel(wrapped, find_unused_parameters=True), wrapped, 3)
     steps(plain, plain, 3)
     assert same(snapshot(wrapped), snapshot(plain))
+
+
+def test_a_loss_that_never_steps_says_so_once():
+    gca, batch = make_loss(), make_batch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(FORWARDS_WITHOUT_STEP):  # the generator step begins the count anew
+            gca(*batch)
+            train_step(gca, *batch)
+        for _ in range(FORWARDS_WITHOUT_STEP - 1):
+            gca(*batch)
+        gca.eval()(*batch)
+        with torch.no_grad():
+            gca.train()(*batch)
+    with pytest.warns(UserWarning, match=r"20 forwards in training mode without generator_step\(\)") as caught:
+        for _ in range(FORWARDS_WITHOUT_STEP):
+            gca(*batch)
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_generator_step_may_come_before_the_models_step():
