@@ -11,7 +11,7 @@ from emulator.row_ops import compile_all as compile_rows
 from emulator.tile_ops import EmulatedTiles
 from emulator.tile_ops import compile_all as compile_tiles
 from stage_cases import Setup
-from stage_checks import check_entropy_far_from_zero, check_stage, run_of
+from stage_checks import check_entropy_far_from_zero, check_gradient_of_sure_rows, check_stage, run_of
 
 from gcahng import GCAHNGLoss
 from gcahng.engine.engine import Engine
@@ -43,6 +43,11 @@ def test_judging(setup, precision, emulated):
 def test_entropy_far_from_zero(emulated):
     emulated(EmulatedLosses())
     check_entropy_far_from_zero("cuda")
+
+
+def test_gradient_of_sure_rows(emulated):
+    emulated(EmulatedLosses())
+    check_gradient_of_sure_rows("cuda", torch.bfloat16)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

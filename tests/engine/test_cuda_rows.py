@@ -13,6 +13,7 @@ import triton
 from emulator.row_ops import EmulatedRows, compile_all
 from stage_cases import Setup
 from stage_checks import (
+    check_hidden_values_as_they_are_stored,
     check_moments,
     check_stage,
     check_store_in_bfloat16,
@@ -92,6 +93,11 @@ def test_moments(precision, emulated):
 def test_variance_of_edges_far_from_zero(emulated):
     emulated()
     check_variance_of_edges_far_from_zero("cuda")
+
+
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16], ids=str)
+def test_hidden_values_as_they_are_stored(low):
+    check_hidden_values_as_they_are_stored(EmulatedRows(), low)
 
 
 def test_store_in_bfloat16(emulated):

@@ -7,10 +7,14 @@ import math
 import pytest
 import torch
 from engine_cases import Case
-from stage_cases import SETUPS
+from stage_cases import SETUPS, Some
 from stage_checks import (
     STAGES,
+    check_a_positive_is_never_farther_than_itself,
+    check_attention_far_from_half,
     check_entropy_far_from_zero,
+    check_gradient_of_sure_rows,
+    check_hidden_values_as_they_are_stored,
     check_moments,
     check_stage,
     check_store_in_bfloat16,
@@ -23,6 +27,11 @@ from gcahng import _native
 
 PRECISIONS = ("float64", "float32", "bfloat16")
 ops = torch.ops.gcahng
+
+# Of a tile's edges, rather than of rows; more edges between two classes than a unit of work has otherwise.
+TILED = ("edge_start", "edge_start_backward", "edge_to_node", "edge_to_node_backward", "gate", "gate_backward")
+TILED += ("norm_backward", "diversity", "mixing")
+MOST_VIEWS = Some(3, 64, 3, 0, p=0.2, tiles=((0, 1, 1, 2, 1),))
 
 # The instruction set in force on every setup, the others on the first (on all: -m slow).
 ON_SETUPS = [
@@ -53,6 +62,27 @@ def test_moments(setup, precision, arch):
 
 def test_entropy_far_from_zero(arch):
     check_entropy_far_from_zero("cpp")
+
+
+@pytest.mark.parametrize("stage", TILED)
+def test_most_views(stage, arch):
+    check_stage(MOST_VIEWS, stage, "float64", "cpp")
+
+
+def test_a_positive_is_never_farther_than_itself(arch):
+    check_a_positive_is_never_farther_than_itself("cpp")
+
+
+def test_hidden_values_as_they_are_stored(arch):
+    check_hidden_values_as_they_are_stored(ops, torch.bfloat16)
+
+
+def test_gradient_of_sure_rows(arch):
+    check_gradient_of_sure_rows("cpp", torch.bfloat16)
+
+
+def test_attention_far_from_half(arch):
+    check_attention_far_from_half("cpp")
 
 
 def test_variance_of_edges_far_from_zero(arch):

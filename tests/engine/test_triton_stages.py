@@ -10,7 +10,11 @@ import torch
 from stage_cases import Setup
 from stage_checks import (
     STAGES,
+    check_a_positive_is_never_farther_than_itself,
+    check_attention_far_from_half,
     check_entropy_far_from_zero,
+    check_gradient_of_sure_rows,
+    check_hidden_values_as_they_are_stored,
     check_moments,
     check_stage,
     check_store_in_bfloat16,
@@ -21,7 +25,7 @@ from stage_checks import (
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from gcahng.engine.fused import FusedStages
+from gcahng.engine.fused import FusedStages, stage_ops
 from gcahng.engine.schedule import make_schedule
 from gcahng.engine.stages import Keep
 from gcahng.engine.triton import TritonStages, _shared_memory
@@ -141,6 +145,22 @@ def test_moments(setup, precision):
 
 def test_entropy_far_from_zero():
     check_entropy_far_from_zero("triton")
+
+
+def test_a_positive_is_never_farther_than_itself():
+    check_a_positive_is_never_farther_than_itself("triton")
+
+
+def test_hidden_values_as_they_are_stored():
+    check_hidden_values_as_they_are_stored(stage_ops("triton"), torch.float16)
+
+
+def test_gradient_of_sure_rows():
+    check_gradient_of_sure_rows("triton", torch.float16)
+
+
+def test_attention_far_from_half():
+    check_attention_far_from_half("triton")
 
 
 def test_variance_of_edges_far_from_zero():
