@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gcahng.engine import fused
-from gcahng.engine.judge import FusedJudge
+from gcahng.engine.judge import FusedJudge, TorchJudge
 from gcahng.engine.stages import Edges
 from gcahng.engine.workspace import Workspace
 from gcahng.testing import assert_close_to_truth, nan_poisoned, seeded
@@ -176,6 +176,54 @@ def check_a_positive_is_never_farther_than_itself(impl: str) -> None:
         assert bool((dtheta[:, i, 0, (i + 1) % 3] == 0).all())
         place[:, i, 0, (i + 1) % 3] += 1
     assert torch.equal(run.mixer.negatives(tile, theta), negatives)
+
+
+def check_coefficients_near_zero(impl: str) -> None:
+    """θ keeps its digits where it is all but 0."""
+    setup = Setup(3, 2, 16, 100)
+    inputs = make_inputs(setup, PRECISIONS["float32"])
+    head = inputs.head._replace(bias=torch.linspace(-80, 80, setup.dim))
+    run = run_of(setup, "float32", impl, inputs._replace(head=head))
+    truth, found = truth_of(run, setup).head_forward()["theta"], run.head_forward()["theta"]
+    assert bool((truth < 1e-20).any())
+    torch.testing.assert_close(found.double(), truth, rtol=1e-4, atol=0)
+
+
+def check_similarity_of_short_vectors(impl: str) -> None:
+    """Norms are at least 1e-8, so that a vector of zeros has a finite likeness and gradient."""
+    sizes = torch.tensor([0.0, 1e-9, 3e-8, 1e-6, 1.0]).view(-1, 1)
+    anchors, negatives = (sizes * seeded(5, 16, seed=seed, dtype=torch.float32) for seed in (1, 2))
+    node, counted = torch.arange(5).repeat_interleave(5), torch.ones(25, dtype=torch.bool)
+    dn, wanted = torch.zeros(25, 16), torch.zeros(25, 16, dtype=torch.float64)
+    loss = FusedJudge(Workspace(), fused.stage_ops(impl)).similarity(
+        anchors, node, negatives.repeat(5, 1), counted, 0.5, dn
+    )
+    exact = TorchJudge().similarity(anchors.double(), node, negatives.repeat(5, 1).double(), counted, 0.5, wanted)
+    torch.testing.assert_close(loss.double(), exact, rtol=0, atol=1e-5)
+    size = wanted.abs().amax(dim=1, keepdim=True).clamp_min(1e-30)
+    torch.testing.assert_close(dn.double() / size, wanted / size, rtol=0, atol=1e-5)
+
+
+def check_outputs_on_their_own(ops: Any, low: torch.dtype) -> None:
+    """The accumulating type's output, or the low one, alone is what it is beside the other."""
+    count, dim = 24, 9
+    t, out, residual = (seeded(count, dim, seed=seed, dtype=torch.float32) for seed in (1, 2, 3))
+    gamma, beta, w, d = (seeded(dim, seed=seed, dtype=torch.float32) for seed in (4, 5, 6, 7))
+    mean, rstd = seeded(count, 1, seed=8, dtype=torch.float32), torch.ones(count, 1)
+    x = seeded(5 * 2, dim, seed=9, dtype=torch.float32)
+    calls = (
+        (ops.norm_gelu_, (t, gamma, beta)),
+        (ops.close_fwd_, (out.to(low), residual, mean, rstd, w, d, gamma, beta, torch.empty_like(t))),
+        (ops.edge_start_tile_, ([2, 2, 3, 1, 0, 1, 3], x)),
+    )
+    for op, inputs in calls:
+        full, again = (torch.full_like(t, torch.nan) for _ in range(2))
+        narrow, narrow_again = (torch.full_like(t, torch.nan, dtype=low) for _ in range(2))
+        op(*inputs, full, narrow)
+        op(*inputs, again, None)
+        op(*inputs, None, narrow_again)
+        assert bool(full.isfinite().all()) and torch.equal(full.to(low), narrow)
+        assert torch.equal(again, full) and torch.equal(narrow_again, narrow)
 
 
 def check_hidden_values_as_they_are_stored(ops: Any, low: torch.dtype) -> None:

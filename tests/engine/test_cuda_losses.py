@@ -11,7 +11,15 @@ from emulator.row_ops import compile_all as compile_rows
 from emulator.tile_ops import EmulatedTiles
 from emulator.tile_ops import compile_all as compile_tiles
 from stage_cases import Setup
-from stage_checks import check_entropy_far_from_zero, check_gradient_of_sure_rows, check_stage, run_of
+from stage_checks import (
+    check_coefficients_near_zero,
+    check_entropy_far_from_zero,
+    check_gradient_of_sure_rows,
+    check_outputs_on_their_own,
+    check_similarity_of_short_vectors,
+    check_stage,
+    run_of,
+)
 
 from gcahng import GCAHNGLoss
 from gcahng.engine.engine import Engine
@@ -45,6 +53,11 @@ def test_entropy_far_from_zero(emulated):
     check_entropy_far_from_zero("cuda")
 
 
+def test_similarity_of_short_vectors(emulated):
+    emulated(EmulatedLosses())
+    check_similarity_of_short_vectors("cuda")
+
+
 def test_gradient_of_sure_rows(emulated):
     emulated(EmulatedLosses())
     check_gradient_of_sure_rows("cuda", torch.bfloat16)
@@ -76,6 +89,15 @@ def test_a_missing_barrier_is_caught():
 
 class EveryOp(EmulatedRows, EmulatedLosses, EmulatedTiles):
     """All stages, and only they: an op that is missing here is an AttributeError."""
+
+
+def test_outputs_on_their_own():
+    check_outputs_on_their_own(EveryOp(), torch.bfloat16)
+
+
+def test_coefficients_near_zero(emulated):
+    emulated(EveryOp())
+    check_coefficients_near_zero("cuda")
 
 
 @pytest.mark.parametrize("memory", ["store", "recompute"])

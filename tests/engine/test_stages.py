@@ -12,10 +12,13 @@ from stage_checks import (
     STAGES,
     check_a_positive_is_never_farther_than_itself,
     check_attention_far_from_half,
+    check_coefficients_near_zero,
     check_entropy_far_from_zero,
     check_gradient_of_sure_rows,
     check_hidden_values_as_they_are_stored,
     check_moments,
+    check_outputs_on_their_own,
+    check_similarity_of_short_vectors,
     check_stage,
     check_store_in_bfloat16,
     check_variance_of_edges_far_from_zero,
@@ -75,6 +78,18 @@ def test_a_positive_is_never_farther_than_itself(arch):
 
 def test_hidden_values_as_they_are_stored(arch):
     check_hidden_values_as_they_are_stored(ops, torch.bfloat16)
+
+
+def test_outputs_on_their_own(arch):
+    check_outputs_on_their_own(ops, torch.bfloat16)
+
+
+def test_coefficients_near_zero(arch):
+    check_coefficients_near_zero("cpp")
+
+
+def test_similarity_of_short_vectors(arch):
+    check_similarity_of_short_vectors("cpp")
 
 
 def test_gradient_of_sure_rows(arch):

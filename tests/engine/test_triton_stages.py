@@ -12,10 +12,13 @@ from stage_checks import (
     STAGES,
     check_a_positive_is_never_farther_than_itself,
     check_attention_far_from_half,
+    check_coefficients_near_zero,
     check_entropy_far_from_zero,
     check_gradient_of_sure_rows,
     check_hidden_values_as_they_are_stored,
     check_moments,
+    check_outputs_on_their_own,
+    check_similarity_of_short_vectors,
     check_stage,
     check_store_in_bfloat16,
     check_variance_of_edges_far_from_zero,
@@ -153,6 +156,18 @@ def test_a_positive_is_never_farther_than_itself():
 
 def test_hidden_values_as_they_are_stored():
     check_hidden_values_as_they_are_stored(stage_ops("triton"), torch.float16)
+
+
+def test_outputs_on_their_own():
+    check_outputs_on_their_own(stage_ops("triton"), torch.float16)
+
+
+def test_coefficients_near_zero():
+    check_coefficients_near_zero("triton")
+
+
+def test_similarity_of_short_vectors():
+    check_similarity_of_short_vectors("triton")
 
 
 def test_gradient_of_sure_rows():
