@@ -120,6 +120,11 @@ inline void fail(const char* message) {
   wait(State::failed);
 }
 
+// A GPU reads and writes N bytes at once at multiples of N alone.
+inline void aligned(const void* pointer, size_t bytes) {
+  if (reinterpret_cast<uintptr_t>(pointer) % bytes != 0) fail("an access that is not aligned");
+}
+
 template <class T>
 T* shared(const void* key, size_t count) {
   SharedArray& array = block->shared[key];
@@ -270,6 +275,7 @@ const char* report(int with_seed, Call&& call) {
 #define GCAHNG_SHARED(T, name, count) \
   static const char name##_key = 0;   \
   T* const name = ::emu::shared<T>(&name##_key, count)
+#define GCAHNG_ALIGNED(pointer, bytes) ::emu::aligned(pointer, bytes)
 #define GCAHNG_LAUNCH(kernel, grid, size, stream, ...) \
   ((void)(stream), ::emu::run_grid(grid, size, [&] { kernel(__VA_ARGS__); }))
 

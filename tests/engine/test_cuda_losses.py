@@ -8,7 +8,7 @@ import torch
 from emulator.loss_ops import STEMS, EmulatedLosses
 from emulator.row_ops import EmulatedRows
 from emulator.row_ops import compile_all as compile_rows
-from emulator.tile_ops import EmulatedTiles
+from emulator.tile_ops import EmulatedTiles, each_unaligned
 from emulator.tile_ops import compile_all as compile_tiles
 from stage_cases import Setup
 from stage_checks import (
@@ -67,6 +67,14 @@ def test_gradient_of_sure_rows(emulated):
 def test_addresses_that_wide_accesses_do_not_fit(precision, emulated):
     emulated(EmulatedLosses(-1, 1))
     check_stage(SETUPS[1], "judging", precision, "cuda")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_one_unaligned(precision, emulated):
+    """Wide accesses ask of each tensor whether it is where they may be."""
+    for ops in each_unaligned(EmulatedLosses):
+        emulated(ops)
+        check_stage(Setup(2, 2, 16, 20), "judging", precision, "cuda")
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -11,6 +11,7 @@ import pytest
 import torch
 import triton
 from emulator.row_ops import EmulatedRows, compile_all
+from emulator.tile_ops import each_unaligned
 from stage_cases import Setup
 from stage_checks import (
     check_hidden_values_as_they_are_stored,
@@ -81,6 +82,15 @@ def test_addresses_that_wide_accesses_do_not_fit(stage, emulated):
     emulated(-1, 1)
     for precision in ("float32", "bfloat16"):
         check_stage(ROUND, stage, precision, "cuda")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_one_unaligned(stage, monkeypatch):
+    """Wide accesses ask of each tensor whether it is where they may be."""
+    for precision in ("float32", "bfloat16"):
+        for ops in each_unaligned(EmulatedRows):
+            monkeypatch.setattr("gcahng.engine.fused.stage_ops", lambda impl, ops=ops: ops)
+            check_stage(Setup(2, 2, 16, 20), stage, precision, "cuda")
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from emulator.tile_ops import EmulatedTiles, compile_all
+from emulator.tile_ops import EmulatedTiles, compile_all, each_unaligned
 from mask_cases import CHANCES, DRAWS, LAYERS, SEEDS, assert_gate_masks
 from stage_cases import Setup, Some
 from stage_checks import (
@@ -72,6 +72,18 @@ def test_unaligned(stage, precision, emulated):
     """Rows that wide accesses would fit, were they where they may be."""
     emulated(-1, 1)
     check_stage(Setup(3, 2, 16, 12, p=0.3), stage, precision, "cuda")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_one_unaligned(stage, monkeypatch):
+    """Wide accesses ask of each tensor whether it is where they may be."""
+    for precision in ("float32", "bfloat16")[: 1 if stage in (*ONE_DTYPE, "gate_backward") else 2]:
+        for ops in each_unaligned(EmulatedTiles):
+            monkeypatch.setattr("gcahng.engine.fused.stage_ops", lambda impl, ops=ops: ops)
+            if stage == "gate_backward":  # its check asks for the same bits of calls with other tensors
+                check_attention_far_from_half("cuda")
+            else:
+                check_stage(Setup(2, 2, 16, 20, p=0.3), stage, precision, "cuda")
 
 
 def test_attention_far_from_half(emulated):
