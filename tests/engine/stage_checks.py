@@ -34,6 +34,9 @@ STAGES = (
     "mixing",
     "judging",
 )
+# Those that know which nodes a row's edge joins.
+TILED = ("edge_start", "edge_start_backward", "edge_to_node", "edge_to_node_backward", "gate", "gate_backward")
+TILED += ("norm_backward", "diversity", "mixing")
 
 
 def run_of(setup: Setup, precision: str, impl: str, inputs: Inputs | None = None) -> Run:

@@ -10,6 +10,7 @@ from engine_cases import Case
 from stage_cases import SETUPS, Some
 from stage_checks import (
     STAGES,
+    TILED,
     check_a_positive_is_never_farther_than_itself,
     check_attention_far_from_half,
     check_coefficients_near_zero,
@@ -31,9 +32,7 @@ from gcahng import _native
 PRECISIONS = ("float64", "float32", "bfloat16")
 ops = torch.ops.gcahng
 
-# Of a tile's edges, rather than of rows; more edges between two classes than a unit of work has otherwise.
-TILED = ("edge_start", "edge_start_backward", "edge_to_node", "edge_to_node_backward", "gate", "gate_backward")
-TILED += ("norm_backward", "diversity", "mixing")
+# More edges between two classes than a unit of work has otherwise.
 MOST_VIEWS = Some(3, 64, 3, 0, p=0.2, tiles=((0, 1, 1, 2, 1),))
 
 # The instruction set in force on every setup, the others on the first (on all: -m slow).

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from stage_cases import Setup
+from stage_cases import Setup, Some
 from stage_checks import (
     STAGES,
+    TILED,
     check_a_positive_is_never_farther_than_itself,
     check_attention_far_from_half,
     check_coefficients_near_zero,
@@ -53,6 +54,11 @@ SETUPS = [
 @pytest.mark.parametrize("setup", SETUPS, ids=str)
 def test_stage(setup, stage, precision):
     check_stage(setup, stage, precision, "triton")
+
+
+@pytest.mark.parametrize("stage", sorted({*TILED} - {"edge_start", "norm_backward"}))
+def test_more_views_than_a_program_takes(stage):
+    check_stage(Some(3, 9, 5, 0, p=0.3, tiles=((1, 1, 1, 2, 1),)), stage, "float64", "triton")
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])  # in fp64 they are so anyway
