@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from emulator.tile_ops import EmulatedTiles, compile_all, each_unaligned
-from mask_cases import CHANCES, DRAWS, LAYERS, SEEDS, assert_gate_masks
+from mask_cases import CHANCES, DRAWS, LAYERS, SEEDS, assert_a_draw_at_the_threshold_is_kept, assert_gate_masks
 from stage_cases import Setup, Some
 from stage_checks import (
     check_a_positive_is_never_farther_than_itself,
@@ -136,6 +136,11 @@ def test_masks(classes, views, symmetric, rows, dtype, monkeypatch):
     schedule = make_schedule(classes, views, symmetric=symmetric, tile_rows=rows)
     for layer, seed, draw, p in zip(LAYERS, SEEDS, DRAWS, CHANCES, strict=True):
         assert_gate_masks("cuda", schedule, layer, EdgeDropout(p, seed, torch.tensor(draw)), dtype)
+
+
+def test_a_draw_at_the_threshold_is_kept(monkeypatch):
+    monkeypatch.setattr("mask_cases.stage_ops", lambda impl: EmulatedTiles())
+    assert_a_draw_at_the_threshold_is_kept("cuda")
 
 
 def test_too_many_channels_are_an_error(emulated):
