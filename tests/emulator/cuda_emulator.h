@@ -165,15 +165,16 @@ inline void run_block(Block& b, std::mt19937* random) {
   };
   std::vector<size_t> order(b.threads.size());
   for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+  size_t first = 0, last = random ? 0 : order.size();
   for (;;) {
-    size_t first = 0, last = order.size();
     if (random) {  // one warp at a time, as far as it gets
       std::shuffle(order.begin(), order.end(), *random);
-      for (size_t i : order) {
-        if (b.threads[i].state != State::ready) continue;
-        first = i / 32 * 32;
-        last = first + 32;
-        break;
+      const auto ready = [&](size_t i) { return b.threads[i].state == State::ready; };
+      const auto goes_on = [&](size_t i) { return i >= first && i < last && ready(i); };
+      if (std::none_of(order.begin(), order.end(), goes_on)) {
+        const auto next = std::find_if(order.begin(), order.end(), ready);
+        first = next == order.end() ? 0 : *next / 32 * 32;
+        last = next == order.end() ? 0 : first + 32;
       }
     }
     bool ran = false;
