@@ -77,6 +77,18 @@ def test_one_unaligned(precision, emulated):
         check_stage(Setup(2, 2, 16, 20), "judging", precision, "cuda")
 
 
+def test_a_gradient_apart_from_the_logits():
+    """Each tensor misses its alignment once."""
+    logits, bias, labels = seeded(7, 16, seed=1), seeded(16, seed=2), torch.arange(7)
+    exact = (logits + bias).requires_grad_()
+    wanted = torch.nn.functional.cross_entropy(exact, labels, reduction="none")
+    wanted.sum().backward()
+    for ops in each_unaligned(EmulatedLosses):
+        loss, d = torch.full((7,), torch.nan), torch.full_like(logits, torch.nan)
+        ops.cross_entropy_(logits, bias, labels, 1.0, loss, d)
+        torch.testing.assert_close((loss, d), (wanted.detach(), exact.grad))
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_bits_do_not_depend_on_warp_order(precision, emulated):
     found = []
