@@ -34,7 +34,8 @@ from gcahng.engine.schedule import make_schedule
 from gcahng.engine.stages import Keep
 from gcahng.engine.triton import TritonStages, _shared_memory
 from gcahng.engine.workspace import Workspace
-from gcahng.kernels import edge_update, hidden
+from gcahng.kernels import close, edge_update, head, hidden
+from gcahng.kernels._sums import add_partials
 from gcahng.testing import seeded
 
 PRECISIONS = ("float64", "float32", "float16")
@@ -59,6 +60,29 @@ def test_stage(setup, stage, precision):
 @pytest.mark.parametrize("stage", sorted({*TILED} - {"edge_start", "norm_backward"}))
 def test_more_views_than_a_program_takes(stage):
     check_stage(Some(3, 9, 5, 0, p=0.3, tiles=((1, 1, 1, 2, 1),)), stage, "float64", "triton")
+
+
+@pytest.fixture
+def few_programs(monkeypatch):
+    """So that each goes through several blocks of rows, as where there are thousands."""
+    for module, name in ((head, "HEAD"), (close, "ROWS_BACKWARD"), (hidden, "ROWS_BACKWARD")):
+        monkeypatch.setattr(module, name, getattr(module, name)._replace(programs=1))
+
+
+@pytest.mark.parametrize("stage", ["mlp_backward", "head_backward"])
+def test_several_blocks_of_rows_a_program(stage, few_programs):
+    check_stage(Setup(6, 3, 19, 300), stage, "float64", "triton")
+
+
+def test_moments_of_several_blocks_of_rows_a_program(few_programs):
+    check_moments(Setup(6, 3, 19, 60), "float32", "triton")
+
+
+def test_more_partial_sums_than_are_added_at_once():
+    part, into = seeded(150, 40, seed=1), seeded(40, seed=2)
+    wanted = into + part.sum(dim=0)
+    add_partials(part, into)
+    torch.testing.assert_close(into, wanted)
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])  # in fp64 they are so anyway
