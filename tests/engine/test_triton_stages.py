@@ -34,7 +34,7 @@ from gcahng.engine.schedule import make_schedule
 from gcahng.engine.stages import Keep
 from gcahng.engine.triton import TritonStages, _shared_memory
 from gcahng.engine.workspace import Workspace
-from gcahng.kernels import close, edge_update, head, hidden
+from gcahng.kernels import _tile, close, edge_update, head, hidden
 from gcahng.kernels._sums import add_partials
 from gcahng.testing import seeded
 
@@ -76,6 +76,11 @@ def test_several_blocks_of_rows_a_program(stage, few_programs):
 
 def test_moments_of_several_blocks_of_rows_a_program(few_programs):
     check_moments(Setup(6, 3, 19, 60), "float32", "triton")
+
+
+def test_more_parts_of_nodes_than_are_added_at_once(monkeypatch):
+    monkeypatch.setattr(_tile, "NODE_PARTS", _tile.NODE_PARTS._replace(block_parts=1))
+    check_stage(Setup(5, 8, 5, 2000), "edge_to_node", "float64", "triton")
 
 
 def test_more_partial_sums_than_are_added_at_once():
