@@ -20,11 +20,11 @@ struct Tile {
   // The node itself.
   GCAHNG_HD int64_t node(int64_t column) const { return column % (classes * K); }
 
-  // A unit of work: one anchor class and `width` offsets. Sums over edges are formed unit by unit and then added up in
-  // order, so that they depend on the tile alone and not on who computed what.
+  // A unit of work: one anchor class and `width` offsets, or what is left of them. Sums over edges are formed unit by
+  // unit and then added up in order, so that they depend on the tile alone and not on who computed what.
   GCAHNG_HD int64_t width() const {
     const int64_t offsets = 64 / (K * K);
-    return offsets < 1 ? 1 : offsets < O ? offsets : O;
+    return offsets < 1 ? 1 : offsets;
   }
   GCAHNG_HD int64_t chunks() const { return (O + width() - 1) / width(); }
   GCAHNG_HD int64_t units() const { return A * chunks(); }

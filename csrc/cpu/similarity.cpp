@@ -7,8 +7,8 @@ namespace {
 
 template <class T>
 T norm_of(const T* x, int64_t n) {
-  const T square = dot(x, x, n), norm = square > 0 ? square * inverse_root(square) : T(0);
-  return norm > T(1e-8) ? norm : T(1e-8);
+  const T square = dot(x, x, n);
+  return square > T(1e-16) ? square * inverse_root(square) : T(1e-8);
 }
 
 void forward(DType dtype, const void* anchors, const int64_t* node, const void* negatives, const bool* counted,

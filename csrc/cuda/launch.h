@@ -7,6 +7,8 @@
 #define GCAHNG_SHARED(T, name, count) __shared__ alignas(16) T name[count]
 #define GCAHNG_LAUNCH(kernel, grid, block, stream, ...) \
   kernel<<<grid, block, 0, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
+// The emulator stops where an access of this many bytes may not start.
+#define GCAHNG_ALIGNED(pointer, bytes)
 #endif
 
 namespace gcahng::cuda {
@@ -24,10 +26,12 @@ struct alignas(sizeof(T) * N) Pack {
 };
 template <int N, class T>
 __device__ __forceinline__ Pack<T, N> load(const T* p) {
+  GCAHNG_ALIGNED(p, sizeof(Pack<T, N>));
   return *reinterpret_cast<const Pack<T, N>*>(p);
 }
 template <int N, class T>
 __device__ __forceinline__ void store(T* p, const Pack<T, N>& value) {
+  GCAHNG_ALIGNED(p, sizeof(Pack<T, N>));
   *reinterpret_cast<Pack<T, N>*>(p) = value;
 }
 

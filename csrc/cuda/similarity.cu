@@ -9,8 +9,7 @@ constexpr int kWarps = 8;  // rows of a block
 
 template <class T>
 __device__ __forceinline__ T norm_of(T square) {
-  const T norm = square > 0 ? square * inverse_root(square) : T(0);
-  return norm > T(1e-8) ? norm : T(1e-8);
+  return square > T(1e-16) ? square * inverse_root(square) : T(1e-8);
 }
 
 // A warp takes a row.

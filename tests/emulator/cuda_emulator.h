@@ -120,6 +120,11 @@ inline void fail(const char* message) {
   wait(State::failed);
 }
 
+// A GPU reads and writes N bytes at once at multiples of N alone.
+inline void aligned(const void* pointer, size_t bytes) {
+  if (reinterpret_cast<uintptr_t>(pointer) % bytes != 0) fail("an access that is not aligned");
+}
+
 template <class T>
 T* shared(const void* key, size_t count) {
   SharedArray& array = block->shared[key];
@@ -160,15 +165,16 @@ inline void run_block(Block& b, std::mt19937* random) {
   };
   std::vector<size_t> order(b.threads.size());
   for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+  size_t first = 0, last = random ? 0 : order.size();
   for (;;) {
-    size_t first = 0, last = order.size();
     if (random) {  // one warp at a time, as far as it gets
       std::shuffle(order.begin(), order.end(), *random);
-      for (size_t i : order) {
-        if (b.threads[i].state != State::ready) continue;
-        first = i / 32 * 32;
-        last = first + 32;
-        break;
+      const auto ready = [&](size_t i) { return b.threads[i].state == State::ready; };
+      const auto goes_on = [&](size_t i) { return i >= first && i < last && ready(i); };
+      if (std::none_of(order.begin(), order.end(), goes_on)) {
+        const auto next = std::find_if(order.begin(), order.end(), ready);
+        first = next == order.end() ? 0 : *next / 32 * 32;
+        last = next == order.end() ? 0 : first + 32;
       }
     }
     bool ran = false;
@@ -270,6 +276,7 @@ const char* report(int with_seed, Call&& call) {
 #define GCAHNG_SHARED(T, name, count) \
   static const char name##_key = 0;   \
   T* const name = ::emu::shared<T>(&name##_key, count)
+#define GCAHNG_ALIGNED(pointer, bytes) ::emu::aligned(pointer, bytes)
 #define GCAHNG_LAUNCH(kernel, grid, size, stream, ...) \
   ((void)(stream), ::emu::run_grid(grid, size, [&] { kernel(__VA_ARGS__); }))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,15 +21,22 @@ def compile_all() -> None:
         list(pool.map(compiled, STEMS))
 
 
+def each_unaligned(ops: type[EmulatedTiles]) -> Iterator[EmulatedTiles]:
+    """Once for each tensor of the op that has most, which then misses its alignment."""
+    for only in range(15):
+        yield ops(-1, 1, only=only)
+
+
 class EmulatedTiles:
     """Stands for torch.ops.gcahng. Every call works on copies between fences of NaN; what is not an output must come
     back as it was, and scratch is full of NaN.
 
-    seed: the order of warps (tests/emulator/cuda_emulator.h). offset: values by which tensors miss their alignment.
+    seed: the order of warps (tests/emulator/cuda_emulator.h). offset: values by which tensors miss their alignment:
+    all of them, or the `only`-th of each call.
     """
 
-    def __init__(self, seed: int = -1, offset: int = 0, *defines: str) -> None:
-        self._seed, self._offset, self._defines = seed, offset, defines
+    def __init__(self, seed: int = -1, offset: int = 0, *defines: str, only: int | None = None) -> None:
+        self._seed, self._offset, self._defines, self._only = seed, offset, defines, only
 
     def edge_start_tile_(self, tile: Numbers, x: Tensor, e: Tensor | None, low: Tensor | None) -> None:
         types = x.dtype, x.dtype if low is None else low.dtype
@@ -104,7 +111,8 @@ class EmulatedTiles:
             if not isinstance(argument, Tensor) or not argument.is_floating_point():
                 return argument
             if argument.data_ptr() not in copies:
-                guarded = Guarded(*argument.shape, dtype=argument.dtype, offset=self._offset)
+                offset = self._offset if self._only in (None, len(copies)) else 0
+                guarded = Guarded(*argument.shape, dtype=argument.dtype, offset=offset)
                 guarded.tensor.copy_(argument)
                 copies[argument.data_ptr()] = argument, guarded
             return copies[argument.data_ptr()][1].tensor

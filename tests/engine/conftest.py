@@ -31,6 +31,7 @@ def arch(request) -> Iterator[str]:
         _native.set_cpu_arch(request.param)
     except UserError as error:
         pytest.skip(str(error))
+    assert _native.cpu_arch() == request.param
     yield request.param
     _native.set_cpu_arch(before)
 

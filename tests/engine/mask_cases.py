@@ -7,11 +7,11 @@ from torch import Tensor
 
 from gcahng.engine.fused import FusedStages, stage_ops
 from gcahng.engine.masks import EdgeDropout, _nodes
-from gcahng.engine.schedule import Band, Schedule
+from gcahng.engine.schedule import Band, Schedule, make_schedule
 from gcahng.engine.stages import Edges, Keep, Tokens
 from gcahng.engine.weights import EdgeWeights
 from gcahng.engine.workspace import Workspace
-from gcahng.reference.philox import edge_dropout_masks
+from gcahng.reference.philox import edge_dropout_masks, philox_4x32
 
 CPU = torch.device("cpu")
 SEEDS = (7, 2**63 - 1, (5 << 32) + 3)
@@ -81,3 +81,12 @@ def assert_gate_masks(
         keep = torch.where((i == j)[:, None], keep.sum(dim=1, keepdim=True), keep)
         # 0, 1/(1-p) and twice that are more than 1 apart.
         torch.testing.assert_close(found.double(), keep, rtol=1e-3, atol=1e-3)
+
+
+def assert_a_draw_at_the_threshold_is_kept(impl: str) -> None:
+    """Of the two words of an edge, each in turn."""
+    layer, seed, draw = 1, 7, torch.tensor(3)
+    zero, one = torch.zeros_like(draw), torch.ones_like(draw)
+    schedule = make_schedule(2, 2, symmetric=True, tile_rows=100)
+    for word in philox_4x32((zero, one, layer * one, draw), seed)[:2]:
+        assert_gate_masks(impl, schedule, layer, EdgeDropout(int(word) / 2**32, seed, draw), torch.float32)

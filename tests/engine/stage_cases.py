@@ -13,7 +13,7 @@ from gcahng.engine.head import DiversitySums, HeadGradients, HeadWeights
 from gcahng.engine.masks import EdgeDropout
 from gcahng.engine.mixing import mix_index, mixing_weights
 from gcahng.engine.parts import make_parts
-from gcahng.engine.schedule import Band, NodeSum, Schedule, make_schedule
+from gcahng.engine.schedule import Band, NodeSum, Schedule, Tile, make_schedule
 from gcahng.engine.stages import Edges, Keep, RowMoments, Tokens, TokenSums
 from gcahng.engine.weights import EdgeGradients, EdgeWeights, ToNodeWeights
 from gcahng.engine.workspace import Workspace
@@ -83,6 +83,22 @@ class Setup:
     @property
     def dropout(self) -> EdgeDropout | None:
         return EdgeDropout(self.p, 7, torch.tensor(3)) if self.p else None
+
+
+@dataclass(frozen=True)
+class Some(Setup):
+    """Some tiles of a schedule: (first class, classes, first offset, offsets, mirrored) each."""
+
+    tiles: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def schedule(self) -> Schedule:
+        tiles, rows = [], 0
+        for tile in self.tiles:
+            count = tile[1] * tile[3] * self.views**2
+            tiles.append(Tile(*tile, rows, count))
+            rows += count
+        return Schedule(self.classes, self.views, self.symmetric, tuple(tiles))
 
 
 # Classes odd and even, tiles of one class and of several, offsets in one unit of work and in many, odd channels, long
@@ -257,6 +273,19 @@ class Run:
             assert torch.equal(both, de), "de does not depend on whether sums are wanted"
         named = {"du": sums.u.total(), "dc": sums.c.total(), "dv": sums.v.total()}
         return found.results() | named | {"dgamma": gradients.gamma, "dbeta": gradients.beta}
+
+    def attention_between_classes(self) -> Results:
+        """The gate's p and q, and what tokens get of its backward, without the edges of a class with itself."""
+        found, w = Collected(), self.inputs.weights
+        sums, gradients = TokenSums(self.schedule, self.dim, self.like), EdgeGradients(self.dim, self.like)
+        for number, tile, rows in self.tiles():
+            if tile.first_offset > 0:
+                e = self.edges(rows)
+                _, gate = self.stages.gate(1, number, tile, w, self.tokens, e, "e1")
+                found.add(p=gate.p.reshape(-1), q=gate.q.reshape(-1))
+                de1 = rows(self.inputs.upstream)
+                self.stages.gate_backward(1, number, tile, w, self.tokens, e, gate, de1, (gradients, sums), False)
+        return found.results() | {"du": sums.u.total(), "dc": sums.c.total()}
 
     def mlp(self) -> Results:
         """hidden and close."""

@@ -8,10 +8,18 @@ import torch
 from emulator.loss_ops import STEMS, EmulatedLosses
 from emulator.row_ops import EmulatedRows
 from emulator.row_ops import compile_all as compile_rows
-from emulator.tile_ops import EmulatedTiles
+from emulator.tile_ops import EmulatedTiles, each_unaligned
 from emulator.tile_ops import compile_all as compile_tiles
 from stage_cases import Setup
-from stage_checks import check_entropy_far_from_zero, check_stage, run_of
+from stage_checks import (
+    check_coefficients_near_zero,
+    check_entropy_far_from_zero,
+    check_gradient_of_sure_rows,
+    check_outputs_on_their_own,
+    check_similarity_of_short_vectors,
+    check_stage,
+    run_of,
+)
 
 from gcahng import GCAHNGLoss
 from gcahng.engine.engine import Engine
@@ -45,10 +53,40 @@ def test_entropy_far_from_zero(emulated):
     check_entropy_far_from_zero("cuda")
 
 
+def test_similarity_of_short_vectors(emulated):
+    emulated(EmulatedLosses())
+    check_similarity_of_short_vectors("cuda")
+
+
+def test_gradient_of_sure_rows(emulated):
+    emulated(EmulatedLosses())
+    check_gradient_of_sure_rows("cuda", torch.bfloat16)
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_addresses_that_wide_accesses_do_not_fit(precision, emulated):
     emulated(EmulatedLosses(-1, 1))
     check_stage(SETUPS[1], "judging", precision, "cuda")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_one_unaligned(precision, emulated):
+    """Wide accesses ask of each tensor whether it is where they may be."""
+    for ops in each_unaligned(EmulatedLosses):
+        emulated(ops)
+        check_stage(Setup(2, 2, 16, 20), "judging", precision, "cuda")
+
+
+def test_a_gradient_apart_from_the_logits():
+    """Each tensor misses its alignment once."""
+    logits, bias, labels = seeded(7, 16, seed=1), seeded(16, seed=2), torch.arange(7)
+    exact = (logits + bias).requires_grad_()
+    wanted = torch.nn.functional.cross_entropy(exact, labels, reduction="none")
+    wanted.sum().backward()
+    for ops in each_unaligned(EmulatedLosses):
+        loss, d = torch.full((7,), torch.nan), torch.full_like(logits, torch.nan)
+        ops.cross_entropy_(logits, bias, labels, 1.0, loss, d)
+        torch.testing.assert_close((loss, d), (wanted.detach(), exact.grad))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -71,6 +109,15 @@ def test_a_missing_barrier_is_caught():
 
 class EveryOp(EmulatedRows, EmulatedLosses, EmulatedTiles):
     """All stages, and only they: an op that is missing here is an AttributeError."""
+
+
+def test_outputs_on_their_own():
+    check_outputs_on_their_own(EveryOp(), torch.bfloat16)
+
+
+def test_coefficients_near_zero(emulated):
+    emulated(EveryOp())
+    check_coefficients_near_zero("cuda")
 
 
 @pytest.mark.parametrize("memory", ["store", "recompute"])

@@ -11,8 +11,10 @@ import pytest
 import torch
 import triton
 from emulator.row_ops import EmulatedRows, compile_all
+from emulator.tile_ops import each_unaligned
 from stage_cases import Setup
 from stage_checks import (
+    check_hidden_values_as_they_are_stored,
     check_moments,
     check_stage,
     check_store_in_bfloat16,
@@ -82,6 +84,15 @@ def test_addresses_that_wide_accesses_do_not_fit(stage, emulated):
         check_stage(ROUND, stage, precision, "cuda")
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_one_unaligned(stage, monkeypatch):
+    """Wide accesses ask of each tensor whether it is where they may be."""
+    for precision in ("float32", "bfloat16"):
+        for ops in each_unaligned(EmulatedRows):
+            monkeypatch.setattr("gcahng.engine.fused.stage_ops", lambda impl, ops=ops: ops)
+            check_stage(Setup(2, 2, 16, 20), stage, precision, "cuda")
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_moments(precision, emulated):
     emulated()
@@ -92,6 +103,11 @@ def test_moments(precision, emulated):
 def test_variance_of_edges_far_from_zero(emulated):
     emulated()
     check_variance_of_edges_far_from_zero("cuda")
+
+
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16], ids=str)
+def test_hidden_values_as_they_are_stored(low):
+    check_hidden_values_as_they_are_stored(EmulatedRows(), low)
 
 
 def test_store_in_bfloat16(emulated):

@@ -3,18 +3,21 @@ fences, in memory full of NaN, with threads in order and warps in random orders.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 import torch
-from emulator.tile_ops import EmulatedTiles, compile_all
-from mask_cases import CHANCES, DRAWS, LAYERS, SEEDS, assert_gate_masks
-from stage_cases import Setup
-from stage_checks import check_stage, run_of
+from emulator.tile_ops import EmulatedTiles, compile_all, each_unaligned
+from mask_cases import CHANCES, DRAWS, LAYERS, SEEDS, assert_a_draw_at_the_threshold_is_kept, assert_gate_masks
+from stage_cases import Setup, Some
+from stage_checks import (
+    check_a_positive_is_never_farther_than_itself,
+    check_attention_far_from_half,
+    check_stage,
+    run_of,
+)
 
 from gcahng import _native
 from gcahng.engine.masks import EdgeDropout
-from gcahng.engine.schedule import Schedule, Tile, make_schedule
+from gcahng.engine.schedule import make_schedule
 
 ONE_DTYPE = ("edge_start_backward", "mixing", "diversity")  # nothing of theirs is an operand of products
 STAGES = ("edge_start", "edge_to_node", "edge_to_node_backward", "gate", "gate_backward", *ONE_DTYPE)
@@ -22,22 +25,6 @@ PRECISIONS = ("float64", "float32", "bfloat16", "float16")
 WITH_PRODUCTS = [
     (stage, precision) for stage in STAGES for precision in PRECISIONS[: 2 if stage in ONE_DTYPE else len(PRECISIONS)]
 ]
-
-
-@dataclass(frozen=True)
-class Some(Setup):
-    """Some tiles of a schedule: (first class, classes, first offset, offsets, mirrored) each."""
-
-    tiles: tuple[tuple[int, ...], ...] = ()
-
-    @property
-    def schedule(self) -> Schedule:
-        tiles, rows = [], 0
-        for tile in self.tiles:
-            count = tile[1] * tile[3] * self.views**2
-            tiles.append(Tile(*tile, rows, count))
-            rows += count
-        return Schedule(self.classes, self.views, self.symmetric, tuple(tiles))
 
 
 # Tied and apart; tiles of one class and of several; rows that wide accesses fit, fit in fp32 alone, and do not fit;
@@ -87,21 +74,26 @@ def test_unaligned(stage, precision, emulated):
     check_stage(Setup(3, 2, 16, 12, p=0.3), stage, precision, "cuda")
 
 
-def test_a_positive_is_never_farther_than_itself(emulated):
-    """Its share is 1 and θ does not matter, whatever d⁺ and d⁻ are rounded to: no other sum of the same distance may
-    decide."""
+@pytest.mark.parametrize("stage", STAGES)
+def test_one_unaligned(stage, monkeypatch):
+    """Wide accesses ask of each tensor whether it is where they may be."""
+    for precision in ("float32", "bfloat16")[: 1 if stage in (*ONE_DTYPE, "gate_backward") else 2]:
+        for ops in each_unaligned(EmulatedTiles):
+            monkeypatch.setattr("gcahng.engine.fused.stage_ops", lambda impl, ops=ops: ops)
+            if stage == "gate_backward":  # its check asks for the same bits of calls with other tensors
+                check_attention_far_from_half("cuda")
+            else:
+                check_stage(Setup(2, 2, 16, 20, p=0.3), stage, precision, "cuda")
+
+
+def test_attention_far_from_half(emulated):
     emulated()
-    run = run_of(Some(40, 3, 45, 0, tiles=((0, 40, 0, 1, 1),)), "float32", "cuda")
-    ((_, tile, rows),) = run.tiles()
-    theta = rows(run.inputs.theta)
-    place = theta.view(*run.schedule.shape(tile), -1)
-    negatives = run.mixer.negatives(tile, theta).clone()
-    dtheta = run.mixer.backward_theta(tile, torch.ones_like(negatives)).view(place.shape)
-    assert bool((dtheta != 0).any())
-    for i in range(3):
-        assert bool((dtheta[:, i, 0, (i + 1) % 3] == 0).all())
-        place[:, i, 0, (i + 1) % 3] += 1
-    assert torch.equal(run.mixer.negatives(tile, theta), negatives)
+    check_attention_far_from_half("cuda")
+
+
+def test_a_positive_is_never_farther_than_itself(emulated):
+    emulated()
+    check_a_positive_is_never_farther_than_itself("cuda")
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32"])
@@ -144,6 +136,11 @@ def test_masks(classes, views, symmetric, rows, dtype, monkeypatch):
     schedule = make_schedule(classes, views, symmetric=symmetric, tile_rows=rows)
     for layer, seed, draw, p in zip(LAYERS, SEEDS, DRAWS, CHANCES, strict=True):
         assert_gate_masks("cuda", schedule, layer, EdgeDropout(p, seed, torch.tensor(draw)), dtype)
+
+
+def test_a_draw_at_the_threshold_is_kept(monkeypatch):
+    monkeypatch.setattr("mask_cases.stage_ops", lambda impl: EmulatedTiles())
+    assert_a_draw_at_the_threshold_is_kept("cuda")
 
 
 def test_too_many_channels_are_an_error(emulated):

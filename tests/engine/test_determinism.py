@@ -11,8 +11,10 @@ from engine_cases import IMPLEMENTATIONS, Case, run_step
 from torch import Tensor
 
 import gcahng
+from gcahng import _native
 from gcahng.engine.engine import _workspace
 from gcahng.engine.workspace import _MOST_VIEWS, Workspace, _Slot
+from gcahng.testing import seeded
 
 # Enough edges in a tile to be shared out among threads; few calls, for two threads may have to share a core.
 CASE = Case(classes=10, views=3, dim=48, layers=1)
@@ -95,6 +97,23 @@ def test_stages_do_not_depend_on_threads(autocast, symmetric, threads, recorded)
                 threads(count)
                 together = outputs(op, arguments)
                 assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True)), f"{name}, {count} threads"
+
+
+def test_wide_sums_do_not_depend_on_threads(threads):
+    """Where each thread adds up channels of its own."""
+    assert _native.load("_C_cpu").path
+    dim, ops = 2000, torch.ops.gcahng
+    x, de, theta, dtheta = (seeded(rows, dim, seed=rows, dtype=torch.float32) for rows in (8, 16, 70, 71))
+
+    def sums(count: int) -> tuple[Tensor, Tensor]:
+        threads(count)
+        dx, total = torch.zeros_like(x), torch.zeros(dim)
+        ops.edge_start_tile_bwd_([2, 2, 2, 0, 1, 1, 4], x, de, dx)
+        ops.head_bwd_(theta, dtheta[:70], torch.empty_like(theta), total)
+        return dx, total
+
+    for count in (2, 3):
+        assert all(torch.equal(a, b) for a, b in zip(sums(count), sums(1), strict=True))
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mask_cases import CHANCES, CPU, DRAWS, LAYERS, SEEDS, assert_gate_masks, wanted_masks
+from mask_cases import (
+    CHANCES,
+    CPU,
+    DRAWS,
+    LAYERS,
+    SEEDS,
+    assert_a_draw_at_the_threshold_is_kept,
+    assert_gate_masks,
+    wanted_masks,
+)
 
 from gcahng.engine.masks import EdgeDropout, MaskSource, _nodes
 from gcahng.engine.schedule import make_schedule
@@ -44,3 +53,7 @@ def test_cpp_gate(arch, classes, views, symmetric, rows, dtype):
     schedule = make_schedule(classes, views, symmetric=symmetric, tile_rows=rows)
     for layer, seed, draw, p in zip(LAYERS, SEEDS, DRAWS, CHANCES, strict=True):
         assert_gate_masks("cpp", schedule, layer, EdgeDropout(p, seed, torch.tensor(draw)), dtype)
+
+
+def test_a_draw_at_the_threshold_is_kept(arch):
+    assert_a_draw_at_the_threshold_is_kept("cpp")

@@ -7,11 +7,19 @@ import math
 import pytest
 import torch
 from engine_cases import Case
-from stage_cases import SETUPS
+from stage_cases import SETUPS, Some
 from stage_checks import (
     STAGES,
+    TILED,
+    check_a_positive_is_never_farther_than_itself,
+    check_attention_far_from_half,
+    check_coefficients_near_zero,
     check_entropy_far_from_zero,
+    check_gradient_of_sure_rows,
+    check_hidden_values_as_they_are_stored,
     check_moments,
+    check_outputs_on_their_own,
+    check_similarity_of_short_vectors,
     check_stage,
     check_store_in_bfloat16,
     check_variance_of_edges_far_from_zero,
@@ -20,9 +28,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gcahng import _native
+from gcahng.testing import seeded
 
 PRECISIONS = ("float64", "float32", "bfloat16")
 ops = torch.ops.gcahng
+
+# More edges between two classes than a unit of work has otherwise.
+MOST_VIEWS = Some(3, 64, 3, 0, p=0.2, tiles=((0, 1, 1, 2, 1),))
 
 # The instruction set in force on every setup, the others on the first (on all: -m slow).
 ON_SETUPS = [
@@ -55,8 +67,71 @@ def test_entropy_far_from_zero(arch):
     check_entropy_far_from_zero("cpp")
 
 
+@pytest.mark.parametrize("stage", TILED)
+def test_most_views(stage, arch):
+    check_stage(MOST_VIEWS, stage, "float64", "cpp")
+
+
+def test_a_positive_is_never_farther_than_itself(arch):
+    check_a_positive_is_never_farther_than_itself("cpp")
+
+
+def test_hidden_values_as_they_are_stored(arch):
+    check_hidden_values_as_they_are_stored(ops, torch.bfloat16)
+
+
+def test_outputs_on_their_own(arch):
+    check_outputs_on_their_own(ops, torch.bfloat16)
+
+
+def test_coefficients_near_zero(arch):
+    check_coefficients_near_zero("cpp")
+
+
+def test_similarity_of_short_vectors(arch):
+    check_similarity_of_short_vectors("cpp")
+
+
+def test_gradient_of_sure_rows(arch):
+    check_gradient_of_sure_rows("cpp", torch.bfloat16)
+
+
+def test_attention_far_from_half(arch):
+    check_attention_far_from_half("cpp")
+
+
 def test_variance_of_edges_far_from_zero(arch):
     check_variance_of_edges_far_from_zero("cpp")
+
+
+def test_long_sums(arch):
+    """They are formed in runs: their error grows as the root of what is summed, or it would be twice this."""
+    count = 20_000
+    g, x = (seeded(count, 3, seed=seed, dtype=torch.float32).abs() for seed in (1, 2))
+    dx, _ = ops.edge_start_bwd(g[None], torch.ones(1, 3), x)
+    torch.testing.assert_close(dx[0].double(), (g.double() * x.double()).sum(dim=0), rtol=2e-6, atol=0)
+
+    width = 1 << 17
+    h, zero = seeded(2, width, seed=1, dtype=torch.float32).abs(), torch.zeros(width)
+    g, mean, rstd = torch.empty_like(h), torch.empty(2, 1), torch.empty(2, 1)
+    ops.hidden_fwd_(h, zero, g, mean, rstd)
+    variance, center = torch.var_mean(g.double(), dim=1, correction=0, keepdim=True)
+    torch.testing.assert_close(mean.double(), center, rtol=5e-7, atol=0)
+    torch.testing.assert_close(rstd.double(), (variance + 1e-5).rsqrt(), rtol=5e-7, atol=0)
+
+
+def test_rounding_to_bfloat16(arch):
+    """To the nearest, ties to even; and a NaN whose bits a carry would run through stays one."""
+    a, b = (seeded(500, 3, seed=seed, dtype=torch.float32).bfloat16() for seed in (1, 2))
+    exact = a.float()[:, None] * b.float()
+    bits = exact.view(torch.int32)
+    assert all(bool((bits & 0x1FFFF == tie).any()) for tie in (0x08000, 0x18000))
+    assert torch.equal(ops.edge_start_fwd(a, b), exact.bfloat16())
+
+    nan = torch.tensor([0x7FFFFFFF, -1], dtype=torch.int32).view(torch.float32).view(1, 2)
+    low = torch.zeros(1, 2, dtype=torch.bfloat16)
+    ops.edge_start_tile_([1, 1, 1, 0, 1, 1, 2], torch.cat((nan, torch.ones(1, 2))), None, low)
+    assert bool(low.isnan().all())
 
 
 # -- the functions in them

@@ -8,7 +8,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from mask_cases import CHANCES, DRAWS, LAYERS, SEEDS, assert_gate_masks
+from mask_cases import CHANCES, DRAWS, LAYERS, SEEDS, assert_a_draw_at_the_threshold_is_kept, assert_gate_masks
 
 from gcahng.engine.masks import EdgeDropout
 from gcahng.engine.schedule import make_schedule
@@ -70,3 +70,7 @@ def test_gate(classes, views, symmetric, rows, whole):
     schedule = make_schedule(classes, views, symmetric=symmetric, tile_rows=rows)
     for layer, seed, draw, p in zip(LAYERS, SEEDS, DRAWS, CHANCES, strict=True):
         assert_gate_masks("triton", schedule, layer, EdgeDropout(p, seed, torch.tensor(draw)), torch.float32, whole)
+
+
+def test_a_draw_at_the_threshold_is_kept():
+    assert_a_draw_at_the_threshold_is_kept("triton")

@@ -7,11 +7,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from stage_cases import Setup
+from stage_cases import Setup, Some
 from stage_checks import (
     STAGES,
+    TILED,
+    check_a_positive_is_never_farther_than_itself,
+    check_attention_far_from_half,
+    check_coefficients_near_zero,
     check_entropy_far_from_zero,
+    check_gradient_of_sure_rows,
+    check_hidden_values_as_they_are_stored,
     check_moments,
+    check_outputs_on_their_own,
+    check_similarity_of_short_vectors,
     check_stage,
     check_store_in_bfloat16,
     check_variance_of_edges_far_from_zero,
@@ -21,12 +29,13 @@ from stage_checks import (
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from gcahng.engine.fused import FusedStages
+from gcahng.engine.fused import FusedStages, stage_ops
 from gcahng.engine.schedule import make_schedule
 from gcahng.engine.stages import Keep
 from gcahng.engine.triton import TritonStages, _shared_memory
 from gcahng.engine.workspace import Workspace
-from gcahng.kernels import edge_update, hidden
+from gcahng.kernels import _tile, close, edge_update, head, hidden
+from gcahng.kernels._sums import add_partials
 from gcahng.testing import seeded
 
 PRECISIONS = ("float64", "float32", "float16")
@@ -46,6 +55,39 @@ SETUPS = [
 @pytest.mark.parametrize("setup", SETUPS, ids=str)
 def test_stage(setup, stage, precision):
     check_stage(setup, stage, precision, "triton")
+
+
+@pytest.mark.parametrize("stage", sorted({*TILED} - {"edge_start", "norm_backward"}))
+def test_more_views_than_a_program_takes(stage):
+    check_stage(Some(3, 9, 5, 0, p=0.3, tiles=((1, 1, 1, 2, 1),)), stage, "float64", "triton")
+
+
+@pytest.fixture
+def few_programs(monkeypatch):
+    """So that each goes through several blocks of rows, as where there are thousands."""
+    for module, name in ((head, "HEAD"), (close, "ROWS_BACKWARD"), (hidden, "ROWS_BACKWARD")):
+        monkeypatch.setattr(module, name, getattr(module, name)._replace(programs=1))
+
+
+@pytest.mark.parametrize("stage", ["mlp_backward", "head_backward"])
+def test_several_blocks_of_rows_a_program(stage, few_programs):
+    check_stage(Setup(6, 3, 19, 300), stage, "float64", "triton")
+
+
+def test_moments_of_several_blocks_of_rows_a_program(few_programs):
+    check_moments(Setup(6, 3, 19, 60), "float32", "triton")
+
+
+def test_more_parts_of_nodes_than_are_added_at_once(monkeypatch):
+    monkeypatch.setattr(_tile, "NODE_PARTS", _tile.NODE_PARTS._replace(block_parts=1))
+    check_stage(Setup(5, 8, 5, 2000), "edge_to_node", "float64", "triton")
+
+
+def test_more_partial_sums_than_are_added_at_once():
+    part, into = seeded(150, 40, seed=1), seeded(40, seed=2)
+    wanted = into + part.sum(dim=0)
+    add_partials(part, into)
+    torch.testing.assert_close(into, wanted)
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])  # in fp64 they are so anyway
@@ -141,6 +183,34 @@ def test_moments(setup, precision):
 
 def test_entropy_far_from_zero():
     check_entropy_far_from_zero("triton")
+
+
+def test_a_positive_is_never_farther_than_itself():
+    check_a_positive_is_never_farther_than_itself("triton")
+
+
+def test_hidden_values_as_they_are_stored():
+    check_hidden_values_as_they_are_stored(stage_ops("triton"), torch.float16)
+
+
+def test_outputs_on_their_own():
+    check_outputs_on_their_own(stage_ops("triton"), torch.float16)
+
+
+def test_coefficients_near_zero():
+    check_coefficients_near_zero("triton")
+
+
+def test_similarity_of_short_vectors():
+    check_similarity_of_short_vectors("triton")
+
+
+def test_gradient_of_sure_rows():
+    check_gradient_of_sure_rows("triton", torch.float16)
+
+
+def test_attention_far_from_half():
+    check_attention_far_from_half("triton")
 
 
 def test_variance_of_edges_far_from_zero():

@@ -20,11 +20,14 @@ SIZES = [(1, 1, 1), (3, 5, 7), (2, 33, 16), (33, 2, 72), (3, 11, 1040), (9, 18, 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
-def emulated(library, seed: int, inputs, offset: int = 0):
-    """Output and gradients of the emulated kernels, written between fences."""
-    x_i, x_j, grad_e = (Guarded.of(x, offset) for x in inputs)
+def emulated(library, seed: int, inputs, offset: int | tuple[int, ...] = 0):
+    """Output and gradients of the emulated kernels, written between fences. offset: of all tensors' addresses, or of
+    x_i, x_j, grad_e, e, dx_i and dx_j."""
+    offsets = (offset,) * 6 if isinstance(offset, int) else offset
+    x_i, x_j, grad_e = (Guarded.of(x, by) for x, by in zip(inputs, offsets[:3], strict=True))
     size = (*grad_e.shape,)
-    outputs = [Guarded(*shape, dtype=x_i.dtype, offset=offset) for shape in (size, x_i.shape, x_j.shape)]
+    shapes = size, x_i.shape, x_j.shape
+    outputs = [Guarded(*shape, dtype=x_i.dtype, offset=by) for shape, by in zip(shapes, offsets[3:], strict=True)]
     e, dx_i, dx_j = (output.tensor for output in outputs)
     call(library, "emulate_edge_start_forward", seed, x_i, x_j, e, *size)
     call(library, "emulate_edge_start_backward", seed, grad_e, x_i, x_j, dx_i, dx_j, *size)
@@ -47,6 +50,15 @@ def test_emulated_kernels_match_reference(dtype: torch.dtype, size: tuple[int, i
     actual = emulated(compiled("edge_start"), -1, inputs, offset)
     for what, *three in zip(("e", "dx_i", "dx_j"), actual, plain, truth, strict=True):
         assert_close_to_truth(*three, name=f"emulated {what}")
+
+
+def test_one_unaligned() -> None:
+    """Wide accesses ask of each tensor whether it is where they may be."""
+    inputs = edge_start_inputs(3, 5, 16)
+    right = emulated(compiled("edge_start"), -1, inputs)
+    for only in range(6):
+        found = emulated(compiled("edge_start"), -1, inputs, tuple(int(k == only) for k in range(6)))
+        torch.testing.assert_close(found, right)
 
 
 def test_bits_do_not_depend_on_warp_order() -> None:

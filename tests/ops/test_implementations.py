@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -109,3 +111,14 @@ def test_cpu_arch_is_checked() -> None:
     _native.set_cpu_arch(before)
     with pytest.raises(UserError, match="cpu_arch='sse9': choose one of base, avx2, avx512"):
         _native.set_cpu_arch("sse9")
+
+
+@pytest.mark.skipif("GCAHNG_CPU_ARCH" in os.environ, reason="it chooses another")
+def test_the_best_instruction_set_is_chosen() -> None:
+    before, had = _native.cpu_arch(), []
+    for arch in _native.CPU_ARCHES:
+        with contextlib.suppress(UserError):
+            _native.set_cpu_arch(arch)
+            had.append(_native.cpu_arch())
+    _native.set_cpu_arch(before)
+    assert had[0] == "base" and before == had[-1]
