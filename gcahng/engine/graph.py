@@ -214,7 +214,7 @@ class GraphPass:
             d = self._layer_backward(layer, number, tile, d, record, (gradients, sums), want_edges)
             if want_edges and self.stored:
                 self.rows(self.gradient_buffer(), tile).copy_(d)
-        self.schedule.complete(*gradients.sums())
+        self.schedule.complete(*gradients.parts())
         self.gradients |= gradients.named(self.named, layer)
         if layer + 1 < self.layers:
             self._keep_to_node(layer + 1, to_node)

@@ -86,7 +86,8 @@ class HeadGradients:
         self.pre = like.new_zeros(dim)
         self.sums = like.new_zeros(2, dim)
 
-    def all(self) -> tuple[Tensor, ...]:
+    def parts(self) -> tuple[Tensor, ...]:
+        """What is summed."""
         return self.pre_e, self.pre, self.sums
 
     def named(self, w: HeadWeights) -> dict[str, Tensor]:

@@ -151,7 +151,7 @@ def generator_pass(
             graph.rows(graph.gradient_buffer(), tile).copy_(dy)
     schedule.complete(losses.entropy, losses.dissimilarity)
     if graph.record:
-        schedule.complete(*sums.all())
+        schedule.complete(*sums.parts())
         graph.gradients |= sums.named(graph.head_weights)
         losses.counting = False
         top = _top_gradient(graph, mixer, losses, spread, sums if graph.options.training else None)

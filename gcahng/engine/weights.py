@@ -114,8 +114,8 @@ class EdgeGradients:
         self.close_sums = like.new_zeros(4, dim)
         self.gamma, self.beta, self.out, self.out_mean = self.close_sums
 
-    def sums(self) -> tuple[Tensor, ...]:
-        """All of them."""
+    def parts(self) -> tuple[Tensor, ...]:
+        """What is summed."""
         return self.w1, self.b1, self.out_g, self.close_sums
 
     def named(self, named: dict[str, Tensor], layer: int) -> dict[str, Tensor]:

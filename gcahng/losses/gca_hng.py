@@ -424,8 +424,7 @@ class GCAHNGLoss(nn.Module):
         """The batch of which the processes hand in parts."""
         if self._ranks is None:
             return embeddings, labels
-        check_shapes(embeddings, labels, self.embedding_dim)
-        self._check_device(embeddings)
+        self._check_tensors(embeddings, labels)
         if not self._joined:
             self.seed, self._joined = self._ranks.join(self, self.seed), True
         wide, labels = embeddings.to(self.classifier.weight.dtype), labels.to(embeddings.device, torch.int64)
@@ -448,19 +447,9 @@ class GCAHNGLoss(nn.Module):
 
     def _enter(self, embeddings: Tensor, labels: Tensor, at_once: bool = False) -> tuple[ClassLayout, Tensor]:
         """Checks a batch and puts it in canonical order, in the parameters' dtype. at_once: defer no check."""
-        check_shapes(embeddings, labels, self.embedding_dim)
-        weight = self.classifier.weight
-        if weight.dtype not in (torch.float32, torch.float64):
-            raise UserError(
-                f"the loss's parameters are {weight.dtype}; keep them in float32, and use torch.autocast for less"
-            )
-        self._check_device(embeddings)
-        if embeddings.dtype is torch.float64 and weight.dtype is not torch.float64:
-            raise UserError(
-                "embeddings is float64 and the loss's parameters are float32; call gca.double(), or pass float32"
-            )
+        self._check_tensors(embeddings, labels)
         layout = class_layout(labels.to(embeddings.device, torch.int64), self.num_per_class)
-        z = embeddings.to(weight.dtype)[layout.order]
+        z = embeddings.to(self.classifier.weight.dtype)[layout.order]
         check = self._check_for(z.device)
         if check == "raise" or (check == "deferred" and at_once):
             raise_for_problems(value_problems(z, layout, self.num_classes).tolist(), self.num_classes, layout.views)
@@ -468,10 +457,20 @@ class GCAHNGLoss(nn.Module):
             self._problems.logical_or_(value_problems(z, layout, self.num_classes))
         return layout, z
 
-    def _check_device(self, embeddings: Tensor) -> None:
-        device = self.classifier.weight.device
-        if embeddings.device != device:
-            raise UserError(f"embeddings is on {embeddings.device}, the loss on {device}; move one with .to()")
+    def _check_tensors(self, embeddings: Tensor, labels: Tensor) -> None:
+        """UserError for what shapes, dtypes and devices alone show to be wrong."""
+        check_shapes(embeddings, labels, self.embedding_dim)
+        weight = self.classifier.weight
+        if weight.dtype not in (torch.float32, torch.float64):
+            raise UserError(
+                f"the loss's parameters are {weight.dtype}; keep them in float32, and use torch.autocast for less"
+            )
+        if embeddings.device != weight.device:
+            raise UserError(f"embeddings is on {embeddings.device}, the loss on {weight.device}; move one with .to()")
+        if embeddings.dtype is torch.float64 and weight.dtype is not torch.float64:
+            raise UserError(
+                "embeddings is float64 and the loss's parameters are float32; call gca.double(), or pass float32"
+            )
 
     def _check_for(self, device: torch.device) -> str:
         """What check stands for now."""

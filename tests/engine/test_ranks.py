@@ -108,6 +108,8 @@ def test_groups_that_are_none(alone: dist.ProcessGroup) -> None:
 def test_a_loss_of_a_group_can_be_copied_and_says_why_it_cannot_be_pickled(alone: dist.ProcessGroup) -> None:
     gca = GCAHNGLoss(4, 8, layers=1, heads=2, process_group=alone)
     twin = copy.deepcopy(gca)
+    with pytest.raises(UserError, match="embeddings is float64 and the loss's parameters are float32"):
+        gca(torch.randn(8, 8, dtype=torch.float64), torch.arange(4).repeat(2))
     z, labels = torch.randn(8, 8), torch.arange(4).repeat(2)
     assert torch.equal(gca(z, labels), twin(z, labels))
     with pytest.raises(UserError, match="save its state_dict"):
