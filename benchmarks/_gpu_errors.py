@@ -40,7 +40,7 @@ def release() -> None:
     """Gives unused memory back, the engine's workspace included."""
     from gcahng.engine import engine
 
-    engine._workspace._buffers.clear()
+    engine._workspace.clear()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

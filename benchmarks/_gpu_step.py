@@ -65,7 +65,7 @@ def _alone(case: Case) -> tuple[Problem, int | None]:
     what other cases hold left out. None on the CPU."""
     from gcahng.engine import engine
 
-    engine._workspace._buffers.clear()
+    engine._workspace.clear()
     gc.collect()
     cuda = case.device == "cuda"
     before = torch.cuda.memory_allocated() if cuda else 0

@@ -46,6 +46,10 @@ class Workspace:
         view = None if slot is None else slot.views.get((rows, width))
         return self._make(name, rows, width, dtype, like.device) if view is None else view
 
+    def clear(self) -> None:
+        """Gives all memory back."""
+        self._slots.clear()
+
     # The next batch may train, and an inference tensor stays one.
     @torch.inference_mode(False)
     def _make(self, name: str, rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:

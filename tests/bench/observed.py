@@ -79,7 +79,7 @@ def observe(problem: Problem) -> tuple[list[int], list[tuple[int, int, int]]]:
         settings = Engine(case.implementation, case.memory, case.edge_dtype)._settings(network, batch)
     tensors = (batch.z, classes, pull, u, gca.draw, parameter_list(network), buffer_list(network))
     head = (gca.classifier.weight.detach(), gca.classifier.bias.detach())
-    engine._workspace._slots.clear()
+    engine._workspace.clear()
     gc.collect()
 
     def phase(number: int) -> int:
