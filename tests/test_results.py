@@ -79,6 +79,29 @@ def test_peaks_and_time_per_pair() -> None:
     assert times == [[str(n), case, f"{s:.3f}", f"{1e6 * s / n**2:.1f}"] for n, case, s in medians]
 
 
+def test_processes_that_share_a_batch() -> None:
+    (shown,) = tables("docs/cost.md", "n | processes | threads each")
+    wanted = []
+    for row in found("ranks.json"):
+        peaks = " / ".join(f"{peak / 1e6:.0f}" for peak in row["peaks"])
+        cells = (row["n"], row["processes"], row["threads"], f"{row['step_s']:.3f}", peaks)
+        wanted.append([*map(str, cells), f"{row['expected'] / 1e6:.0f}"])
+    assert shown == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "shares", "rates"),
+    [("step-avx2.json", "65 % and 67 %", (202, 193)), ("step-avx2-without.json", "61 % and 23 %", (313, 1804))],
+)
+def test_shares_with_slower_products(name: str, shares: str, rates: tuple[int, int]) -> None:
+    of = {row["case"]: row["share_of_floor"] for row in found(name) if row["n"] == 129}
+    assert " and ".join(f"{100 * of[f'cpp {kind} store']:.0f} %" for kind in ("fp32", "bf16")) == shares
+    text = (ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8")
+    measured = json.loads(text)["rates"]
+    assert tuple(round(measured[f"{kind}, D = 512"] / 1e9) for kind in ("fp32", "bf16")) == rates
+    assert shares in (ROOT / "docs" / "cost.md").read_text(encoding="utf-8").replace("\n", " ")
+
+
 def test_retrieval() -> None:
     (backends,) = tables("docs/retrieval.md", "backend | seconds")
     assert backends == [
