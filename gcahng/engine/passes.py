@@ -63,7 +63,7 @@ def _synthetic_logits(graph: GraphPass, mixer: TorchMixer) -> tuple[Tensor, Tens
     """Logits a·N (K, C, C) and Σ‖N‖² over a ≠ c. Where edges are stored, θ takes the place of the last ones, which
     nothing else needs: here they get no gradient."""
     schedule = graph.schedule
-    logits = graph.z.new_zeros(schedule.views, schedule.classes, schedule.classes)
+    logits = schedule.room(graph.z, schedule.views, schedule.classes, schedule.classes)
     norms = torch.zeros((), dtype=torch.float64, device=graph.z.device)
     for number, tile in enumerate(schedule.tiles):
         coefficients = graph.coefficients(graph.edge(graph.layers, number, tile))
@@ -272,7 +272,7 @@ def coefficients(graph: GraphPass) -> Tensor:
     schedule = graph.schedule
     graph.forward()
     classes, views = schedule.classes, schedule.views
-    out = graph.z.new_zeros(classes, views, classes, views, graph.dim)
+    out = schedule.room(graph.z, classes, views, classes, views, graph.dim)
     for number, tile in enumerate(schedule.tiles):
         theta = graph.coefficients(graph.edge(graph.layers, number, tile))
         grid = theta.view(*schedule.shape(tile), -1)

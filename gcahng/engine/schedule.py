@@ -68,6 +68,10 @@ class Schedule(NamedTuple):
         offset = torch.arange(tile.first_offset, tile.first_offset + tile.offsets, device=device)
         return (first[:, None] + offset) % self.classes
 
+    def room(self, like: Tensor, *shape: int) -> Tensor:
+        """For what these tiles write and `complete` then makes whole; empty where they write all of it."""
+        return like.new_empty(shape) if self.ranks is None else like.new_zeros(shape)
+
     def complete(self, *sums: Tensor) -> None:
         """Makes sums over these tiles, in place, those over all tiles."""
         if self.ranks is not None:

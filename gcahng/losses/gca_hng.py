@@ -421,10 +421,10 @@ class GCAHNGLoss(nn.Module):
     # -- parts
 
     def _whole_batch(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The batch of which the processes hand in parts."""
+        """Checks what is handed in → the batch of which it is this process's part, or which it is."""
+        self._check_tensors(embeddings, labels)
         if self._ranks is None:
             return embeddings, labels
-        self._check_tensors(embeddings, labels)
         if not self._joined:
             self.seed, self._joined = self._ranks.join(self, self.seed), True
         wide, labels = embeddings.to(self.classifier.weight.dtype), labels.to(embeddings.device, torch.int64)
@@ -446,8 +446,7 @@ class GCAHNGLoss(nn.Module):
             )
 
     def _enter(self, embeddings: Tensor, labels: Tensor, at_once: bool = False) -> tuple[ClassLayout, Tensor]:
-        """Checks a batch and puts it in canonical order, in the parameters' dtype. at_once: defer no check."""
-        self._check_tensors(embeddings, labels)
+        """Puts a batch in canonical order, in the parameters' dtype, and checks its values. at_once: defer no check."""
         layout = class_layout(labels.to(embeddings.device, torch.int64), self.num_per_class)
         z = embeddings.to(self.classifier.weight.dtype)[layout.order]
         check = self._check_for(z.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -98,18 +98,14 @@ def test_tiling_agrees_with_the_schedule(views: int, symmetric: bool, memory: st
             assert mixes <= found.mixes <= 1.1 * mixes
 
 
-class Rank(NamedTuple):
-    rank: int
-    count: int
-
-
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("count", [2, 3, 8])
 def test_shares_of_a_batch_are_counted(count: int, symmetric: bool) -> None:
     for classes in (2, 31, 64, 128):
         size = StepSize(classes * 3, 512, 2, 3, 200, symmetric=symmetric, ranks=count)
         options = {"symmetric": symmetric, "tile_rows": default_tile_rows(512, torch.float32)}
-        shares = [make_schedule(classes, 3, **options, ranks=Rank(rank, count)) for rank in range(count)]
+        ranks = [SimpleNamespace(rank=rank, count=count) for rank in range(count)]
+        shares = [make_schedule(classes, 3, **options, ranks=one) for one in ranks]
         largest = max(share.rows for share in shares)
         assert largest <= size.rows <= largest + 9 * classes  # of two bands, each rounded up to a class
         assert max(share.tile_rows for share in shares) <= plan.tiling(size, "store").rows

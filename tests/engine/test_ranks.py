@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -59,11 +60,6 @@ def test_what_is_wrong_in_one_process_is_refused_by_all(group: list[tuple[dict, 
         assert "labels is out of range" in of_label
 
 
-class FakeRanks:
-    def __init__(self, rank: int, count: int) -> None:
-        self.rank, self.count = rank, count
-
-
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize(("classes", "count"), [(2, 3), (7, 2), (8, 3), (12, 5)])
 def test_every_tile_is_one_processs(classes: int, count: int, symmetric: bool) -> None:
@@ -77,7 +73,7 @@ def test_every_tile_is_one_processs(classes: int, count: int, symmetric: bool) -
             for offset in range(tile.first_offset, tile.first_offset + tile.offsets)
         ]
 
-    shares = [pairs(FakeRanks(rank, count)) for rank in range(count)]
+    shares = [pairs(SimpleNamespace(rank=rank, count=count)) for rank in range(count)]
     assert sorted(pair for share in shares for pair in share) == sorted(pairs(None))
     assert max(map(len, shares)) - min(map(len, shares)) <= classes + 2
 
