@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,16 +34,35 @@ def run(arguments: list[str]) -> int:
     Without options: GCA-HNG on glyphs. Options may come from a YAML file or a recipe (--config), which later options
     override. --resume RUN goes on with a run that was ended before its end.
     """
-    if _wants_resume(arguments):
-        return _resume(arguments)
-    config = parse(arguments)
-    from gcahng.train import fit
+    from gcahng.train import NonFinite, TrainingInterrupted
+    from gcahng.train.processes import OtherProcessFailed, says_nothing
 
-    _print_summary(fit(config, verbose=True))
+    silent = says_nothing()
+    try:
+        train = _resumed(arguments) if _wants_resume(arguments) else _started(arguments)
+    except UserError:  # of all processes that torchrun started
+        if silent:
+            return 2
+        raise
+    try:
+        summary = train()
+    except (OtherProcessFailed, NonFinite, TrainingInterrupted) as error:
+        if silent or isinstance(error, OtherProcessFailed):
+            return getattr(error, "exit_code", 2)
+        raise
+    if not silent:
+        _print_summary(summary)
     return 0
 
 
-def _resume(arguments: list[str]) -> int:
+def _started(arguments: list[str]) -> Callable[[], dict[str, Any]]:
+    config = parse(arguments)
+    from gcahng.train import fit
+
+    return lambda: fit(config, verbose=True)
+
+
+def _resumed(arguments: list[str]) -> Callable[[], dict[str, Any]]:
     parser = Parser(prog="gcahng train --resume", description="Go on with a run that was ended before its end.")
     parser.add_argument("--resume", metavar="RUN", required=True, help="the run folder")
     for option, (name, kind, text) in _RESUME_OPTIONS.items():
@@ -58,12 +78,10 @@ def _resume(arguments: list[str]) -> int:
 
     values = vars(options)
     folder = Path(values.pop("resume"))
-    if (summary := finished(folder)) is not None:
-        print(f"{folder} has finished; there is nothing to go on with")
-    else:
-        summary = resume(folder, **values, verbose=True)
-    _print_summary(summary)
-    return 0
+    if (summary := finished(folder)) is None:
+        return lambda: resume(folder, **values, verbose=True)
+    print(f"{folder} has finished; there is nothing to go on with")
+    return lambda: summary
 
 
 def _wants_resume(arguments: list[str]) -> bool:

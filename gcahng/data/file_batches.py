@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
 
+WHOLE = slice(None)
+
+
 class FileBatches:
     """Batches of image files: a random part of each, scaled to a square, and half of them mirrored; see `Batches`.
 
@@ -35,6 +38,7 @@ class FileBatches:
         device: where the batches go.
         workers: processes that read ahead; 0: this one reads.
         skip_unreadable: put the next readable image of the class in the place of one that cannot be read.
+        part: rows of each batch that are read.
     """
 
     def __init__(
@@ -48,11 +52,13 @@ class FileBatches:
         device: torch.device,
         workers: int = 0,
         skip_unreadable: bool = False,
+        part: slice = WHOLE,
     ) -> None:
         if not 0 < crop_scale_min <= 1:
             raise UserError(f"crop_scale_min is {crop_scale_min}; it must be above 0 and at most 1")
         self._files, self._sampler, self._device, self._workers = files, sampler, device, workers
-        self._reader = _BatchReader(files, image_size, crop_scale_min, seed, skip_unreadable)
+        self._part = part
+        self._reader = _BatchReader(files, image_size, crop_scale_min, seed, skip_unreadable, part)
         self._ahead: Iterator[_Read] | None = None
         self._next_step = -1
         self._last = torch.empty(0, dtype=torch.int64)
@@ -63,7 +69,7 @@ class FileBatches:
         return self._sampler.batches_per_epoch
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Images (n, 3, image_size, image_size) uint8 and labels (n,) of a step.
+        """Images (n, 3, image_size, image_size) uint8 and labels (n,) of a step, of the part.
 
         Raises:
             UnreadableImage: a file cannot be read (with skip_unreadable: nor any other of its class).
@@ -79,9 +85,9 @@ class FileBatches:
         except BaseException:
             self.close()
             raise
-        self._sampler.draw()
+        self._last = self._sampler.draw()
         self._next_step = step + 1
-        self._last = read.indices
+        self._last[self._part] = read.indices
         self.skipped += read.skipped
         labels = self._files.labels[read.indices].to(self._device)
         return read.images.to(self._device, non_blocking=True), labels
@@ -110,7 +116,7 @@ class _Job(NamedTuple):
 
 
 class _Read(NamedTuple):
-    """A batch: the images, which they are, and how many of them stand for a file that cannot be read."""
+    """A part of a batch: the images, which they are, and how many of them stand for a file that cannot be read."""
 
     images: Tensor
     indices: Tensor
@@ -124,15 +130,15 @@ def _jobs(sampler: BalancedBatchSampler, step: int) -> Iterator[_Job]:
 
 
 class _BatchReader:
-    """Reads and augments the batch of a job."""
+    """Reads and augments the part of a job's batch."""
 
     def __init__(
-        self, files: ImageFiles, image_size: int, crop_scale_min: float, seed: int, skip_unreadable: bool
+        self, files: ImageFiles, image_size: int, crop_scale_min: float, seed: int, skip_unreadable: bool, part: slice
     ) -> None:
         require("torchvision", extra="train", purpose="image files are augmented")
         from torchvision.transforms import v2
 
-        self._files, self._seed, self._skip_unreadable = files, seed, skip_unreadable
+        self._files, self._seed, self._skip_unreadable, self._part = files, seed, skip_unreadable, part
         self._transform = v2.Compose(
             [
                 v2.RandomResizedCrop(image_size, scale=(crop_scale_min, 1.0)),
@@ -142,11 +148,12 @@ class _BatchReader:
         )
 
     def __getitem__(self, job: _Job) -> _Read | UserError:
-        wanted = job.indices.tolist()
+        batch = job.indices.tolist()
+        places, wanted = range(len(batch))[self._part], batch[self._part]
         images, indices = [], []
         try:
-            for place, index in enumerate(wanted):
-                image, read = self._read(index, avoid=wanted + indices)
+            for place, index in zip(places, wanted, strict=True):
+                image, read = self._read(index, avoid=batch + indices)
                 with drawing(self._seed, job.step, place):
                     images.append(self._transform(image))
                 indices.append(read)

@@ -115,11 +115,12 @@ def evaluation_batches(
 
 
 def usual_workers(workers: int | None) -> int:
-    """`workers`, or where that is None one less than this process may use cores, at most 8."""
+    """`workers`, or where that is None one less than this process may use cores, at most 8; of several that torchrun
+    started here each takes its share of the cores."""
     if workers is not None:
         return workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores - 1)
+    return max(0, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1))
 
 
 _Job = TypeVar("_Job")

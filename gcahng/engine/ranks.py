@@ -66,15 +66,16 @@ class Ranks:
         """The processes' parts of a batch, (n / count, D) and (n / count,), one after the other. check: UserError if
         they are not as large as each other, at the cost of a synchronisation."""
         if check:
-            sizes = self._gather(torch.tensor([len(labels)], device=labels.device)).tolist()
+            sizes = self.gather(torch.tensor([len(labels)], device=labels.device)).tolist()
             if len(set(sizes)) > 1:
                 raise UserError(
                     f"embeddings has {len(labels)} rows here, and those of the process group's processes have "
                     f"{', '.join(map(str, sizes))}; the parts of a batch must be as large as each other"
                 )
-        return _Gather.apply(embeddings, self), self._gather(labels)
+        return _Gather.apply(embeddings, self), self.gather(labels)
 
-    def _gather(self, part: Tensor) -> Tensor:
+    def gather(self, part: Tensor) -> Tensor:
+        """The processes' parts, one after the other."""
         parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(self.count)]
         dist.all_gather(parts, part.contiguous(), group=self.group)
         return torch.cat(parts)
@@ -87,7 +88,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, part: Tensor, ranks: Ranks) -> Tensor:
         ctx.ranks, ctx.rows = ranks, part.shape[0]
-        return ranks._gather(part)
+        return ranks.gather(part)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:

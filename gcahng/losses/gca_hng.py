@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -417,6 +418,16 @@ class GCAHNGLoss(nn.Module):
             move_state(optimizer, moved, fn)
         self._pending = None
         return self
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Within, a batch is this process's own, as without a process_group: one process may `generate` or, in eval
+        mode, measure without the others. Not for training steps, which would let the processes' weights drift apart."""
+        ranks, self._ranks = self._ranks, None
+        try:
+            yield
+        finally:
+            self._ranks = ranks
 
     # -- parts
 

@@ -58,7 +58,8 @@ class NegativesProbe:
         try:
             with torch.no_grad():
                 embeddings = model(images).float()
-            return negatives_record(gca, embeddings, labels, self._mixing)
+            with gca.alone():
+                return negatives_record(gca, embeddings, labels, self._mixing)
         finally:
             for module, training in modes:
                 module.training = training

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from gcahng._extras import require
-from gcahng.data import load_data
+from gcahng.data import DataSplits, load_data
 from gcahng.errors import UserError
 from gcahng.train.checkpoint import FOLDER, newest_checkpoint
 from gcahng.train.config import TrainConfig, config_from_dict, config_to_dict
 from gcahng.train.devices import deterministic, resolve_device, torch_threads
 from gcahng.train.files import check_run_folder, make_run_folder, remove_temporaries, run_lock, write_text, writing
 from gcahng.train.measure import check_matches
+from gcahng.train.processes import Processes, run_processes
 from gcahng.train.report import Reporter, reporter
 from gcahng.train.session import SUMMARY, Session, selects_on
 from gcahng.train.trainer import Trainer
@@ -49,26 +50,24 @@ def fit(config: TrainConfig, *, verbose: bool = False) -> dict[str, Any]:
             gradient that is not finite (NonFinite), a file that cannot be written (CannotWrite).
         TrainingInterrupted: on SIGINT and SIGTERM in the main thread.
     """
-    config.check()
-    _require_extras(config)
-    if config.out is not None:
-        check_run_folder(config.out)
-    device = resolve_device(config.device)
-    config = replace(config, device=str(device), threads=config.threads or torch.get_num_threads())
-    with _surroundings(config), ExitStack() as open_now:
-        data = load_data(config.data)
-        check_matches(data)
-        chooses = selects_on(config, data)
-        trainer = Trainer(config, data)
+    with run_processes() as processes, ExitStack() as open_now:
+        with processes.together():
+            config.check()
+            _require_extras(config)
+            if config.out is not None and processes.first:
+                check_run_folder(config.out)
+            device = _own_device(config.device, processes)
+        config = replace(config, device=str(device), threads=config.threads or torch.get_num_threads())
+        open_now.enter_context(_surroundings(config))
+        data, trainer = _begin(config, processes, pretrained=True)
         open_now.callback(trainer.close)
-        run = make_run_folder(config)
-        open_now.enter_context(run_lock(run))
+        run = processes.on_first(lambda: make_run_folder(trainer.config))
+        processes.on_first(lambda: _hold(open_now, run))
         config = trainer.config = replace(trainer.config, out=str(run))
-        with writing(run / CONFIG):
-            write_text(run / CONFIG, _yaml(config))
-        report = reporter(verbose)
+        processes.on_first(lambda: _write_config(run, config))
+        report = reporter(verbose, processes.first)
         open_now.callback(report.close)
-        _announce(report, config, data.train.num_classes, chooses, f"writes {run}")
+        _announce(report, trainer, data, f"writes {run}")
         return Session(trainer, data, report, {}, resumed=0).finish()
 
 
@@ -102,43 +101,37 @@ def resume(
         TrainingInterrupted: on SIGINT and SIGTERM in the main thread.
     """
     run = Path(run)
-    if not run.is_dir() or not ((run / CONFIG).is_file() or (run / FOLDER).is_dir()):
-        raise UserError(f"resume is {run}, which is no run folder; name one that gcahng train wrote")
-    if (summary := finished(run)) is not None:
-        return summary
-    with run_lock(run), ExitStack() as open_now:
-        for folder in (run, run / FOLDER):
-            remove_temporaries(folder)
-        report = reporter(verbose)
+    with run_processes() as processes, ExitStack() as open_now:
+        summary = processes.on_first(lambda: _finished_or_begun(run))
+        if summary is not None:
+            return summary
+        report = reporter(verbose, processes.first)
         open_now.callback(report.close)
-        path, state, damaged = newest_checkpoint(run)
-        for error in damaged:
-            report.warning(f"{error}; going on from {path}, step {state['step']}")
-        before = config_from_dict(state["config"]) if state else _read_config(run / CONFIG)
-        config = replace(
-            before,
-            out=str(run),
-            device=str(resolve_device(before.device if device is None else device)),
-            threads=before.threads if threads is None else threads,
-            skip_nonfinite=before.skip_nonfinite if skip_nonfinite is None else skip_nonfinite,
-            data=replace(
-                before.data,
-                root=before.data.root if root is None else root,
-                workers=before.data.workers if workers is None else workers,
-            ),
-        )
-        config.check()
-        _require_extras(config)
-        for difference in _differences(before, config, state):
+        before, state = processes.on_first(lambda: _take_up(run, report, open_now))
+        with processes.together():
+            config = replace(
+                before,
+                out=str(run),
+                device=str(_own_device(before.device if device is None else device, processes)),
+                threads=before.threads if threads is None else threads,
+                skip_nonfinite=before.skip_nonfinite if skip_nonfinite is None else skip_nonfinite,
+                data=replace(
+                    before.data,
+                    root=before.data.root if root is None else root,
+                    workers=before.data.workers if workers is None else workers,
+                ),
+            )
+            config.check()
+            _require_extras(config)
+        for difference in _differences(before, config, state, processes):
             report.warning(f"{difference}; the last bits may differ from those of an uninterrupted run")
         open_now.enter_context(_surroundings(config))
-        data = load_data(config.data)
-        trainer = Trainer(config, data, pretrained=not state)
+        data, trainer = _begin(config, processes, pretrained=not state)
         open_now.callback(trainer.close)
-        if state:
-            trainer.load_state_dict(state)
-        where = f"goes on in {run} after step {trainer.step}"
-        _announce(report, trainer.config, data.train.num_classes, selects_on(config, data), where)
+        with processes.together():
+            if state:
+                trainer.load_state_dict(state)
+        _announce(report, trainer, data, f"goes on in {run} after step {trainer.step}")
         resumed = state.get("resumed", 0) + 1
         return Session(trainer, data, report, state, resumed).finish()
 
@@ -147,6 +140,57 @@ def finished(run: Path) -> dict[str, Any] | None:
     """The summary of a run that has come to its end, with "out", the folder; None: it has not."""
     path = run / SUMMARY
     return {**json.loads(path.read_text()), "out": str(run)} if path.is_file() else None
+
+
+def _own_device(name: str, processes: Processes) -> torch.device:
+    """The device that `name` means; of several processes each has the GPU of its local rank (see run_processes)."""
+    if processes.count > 1 and name.startswith("cuda:"):
+        raise UserError(f"device is {name!r}; each of {processes.count} processes takes a GPU of its own: give cuda")
+    device = resolve_device(name)
+    if device.type == "cuda" and processes.count > 1 and processes.local_rank >= (found := torch.cuda.device_count()):
+        raise UserError(
+            f"device is {name!r}; PyTorch finds {found} CUDA devices here, and there are more processes: start as many "
+            "as there are devices, or give cpu"
+        )
+    return device
+
+
+def _begin(config: TrainConfig, processes: Processes, *, pretrained: bool) -> tuple[DataSplits, Trainer]:
+    """The data and a trainer that has made no step; on each machine its first process fetches and indexes for all."""
+    with processes.together(), processes.in_turn():
+        data = load_data(config.data)
+        check_matches(data)
+        selects_on(config, data)
+        trainer = Trainer(config, data, pretrained=pretrained, processes=processes)
+    trainer.start_together()
+    return data, trainer
+
+
+def _finished_or_begun(run: Path) -> dict[str, Any] | None:
+    """A finished run's summary; None: there is something to go on with."""
+    if not run.is_dir() or not ((run / CONFIG).is_file() or (run / FOLDER).is_dir()):
+        raise UserError(f"resume is {run}, which is no run folder; name one that gcahng train wrote")
+    return finished(run)
+
+
+def _take_up(run: Path, report: Reporter, open_now: ExitStack) -> tuple[TrainConfig, dict[str, Any]]:
+    """Holds a run folder until `open_now` ends → its options, and the newest checkpoint's state."""
+    _hold(open_now, run)
+    for folder in (run, run / FOLDER):
+        remove_temporaries(folder)
+    path, state, damaged = newest_checkpoint(run)
+    for error in damaged:
+        report.warning(f"{error}; going on from {path}, step {state['step']}")
+    return config_from_dict(state["config"]) if state else _read_config(run / CONFIG), state
+
+
+def _hold(open_now: ExitStack, run: Path) -> None:
+    open_now.enter_context(run_lock(run))
+
+
+def _write_config(run: Path, config: TrainConfig) -> None:
+    with writing(run / CONFIG):
+        write_text(run / CONFIG, _yaml(config))
 
 
 @contextmanager
@@ -167,25 +211,29 @@ def _require_extras(config: TrainConfig) -> None:
         require("wandb", extra="wandb", purpose=f"wandb is {config.wandb!r}")
 
 
-def _announce(report: Reporter, config: TrainConfig, classes: int, chooses: str | None, where: str) -> None:
+def _announce(report: Reporter, trainer: Trainer, data: DataSplits, where: str) -> None:
+    config, count = trainer.config, trainer.processes.count
+    places = f"{count} processes on {config.device}" if count > 1 else config.device
     report.start(
-        f"{config.loss_title} on {config.data.name}, {classes} classes; {config.steps} steps of "
-        f"{config.data.classes_per_batch} x {config.data.samples_per_class} on {config.device}; {where}",
+        f"{config.loss_title} on {config.data.name}, {data.train.num_classes} classes; {config.steps} steps of "
+        f"{config.data.classes_per_batch} x {config.data.samples_per_class} on {places}; {where}",
         config.steps,
     )
-    if chooses == "test":
+    if selects_on(config, data) == "test":
         report.warning(
             "select is 'test': the best checkpoint is chosen on the test classes, as the authors do; its numbers are "
             "too good, select 'val' or 'last' for honest ones"
         )
 
 
-def _differences(before: TrainConfig, now: TrainConfig, state: dict[str, Any]) -> list[str]:
+def _differences(before: TrainConfig, now: TrainConfig, state: dict[str, Any], processes: Processes) -> list[str]:
     """What of this session is not as it was in the one that wrote the checkpoint."""
     found = []
     for name in ("device", "threads"):
         if (old := getattr(before, name)) != (new := getattr(now, name)):
             found.append(f"{name} was {old} and is {new}")
+    if state and (old := 1 + len(state.get("rng_of_others", []))) != processes.count:
+        found.append(f"the number of processes was {old} and is {processes.count}")
     was, now_are = state.get("versions", {}), versions()
     for name in was.keys() & now_are.keys() if state else ():
         if was[name] != now_are[name]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from gcahng._extras import require
+from gcahng.engine.ranks import Ranks
 from gcahng.errors import UserError
 from gcahng.losses import GCAHNGLoss, npair_loss
 from gcahng.losses.official import load_official_state_dict
@@ -37,20 +39,27 @@ class Objective(nn.Module):
     def end_epoch(self) -> None:
         """An epoch has ended."""
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Within, one of the processes that share batches may use the loss by itself."""
+        yield
+
     def proxies(self) -> list[nn.Parameter]:
         """The loss's parameters that the loop's optimiser steps."""
         raise NotImplementedError
 
 
 class PlainObjective(Objective):
-    """A loss without a generator."""
+    """A loss without a generator; of processes that share a batch each computes all of it."""
 
-    def __init__(self, base: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, base: Callable[[Tensor, Tensor], Tensor], ranks: Ranks | None = None) -> None:
         super().__init__()
-        self.base = base
+        self.base, self._ranks = base, ranks
         self._loss: Tensor | None = None
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        if self._ranks is not None:
+            embeddings, labels = self._ranks.whole_batch(embeddings, labels, check=False)
         with torch.autocast(embeddings.device.type, enabled=False):
             loss = self.base(embeddings, labels)
         self._loss = loss.detach()
@@ -96,17 +105,23 @@ class GcaObjective(Objective):
     def end_epoch(self) -> None:
         self.gca.end_epoch()
 
+    def alone(self) -> AbstractContextManager[None]:
+        return self.gca.alone()
+
     def proxies(self) -> list[nn.Parameter]:
         return self.gca.base_parameters()
 
 
-def build_objective(config: TrainConfig, num_classes: int, pretrained: bool = True) -> Objective:
+def build_objective(
+    config: TrainConfig, num_classes: int, pretrained: bool = True, ranks: Ranks | None = None
+) -> Objective:
     """The loss that `config` names, for labels 0 … num_classes - 1, with fresh weights from torch's generator.
 
     Args:
         config: of the run.
         num_classes: of the training set.
         pretrained: start from gca.weights; False where weights are loaded afterwards.
+        ranks: the processes that share each batch.
 
     Raises:
         UserError: pytorch-metric-learning is needed and missing, GCA-HNG refuses one of its arguments, or gca.weights
@@ -114,9 +129,9 @@ def build_objective(config: TrainConfig, num_classes: int, pretrained: bool = Tr
     """
     views, dim = config.data.samples_per_class, config.backbone.embedding_dim
     if config.loss == "npair":
-        return PlainObjective(partial(npair_loss, num_per_class=views))
+        return PlainObjective(partial(npair_loss, num_per_class=views), ranks)
     if config.loss != "gca_hng":
-        return PlainObjective(_pml_loss(config.loss, num_classes, dim))
+        return PlainObjective(_pml_loss(config.loss, num_classes, dim), ranks)
     gca = config.gca
     loss = GCAHNGLoss(
         num_classes,
@@ -142,6 +157,7 @@ def build_objective(config: TrainConfig, num_classes: int, pretrained: bool = Tr
         classifier_weight_decay=gca.classifier_weight_decay,
         clip_value=gca.clip_value,
         epochs=-(-config.steps // config.steps_per_epoch),
+        process_group=None if ranks is None else ranks.group,
     )
     if gca.weights is not None and pretrained:
         _load_weights(loss, gca.weights)

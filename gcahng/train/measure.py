@@ -11,13 +11,15 @@ from gcahng.data import DataSplits, LabeledImages, Preprocessing, usual_workers
 from gcahng.errors import UserError
 from gcahng.train.config import TrainConfig
 from gcahng.train.devices import deterministic
-from gcahng.train.evaluate import Gallery, embed, metrics_of
+from gcahng.train.evaluate import EVAL_BATCH, Gallery, embed, metrics_of
+from gcahng.train.processes import ALONE, Processes
 
 Split = Literal["val", "test"]
 
 
 class Measured(NamedTuple):
-    """metrics of retrieval; embeddings (N, D) of the split's images, then those of its gallery if it has one."""
+    """metrics of retrieval; embeddings (N, D) of the split's images, then those of its gallery if it has one; in the
+    first process."""
 
     metrics: dict[str, float]
     embeddings: Tensor
@@ -41,13 +43,31 @@ def check_matches(data: DataSplits) -> None:
             raise UserError(f"no class of the {what} images has {where}, so that no search can be right; give it some")
 
 
-def measure(model: nn.Module, data: DataSplits, split: Split, config: TrainConfig, device: torch.device) -> Measured:
-    """Embed a split and search it: each image among the others, or test queries in the gallery where there is one."""
+def measure(
+    model: nn.Module,
+    data: DataSplits,
+    split: Split,
+    config: TrainConfig,
+    device: torch.device,
+    processes: Processes = ALONE,
+) -> Measured:
+    """Embed a split and search it: each image among the others, or test queries in the gallery where there is one.
+
+    Processes embed a part each, in the batches of one process, and the first one searches; the others get its metrics,
+    and no embeddings.
+    """
     preprocessing = Preprocessing(config.data.resize, config.data.image_size)
     workers = usual_workers(config.data.workers)
 
     def embedded(images: LabeledImages) -> Tensor:
-        return embed(model, images, device, preprocessing, workers)
+        with processes.together():
+            mine = torch.arange(len(images))[processes.part(len(images), EVAL_BATCH)]
+            if len(mine) == 0:
+                rows = torch.empty(0, config.backbone.embedding_dim, device=device)
+            else:
+                part = images if len(mine) == len(images) else images.subset(mine)
+                rows = embed(model, part, device, preprocessing, workers)
+        return processes.rows_on_first(rows)
 
     images = getattr(data, split)
     queries = embedded(images)
@@ -56,5 +76,5 @@ def measure(model: nn.Module, data: DataSplits, split: Split, config: TrainConfi
         searched = Gallery(embedded(data.gallery), data.gallery.labels)
     # The search is exact and repeats anyway, but PyTorch takes its kthvalue for an operation that might not.
     with deterministic(False):
-        metrics = metrics_of(queries, images, data.recall_at, searched)
+        metrics = processes.on_first(lambda: metrics_of(queries, images, data.recall_at, searched))
     return Measured(metrics, queries if searched is None else torch.cat([queries, searched.embeddings]))

@@ -36,6 +36,12 @@ class Silent:
     def close(self) -> None: ...
 
 
+class Mute(Silent):
+    """Says nothing at all: of a process that leaves it to another."""
+
+    def warning(self, text: str) -> None: ...
+
+
 class Lines(Silent):
     """One line an evaluation, for files and pipes."""
 
@@ -109,8 +115,10 @@ class Bar(Silent):
         self._progress.stop()
 
 
-def reporter(verbose: bool) -> Reporter:
-    """A bar on a terminal, lines elsewhere, nothing unless `verbose`."""
+def reporter(verbose: bool, speaks: bool = True) -> Reporter:
+    """A bar on a terminal, lines elsewhere, only warnings unless `verbose`, nothing unless this process `speaks`."""
+    if not speaks:
+        return Mute()
     if not verbose:
         return Silent()
     return Bar() if sys.stdout.isatty() else Lines()

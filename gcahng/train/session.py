@@ -19,8 +19,8 @@ from gcahng.train.config import TrainConfig
 from gcahng.train.files import CannotWrite, write_json, writing
 from gcahng.train.finite import NonFinite
 from gcahng.train.hardness import NegativesProbe
-from gcahng.train.log import NONFINITE, RunLog
-from gcahng.train.measure import Split, measure
+from gcahng.train.log import NONFINITE, NoLog, RunLog
+from gcahng.train.measure import Measured, Split, measure
 from gcahng.train.meter import Meter
 from gcahng.train.models import save_model
 from gcahng.train.report import Reporter
@@ -76,12 +76,15 @@ class Session:
         report: hears of the progress.
         state: of the checkpoint; {} at the start of a run.
         resumed: how often the run was resumed.
+
+    Of several processes each has a session, and all go through the same steps; the first one alone writes and reports.
     """
 
     def __init__(
         self, trainer: Trainer, data: DataSplits, report: Reporter, state: dict[str, Any], resumed: int
     ) -> None:
         self.config, self.trainer, self.data, self.report = trainer.config, trainer, data, report
+        self.processes = trainer.processes
         self.signals = StopSignals()
         self._probe = NegativesProbe(self.config, data.train, trainer.device)
         assert self.config.out is not None
@@ -94,6 +97,7 @@ class Session:
         self.latest: dict[str, dict[str, float]] = state.get("latest", {})
         self.resumed = resumed
         self._saved = trainer.step if state else None
+        self._stopped_by = 0
         self._started = time.monotonic()
         seconds = state.get("seconds", {"all": 0.0, "step": 0.0, "step_cpu": 0.0})
         self._seconds_before = seconds["all"]
@@ -113,7 +117,7 @@ class Session:
         """
         try:
             with self.signals:
-                with RunLog(self.run, self.config, self.trainer.step, self.trainer.device) as log:
+                with self._log() as log:
                     if self._log_state is not None:
                         log.load_state_dict(self._log_state)
                     self._train(log)
@@ -122,6 +126,11 @@ class Session:
             raise CannotWrite(f"{error}; {self._way_back()} when that is mended") from error
         except BrokenPipeError as error:  # `gcahng train | head`
             raise CannotWrite(f"what reads the run's output has gone ({error.strerror}); {self._way_back()}") from error
+
+    def _log(self) -> RunLog:
+        first = self.processes.first
+        with self.processes.together():
+            return (RunLog if first else NoLog)(self.run, self.config, self.trainer.step, self.trainer.device)
 
     def _train(self, log: RunLog) -> None:
         config, trainer = self.config, self.trainer
@@ -144,10 +153,16 @@ class Session:
             if evaluates:
                 self._evaluate(log)
             keeps = config.keep_every is not None and trainer.step % config.keep_every == 0
-            if evaluates or keeps or self.signals.received is not None:
+            stops = self._stop_wanted()
+            if evaluates or keeps or stops:
                 self._save(log, kept=keeps)
-            if self.signals.received is not None:
+            if stops:
                 self._interrupt()
+
+    def _stop_wanted(self) -> bool:
+        """Whether a signal has come, to any process."""
+        self._stopped_by = self.processes.largest(self.signals.received or 0)
+        return self._stopped_by > 0
 
     def _write_losses(self, log: RunLog) -> None:
         step = self.trainer.step
@@ -159,17 +174,22 @@ class Session:
     def _evaluate(self, log: RunLog) -> None:
         step = self.trainer.step
         for split in self.measured:
-            metrics = measure(self.trainer.model, self.data, split, self.config, self.trainer.device).metrics
+            metrics = self._measure(split).metrics
             log.write(step, split, metrics)
             self.report.evaluation(step, split, metrics)
             self.latest[split] = metrics
-        if negatives := self._probe.measure(self.trainer.model, self.trainer.objective):
+        negatives = self.processes.on_first(lambda: self._probe.measure(self.trainer.model, self.trainer.objective))
+        if negatives:
             log.write(step, "negatives", negatives)
         if self.selects_on is None:
             return
         found, name = self.latest[self.selects_on], _CHOOSES[self.selects_on]
         if not self.best or found[name] > self.best[self.selects_on][name]:
             self.best = {"step": step, self.selects_on: found}
+
+    def _measure(self, split: Split) -> Measured:
+        trainer = self.trainer
+        return measure(trainer.model, self.data, split, self.config, trainer.device, self.processes)
 
     def _save(self, log: RunLog, *, kept: bool) -> None:
         """Write last.pt, after everything that must be there when it is: a run goes on from it, and writes the rest
@@ -178,6 +198,10 @@ class Session:
             state = self.trainer.state_dict()
         except NonFinite as found:
             self._stop_for(found, log)
+        self.processes.on_first(lambda: self._write_all(log, state, kept=kept))
+        self._saved = self.trainer.step
+
+    def _write_all(self, log: RunLog, state: dict[str, Any], *, kept: bool) -> None:
         log.flush()
         state |= {
             "best": self.best,
@@ -191,7 +215,6 @@ class Session:
         if kept:
             self._write(f"step-{self.trainer.step}", state)
         self._write("last", state, previous=checkpoint_path(self.run, "previous"))
-        self._saved = self.trainer.step
 
     def _write(self, which: str, state: dict[str, Any], previous: Path | None = None) -> None:
         path = checkpoint_path(self.run, which)
@@ -203,10 +226,9 @@ class Session:
         save_checkpoint(path, state, previous=previous)
 
     def _interrupt(self) -> NoReturn:
-        assert self.signals.received is not None
         last = checkpoint_path(self.run, "last")
         raise TrainingInterrupted(
-            self.trainer.step, self.config.steps, last, self.run, exit_code=128 + self.signals.received
+            self.trainer.step, self.config.steps, last, self.run, exit_code=128 + self._stopped_by
         )
 
     def _stop_for(self, found: NonFinite, log: RunLog) -> NoReturn:
@@ -226,7 +248,9 @@ class Session:
         """best.pt may be of a later step than the checkpoint that the run goes on from; it stays the one to beat."""
         path = checkpoint_path(self.run, "best")
         try:
-            self.best = load_checkpoint(path)["best"] if path.is_file() or self.best else {}
+            self.best = self.processes.on_first(
+                lambda: load_checkpoint(path)["best"] if path.is_file() or self.best else {}
+            )
         except UserError as error:  # damaged, or no longer there
             self.report.warning(f"{error}; the best checkpoint is chosen anew from step {self.trainer.step} on")
             self.best = {}
@@ -234,13 +258,15 @@ class Session:
     def _conclude(self) -> dict[str, Any]:
         config, trainer = self.config, self.trainer
         self.report.status("evaluating on the test classes")
-        test, embeddings = measure(trainer.model, self.data, "test", config, trainer.device)
-        _draw(self.run, self.data, embeddings, config)
+        test, embeddings = self._measure("test")
+        self.processes.on_first(lambda: _draw(self.run, self.data, embeddings, config))
         of_best = test
         if self.best and self.best["step"] != trainer.step:
-            trainer.model.load_state_dict(load_checkpoint(checkpoint_path(self.run, "best"))["model"])
-            of_best = measure(trainer.model, self.data, "test", config, trainer.device).metrics
-        if self.signals.received is not None:
+            best = checkpoint_path(self.run, "best")
+            trainer.model.load_state_dict(self.processes.on_first(lambda: load_checkpoint(best)["model"]))
+            of_best = self._measure("test").metrics
+        unreadable = trainer.unreadable()
+        if self._stop_wanted():
             self._interrupt()
         summary = {
             "test": test,
@@ -250,7 +276,7 @@ class Session:
             "selected_on": self.selects_on,
             "steps": trainer.step,
             "left_out": trainer.left_out,
-            "unreadable": trainer.batches.skipped,
+            "unreadable": unreadable,
             "resumed": self.resumed,
             "seconds": round(self._seconds(), 2),
             "step_seconds": round(self.meter.seconds, 3),
@@ -260,8 +286,12 @@ class Session:
             "data_digest": self.data.digest,
             "device": config.device,
             "threads": config.threads,
+            "processes": self.processes.count,
             "versions": versions(),
         }
+        return self.processes.on_first(lambda: self._write_summary(summary))
+
+    def _write_summary(self, summary: dict[str, Any]) -> dict[str, Any]:
         with writing(self.run / SUMMARY):
             write_json(self.run / SUMMARY, summary)
         return {**summary, "out": str(self.run)}

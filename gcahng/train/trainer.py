@@ -14,10 +14,12 @@ from gcahng.data import DataSplits, build_batches
 from gcahng.errors import UserError
 from gcahng.ops._implementations import resolve
 from gcahng.train.backbones import build_backbone
+from gcahng.train.batch_norm import share_batch_norm
 from gcahng.train.config import TrainConfig, config_to_dict
 from gcahng.train.finite import FiniteWatch, NonFinite, largest
 from gcahng.train.losses import build_objective
 from gcahng.train.optim import build_optimizer, prepare_step
+from gcahng.train.processes import ALONE, Processes
 from gcahng.train.versions import versions
 
 _AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -47,6 +49,8 @@ class Trainer:
         config: with `device` resolved.
         data: the splits; training needs `train` only.
         pretrained: start from the pretrained weights that the config asks for; False: a state is loaded afterwards.
+        processes: that share each batch. All of them make the same calls, and their networks and losses stay equal: the
+            whole batch's BatchNorm statistics, graph and loss are those of one process, and gradients are averaged.
 
     Attributes:
         config: epochs are counted in steps now.
@@ -56,17 +60,22 @@ class Trainer:
         wait_seconds: time spent waiting for batches.
     """
 
-    def __init__(self, config: TrainConfig, data: DataSplits, *, pretrained: bool = True) -> None:
-        self.data_digest = data.digest
+    def __init__(
+        self, config: TrainConfig, data: DataSplits, *, pretrained: bool = True, processes: Processes = ALONE
+    ) -> None:
+        self.data_digest, self.processes = data.digest, processes
         self.device = torch.device(config.device)
         if config.loss == "gca_hng" and config.gca.impl != "auto":
             resolve(config.gca.impl, self.device.type, "loss")  # UserError now, not in the first step
         torch.manual_seed(config.seed)
-        self.batches = build_batches(config.data, data.train, seed=config.seed, device=self.device)
+        part = _part_of_batch(config, processes)
+        self.batches = build_batches(config.data, data.train, seed=config.seed, device=self.device, part=part)
         self.config = config = config.with_epochs(self.batches.batches_per_epoch)
         self.model = build_backbone(config.backbone, None if pretrained else False).to(self.device)
+        if (ranks := processes.ranks) is not None:
+            share_batch_norm(self.model, ranks, config.backbone.name)
         self.model.speed_up(channels_last=config.channels_last, compile=config.compile)
-        self.objective = build_objective(config, data.train.num_classes, pretrained).to(self.device)
+        self.objective = build_objective(config, data.train.num_classes, pretrained, ranks).to(self.device)
         self.optimizer = build_optimizer(config, self.model, self.objective)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.step = self.left_out = self._left_out_in_row = 0
@@ -75,6 +84,14 @@ class Trainer:
         # To leave a step out, and with a scaler anyway, values must be known before the step is made.
         deferred = self.device.type == "cuda" and not config.skip_nonfinite and not self.scaler.is_enabled()
         self._watch = FiniteWatch(deferred)
+        if processes.rank:  # what a network drops is not the same in all parts of a batch
+            torch.manual_seed(config.seed + processes.rank)
+
+    def start_together(self) -> None:
+        """Gives all processes the first one's weights, once all have been made."""
+        if (ranks := self.processes.ranks) is not None:
+            for part in (self.model, self.objective):
+                ranks.copy_from_first(t.detach() for t in (*part.parameters(), *part.buffers()))
 
     def train_step(self) -> dict[str, Tensor]:
         """One optimiser step on the next batch; its losses, detached and 0-dim.
@@ -90,7 +107,8 @@ class Trainer:
         kept = self._keep() if self.config.skip_nonfinite else None
         prepare_step(self.config, self.step, self.model, self.optimizer)
         start = time.monotonic()
-        images, labels = self.batches.batch(self.step)
+        with self.processes.together():
+            images, labels = self.batches.batch(self.step)
         self.wait_seconds += time.monotonic() - start
         logs: dict[str, Tensor] = {}
         try:
@@ -119,37 +137,48 @@ class Trainer:
     def _learn(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         precision, place = self.config.precision, self.device.type
         with torch.autocast(place, _AUTOCAST[precision], enabled=precision != "fp32"):
-            embeddings = self.model(images).float()
+            embeddings = self.model(images)
+            embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
         try:
             with torch.autocast(place, torch.bfloat16, enabled=precision == "bf16"):
                 loss = self.objective(embeddings, labels)
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler.scale(loss).backward()
+            self.processes.average(self._gradients())
             # Before the optimiser's step: what is found here can still keep the network as it is.
             logs = {"loss": loss.detach(), **self.objective.finish_step(self.scaler)}
         except UserError:  # GCA-HNG refuses such embeddings by itself, but knows neither step nor images
             self._watch.settle()
-            if not bool(embeddings.isfinite().all()):
-                self._look({_EMBEDDING: embeddings.detach().abs().amax()})
+            if not bool((found := self._largest(embeddings)).isfinite()):
+                self._look({_EMBEDDING: found})
                 self._watch.settle()
             raise
-        values = {_EMBEDDING: embeddings.detach().abs().amax(), **logs, **self.objective.largest_gradients()}
-        stepped = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        values = {_EMBEDDING: self._largest(embeddings), **logs, **self.objective.largest_gradients()}
         if self.scaler.is_enabled():
             self._look(values)
-            self._scaled_step(stepped)
+            self._scaled_step()
             return logs
-        self._look(values | {_GRADIENT: largest([p.grad for p in stepped])})  # type: ignore[misc]
-        nn.utils.clip_grad_value_(stepped, self.config.optimizer.clip_value)
+        self._look(values | {_GRADIENT: largest(self._gradients())})
+        nn.utils.clip_grad_value_(self._stepped(), self.config.optimizer.clip_value)
         self.optimizer.step()
         return logs
 
-    def _scaled_step(self, stepped: list[nn.Parameter]) -> None:
+    def _largest(self, embeddings: Tensor) -> Tensor:
+        """The largest absolute entry of the whole batch's embeddings, 0-dim; NaN where one is NaN."""
+        return self.processes.each(embeddings.detach().abs().amax()).amax()
+
+    def _stepped(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self._stepped()]  # type: ignore[misc]
+
+    def _scaled_step(self) -> None:
         """A step of fp16: gradients that overflow under a scale above 1 are the scaler's to leave out."""
         before = self.scaler.get_scale()
         self.scaler.unscale_(self.optimizer)
-        gradient = largest([p.grad for p in stepped])  # type: ignore[misc]
-        nn.utils.clip_grad_value_(stepped, self.config.optimizer.clip_value)
+        gradient = largest(self._gradients())
+        nn.utils.clip_grad_value_(self._stepped(), self.config.optimizer.clip_value)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if before <= 1:
@@ -171,13 +200,15 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of training: tensors and plain values.
+        """What a checkpoint holds of training: tensors and plain values; every process gets the same.
 
         Raises:
             NonFinite: see `train_step`.
         """
         self._watch.settle()
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        rng, *others = self.processes.all_of({"torch": torch.get_rng_state(), "cuda": cuda})
+        batches = self.batches.state_dict() | {"skipped": torch.tensor(self.unreadable())}
         return {
             "versions": versions(),
             "config": config_to_dict(self.config),
@@ -188,8 +219,9 @@ class Trainer:
             "loss": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "batches": self.batches.state_dict(),
-            "rng": {"torch": torch.get_rng_state(), "cuda": cuda},
+            "batches": batches,
+            "rng": rng,
+            "rng_of_others": others,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -208,16 +240,34 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
-        self.batches.load_state_dict(state["batches"])
-        torch.set_rng_state(state["rng"]["torch"])
-        if self.device.type == "cuda" and state["rng"]["cuda"] is not None:
-            torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
+        first = self.processes.first  # which goes on counting for all
+        self.batches.load_state_dict(state["batches"] | ({} if first else {"skipped": torch.tensor(0)}))
+        rngs = [state["rng"], *state.get("rng_of_others", [])]
+        if self.processes.rank < len(rngs):
+            rng = rngs[self.processes.rank]
+            torch.set_rng_state(rng["torch"])
+            if self.device.type == "cuda" and rng["cuda"] is not None:
+                torch.cuda.set_rng_state(rng["cuda"], self.device)
         self.step = state["step"]
         self.left_out, self._left_out_in_row = state["left_out"]["all"], state["left_out"]["in_row"]
+
+    def unreadable(self) -> int:
+        """How many files that cannot be read other images have stood in for so far."""
+        return sum(self.processes.all_of(self.batches.skipped))
 
     def close(self) -> None:
         """End the processes that read files."""
         self.batches.close()
+
+
+def _part_of_batch(config: TrainConfig, processes: Processes) -> slice:
+    samples = config.data.classes_per_batch * config.data.samples_per_class
+    if samples % processes.count:
+        raise UserError(
+            f"data.classes_per_batch is {config.data.classes_per_batch} and data.samples_per_class "
+            f"{config.data.samples_per_class}; their product must be a multiple of the {processes.count} processes"
+        )
+    return processes.part(samples)
 
 
 class _Kept(NamedTuple):

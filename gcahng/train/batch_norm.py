@@ -1,0 +1,105 @@
+"""BatchNorm over a batch that several processes share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from gcahng.engine.ranks import Ranks
+from gcahng.errors import UserError
+
+_SHAREABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+class SharedBatchNorm(_BatchNorm):
+    """In training, normalises by mean and variance over the parts of all processes, which are equally large; names of
+    parameters and buffers are those of the module it stands for. nn.SyncBatchNorm does the same on GPUs alone.
+
+    Args:
+        norm: whose parameters and buffers it takes.
+        ranks: the processes.
+    """
+
+    def __init__(self, norm: _BatchNorm, ranks: Ranks) -> None:
+        super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        self.weight, self.bias = norm.weight, norm.bias
+        for name, buffer in norm.named_buffers():
+            setattr(self, name, buffer)
+        self.train(norm.training)
+        self._ranks = ranks
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass  # any
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(n / count, C, …) → the same."""
+        if not self.training:
+            return super().forward(input)
+        x = input.to(self.running_mean.dtype) if self.running_mean is not None else input
+        others = [0, *range(2, x.ndim)]
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        mean = self._mean(x.mean(others))
+        centred = x - mean.view(shape)
+        variance = self._mean(centred.square().mean(others))
+        if self.running_mean is not None:
+            self._follow(mean.detach(), variance.detach(), self._ranks.count * x.numel() // x.shape[1])
+        scale = torch.rsqrt(variance + self.eps)
+        if self.weight is not None:
+            scale = scale * self.weight
+        found = centred * scale.view(shape)
+        if self.bias is not None:
+            found = found + self.bias.view(shape)
+        return found.to(input.dtype)
+
+    def _mean(self, own: Tensor) -> Tensor:
+        return _Sum.apply(own, self._ranks) / self._ranks.count
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor, samples: int) -> None:
+        self.num_batches_tracked.add_(1)
+        pace = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, pace)
+        self.running_var.lerp_(variance * (samples / (samples - 1)), pace)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes, whose gradient is the sum of all their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, ranks: Ranks) -> Tensor:
+        ctx.ranks = ranks
+        found = own.clone()
+        ranks.add_up(found)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        found = gradient.clone()
+        ctx.ranks.add_up(found)
+        return found, None
+
+
+def share_batch_norm(model: nn.Module, ranks: Ranks, name: str) -> None:
+    """Puts a SharedBatchNorm in the place of each BatchNorm of `model` that follows the batches.
+
+    Args:
+        model: in training mode.
+        ranks: the processes.
+        name: of the network, for the error.
+
+    Raises:
+        UserError: one is of a kind of its own.
+    """
+    for module in list(model.modules()):
+        for child_name, child in list(module.named_children()):
+            if not isinstance(child, _BatchNorm) or not child.training:
+                continue
+            if type(child) not in _SHAREABLE:
+                raise UserError(
+                    f"backbone.name is {name}, whose {type(child).__name__} cannot be shared among processes; set "
+                    "backbone.freeze_bn true, or train in one process"
+                )
+            setattr(module, child_name, SharedBatchNorm(child, ranks))

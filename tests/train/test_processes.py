@@ -1,0 +1,191 @@
+"""`gcahng train` in several processes: the training of one, whole or not at all, whatever goes wrong in which."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from killed_runs import differences
+from process_cases import COUNT, LOSSES, NORMS, norm_case, process, steps_in_double
+from torch import nn
+
+from gcahng import UserError
+from gcahng.train.batch_norm import share_batch_norm
+from gcahng.train.processes import ALONE, Processes
+
+pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch has no gloo")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each process found."""
+    folder, tree = tmp_path_factory.mktemp("processes"), tmp_path_factory.mktemp("tree")
+    make_tree(tree)
+    mp.spawn(process, (str(folder), str(tree)), nprocs=COUNT)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(COUNT)]
+
+
+def make_tree(root: Path) -> None:
+    """4 classes of 4 images, one of which is no image."""
+    from PIL import Image
+
+    for c in range(4):
+        where = root / ("train" if c < 2 else "test") / f"class_{c}"
+        where.mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (40, 40), (60 * c, 60 * i, 9)).save(where / f"{i}.png")
+    (root / "train" / "class_1" / "2.png").write_bytes(b"no image")
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_training_steps_are_those_of_one_process(loss: str, found: list[dict[str, Any]]) -> None:
+    """Nothing but the order of sums differs: BatchNorm, graph, losses, gradients, proxies, optimisers."""
+    wanted = steps_in_double(loss, ALONE)
+    assert any(name.startswith("model ") for name in wanted) and "loss of step 3" in wanted
+    for rank in range(COUNT):
+        mine = found[rank]["double"][loss]
+        assert mine.keys() == wanted.keys()
+        for name, value in wanted.items():
+            torch.testing.assert_close(
+                mine[name], value, rtol=1e-8, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}"
+            )
+    for name in wanted:
+        if name.startswith("model "):
+            assert torch.equal(found[0]["double"][loss][name], found[1]["double"][loss][name]), f"{name} drifts apart"
+
+
+@pytest.mark.parametrize("case", range(len(NORMS)))
+def test_batch_norm_of_a_shared_batch(case: int, found: list[dict[str, Any]]) -> None:
+    wanted = norm_case(ALONE, *NORMS[case])
+    for rank in range(COUNT):
+        mine, part = found[rank]["norm"][case], slice(rank * 6, rank * 6 + 6)
+        assert mine.keys() == wanted.keys()
+        for name, value in wanted.items():
+            value = value[part] if name in ("out", "gradient", "evaluated") else value
+            torch.testing.assert_close(mine[name], value, rtol=1e-9, atol=1e-9, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def test_batch_norms_that_keep_their_statistics_stay_and_others_are_refused() -> None:
+    class Odd(nn.BatchNorm2d):
+        pass
+
+    frozen = nn.Sequential(nn.BatchNorm2d(3).eval(), Odd(3).eval())
+    share_batch_norm(frozen, None, "this")  # type: ignore[arg-type]
+    assert [type(module) for module in frozen] == [nn.BatchNorm2d, Odd]
+    with pytest.raises(UserError, match=r"backbone.name is timm:x, whose Odd cannot be shared .*freeze_bn true"):
+        share_batch_norm(nn.Sequential(Odd(3)), None, "timm:x")  # type: ignore[arg-type]
+
+
+def test_a_run_goes_to_its_end(found: list[dict[str, Any]]) -> None:
+    first, second = (process["runs"]["whole"] for process in found)
+    assert first == second and first["steps"] == 9 and first["processes"] == COUNT
+    assert 0 < first["test"]["map@r"] < 1 and first["val"].keys() >= {"map@r"}
+
+
+def test_a_signal_to_one_process_stops_all_and_the_run_goes_on_with_the_same_bits(found: list[dict[str, Any]]) -> None:
+    assert [process["runs"]["exit code"] for process in found] == [128 + signal.SIGTERM] * COUNT
+    whole, stopped = found[0]["runs"]["outcomes"]
+    assert len(whole["last.pt"]["rng_of_others"]) == COUNT - 1
+    assert differences(whole, stopped) == []
+    assert found[1]["runs"]["resumed"] == found[1]["runs"]["resumed again"] == found[0]["runs"]["resumed"]
+
+
+@pytest.mark.parametrize(
+    ("what", "first", "second"),
+    [
+        ("odd", "UserError: data.classes_per_batch is 3 and data.samples_per_class 3; their product must", "failed"),
+        ("gpu", "UserError: device is 'cuda:1'; each of 2 processes takes a GPU of its own: give cuda", "failed"),
+        ("full disk", "CannotWrite: ", "OtherProcessFailed: process 0 of 2 failed and says why"),
+        ("not finite", "NonFinite: the largest embedding is", "NonFinite: the largest embedding is"),
+    ],
+)
+def test_what_goes_wrong_ends_all(what: str, first: str, second: str, found: list[dict[str, Any]]) -> None:
+    assert found[0]["failures"][what].startswith(first)
+    assert second in found[1]["failures"][what]
+
+
+def test_not_finite_in_one_process_is_told_with_the_whole_batch(found: list[dict[str, Any]]) -> None:
+    assert "at step 3" in found[0]["failures"]["not finite"] and "--resume" in found[0]["failures"]["not finite"]
+    (line,) = found[0]["failures"]["written"].splitlines()
+    assert json.loads(line)["step"] == 3 and len(json.loads(line)["images"]) == 12
+
+
+def test_a_file_that_cannot_be_read_ends_all_or_is_counted_once(found: list[dict[str, Any]]) -> None:
+    strict = [process["unreadable"]["strict"] for process in found]
+    (told,) = (text for text in strict if text.startswith("UnreadableImage: "))
+    assert "class_1/2.png" in told
+    assert sum(text.startswith("OtherProcessFailed: process") for text in strict) == COUNT - 1
+    # Two classes of four images: each image is in every batch. Nine steps, one process has drawn it each time.
+    assert [process["unreadable"]["lenient"] for process in found] == [9] * COUNT
+
+
+def test_a_machines_first_process_goes_first(found: list[dict[str, Any]]) -> None:
+    assert [process["turns"] for process in found] == [(False, 1, [0, 10]), (True, 1, [0, 10])]
+
+
+@pytest.mark.parametrize(("length", "multiple", "count"), [(12, 1, 3), (1000, 256, 2), (1000, 256, 8), (5, 256, 3)])
+def test_parts_cover_everything_once(length: int, multiple: int, count: int) -> None:
+    processes = [Processes() for _ in range(count)]
+    for rank, one in enumerate(processes):
+        one.rank, one.count = rank, count
+    parts = [list(range(length))[one.part(length, multiple)] for one in processes]
+    assert [i for part in parts for i in part] == list(range(length))
+    assert all(part[0] % multiple == 0 for part in parts if part)
+
+
+# -- as torchrun starts it
+
+
+def torchrun(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(COUNT)]
+    return subprocess.Popen(
+        [*command, "-m", "gcahng", "train", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+SMALL = ["--device", "cpu", "--eval_every", "1000", "--data.val_classes", "4", "--backbone.width", "4"]
+
+
+@pytest.mark.slow
+def test_torchrun_trains_stops_and_goes_on(tmp_path: Path) -> None:
+    run = torchrun(*SMALL, "--steps", "1000", "--log_every", "1", "--out", "run", cwd=tmp_path)
+    until = time.monotonic() + 120
+    while not (log := tmp_path / "run" / "metrics.jsonl").exists() or not log.read_text().count("\n"):
+        assert run.poll() is None and time.monotonic() < until
+        time.sleep(0.2)
+    run.send_signal(signal.SIGTERM)
+    out, err = run.communicate(timeout=120)
+    assert run.returncode != 0 and out.count("2 processes on cpu") == 1
+    assert err.count("gcahng: interrupted after step") == 1 and "gcahng train --resume run" in err
+    steps = torch.load(tmp_path / "run" / "checkpoints" / "last.pt")["step"]
+    again = torchrun("--resume", "run", "--skip_nonfinite", "1", cwd=tmp_path)
+    first = again.stdout.readline()  # type: ignore[union-attr]
+    again.send_signal(signal.SIGTERM)
+    again.communicate(timeout=120)
+    assert f"goes on in run after step {steps}" in first
+
+
+@pytest.mark.slow
+def test_torchrun_says_a_mistake_once(tmp_path: Path) -> None:
+    mistakes = ((["--stepz", "3"], "--stepz is no option"), (["--data.classes_per_batch", "7"], "multiple"))
+    for arguments, told in mistakes:
+        run = torchrun(*SMALL, *arguments, cwd=tmp_path)
+        _, err = run.communicate(timeout=120)
+        assert run.returncode != 0 and err.count("gcahng: error:") == 1 and told in err
+    assert not (tmp_path / "runs").exists()
