@@ -44,8 +44,7 @@ class SharedBatchNorm(_BatchNorm):
         mean = self._mean(x.mean(others))
         centred = x - mean.view(shape)
         variance = self._mean(centred.square().mean(others))
-        if self.running_mean is not None:
-            self._follow(mean.detach(), variance.detach(), self._ranks.count * x.numel() // x.shape[1])
+        self._follow(mean.detach(), variance.detach(), self._ranks.count * x.numel() // x.shape[1])
         scale = torch.rsqrt(variance + self.eps)
         if self.weight is not None:
             scale = scale * self.weight
@@ -59,6 +58,8 @@ class SharedBatchNorm(_BatchNorm):
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor, samples: int) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
         self.num_batches_tracked.add_(1)
         pace = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, pace)

@@ -30,7 +30,8 @@ class DataConfig:
         image_size: side of the square that the network sees, in pixels (image files).
         resize: in evaluation the shorter side is first scaled to this, in pixels (image files).
         crop_scale_min: least part of the image's area that a training crop keeps (image files).
-        workers: processes that read image files; null: one less than there are cores, at most 8.
+        workers: processes that read image files, of each process that trains; null: one less than it has cores, at
+            most 8.
         skip_unreadable: in training, put another image of the class in the place of a file that cannot be read, and
             count it; false: stop and name the file.
     """
@@ -184,7 +185,8 @@ class TrainConfig:
         log_every: steps between lines of metrics.jsonl, each the mean since the line before.
         skip_nonfinite: steps in a row whose loss or gradients are not finite that are left out; the next one stops.
         seed: of weights, batches, augmentation, dropout and mixing. The data set's split does not depend on it.
-        device: auto (cuda where there is one), cpu, cuda or cuda:N.
+        device: auto (cuda where there is one), cpu, cuda or cuda:N. Of several processes that torchrun starts each
+            takes the GPU of its local rank.
         precision: bf16 or fp16 (with gradient scaling, on CUDA) run the backbone under autocast, bf16 the graph network
             too; evaluation is in fp32 always.
         channels_last: memory layout of the images and convolutions; faster with most convolutional networks.

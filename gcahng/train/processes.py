@@ -42,7 +42,7 @@ class Processes:
         self.ranks, self.local_rank = ranks, local_rank
         self.rank, self.count = (0, 1) if ranks is None else (ranks.rank, ranks.count)
         self.first = self.rank == 0
-        self._control = None if ranks is None else dist.new_group(backend="gloo", timeout=_PATIENCE)
+        self._control: Any = None if ranks is None else dist.new_group(backend="gloo", timeout=_PATIENCE)
 
     def part(self, length: int, multiple: int = 1) -> slice:
         """This process's share of `length` things, cut at multiples of `multiple`; of the last there may be fewer, or

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,16 +40,18 @@ class TrainingInterrupted(KeyboardInterrupt):
     `exit_code` is the shell's for the signal, 130 or 143.
     """
 
-    def __init__(self, step: int, steps: int, checkpoint: Path, run: Path, exit_code: int) -> None:
+    def __init__(self, step: int, steps: int, checkpoint: Path, run: Path, exit_code: int, processes: int = 1) -> None:
         super().__init__(
-            f"interrupted after step {step} of {steps}; {checkpoint} holds everything, to go on: {resume_command(run)}"
+            f"interrupted after step {step} of {steps}; {checkpoint} holds everything, to go on: "
+            f"{resume_command(run, processes)}"
         )
         self.exit_code = exit_code
 
 
-def resume_command(run: Path) -> str:
-    """What a user types to go on with a run."""
-    return f"gcahng train --resume {shlex.quote(str(run))}"
+def resume_command(run: Path, processes: int = 1) -> str:
+    """What a user types to go on with a run of so many processes (on one machine)."""
+    program = "gcahng" if processes == 1 else f"torchrun --nproc-per-node {processes} -m gcahng"
+    return f"{program} train --resume {shlex.quote(str(run))}"
 
 
 def selects_on(config: TrainConfig, data: DataSplits) -> Split | None:
@@ -145,11 +148,9 @@ class Session:
                 self._stop_for(found, log)
             if losses:
                 log.add(losses)
-            elif trainer.last_left_out is not None:
-                log.nonfinite(trainer.last_left_out)
-                self.report.status(f"left out: {trainer.last_left_out}")
-            if writes:
-                self._write_losses(log)
+            if writes or not losses:
+                with self.processes.together():
+                    self._write_step(log, losses, writes)
             if evaluates:
                 self._evaluate(log)
             keeps = config.keep_every is not None and trainer.step % config.keep_every == 0
@@ -164,8 +165,13 @@ class Session:
         self._stopped_by = self.processes.largest(self.signals.received or 0)
         return self._stopped_by > 0
 
-    def _write_losses(self, log: RunLog) -> None:
-        step = self.trainer.step
+    def _write_step(self, log: RunLog, losses: Mapping[str, Tensor], writes: bool) -> None:
+        step, left_out = self.trainer.step, self.trainer.last_left_out
+        if not losses and left_out is not None:
+            log.nonfinite(left_out)
+            self.report.status(f"left out: {left_out}")
+        if not writes:
+            return
         with self.meter.timing():  # here a GPU is waited for
             means = log.train(step)
         log.write(step, "system", self.meter.interval())
@@ -174,18 +180,20 @@ class Session:
     def _evaluate(self, log: RunLog) -> None:
         step = self.trainer.step
         for split in self.measured:
-            metrics = self._measure(split).metrics
-            log.write(step, split, metrics)
-            self.report.evaluation(step, split, metrics)
-            self.latest[split] = metrics
-        negatives = self.processes.on_first(lambda: self._probe.measure(self.trainer.model, self.trainer.objective))
-        if negatives:
-            log.write(step, "negatives", negatives)
+            self.latest[split] = metrics = self._measure(split).metrics
+            with self.processes.together():
+                log.write(step, split, metrics)
+                self.report.evaluation(step, split, metrics)
+        self.processes.on_first(lambda: self._measure_negatives(log))
         if self.selects_on is None:
             return
         found, name = self.latest[self.selects_on], _CHOOSES[self.selects_on]
         if not self.best or found[name] > self.best[self.selects_on][name]:
             self.best = {"step": step, self.selects_on: found}
+
+    def _measure_negatives(self, log: RunLog) -> None:
+        if negatives := self._probe.measure(self.trainer.model, self.trainer.objective):
+            log.write(self.trainer.step, "negatives", negatives)
 
     def _measure(self, split: Split) -> Measured:
         trainer = self.trainer
@@ -228,7 +236,7 @@ class Session:
     def _interrupt(self) -> NoReturn:
         last = checkpoint_path(self.run, "last")
         raise TrainingInterrupted(
-            self.trainer.step, self.config.steps, last, self.run, exit_code=128 + self._stopped_by
+            self.trainer.step, self.config.steps, last, self.run, 128 + self._stopped_by, self.processes.count
         )
 
     def _stop_for(self, found: NonFinite, log: RunLog) -> NoReturn:
@@ -240,9 +248,10 @@ class Session:
         ) from None
 
     def _way_back(self) -> str:
+        command = resume_command(self.run, self.processes.count)
         if self._saved is None:
-            return f"there is no checkpoint yet; {resume_command(self.run)} starts again"
-        return f"the last good checkpoint is of step {self._saved}; {resume_command(self.run)} goes on from it"
+            return f"there is no checkpoint yet; {command} starts again"
+        return f"the last good checkpoint is of step {self._saved}; {command} goes on from it"
 
     def _adopt_best(self) -> None:
         """best.pt may be of a later step than the checkpoint that the run goes on from; it stays the one to beat."""

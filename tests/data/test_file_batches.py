@@ -263,6 +263,22 @@ def test_crop_scale_out_of_range(least: float, tree: ImageFiles) -> None:
         batches_of(tree, crop_scale_min=least)
 
 
+@pytest.mark.parametrize("part", [slice(0, 2), slice(2, 4)])
+def test_a_part_has_the_bits_of_the_whole_batch(part: slice, tree: ImageFiles) -> None:
+    small = ImageSet(
+        torch.arange(20 * 64, dtype=torch.int64).view(20, 8, 8).to(torch.uint8), tree.labels, tree.class_names
+    )
+    for images in (tree, small):
+        config = DataConfig(classes_per_batch=2, samples_per_class=2, image_size=16, workers=0)
+        whole = build_batches(config, images, seed=3, device=CPU)
+        mine = build_batches(config, images, seed=3, device=CPU, part=part)
+        for step in range(3):
+            for found, wanted in zip(mine.batch(step), whole.batch(step), strict=True):
+                assert torch.equal(found, wanted[part])
+            assert mine.names() == whole.names()
+            assert all(torch.equal(mine.state_dict()[name], value) for name, value in whole.state_dict().items())
+
+
 def test_batches_in_memory_are_shifted_by_seed_and_step() -> None:
     pixels = torch.randint(1, 256, (12, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     images = ImageSet(pixels, torch.arange(4).repeat_interleave(3), tuple("abcd"))

@@ -27,8 +27,10 @@ from gcahng.train import (
     GcaConfig,
     TrainConfig,
     TrainingInterrupted,
+    evaluate,
     fit,
     loop,
+    measure,
     resume,
     session,
 )
@@ -67,6 +69,17 @@ def steps_in_double(name: str, processes: Processes) -> dict[str, Tensor]:
     for part, state in tensors.items():
         found |= {f"{part} {key}": value for key, value in state.items() if torch.is_tensor(value)}
     return found
+
+
+def measured(processes: Processes) -> tuple[dict[str, float], Tensor]:
+    """Retrieval among images of which each process embeds some, and the first one's embeddings."""
+    made, data = base_config(), small_data()
+    trainer = Trainer(made, data, processes=processes)
+    trainer.start_together()
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (measure, evaluate):
+            patch.setattr(module, "EVAL_BATCH", 16)
+        return measure.measure(trainer.model, data, "test", made, trainer.device, processes)
 
 
 def norm_case(processes: Processes, momentum: float | None, affine: bool) -> dict[str, Tensor]:
@@ -177,6 +190,7 @@ def process(rank: int, folder: str, tree: str) -> None:
         assert processes.ranks is not None and ranks_for("world") is not None
         found["double"] = {name: steps_in_double(name, processes) for name in LOSSES}
         found["norm"] = [norm_case(processes, *case) for case in NORMS]
+        found["measured"], found["seed"] = measured(processes), torch.initial_seed()
         found["turns"] = turns(processes, Path(folder))
     with small_runs():
         found["runs"] = runs(Path(folder), rank)

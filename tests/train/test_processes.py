@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from killed_runs import differences
-from process_cases import COUNT, LOSSES, NORMS, norm_case, process, steps_in_double
+from process_cases import COUNT, LOSSES, NORMS, measured, norm_case, process, steps_in_double
 from torch import nn
 
 from gcahng import UserError
@@ -84,6 +84,16 @@ def test_batch_norms_that_keep_their_statistics_stay_and_others_are_refused() ->
     assert [type(module) for module in frozen] == [nn.BatchNorm2d, Odd]
     with pytest.raises(UserError, match=r"backbone.name is timm:x, whose Odd cannot be shared .*freeze_bn true"):
         share_batch_norm(nn.Sequential(Odd(3)), None, "timm:x")  # type: ignore[arg-type]
+
+
+def test_an_evaluation_is_that_of_one_process(found: list[dict[str, Any]]) -> None:
+    metrics, embeddings = measured(ALONE)
+    assert all(process["measured"][0] == metrics for process in found)
+    assert torch.equal(found[0]["measured"][1], embeddings) and len(found[1]["measured"][1]) < len(embeddings)
+
+
+def test_processes_drop_out_apart(found: list[dict[str, Any]]) -> None:
+    assert len({process["seed"] for process in found}) == COUNT
 
 
 def test_a_run_goes_to_its_end(found: list[dict[str, Any]]) -> None:
@@ -172,7 +182,10 @@ def test_torchrun_trains_stops_and_goes_on(tmp_path: Path) -> None:
     run.send_signal(signal.SIGTERM)
     out, err = run.communicate(timeout=120)
     assert run.returncode != 0 and out.count("2 processes on cpu") == 1
-    assert err.count("gcahng: interrupted after step") == 1 and "gcahng train --resume run" in err
+    assert (
+        err.count("gcahng: interrupted after step") == 1
+        and "torchrun --nproc-per-node 2 -m gcahng train --resume run" in err
+    )
     steps = torch.load(tmp_path / "run" / "checkpoints" / "last.pt")["step"]
     again = torchrun("--resume", "run", "--skip_nonfinite", "1", cwd=tmp_path)
     first = again.stdout.readline()  # type: ignore[union-attr]
