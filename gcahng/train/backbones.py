@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from gcahng.errors import UserError
 from gcahng.train.bodies import Body, build_body
@@ -19,7 +21,8 @@ _LUMA = (0.299, 0.587, 0.114)  # of RGB, ITU-R BT.601, as PIL turns colour into 
 class Backbone(nn.Module):
     """A body that finds features and a head that embeds them: (n, H, W) or (n, 3, H, W) uint8 → (n, D).
 
-    The head is BatchNorm1d → Linear, as in the authors' networks. The embeddings are not normalised.
+    The head is BatchNorm1d → Linear, as in the authors' networks. The embeddings are not normalised. A subclass says
+    what `pooled` features are.
 
     Attributes:
         body: all but the head.
@@ -27,12 +30,31 @@ class Backbone(nn.Module):
         freeze_bn: the body's BatchNorm2d use and keep their running statistics, in training too; their scale and shift
             train.
         frozen: prefixes of the names of the body's parameters that never train.
+        micro_batch: in training the body takes so many images at once and forgets their activations, which the backward
+            computes again; None: all at once. Gradients are the same up to rounding.
     """
 
     body: nn.Module
     head: nn.Sequential
     freeze_bn: bool = False
     frozen: tuple[str, ...] = ()
+    micro_batch: int | None = None
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """(n, H, W) or (n, 3, H, W) uint8 → (n, F), what the head embeds."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, H, W) or (n, 3, H, W) uint8 → (n, D).
+
+        Raises:
+            UserError: the images are larger than the one size that the network takes.
+        """
+        size = self.micro_batch
+        if size is None or not self.training or len(images) <= size or not torch.is_grad_enabled():
+            return self.head(self.pooled(images))
+        parts = [checkpoint(self.pooled, part, use_reentrant=False) for part in images.split(size)]
+        return self.head(torch.cat(parts))
 
     def body_parameters(self) -> Iterator[nn.Parameter]:
         """Those outside the head that train after warm-up."""
@@ -101,12 +123,12 @@ class GlyphConv(Backbone):
     def body(self) -> nn.Module:  # type: ignore[override]
         return self.features
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(n, H, W) or (n, 3, H, W) uint8, H and W at least 8 → (n, D)."""
+    def pooled(self, images: Tensor) -> Tensor:
+        """(n, H, W) or (n, 3, H, W) uint8, H and W at least 8 → (n, 8 width)."""
         x = images.to(self.head[1].weight.dtype) / 255
         x = x[:, None] if x.ndim == 3 else (x * x.new_tensor(_LUMA)[:, None, None]).sum(dim=1, keepdim=True)
         x = self.features(x.contiguous(memory_format=torch.channels_last))
-        return self.head(x.mean(dim=(2, 3)))
+        return x.mean(dim=(2, 3))
 
 
 class ImageBackbone(Backbone):
@@ -141,17 +163,12 @@ class ImageBackbone(Backbone):
         self._size, self._min_size = body.size, min_size
         self._format = torch.contiguous_format
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(n, H, W) or (n, 3, H, W) uint8 → (n, D).
-
-        Raises:
-            UserError: the images are larger than the one size that the network takes.
-        """
+    def pooled(self, images: Tensor) -> Tensor:
         x = images.to(self.mean.dtype) / 255
         if x.ndim == 3:
             x = x[:, None].expand(-1, 3, -1, -1)
         x = (self._scaled(x) - self.mean) / self.std
-        return self.head(self.body(x.contiguous(memory_format=self._format)))
+        return self.body(x.contiguous(memory_format=self._format))
 
     def speed_up(self, *, channels_last: bool = False, compile: bool = False) -> None:
         super().speed_up(channels_last=channels_last, compile=compile)
@@ -198,12 +215,14 @@ def build_backbone(config: BackboneConfig, pretrained: bool | None = None) -> Ba
     else:
         network = ImageBackbone(build_body(config, wants and own is None), config.embedding_dim, config.min_size)
     network.freeze_bn = config.freeze_bn
+    network.micro_batch = config.micro_batch
     _freeze_patch_embed(network, config)
+    _check_micro_batch(network.train(), config)
     if own is not None:
         expected = network.state_dict()
         check_names(expected, own, str(config.weights), f"{config.name} with embedding_dim {config.embedding_dim}")
         network.load_state_dict(own)
-    return network.train()
+    return network
 
 
 def _glyph_conv(config: BackboneConfig, wants: bool) -> GlyphConv:
@@ -224,6 +243,16 @@ def _own_weights(path: str) -> dict[str, Tensor] | None:
 
 def _is_ours(name: str) -> bool:
     return name.startswith(("body.", "features."))
+
+
+def _check_micro_batch(network: Backbone, config: BackboneConfig) -> None:
+    if config.micro_batch is None:
+        return
+    if any(isinstance(module, _BatchNorm) and module.training for module in network.body.modules()):
+        raise UserError(
+            f"backbone.micro_batch is {config.micro_batch}; the BatchNorm of {config.name} would see so many images "
+            "and not the batch: set backbone.freeze_bn true, or leave backbone.micro_batch null"
+        )
 
 
 def _freeze_patch_embed(network: Backbone, config: BackboneConfig) -> None:

@@ -15,20 +15,16 @@ _SHAREABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class SharedBatchNorm(_BatchNorm):
-    """In training, normalises by mean and variance over the parts of all processes, which are equally large; names of
-    parameters and buffers are those of the module it stands for. nn.SyncBatchNorm does the same on GPUs alone.
+    """nn.SyncBatchNorm, which knows GPUs alone, for the CPU: in training it normalises by mean and variance over the
+    parts of all processes, which are equally large.
 
     Args:
-        norm: whose parameters and buffers it takes.
+        arguments: of a BatchNorm.
         ranks: the processes.
     """
 
-    def __init__(self, norm: _BatchNorm, ranks: Ranks) -> None:
-        super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-        self.weight, self.bias = norm.weight, norm.bias
-        for name, buffer in norm.named_buffers():
-            setattr(self, name, buffer)
-        self.train(norm.training)
+    def __init__(self, *arguments: Any, ranks: Ranks) -> None:
+        super().__init__(*arguments)
         self._ranks = ranks
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -84,10 +80,11 @@ class _Sum(torch.autograd.Function):
 
 
 def share_batch_norm(model: nn.Module, ranks: Ranks, name: str) -> None:
-    """Puts a SharedBatchNorm in the place of each BatchNorm of `model` that follows the batches.
+    """Puts a shared one in the place of each BatchNorm of `model` that follows the batches; names of parameters and
+    buffers stay.
 
     Args:
-        model: in training mode.
+        model: in training mode, on its device.
         ranks: the processes.
         name: of the network, for the error.
 
@@ -103,4 +100,16 @@ def share_batch_norm(model: nn.Module, ranks: Ranks, name: str) -> None:
                     f"backbone.name is {name}, whose {type(child).__name__} cannot be shared among processes; set "
                     "backbone.freeze_bn true, or train in one process"
                 )
-            setattr(module, child_name, SharedBatchNorm(child, ranks))
+            setattr(module, child_name, _shared(child, ranks))
+
+
+def _shared(norm: _BatchNorm, ranks: Ranks) -> _BatchNorm:
+    arguments = norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats
+    if any(tensor.is_cuda for tensor in (*norm.parameters(), *norm.buffers())):
+        found: _BatchNorm = nn.SyncBatchNorm(*arguments, process_group=ranks.group)
+    else:
+        found = SharedBatchNorm(*arguments, ranks=ranks)
+    found.weight, found.bias = norm.weight, norm.bias
+    for name, buffer in norm.named_buffers():
+        setattr(found, name, buffer)
+    return found.train(norm.training)

@@ -78,6 +78,9 @@ class BackboneConfig:
         freeze_patch_embed: of a vision transformer. official: as in the authors' code, where the flag changes nothing.
             strict: the patch embedding does not train.
         grad_checkpointing: of a vision transformer: recompute activations in the backward, for less memory.
+        micro_batch: images that the network (all but its head) takes at once in training; the backward computes their
+            activations again. Memory is then that of so many images, for a third more time, and the batch stays whole
+            for the head and the loss. Needs freeze_bn where the network has BatchNorm. null: all.
     """
 
     name: str = "glyph_conv"
@@ -90,6 +93,7 @@ class BackboneConfig:
     freeze_bn: bool = False
     freeze_patch_embed: Literal["off", "official", "strict"] = "off"
     grad_checkpointing: bool = False
+    micro_batch: int | None = None
 
 
 @dataclass
@@ -251,7 +255,7 @@ class TrainConfig:
         least |= {"skip_nonfinite": 0, "data.image_size": 1, "data.resize": 1, "data.crop_scale_min": 0}
         least |= {"optimizer.step_epochs": 1, "optimizer.step_gamma": 0, "optimizer.warmup_epochs": 0}
         least |= {"threads": 1, "epochs": 1, "eval_every_epochs": 1, "keep_every": 1, "optimizer.proxy_lr": 0}
-        least |= {"data.val_classes": 0, "data.workers": 0, "backbone.min_size": 1}
+        least |= {"data.val_classes": 0, "data.workers": 0, "backbone.min_size": 1, "backbone.micro_batch": 1}
         for name, bound in least.items():
             value: Any = self
             for part in name.split("."):

@@ -43,6 +43,10 @@ LOSSES = {
     "gca_hng": {},
     "gca_hng on proxy_anchor": {"gca": GcaConfig(base="proxy_anchor", heads=2), "skip_nonfinite": 1},
     "npair": {"loss": "npair"},
+    "npair in micro batches": {
+        "loss": "npair",
+        "backbone": BackboneConfig(embedding_dim=16, width=4, freeze_bn=True, micro_batch=5),
+    },
     "proxy_anchor": {"loss": "proxy_anchor"},
 }
 

@@ -227,6 +227,45 @@ def test_gradient_checkpointing_gives_the_same_with_less_kept() -> None:
     saving(some_images(160)).sum().backward()
 
 
+@pytest.mark.parametrize("name", ["glyph_conv", TINY_NET, TINY_VIT])
+@pytest.mark.parametrize("size", [1, 2])
+def test_micro_batches_have_the_batchs_gradients_and_keep_no_activations(name: str, size: int) -> None:
+    images, found, kept = some_images(160, count=5), [], []
+    for options in ({}, {"micro_batch": size}):
+        network = fresh(name, freeze_bn=True, **options).double()
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, to=sizes: to.append(t.nbytes) or t, lambda t: t):
+            out = network(images)
+        out.square().sum().backward()
+        kept.append(sum(sizes))
+        found.append({"out": out.detach(), **{key: value.grad for key, value in network.named_parameters()}})
+    assert kept[1] < kept[0] / 20
+    for key, value in found[0].items():
+        assert value is not None
+        torch.testing.assert_close(found[1][key], value, rtol=1e-9, atol=1e-11, msg=lambda text, k=key: f"{k}: {text}")
+
+
+def test_micro_batches_draw_a_dropout_once() -> None:
+    """What a part's first pass drops out, its second one does too."""
+    network = fresh(TINY_VIT, micro_batch=2)
+    network.body.pos_drop = nn.Dropout(0.5)
+    drawn: list[Tensor] = []
+    network.body.pos_drop.register_forward_hook(lambda module, inputs, out: drawn.append(out.detach()))
+    network(some_images(160, count=6)).sum().backward()
+    assert len(drawn) == 6  # the backward begins with the last part
+    assert all(torch.equal(first, again) for first, again in zip(drawn[:3], reversed(drawn[3:]), strict=True))
+    assert not torch.equal(drawn[0] == 0, drawn[1] == 0)
+
+
+def test_micro_batches_wait_for_training_of_the_body() -> None:
+    network = fresh(TINY_VIT, micro_batch=2)
+    network.train_body(False)
+    network(some_images(160, count=5)).sum().backward()
+    assert all(p.grad is None for p in network.body_parameters()) and network.head[1].weight.grad is not None
+    with torch.no_grad():
+        assert network(some_images(160, count=5)).shape == (5, 16)
+
+
 @pytest.mark.parametrize("name", ["glyph_conv", TINY_NET, RESNET50, TINY_VIT])
 def test_channels_last_and_compilation_change_no_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = []
@@ -292,6 +331,10 @@ def test_lower_precision_under_autocast(name: str) -> None:
         ({"name": RESNET50, "grad_checkpointing": True}, "torchvision:resnet50 has none"),
         ({"name": RESNET50, "freeze_patch_embed": "official"}, "torchvision:resnet50 has no patch embedding"),
         ({"name": TINY_NET, "freeze_patch_embed": "strict"}, "timm:test_resnet has no patch embedding"),
+        (
+            {"name": TINY_NET, "micro_batch": 2},
+            r"backbone.micro_batch is 2; the BatchNorm of timm:test_resnet .*freeze_bn",
+        ),
     ],
 )
 def test_mistakes(fields: dict[str, object], message: str) -> None:

@@ -1,0 +1,116 @@
+"""Forward and backward of a network whose body takes a batch in parts (backbone.micro_batch), against all at once: time
+and peak memory.
+
+    python benchmarks/bench_micro_batch.py --batch 96 --micro_batch 16
+    python benchmarks/bench_micro_batch.py --name timm:test_vit --size 160 --batch 6 --micro_batch 2   # that it runs
+
+Each way has a process of its own, and its peak is the growth of the process's high-water mark. A way whose embeddings
+or gradients differ by more than rounding from those of the whole batch is not shown. BatchNorm is frozen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+
+from gcahng.bench.system import describe, seconds, settings
+from gcahng.errors import UserError
+from gcahng.train import BackboneConfig
+from gcahng.train.backbones import build_backbone
+from gcahng.train.meter import peak_memory_mib
+
+# In float32, of sums over images in another order, relative to the largest entry.
+ROUNDING = 1e-3
+COMPARED = ("embeddings", "gradients")
+
+
+def process(rank: int, options: argparse.Namespace, micro_batch: int | None, threads: int, file: str) -> None:
+    """One way's measurements, into a file."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    config = BackboneConfig(options.name, 512, pretrained=False, freeze_bn=True, micro_batch=micro_batch)
+    network = build_backbone(config)
+    images = torch.randint(256, (options.batch, 3, options.size, options.size), dtype=torch.uint8)
+    cpu = torch.device("cpu")
+    before = peak_memory_mib(cpu)
+    embeddings = torch.empty(0)
+
+    def step() -> None:
+        nonlocal embeddings
+        network.zero_grad()
+        embeddings = network(images)
+        embeddings.square().mean().backward()
+
+    times = [seconds(step) for _ in range(options.reps)]
+    gradients = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+    found = {"times": times, "peak_mib": peak_memory_mib(cpu) - before}
+    torch.save(found | {"embeddings": embeddings.detach(), "gradients": gradients}, file)
+
+
+def run(options: argparse.Namespace, micro_batch: int | None) -> dict[str, Any]:
+    """What a process of its own measured."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = str(Path(folder) / "found.pt")
+        mp.spawn(process, (options, micro_batch, torch.get_num_threads(), file))
+        return torch.load(file, weights_only=True)
+
+
+def row(options: argparse.Namespace, micro_batch: int | None, found: dict[str, Any], whole: dict[str, Any]) -> dict:
+    """UserError for a way that does not compute what the whole batch does."""
+    offs = {name: float((found[name] - whole[name]).abs().max() / whole[name].abs().max()) for name in COMPARED}
+    if wrong := {name: off for name, off in offs.items() if not off <= ROUNDING}:
+        raise UserError(f"micro_batch {micro_batch} is not the whole batch's to {ROUNDING:.0e}: off by {wrong}")
+    return {
+        "network": options.name,
+        "size": options.size,
+        "n": options.batch,
+        "micro_batch": micro_batch,
+        "seconds": statistics.median(found["times"]),
+        "all_s": found["times"],
+        "peak_mib": found["peak_mib"],
+        "off": max(offs.values()),
+    }
+
+
+def text(row: dict[str, Any]) -> str:
+    """A line of the table."""
+    cells = (row["network"], row["n"], row["micro_batch"] or "all", f"{row['seconds']:.2f}", f"{row['peak_mib']:.0f}")
+    return f"| {' | '.join(map(str, cells))} | {row['off']:.0e} |"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--name", default="torchvision:resnet50", help="of the network, as backbone.name")
+    parser.add_argument("--size", type=int, default=224, help="of the images, in pixels")
+    parser.add_argument("--batch", type=int, default=96)
+    parser.add_argument("--micro_batch", type=int, nargs="+", default=[16])
+    parser.add_argument("--reps", type=int, default=3)
+    parser.add_argument("--json", metavar="FILE")
+    options = parser.parse_args(arguments)
+    print(describe(settings()))
+    print("\n| network | n | micro_batch | forward and backward, s | peak, MiB | off by |")
+    print("|---|---|---|---|---|---|")
+    rows: list[dict[str, Any]] = []
+    try:
+        whole = run(options, None)
+        for micro_batch in (None, *options.micro_batch):
+            rows.append(row(options, micro_batch, run(options, micro_batch) if micro_batch else whole, whole))
+            print(text(rows[-1]), flush=True)
+    except UserError as error:
+        print(f"bench_micro_batch: {error}", file=sys.stderr)
+        return 2
+    if options.json:
+        Path(options.json).write_text(json.dumps({"settings": settings(), "rows": rows}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
