@@ -19,7 +19,7 @@ from stopped_runs import full_disk_after, signal_at
 from torch import Tensor, nn
 
 from gcahng.data import load_data
-from gcahng.engine.ranks import ranks_for
+from gcahng.engine.ranks import Ranks
 from gcahng.errors import UserError
 from gcahng.train import (
     BackboneConfig,
@@ -56,9 +56,9 @@ def base_config(**fields: Any) -> TrainConfig:
     return replace(config(Path("unused")), out=None, data=data, **fields)
 
 
-def steps_in_double(name: str, processes: Processes) -> dict[str, Tensor]:
-    """Training steps in float64 → their losses, the weights and the statistics."""
-    trainer = Trainer(base_config(**LOSSES[name]), small_data(), processes=processes)
+def steps_in_double(name: str, processes: Processes, device: str = "cpu") -> dict[str, Tensor]:
+    """Training steps in float64 → their losses, the weights and the statistics, on the CPU."""
+    trainer = Trainer(base_config(**LOSSES[name], device=device), small_data(), processes=processes)
     for module in (trainer.model, trainer.objective):
         module.double()
     if processes.rank:
@@ -72,7 +72,7 @@ def steps_in_double(name: str, processes: Processes) -> dict[str, Tensor]:
     tensors = {"model": trainer.model.state_dict(), "loss": trainer.objective.state_dict()}
     for part, state in tensors.items():
         found |= {f"{part} {key}": value for key, value in state.items() if torch.is_tensor(value)}
-    return found
+    return {key: value.cpu() for key, value in found.items()}
 
 
 def measured(processes: Processes) -> tuple[dict[str, float], Tensor]:
@@ -191,7 +191,7 @@ def process(rank: int, folder: str, tree: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=COUNT)
     found: dict[str, Any] = {}
     with run_processes() as processes:
-        assert processes.ranks is not None and ranks_for("world") is not None
+        assert processes.count == COUNT
         found["double"] = {name: steps_in_double(name, processes) for name in LOSSES}
         found["norm"] = [norm_case(processes, *case) for case in NORMS]
         found["measured"], found["seed"] = measured(processes), torch.initial_seed()
@@ -205,6 +205,16 @@ def process(rank: int, folder: str, tree: str) -> None:
 
 
 NORMS: list[tuple[float | None, bool]] = [(0.1, True), (None, True), (0.3, False)]
+
+
+def gpu_process(rank: int, count: int, folder: str) -> None:
+    """One process with a GPU of its own: its training steps, in a file."""
+    torch.cuda.set_device(rank)
+    where = f"file://{folder}/meet"
+    dist.init_process_group("cpu:gloo,cuda:nccl", init_method=where, rank=rank, world_size=count)
+    processes = Processes(Ranks(dist.group.WORLD), rank)
+    torch.save({name: steps_in_double(name, processes, "cuda") for name in LOSSES}, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
 
 
 def turns(processes: Processes, folder: Path) -> Any:

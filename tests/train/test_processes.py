@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from killed_runs import differences
-from process_cases import COUNT, LOSSES, NORMS, measured, norm_case, process, steps_in_double
+from process_cases import COUNT, LOSSES, NORMS, gpu_process, measured, norm_case, process, steps_in_double
 from torch import nn
 
 from gcahng import UserError
@@ -151,6 +151,20 @@ def test_parts_cover_everything_once(length: int, multiple: int, count: int) -> 
     parts = [list(range(length))[one.part(length, multiple)] for one in processes]
     assert [i for part in parts for i in part] == list(range(length))
     assert all(part[0] % multiple == 0 for part in parts if part)
+
+
+@pytest.mark.gpu
+def test_gpus_train_as_one(tmp_path: Path) -> None:
+    """With NCCL: one GPU is enough to make the calls, two share the work."""
+    count = max(c for c in (1, 2, 4) if c <= torch.cuda.device_count())  # 12 samples in equal parts
+    mp.spawn(gpu_process, (count, str(tmp_path)), nprocs=count)
+    for loss in LOSSES:
+        wanted = steps_in_double(loss, ALONE, "cuda")
+        for rank in range(count):
+            mine = torch.load(tmp_path / f"{rank}.pt", weights_only=True)[loss]
+            assert mine.keys() == wanted.keys()
+            for name, value in wanted.items():
+                torch.testing.assert_close(mine[name], value, rtol=1e-8, atol=1e-9, msg=lambda t, n=name: f"{n}: {t}")
 
 
 # -- as torchrun starts it
