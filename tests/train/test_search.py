@@ -434,6 +434,8 @@ def test_sources(place: Path, tmp_path: Path) -> None:
     (tmp_path / "list.lst").write_text(f"{place}/pictures/b/1.png\n{place}/pictures/a/0.png\n")
     images, items = files_images([tmp_path / "list.lst"], labels_from_folders=True)
     assert items.names == ("b/1.png", "a/0.png") and items.labels.tolist() == [1, 0]
+    (tmp_path / "notepad.txt").write_text(f"{place}/pictures/b/1.png\r\n", encoding="utf-8-sig")
+    assert files_images([tmp_path / "notepad.txt"])[0].file(0) == place / "pictures" / "b" / "1.png"
     (place / "pictures" / ".hidden.png").touch()
     assert len(files_images([place / "pictures"])[0]) == 10
     with pytest.raises(UserError, match="no images are given"):
