@@ -210,7 +210,7 @@ def test_a_data_set_as_queries(built: Path, run: str, capsys: pytest.CaptureFixt
         ("index build {tmp}/e.npy --model {run} --out {tmp}/y.index", "--model embeds images; {tmp}/e.npy is a file"),
         ("index build {tmp}/e.npy --out {index}", "--out {index} exists; gcahng index add adds to it"),
         ("index build {tmp}/e.npy --out {tmp}/y.index --kind ivf_pq", "embeddings must have at least 256 rows"),
-        ("index build {tmp}/e.npy --out {tmp}/y.index --kind hnsw --links 0", "links must be an integer of at least 1"),
+        ("index build {tmp}/e.npy --out {tmp}/y.index --kind hnsw --links 0", "links must be an integer of at least 2"),
         ("index add {index} {tmp}/e.npy", "{tmp}/e.npy has 3 channels; the index has 16"),
         ("index add {tmp}/e.npy {tmp}/e.npy", "{tmp}/e.npy is no index of gcahng"),
         ("index info {tmp}/no.index", "{tmp}/no.index cannot be read: No such file or directory"),
