@@ -33,6 +33,10 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 2 for a user's mistake, 130 for Ctrl-C, 141 for `gcahng … | head`."""
+    for stream in (sys.stdout, sys.stderr):
+        # A file's name may hold what the terminal's encoding does not, or bytes that are no text.
+        if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = _run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()

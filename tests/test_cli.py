@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 import gcahng
 from gcahng.cli import COMMANDS, main
+from gcahng.errors import UserError
 
 ROOT = Path(gcahng.__file__).parents[1]
 
@@ -96,6 +98,21 @@ def test_without_jsonargparse_one_line_names_the_extra(
     monkeypatch.setitem(sys.modules, "jsonargparse", None)
     assert main(["train"]) == 2
     assert 'jsonargparse is not installed; pip install "gcahng[train]"' in capsys.readouterr().err
+
+
+def test_what_an_encoding_cannot_print_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def prints(arguments: list[str]) -> int:
+        print("cl\udce4ss θ")
+        raise UserError("no cl\udce4ss")
+
+    monkeypatch.setattr("gcahng.commands.env.run", prints)
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="ascii") for _ in range(2))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    assert main(["env"]) == 2
+    for stream in (out, err):
+        stream.seek(0)
+    assert out.read() == "cl\\udce4ss \\u03b8\n" and err.read() == "gcahng: error: no cl\\udce4ss\n"
 
 
 def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

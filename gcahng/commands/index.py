@@ -22,7 +22,7 @@ _SETTINGS = {
     "lists": "k-means cells of ivf_flat and ivf_pq (4 √rows, at least 39 rows a cell)",
     "probes": "cells looked at in a search (one in 32)",
     "code_bytes": "bytes a row of ivf_pq; divides the channels (up to a quarter of them)",
-    "links": "neighbours a node of hnsw's graph (32)",
+    "links": "neighbours a node of hnsw's graph, 2 to 4096 (32)",
     "build_breadth": "nodes of hnsw kept in view while it is built (80)",
     "search_breadth": "nodes of hnsw kept in view in a search (128)",
     "seed": "of k-means and its sample (0)",

@@ -130,6 +130,10 @@ def parse(arguments: list[str]) -> TrainConfig:
         values = parser.parse_args(_with_recipes(arguments)).as_dict()
     except ArgumentError as error:
         raise UserError(_one_line(str(error), parser)) from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"config must be a YAML file in UTF-8, and its byte {error.start} is none: {error.reason}; save it so"
+        ) from None
     del values["config"]
     return config_from_dict(values)
 

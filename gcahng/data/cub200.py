@@ -31,6 +31,8 @@ def _entries(images: Path, labels: Path, report: Report) -> Iterator[Entry]:
         fields = line.split()
         if len(fields) != 2 or not all(field.isdecimal() for field in fields) or not 1 <= int(fields[1]) <= CLASSES:
             report(bad_line(labels, number, line, f"`image_id class_id` with a class from 1 to {CLASSES}"))
+        elif fields[0] in classes:
+            report(_twice(labels, number, fields[0]))
         else:
             classes[fields[0]] = int(fields[1])
     listed = set()
@@ -38,6 +40,9 @@ def _entries(images: Path, labels: Path, report: Report) -> Iterator[Entry]:
         image, _, path = line.partition(" ")
         if not image.isdecimal() or not path.strip():
             report(bad_line(images, number, line, "`image_id path`"))
+            continue
+        if image in listed:
+            report(_twice(images, number, image))
             continue
         listed.add(image)
         where = f"{images.name} line {number}"
@@ -54,6 +59,10 @@ def _entries(images: Path, labels: Path, report: Report) -> Iterator[Entry]:
             report(
                 Difference(f"{labels.name}: image {image} is not in {images.name}", f"restore the original {images}")
             )
+
+
+def _twice(path: Path, number: int, image: str) -> Difference:
+    return Difference(f"{path.name} line {number}: image {image} is listed before", f"restore the original {path}")
 
 
 SPEC = DataSetSpec(

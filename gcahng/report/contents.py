@@ -134,7 +134,7 @@ class _Measure:
     ) -> tuple[Tensor, Tensor | None, dict[str, float]]:
         """Embeddings of the test images and of the gallery, if there is one, on the CPU; and the metrics."""
         # The training run's number of threads, as `gcahng eval` takes it, so that the numbers are the same.
-        with torch_threads(min(model.config.threads or 1, os.cpu_count() or 1)):
+        with torch_threads(min(model.config.threads or torch.get_num_threads(), os.cpu_count() or 1)):
             queries = self._embed(model, "test", data.test)
             gallery = None if data.gallery is None else self._embed(model, "gallery", data.gallery)
             self.say("searching")

@@ -198,7 +198,10 @@ def _read_npy(path: Path) -> EmbeddingSet:
     if values.dtype.kind != "f":
         raise UserError(f"{path} holds {values.dtype}; embeddings must be floating point")
     if values.dtype != np.float32 or not values.flags.c_contiguous:
-        values = np.ascontiguousarray(values, dtype=np.float32)
+        with np.errstate(over="ignore"):  # what is too large for float32 is infinite then, and refused as that
+            values = np.asarray(values, dtype=np.float32, order="C")
+    if not values.ndim:
+        raise UserError(f"{path} holds a single number; embeddings must be (n, D), or one vector (D,)")
     rows = torch.from_numpy(values)
     rows = rows[None] if rows.ndim == 1 else rows  # a single vector
     model, key, items = None, None, unnamed(len(rows))
@@ -227,7 +230,8 @@ def _read_csv(path: Path) -> Items:
     labels: list[int] = []
     places: dict[str, int] = {}
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        # A spreadsheet's UTF-8 starts with a byte order mark.
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             reader = csv.DictReader(file, restval="")
             if "path" not in (reader.fieldnames or ()):
                 raise UserError(f"{path} has no column path; its first line must name the columns path,label")

@@ -18,6 +18,10 @@ METRICS = ("cosine", "euclidean")
 
 Progress = Callable[[int, int], None]
 
+# Of settings: the least and the most. faiss keeps them in a C int; with one link a node it crashes.
+_C_INT = 2**31 - 1
+_RANGES = {"seed": (0, _C_INT), "links": (2, 4096), "build_breadth": (1, _C_INT), "search_breadth": (1, _C_INT)}
+
 # Rows normalised, added or written at once: 64 MiB of float32 at 512 channels.
 ROWS = 1 << 15
 
@@ -44,7 +48,7 @@ class IndexSettings:
         lists: k-means cells of "ivf_flat" and "ivf_pq"; None: 4 sqrt(n), but at least 39 rows a cell.
         probes: cells looked at in a search; None: one in 32.
         code_bytes: bytes a row of "ivf_pq", a divisor of D; None: the largest up to D / 4.
-        links: neighbours a node of the graph of "hnsw".
+        links: neighbours a node of the graph of "hnsw", from 2 to 4,096.
         build_breadth: nodes kept in view while the graph is built (efConstruction).
         search_breadth: nodes kept in view in a search (efSearch), at least k.
         seed: of the training sample and of k-means.
@@ -61,13 +65,13 @@ class IndexSettings:
     def __post_init__(self):
         for field in fields(self):
             value, optional = getattr(self, field.name), field.default is None
-            least = 0 if field.name == "seed" else 1
+            least, most = _RANGES.get(field.name, (1, None))
             if optional and value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise UserError(f"{field.name} must be an integer of at least {least}, got {value!r}")
-        if self.seed >= 2**31:  # faiss keeps it in a C int
-            raise UserError(f"seed must be an integer in 0..{2**31 - 1}, got {self.seed}")
+            if most is not None and value > most:
+                raise UserError(f"{field.name} must be an integer in {least}..{most}, got {value}")
 
 
 class Index:

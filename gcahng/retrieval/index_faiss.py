@@ -119,7 +119,9 @@ class FaissIndex(Index):
                 raise UserError(f'effort must be None for kind "flat", which compares all rows, got {effort}')
             return None
         if self.kind == "hnsw":
-            return faiss.SearchParametersHNSW(efSearch=max(effort or self.raw.hnsw.efSearch, k))
+            # Room for every row is room enough, and faiss takes memory for what it is told.
+            breadth = max(min(effort or self.raw.hnsw.efSearch, len(self)), k)
+            return faiss.SearchParametersHNSW(efSearch=breadth)
         most = min(self.raw.nlist, GPU_NEIGHBOURS) if _on_gpu(self.raw) else self.raw.nlist
         return faiss.SearchParametersIVF(nprobe=min(effort or self.raw.nprobe, most))
 

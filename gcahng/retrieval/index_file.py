@@ -129,13 +129,19 @@ class IndexFile:
             progress: called with the queries searched so far and all of them.
 
         Raises:
-            UserError: the queries do not fit the index; k out of range.
+            UserError: the queries do not fit the index; k out of range; `leave_out_same` and queries without names.
         """
         self.check(what, queries)
         if k < 1:
             raise UserError(f"k is {k}; it must be at least 1")
         if not leave_out_same:
             return self.index.search(queries.embeddings, min(k, len(self)), effort=effort, progress=progress)
+        if any(map(queries.items.nameless, range(len(queries)))):
+            # Row 3 of this file need not be row 3 of the one that the index was built of.
+            raise UserError(
+                f"leave_out_same needs to know the queries' own images, and {what} has vectors without names; a .csv "
+                "with a column path beside a .npy names them"
+            )
         own, theirs = self.items.identities(), queries.items.identities()
         more = Counter(own).most_common(1)[0][1]
         found = self.index.search(queries.embeddings, min(k + more, len(self)), effort=effort, progress=progress)

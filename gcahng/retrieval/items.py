@@ -132,6 +132,11 @@ class Items:
                 found += [(place, name) for name in names]
         return found
 
+    def nameless(self, row: int) -> bool:
+        """Whether nothing but its number is known of row `row`, as `unnamed` has it."""
+        source, place = self.place(row)
+        return source.root is None and source.data is None and self.names[row] == str(place)
+
     def subset(self, rows: list[int]) -> Items:
         """The rows `rows`, in this order, with all class names."""
         sources: list[Source] = []

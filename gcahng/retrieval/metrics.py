@@ -152,4 +152,4 @@ def check_labels(name: str, labels: Tensor, embeddings: Tensor) -> Tensor:
         raise UserError(f"{name} must be integers, got {labels.dtype}")
     if labels.shape != embeddings.shape[:1]:
         raise UserError(f"{name} must have shape ({len(embeddings)},) like the embeddings, got {tuple(labels.shape)}")
-    return labels.detach().cpu().long()
+    return labels.detach().cpu().long().contiguous()

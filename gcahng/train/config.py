@@ -285,10 +285,14 @@ def config_from_dict(values: dict[str, Any], cls: type[_Config] = TrainConfig, p
     """The inverse of `config_to_dict`; fields that `values` lacks take their defaults.
 
     Raises:
-        UserError: a name that is no field.
+        UserError: a name that is no field; something else where a group of options belongs.
     """
     hints = get_type_hints(cls)
     known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    if not isinstance(values, dict):  # null: a YAML file's heading with nothing below it
+        given = "null" if values is None else repr(values)
+        options = f"its options, such as {fields(cls)[0].name}"  # type: ignore[arg-type]
+        raise UserError(f"{prefix.removesuffix('.')} is {given}; it must hold {options}, or be left out")
     for name in values:
         if name not in known:
             raise UserError(f"{prefix}{name} is no option; {prefix or 'there are '}{', '.join(sorted(known))}")

@@ -81,8 +81,8 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object], *, previous: P
 
 
 def write_text(path: Path, text: str) -> None:
-    """`atomic_write` of UTF-8 text."""
-    atomic_write(path, lambda file: file.write(text.encode()))
+    """`atomic_write` of UTF-8 text; bytes of file names that are no UTF-8 are written as they were."""
+    atomic_write(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

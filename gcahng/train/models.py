@@ -98,9 +98,14 @@ def _load_safetensors(path: Path) -> Model:
         raise UserError(f"{path} is no safetensors file or is damaged ({error})") from error
     if about.get("format") != FORMAT:
         raise UserError(f"{path} was not written by gcahng; its format is {about.get('format')!r}, not {FORMAT!r}")
-    known = json.loads(about["gcahng"])
-    config = config_from_dict(known["config"])
-    return Model(_network(config, tensors, path), config, path, known["step"], known["data_digest"])
+    try:
+        known = json.loads(about["gcahng"])
+        config, step, digest = config_from_dict(known["config"]), known["step"], known["data_digest"]
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} does not say how its network was made, or is damaged ({error})") from error
+    return Model(_network(config, tensors, path), config, path, step, digest)
 
 
 def _network(config: TrainConfig, tensors: dict[str, Tensor], path: Path) -> nn.Module:

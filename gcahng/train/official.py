@@ -15,7 +15,7 @@ from gcahng.losses import GCAHNGLoss
 from gcahng.losses.official import official_state_dict
 from gcahng.train.backbones import build_backbone
 from gcahng.train.config import DataName, TrainConfig
-from gcahng.train.files import atomic_write
+from gcahng.train.files import atomic_write, writing
 from gcahng.train.models import save_model
 from gcahng.train.pretrained import check_names, read_tensors
 
@@ -87,7 +87,7 @@ def import_official(source: Path, out: Path, backbone: str, data: DataName | Non
 
     Raises:
         UserError: an argument that cannot be, a file that cannot be read, or names or shapes that do not fit, listed;
-            nothing is written then.
+            nothing is written then. A file that cannot be written.
     """
     if backbone not in BACKBONES:
         raise UserError(f"backbone is {backbone!r}; it must be one of {', '.join(BACKBONES)}")
@@ -111,11 +111,13 @@ def import_official(source: Path, out: Path, backbone: str, data: DataName | Non
     check_names({**wanted, **generator}, given, str(source), f"the authors' {backbone}")
     network.load_state_dict({name: given.get(names.theirs(name), tensor) for name, tensor in state.items()})
 
-    save_model(out, network.state_dict(), config)
+    with writing(out):
+        save_model(out, network.state_dict(), config)
     loss = None
     if has_generator:
         loss = out.with_suffix(".loss.safetensors")
-        _save(loss, {name: _as(tensor, given.get(name)) for name, tensor in generator.items()})
+        with writing(loss):
+            _save(loss, {name: _as(tensor, given.get(name)) for name, tensor in generator.items()})
     return Imported(out, loss, config, num_classes if has_generator else None, left_out)
 
 

@@ -249,6 +249,7 @@ def draw_picture(ax: Axes, picture: Tensor, name: str, right: bool | None) -> No
         spine.set(color=colour, linewidth=1.0 if right is None else 3.0)
         if right is False:
             spine.set(linestyle=_DASHES, capstyle="butt")
+    name = name.encode("utf-8", "replace").decode()  # of file names that are no UTF-8, matplotlib draws nothing
     ax.set_xlabel(name, fontsize=7.5, color=_INK, labelpad=3, parse_math=False)
     if right is False:
         # A cross as well: the frame's colour is not all that tells.

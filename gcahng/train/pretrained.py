@@ -32,7 +32,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     for name in _WRAPPERS:
         if isinstance(values, Mapping) and isinstance(values.get(name), Mapping):
             values = values[name]
-    if not isinstance(values, Mapping) or not values or not all(isinstance(value, Tensor) for value in values.values()):
+    named = isinstance(values, Mapping) and all(isinstance(n, str) and isinstance(v, Tensor) for n, v in values.items())
+    if not named or not values:
         raise UserError(
             f"{path} holds no state dict; it must hold named tensors, alone or under {', '.join(_WRAPPERS)}"
         )

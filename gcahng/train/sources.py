@@ -114,7 +114,7 @@ def _files_of(path: Path) -> list[Path]:
         return [Path(os.path.abspath(path))]
     if path.suffix.lower() in LIST_SUFFIXES and path.is_file():
         try:
-            lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+            lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}") from error
         files = [Path(os.path.abspath(path.parent / line)) for line in lines if line.strip()]

@@ -80,6 +80,14 @@ BROKEN = {
         *_cub(lambda r: edit(r / "image_class_labels.txt", "5 2\n", "\n")),
         "images.txt line 5: image 5 has no class in image_class_labels.txt",
     ),
+    "image of two classes": (
+        *_cub(lambda r: edit(r / "image_class_labels.txt", "5 2\n", "5 2\n5 101\n")),
+        "image_class_labels.txt line 6: image 5 is listed before; restore the original",
+    ),
+    "image of two files": (
+        *_cub(lambda r: edit(r / "images.txt", "\n3 ", "\n2 ")),
+        "images.txt line 3: image 2 is listed before; restore the original",
+    ),
     "not UTF-8": (
         *_cub(lambda r: (r / "images.txt").write_bytes(b"\xff\xfe" + (r / "images.txt").read_bytes())),
         r"images.txt line 1 is .*it must be UTF-8 text",

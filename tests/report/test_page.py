@@ -9,11 +9,13 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 
 from gcahng.cli import main
 from gcahng.data import DataSplits
@@ -144,6 +146,28 @@ def test_files_and_a_gallery(runs, file_data: DataSplits, see: Callable[[DataSpl
     assert len(page.all("circle", r="5")) == 6
     see(replace(file_data, digest="1" * 16))
     assert "These images differ from those of the training run." in write(runs, tmp_path)[0].text
+
+
+def test_names_that_are_no_utf8(runs, see: Callable[[DataSplits], None], tmp_path: Path) -> None:
+    names = ("cl\udce4ss", *runs.data.test.class_names[1:])
+    see(replace(runs.data, test=replace(runs.data.test, class_names=names)))
+    out = write_report(runs.run, tmp_path / "page.html", map_method="pca", queries=9, device="cpu")
+    assert b"cl\xe4ss" in out.read_bytes()  # which a browser shows as a replacement character
+
+
+def test_the_threads_are_those_of_eval(runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the run leaves them to PyTorch, so does the report: with others, sums round otherwise."""
+    from gcahng.report import contents
+
+    seen = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(contents, "torch_threads", lambda count: seen.append(count) or nullcontext())
+    load = contents.load_model
+    free = lambda model: replace(model, config=replace(model.config, threads=None))  # noqa: E731
+    monkeypatch.setattr(contents, "load_model", lambda *given: free(load(*given)))
+    write(runs, tmp_path)
+    assert seen == [2]
 
 
 def test_parts_without_data_say_why(runs, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,6 +111,9 @@ def test_embeddings_made_elsewhere(tmp_path: Path) -> None:
     items = read_embeddings(tmp_path / "x.npy").items
     assert items.names == ("a.png", "b.png", "c.png", "d.png") and items.class_names == ("dog", "cat")
     assert items.labels.tolist() == [0, 1, 0, -1] and items.path(0) is None
+    csv_file = tmp_path / "x.csv"
+    csv_file.write_text(csv_file.read_text().replace("id,path", "path,id"), encoding="utf-8-sig")  # of a spreadsheet
+    assert read_embeddings(tmp_path / "x.npy").items.names == ("1", "2", "3", "4")
     np.save(tmp_path / "vector.npy", values[0])
     assert read_embeddings(tmp_path / "vector.npy").embeddings.shape == (1, 3)
 
@@ -151,6 +155,13 @@ def test_mistakes(tmp_path: Path) -> None:
     np.save(tmp_path / "nan.npy", np.array([[1.0, 2.0], [np.nan, 1.0]], np.float32))
     with pytest.raises(UserError, match="nan.npy must hold finite values, row 1 does not"):
         read_embeddings(tmp_path / "nan.npy")
+    np.save(tmp_path / "large.npy", np.array([[1.0, 2.0], [1e300, 1.0]]))
+    with warnings.catch_warnings(), pytest.raises(UserError, match="large.npy must hold finite values, row 1 does not"):
+        warnings.simplefilter("error")
+        read_embeddings(tmp_path / "large.npy")
+    np.save(tmp_path / "number.npy", np.float32(3))
+    with pytest.raises(UserError, match="number.npy holds a single number; embeddings must be"):
+        read_embeddings(tmp_path / "number.npy")
     np.save(tmp_path / "pickled.npy", np.array([{"a": 1}], dtype=object))
     with pytest.raises(UserError, match="pickled.npy is no .npy file"):
         read_embeddings(tmp_path / "pickled.npy")

@@ -64,6 +64,15 @@ def test_more_effort_finds_more_and_all_cells_find_all():
     assert recalls[0] < recalls[1] < recalls[2] == recalls[3] == 1.0
 
 
+def test_a_view_of_more_than_all_is_of_all():
+    """Of so many nodes, faiss would take more memory than there is, or no number so large."""
+    settings = IndexSettings(search_breadth=2**31 - 1)
+    graph = build_index(GALLERY[:200], "hnsw", settings=settings)
+    exact = nearest(QUERIES, 10, gallery_embeddings=GALLERY[:200])
+    for effort in (None, 2**31 - 1, 2**70):
+        assert torch.equal(graph.search(QUERIES, 10, effort=effort).indices, exact)
+
+
 def test_settings_reach_the_index():
     graph = build_index(GALLERY, "hnsw", settings=IndexSettings(links=12, build_breadth=33, search_breadth=44)).raw
     assert (graph.hnsw.nb_neighbors(1), graph.hnsw.efConstruction, graph.hnsw.efSearch) == (12, 33, 44)
@@ -287,10 +296,19 @@ def test_errors(arguments, message):
 def test_errors_of_settings_and_search():
     with pytest.raises(UserError, match="probes must be an integer of at least 1, got 0"):
         IndexSettings(probes=0)
-    with pytest.raises(UserError, match="links must be an integer of at least 1, got None"):
+    with pytest.raises(UserError, match="links must be an integer of at least 2, got None"):
         IndexSettings(links=None)
     with pytest.raises(UserError, match=r"seed must be an integer in 0\.\.2147483647, got 2147483648"):
         IndexSettings(seed=2**31)
+    with pytest.raises(UserError, match="links must be an integer of at least 2, got 1"):  # faiss would crash
+        IndexSettings(links=1)
+    for name, value, most in (
+        ("links", 2**30, 4096),
+        ("build_breadth", 2**31, 2**31 - 1),
+        ("search_breadth", 2**70, 2**31 - 1),
+    ):
+        with pytest.raises(UserError, match=rf"{name} must be an integer in [12]\.\.{most}, got {value}"):
+            IndexSettings(**{name: value})
     for backend in ("torch", "faiss"):
         index = build_index(GALLERY, backend=backend)
         for arguments, message in [

@@ -141,6 +141,18 @@ def test_a_query_in_the_index_can_be_left_out(tmp_path: Path) -> None:
     assert everything.values[0, -1] == -torch.inf
 
 
+def test_vectors_without_names_have_no_image_to_leave_out() -> None:
+    """Row 1 of the queries is not row 1 of the index for having its number."""
+    whole = replace(embeddings(6), items=unnamed(6), model=None)
+    queries = replace(whole, embeddings=whole.embeddings[[3, 0]], items=whole.items.subset([3, 0]))
+    contents = build(whole)
+    assert contents.search("queries", queries, 1).indices.tolist() == [[3], [0]]
+    with pytest.raises(UserError, match="leave_out_same needs to know .* queries has vectors without names"):
+        contents.search("queries", queries, 1, leave_out_same=True)
+    named = replace(queries, items=replace(queries.items, names=("d.png", "a.png")))
+    assert contents.search("queries", named, 1, leave_out_same=True).indices.tolist() == [[3], [0]]
+
+
 def test_every_byte_is_checked(saved: Path) -> None:
     """Whatever byte is wrong, and wherever the file ends, it is one clear line that names the file."""
     content = saved.read_bytes()

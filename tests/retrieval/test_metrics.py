@@ -1,6 +1,7 @@
 """Retrieval metrics against the authors' numbers, a plain implementation and pytorch-metric-learning."""
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -280,6 +281,16 @@ def test_per_class_is_the_mean_over_its_queries():
     assert alone["precision@1"] == 1.0 and result.per_class[label]["queries"] == 12
     ranking = nearest(embeddings, 11)[own]
     assert result.per_class[label]["r_precision"] == pytest.approx(float((labels[ranking] == label).double().mean()))
+
+
+def test_a_column_of_labels_is_no_warning(request):
+    request.addfinalizer(lambda: torch.set_warn_always(False))
+    torch.set_warn_always(True)
+    embeddings = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[0, 0], [0, 1], [1, 2], [1, 3], [2, 4], [2, 5]])[:, 0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert retrieval_metrics(embeddings, labels) == retrieval_metrics(embeddings, labels.clone())
 
 
 def test_progress_counts_the_queries():

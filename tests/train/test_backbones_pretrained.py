@@ -138,7 +138,7 @@ def test_files_that_hold_no_weights(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="damaged, or holds more than tensors"):
         with_weights(file)
     assert not trace.exists()
-    for value in ([1, 2], {"epoch": 3}, {}, torch.zeros(2)):
+    for value in ([1, 2], {"epoch": 3}, {}, torch.zeros(2), {0: torch.zeros(2)}):
         torch.save(value, file)
         with pytest.raises(UserError, match="holds no state dict; it must hold named tensors"):
             with_weights(file)

@@ -61,6 +61,8 @@ def test_a_runs_config_is_read_back(tmp_path: Path) -> None:
         ("--config {tmp}/unknown.yaml", "Group 'data' does not accept option 'rooot'"),
         ("--config {tmp}/type.yaml", "steps: Expected an int"),
         ("--config {tmp}/broken.yaml", ""),
+        ("--config {tmp}/latin.yaml", "config must be a YAML file in UTF-8, and its byte 4 is none"),
+        ("--config {tmp}/empty.yaml", "optimizer is null; it must hold its options, such as lr, or be left out"),
         ("--out {tmp}/full", "out is {tmp}/full, which is not empty"),
         ("--device tpu", "device is 'tpu'; it must be auto, cpu, cuda or cuda:N"),
         ("--steps 0", "steps is 0; it must be at least 1"),
@@ -77,6 +79,8 @@ def test_mistakes_are_one_line(
     (tmp_path / "type.yaml").write_text("steps: many\n")
     (tmp_path / "words.yaml").write_text("words")
     (tmp_path / "broken.yaml").write_text("steps: [1,\n")
+    (tmp_path / "latin.yaml").write_bytes(b"# gr\xfc\xdfe\nsteps: 3\n")
+    (tmp_path / "empty.yaml").write_text("optimizer:\n#  lr: 0.1\n")
     monkeypatch.chdir(tmp_path)
     assert main(["train", *arguments.format(tmp=tmp_path).split()]) == 2
     out, err = capsys.readouterr()

@@ -19,7 +19,16 @@ def test_round_trip() -> None:
     assert config_from_dict({"data": {"max_shift": 0}}) == TrainConfig(data=DataConfig(max_shift=0))
 
 
-@pytest.mark.parametrize(("values", "message"), [({"lr": 1}, "lr is no option"), ({"gca": {"x": 1}}, "gca.x is no")])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"lr": 1}, "lr is no option"),
+        ({"gca": {"x": 1}}, "gca.x is no"),
+        ({"optimizer": None}, "optimizer is null; it must hold its options, such as lr, or be left out"),
+        ({"gca": []}, r"gca is \[\]; it must"),
+        ({"data": 5}, "data is 5; it must"),
+    ],
+)
 def test_unknown_names(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         config_from_dict(values)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from gcahng.errors import UserError
-from gcahng.train.models import load_model, save_model
+from gcahng.train.models import FORMAT, load_model, save_model
 
 FinishedRun = tuple[Path, dict[str, Any]]
 
@@ -50,6 +50,10 @@ def test_files_that_hold_no_model(finished_run: FinishedRun, tmp_path: Path) -> 
     save_file({"a": torch.zeros(1)}, file)
     with pytest.raises(UserError, match="was not written by gcahng"):
         load_model(file)
+    for about in ({}, {"gcahng": "{"}, {"gcahng": "{}"}, {"gcahng": "5"}):
+        save_file({"a": torch.zeros(1)}, tmp_path / "mute.safetensors", {"format": FORMAT} | about)
+        with pytest.raises(UserError, match="mute.safetensors does not say how its network was made, or is damaged"):
+            load_model(tmp_path / "mute.safetensors")
     model = load_model(finished_run[0])
     save_model(file, {"a": torch.zeros(1)}, model.config)
     with pytest.raises(UserError, match="does not hold the weights of glyph_conv"):

@@ -153,6 +153,14 @@ def test_pictures_are_those_of_the_nearest(tmp_path, monkeypatch):
     assert sorted(seen) == list(range(6))  # each query of another class
 
 
+def test_names_that_are_no_text(tmp_path, monkeypatch):
+    figures = drawn(monkeypatch)
+    labels, embeddings = clusters(classes=2)
+    names = ["cl\udce4ss", "$a^$"]  # a byte that is no UTF-8; what looks like mathematics
+    plot_retrieval_grid(torch.rand(10, 4, 4), labels, embeddings, tmp_path / "grid.png", class_names=names)
+    assert {ax.get_xlabel() for ax in figures[0].axes} == {"cl?ss", "$a^$"}
+
+
 def test_more_asked_for_than_there_is(tmp_path, monkeypatch):
     figures = drawn(monkeypatch)
     labels = torch.tensor([0, 0, 1])

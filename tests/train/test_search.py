@@ -210,7 +210,7 @@ def test_a_data_set_as_queries(built: Path, run: str, capsys: pytest.CaptureFixt
         ("index build {tmp}/e.npy --model {run} --out {tmp}/y.index", "--model embeds images; {tmp}/e.npy is a file"),
         ("index build {tmp}/e.npy --out {index}", "--out {index} exists; gcahng index add adds to it"),
         ("index build {tmp}/e.npy --out {tmp}/y.index --kind ivf_pq", "embeddings must have at least 256 rows"),
-        ("index build {tmp}/e.npy --out {tmp}/y.index --kind hnsw --links 0", "links must be an integer of at least 1"),
+        ("index build {tmp}/e.npy --out {tmp}/y.index --kind hnsw --links 0", "links must be an integer of at least 2"),
         ("index add {index} {tmp}/e.npy", "{tmp}/e.npy has 3 channels; the index has 16"),
         ("index add {tmp}/e.npy {tmp}/e.npy", "{tmp}/e.npy is no index of gcahng"),
         ("index info {tmp}/no.index", "{tmp}/no.index cannot be read: No such file or directory"),
@@ -434,6 +434,8 @@ def test_sources(place: Path, tmp_path: Path) -> None:
     (tmp_path / "list.lst").write_text(f"{place}/pictures/b/1.png\n{place}/pictures/a/0.png\n")
     images, items = files_images([tmp_path / "list.lst"], labels_from_folders=True)
     assert items.names == ("b/1.png", "a/0.png") and items.labels.tolist() == [1, 0]
+    (tmp_path / "notepad.txt").write_text(f"{place}/pictures/b/1.png\r\n", encoding="utf-8-sig")
+    assert files_images([tmp_path / "notepad.txt"])[0].file(0) == place / "pictures" / "b" / "1.png"
     (place / "pictures" / ".hidden.png").touch()
     assert len(files_images([place / "pictures"])[0]) == 10
     with pytest.raises(UserError, match="no images are given"):
