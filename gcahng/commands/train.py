@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from argparse import ArgumentTypeError
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,12 +19,23 @@ if TYPE_CHECKING:
     from gcahng.train.config import TrainConfig
 
 
+def _truth(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text.lower() == "true"
+
+
 # What may be said anew when a run is resumed, and the names that gcahng.train.resume has for it.
 _RESUME_OPTIONS = {
     "--device": ("device", str, "auto, cpu, cuda or cuda:N"),
     "--threads": ("threads", int, "of PyTorch on the CPU"),
     "--data.root": ("root", str, "folder of the data set's files"),
     "--data.workers": ("workers", int, "processes that read image files"),
+    "--data.skip_unreadable": (
+        "skip_unreadable",
+        _truth,
+        "true: another image stands in for a damaged one",
+    ),
     "--skip_nonfinite": ("skip_nonfinite", int, "steps in a row that are left out where something is not finite"),
 }
 

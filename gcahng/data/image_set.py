@@ -91,6 +91,7 @@ class DataSplits:
         recall_at: the K of Recall@K that are usual for this data set.
         digest: identifies pixels (files: paths, labels and sizes) and the split (SHA-256, 16 hexadecimal digits): two
             runs are comparable if it agrees.
+        listing: the same of paths and labels alone, which hold while a file is replaced; None where there are no files.
     """
 
     train: LabeledImages
@@ -99,3 +100,4 @@ class DataSplits:
     digest: str
     gallery: LabeledImages | None = None
     recall_at: tuple[int, ...] = (1, 2, 4, 8)
+    listing: str | None = None

@@ -65,7 +65,10 @@ def find_files(spec: DataSetSpec, root: str | None, csv: str | None) -> Found:
         raise UserError(f"data.root is not given; {spec.name} needs it, the folder of {'; '.join(_lines(spec.layout))}")
     folder_path = Path(root).expanduser() if root is not None else None
     if folder_path is not None and not folder_path.is_dir():
-        raise UserError(f"data.root is {root}, which is no folder; it must be the folder of the files of {spec.name}")
+        where = "" if folder_path.is_absolute() else f" in {Path.cwd()}"
+        raise UserError(
+            f"data.root is {root}, which is no folder{where}; it must be the folder of the files of {spec.name}"
+        )
     csv_path = Path(csv).expanduser() if csv is not None else None
     return spec.find(folder_path or csv_path.parent, csv_path)  # type: ignore[union-attr]  # one of them was given
 
@@ -95,6 +98,7 @@ def _splits(spec: DataSetSpec, listing: Listing, val_classes: int | None) -> Dat
         digest=_digest(splits),
         gallery=files.get("gallery"),
         recall_at=spec.recall_at,
+        listing=_digest(splits, sizes=False),
     )
 
 
@@ -134,13 +138,13 @@ def _image_files(root: Path, files: SplitFiles) -> ImageFiles:
     return ImageFiles(root, tuple(files.paths), torch.tensor(files.labels), tuple(files.class_names))
 
 
-def _digest(splits: dict[str, SplitFiles]) -> str:
+def _digest(splits: dict[str, SplitFiles], sizes: bool = True) -> str:
     digest = hashlib.sha256()
     for name in SPLITS:
         if name in splits:
             files = splits[name]
             lines = (
-                f"{path}\0{files.class_names[label]}\0{size}"
+                f"{path}\0{files.class_names[label]}\0{size if sizes else ''}"
                 for path, label, size in zip(files.paths, files.labels, files.sizes, strict=True)
             )
             digest.update("\n".join([f"{name} {len(files.paths)}", *lines, ""]).encode(errors="surrogateescape"))

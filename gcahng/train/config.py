@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
@@ -266,6 +267,7 @@ class TrainConfig:
             raise UserError(
                 f"eval_every_epochs is {self.eval_every_epochs} and epochs is null; give epochs, or eval_every (steps)"
             )
+        _check_finite(self)
         if not self.optimizer.clip_value > 0:
             raise UserError(f"optimizer.clip_value is {self.optimizer.clip_value}; it must be above 0")
         if self.seed >= 2**63:
@@ -301,6 +303,15 @@ def config_from_dict(values: dict[str, Any], cls: type[_Config] = TrainConfig, p
         for name, value in values.items()
     }
     return cls(**built)
+
+
+def _check_finite(config: Any, prefix: str = "") -> None:
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            _check_finite(value, f"{prefix}{f.name}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{prefix}{f.name} is {value}; it must be finite")
 
 
 def _check_choices(config: Any, prefix: str = "") -> None:

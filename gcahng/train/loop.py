@@ -79,6 +79,7 @@ def resume(
     root: str | None = None,
     workers: int | None = None,
     skip_nonfinite: int | None = None,
+    skip_unreadable: bool | None = None,
     verbose: bool = False,
 ) -> dict[str, Any]:
     """Go on with a run that was ended before its end; the same as `gcahng train --resume RUN`.
@@ -89,8 +90,8 @@ def resume(
 
     Args:
         run: the folder.
-        device, threads, root, workers, skip_nonfinite: in the place of the run's own; None keeps them. Another device
-            or another number of threads changes the last bits.
+        device, threads, root, workers, skip_nonfinite, skip_unreadable: in the place of the run's own; None keeps them.
+            Another device or another number of threads changes the last bits.
         verbose: report on standard output, with a progress bar if it is a terminal.
 
     Returns:
@@ -119,6 +120,7 @@ def resume(
                     before.data,
                     root=before.data.root if root is None else root,
                     workers=before.data.workers if workers is None else workers,
+                    skip_unreadable=before.data.skip_unreadable if skip_unreadable is None else skip_unreadable,
                 ),
             )
             config.check()
@@ -131,6 +133,10 @@ def resume(
         with processes.together():
             if state:
                 trainer.load_state_dict(state)
+        if state and state["data_digest"] != data.digest:
+            report.warning(
+                "files of the data set have other sizes than when the checkpoint was written; the run goes on with them"
+            )
         _announce(report, trainer, data, f"goes on in {run} after step {trainer.step}")
         resumed = state.get("resumed", 0) + 1
         return Session(trainer, data, report, state, resumed).finish()

@@ -63,7 +63,7 @@ class Trainer:
     def __init__(
         self, config: TrainConfig, data: DataSplits, *, pretrained: bool = True, processes: Processes = ALONE
     ) -> None:
-        self.data_digest, self.processes = data.digest, processes
+        self.data_digest, self._data_listing, self.processes = data.digest, data.listing, processes
         self.device = torch.device(config.device)
         if config.loss == "gca_hng" and config.gca.impl != "auto":
             resolve(config.gca.impl, self.device.type, "loss")  # UserError now, not in the first step
@@ -213,6 +213,7 @@ class Trainer:
             "versions": versions(),
             "config": config_to_dict(self.config),
             "data_digest": self.data_digest,
+            "data_listing": self._data_listing,
             "step": self.step,
             "left_out": {"all": self.left_out, "in_row": self._left_out_in_row},
             "model": self.model.state_dict(),
@@ -227,13 +228,16 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where the trainer that gave `state` stood.
 
+        Files of other sizes than they had are taken: one may have been restored.
+
         Raises:
             UserError: the state belongs to other data.
         """
-        if state["data_digest"] != self.data_digest:
+        same_files = self._data_listing is not None and state.get("data_listing") == self._data_listing
+        if state["data_digest"] != self.data_digest and not same_files:
             raise UserError(
                 f"the checkpoint was trained on data {state['data_digest']} and these are {self.data_digest}: other "
-                "options of data, files that have changed, or another version of matplotlib or its fonts"
+                "options of data, files added or gone, or another version of matplotlib or its fonts"
             )
         self.model.load_state_dict(state["model"])
         self.objective.load_state_dict(state["loss"])

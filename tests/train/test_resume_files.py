@@ -14,9 +14,12 @@ from typing import Any
 import pytest
 import yaml
 from killed_runs import differences, outcome
+from PIL import Image
 
 import gcahng
+from gcahng.cli import main
 from gcahng.data import load_data
+from gcahng.errors import UserError
 from gcahng.train import (
     BackboneConfig,
     DataConfig,
@@ -99,6 +102,45 @@ def test_any_number_of_workers(config: TrainConfig, tmp_path: Path) -> None:
     found = [outcome(folder) for folder in (tmp_path / "whole", run)]
     assert all(name.endswith("/config/data/workers") for name in differences(*found))
     assert found[0]["summary"]["best"] and (run / "retrieval.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def stopped(config: TrainConfig, tmp_path: Path) -> tuple[Path, list[Path]]:
+    """A run that a signal stopped, and the images of one of its training classes, in a data set of its own."""
+    root = make_cub200(tmp_path / "cub200", classes=12, images=6)
+    config = replace(config, data=replace(config.data, root=str(root)))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(TrainingInterrupted):
+        stop_at(patch, 3)
+        fit(config)
+    train = load_data(config.data).train
+    (root / ".gcahng-cub200.json").unlink()  # as after `gcahng data verify`, which looks at every file
+    return Path(str(config.out)), [train.file(i) for i in range(len(train)) if train.labels[i] == 0]
+
+
+def test_a_restored_file_does_not_end_a_run(stopped: tuple[Path, list[Path]]) -> None:
+    run, images = stopped
+    Image.new("RGB", (50, 50)).save(images[0])
+    with pytest.warns(UserWarning, match="files of the data set have other sizes than when the checkpoint was written"):
+        assert resume(run)["steps"] == 8
+
+
+def test_a_file_that_is_gone_does(stopped: tuple[Path, list[Path]]) -> None:
+    run, images = stopped
+    listing = images[0].parents[2] / "images.txt"
+    lines = listing.read_text().splitlines(keepends=True)
+    listing.write_text("".join(line for line in lines if images[0].name not in line))
+    with pytest.raises(UserError):
+        resume(run)
+
+
+def test_a_damaged_file_can_be_left_out_from_now_on(stopped: tuple[Path, list[Path]], capsys: Any) -> None:
+    run, images = stopped
+    for image in images[1:]:
+        image.write_bytes(b"no image")
+    assert main(["train", "--resume", str(run)]) == 2
+    assert "data.skip_unreadable" in capsys.readouterr().err
+    assert main(["train", "--resume", str(run), "--data.skip_unreadable", "true"]) == 0
+    assert "times another image stood in for one that cannot be read" in capsys.readouterr().out
 
 
 def test_images_that_are_not_finite_are_named(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:

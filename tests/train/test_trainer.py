@@ -117,6 +117,17 @@ def test_a_checkpoint_of_other_data_is_refused(small_config: MakeConfig, small_d
         Trainer(small_config(), replace(small_data, digest="0" * 16)).load_state_dict(state)
 
 
+def test_a_checkpoint_of_the_same_files_is_taken(small_config: MakeConfig, small_data: DataSplits) -> None:
+    data = replace(small_data, listing="names")
+    trainer = Trainer(small_config(), data)
+    trainer.train_step()
+    resumed = Trainer(small_config(), replace(data, digest="0" * 16))
+    resumed.load_state_dict(trainer.state_dict())
+    assert resumed.step == 1
+    with pytest.raises(UserError, match="files added or gone"):
+        Trainer(small_config(), replace(data, digest="0" * 16, listing="others")).load_state_dict(trainer.state_dict())
+
+
 def test_running_means_roll_every_epoch(small_config: MakeConfig, small_data: DataSplits) -> None:
     trainer = Trainer(small_config(steps_per_epoch=3), small_data)
     seen = [trainer.train_step()["J_m"] for _ in range(3)]
