@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import get_args
 
@@ -33,5 +34,5 @@ def run(arguments: list[str]) -> int:
     print(f"written   {found.model}")
     if found.loss is not None:
         print(f"written   {found.loss} (--gca.weights starts training from it, --backbone.weights from {found.model})")
-    print(f"now       gcahng eval {found.model} --data.name {found.config.data.name} --data.root DIR")
+    print(f"now       gcahng eval {shlex.quote(str(found.model))} --data.name {found.config.data.name} --data.root DIR")
     return 0
