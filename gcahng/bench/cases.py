@@ -13,6 +13,7 @@ from torch import Tensor
 
 import gcahng
 from gcahng.engine.engine import Engine, _prepare, _workspace
+from gcahng.engine.limits import exceeded
 from gcahng.engine.weights import buffer_list, parameter_list
 from gcahng.errors import UserError
 from gcahng.ops._implementations import resolve
@@ -68,8 +69,9 @@ class Case:
 
     @property
     def implementation(self) -> str:
-        """The implementation that impl means here."""
-        return resolve(self.impl, self.device, "loss")
+        """The implementation that impl means here, for so many views and channels."""
+        chosen = resolve(self.impl, self.device, "loss")
+        return "torch" if self.impl == "auto" and exceeded(chosen, self.views, self.dim) else chosen
 
     @property
     def name(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,40 @@ def test_step_prints_and_writes_everything(tmp_path: Path, capsys: pytest.Captur
     assert row["floor_flops"] == 48 * 16**2 * 6**2
     assert set(found["rates"]) == {"fp32, D = 16", "bf16, D = 16"}
     assert "authors_step_ratio" not in row
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp64"])
+def test_ratios_are_against_the_fp32_reference(precision: str) -> None:
+    """Whatever is asked for beside it, and once where it is asked for itself."""
+    size = replace(TINY, precision=precision)
+    reference = replace(TINY, impl="reference")
+    rows = step.measure([size], [size, reference, replace(reference, precision=precision)], 1, peaks=False)["rows"]
+    assert [row["case"] for row in rows] == [
+        "reference fp32",
+        f"cpp {precision} store",
+        f"reference {precision}",
+    ]
+    times = [row["step_s"]["median"] for row in rows]
+    assert [row.get("step_ratio") for row in rows] == [None, times[0] / times[1], times[0] / times[2]]
+    assert all(len(row["all_s"]["step"]) == 1 for row in rows)
+
+
+def test_auto_is_measured_as_it_runs() -> None:
+    case = Case(130, 65, 8, 1)
+    assert case.name == "torch fp32 store" and memory.plan_size(case).stages == "torch"
+    assert replace(case, views=5).name == "cpp fp32 store"
+    Problem(case).forward()
+
+
+@pytest.mark.parametrize("command", ["step", "memory"])
+def test_a_place_for_numbers_is_looked_at_first(command: str, tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").touch()
+    places = {tmp_path: "is a folder; name a file, such as ", tmp_path / "file" / "x.json": "cannot be written: "}
+    for place, message in places.items():
+        assert main(["bench", command, "--batch", "12", *SIZES, "--json", str(place)]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.startswith(f"gcahng: error: --json {place} {message}") and err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_the_authors_numbers_are_for_their_sizes_alone() -> None:
