@@ -261,6 +261,11 @@ def test_plan_takes_the_stages_that_take_the_sizes(sizes: list[str], capsys: pyt
     assert "torch stages on" in capsys.readouterr().out
 
 
+def test_plan_needs_no_memory_of_what_it_plans(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--batch", "12", "--dim", "1000000", "--memory-limit", "1TB"]) == 0
+    assert "GFLOP/s (measured here)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("classes", ["100", "100000"])
 def test_plan_lists_the_whole_peak(classes: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Terms add up, those that are below zero included; each is rounded to three digits."""
