@@ -172,7 +172,7 @@ class Problem:
         batch = Batch(self.embeddings.detach(), classes, self.case.views, pull, u, dropout, True)
         with self.products(), self.autocast():
             if self.case.implementation == "reference":
-                graph_network(network, batch.z, batch.labels, training=True, dropout=dropout, update=False)
+                graph_network(network, batch.z, batch.labels(), training=True, dropout=dropout, update=False)
                 return
             engine = Engine(self.case.implementation, self.case.memory, self.case.edge_dtype)
             settings = engine._settings(network, batch)
