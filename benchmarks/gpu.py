@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import importlib.util
 import inspect
 import json
@@ -45,10 +46,23 @@ CHECK_SECONDS, SUMMARY_SECONDS, CHECK_WORKERS, RETRIES = 120, 15, 8, 4
 def main(argv: Sequence[str] | None = None, make_worker: Callable[[], Any] = Worker) -> int:
     """Exit status: 0 all of it was measured or dropped for want of time, 1 something failed, 130 stopped."""
     start = time.monotonic()
-    options = _parse(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
     if options.show:
-        print(report(json.loads(options.show.read_text(encoding="utf-8"))))
+        try:
+            print(report(json.loads(options.show.read_text(encoding="utf-8"))))
+        except OSError as error:
+            parser.error(f"--show {options.show} cannot be read: {error.strerror or error}")
+        except (ValueError, KeyError, TypeError):
+            parser.error(f"--show {options.show} is not a file that this command wrote")
         return 0
+    if not options.budget >= 0:
+        parser.error(f"--budget is {options.budget}; it must be seconds, at least 0")
+    if options.json:
+        try:
+            _check_place(options.json)
+        except OSError as error:
+            parser.error(f"--json {options.json} cannot be written: {error.strerror or error}")
     import torch
 
     dry = options.dry or not torch.cuda.is_available()
@@ -117,6 +131,14 @@ def write(path: Path, found: dict[str, Any]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, path)
+
+
+def _check_place(path: Path) -> None:
+    """OSError for a file that cannot be written, before the minutes that its content takes."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=path.parent).close()
 
 
 # -- before anything is measured
@@ -231,7 +253,7 @@ def _went_wrong(found: dict[str, Any]) -> bool:
     return bool(broken or unsound or found["failed"])
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", type=float, default=480, help="seconds, build and check included (480)")
     parser.add_argument("--no-build", dest="build", action="store_false", help="take the native library as it is")
@@ -239,7 +261,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dry", action="store_true", help="on the CPU in tiny sizes; the default without a GPU")
     parser.add_argument("--json", type=Path, metavar="FILE", help="(benchmarks/results/gpu-<card>.json)")
     parser.add_argument("--show", type=Path, metavar="FILE", help="print the tables of such a file alone")
-    return parser.parse_args(argv)
+    return parser
 
 
 def _stop(signal_number: int, frame: object) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import gcahng
 from gcahng.engine.engine import Engine, _prepare, _workspace
+from gcahng.engine.limits import exceeded
 from gcahng.engine.weights import buffer_list, parameter_list
 from gcahng.errors import UserError
 from gcahng.ops._implementations import resolve
@@ -68,8 +69,9 @@ class Case:
 
     @property
     def implementation(self) -> str:
-        """The implementation that impl means here."""
-        return resolve(self.impl, self.device, "loss")
+        """The implementation that impl means here, for so many views and channels."""
+        chosen = resolve(self.impl, self.device, "loss")
+        return "torch" if self.impl == "auto" and exceeded(chosen, self.views, self.dim) else chosen
 
     @property
     def name(self) -> str:
@@ -170,7 +172,7 @@ class Problem:
         batch = Batch(self.embeddings.detach(), classes, self.case.views, pull, u, dropout, True)
         with self.products(), self.autocast():
             if self.case.implementation == "reference":
-                graph_network(network, batch.z, batch.labels, training=True, dropout=dropout, update=False)
+                graph_network(network, batch.z, batch.labels(), training=True, dropout=dropout, update=False)
                 return
             engine = Engine(self.case.implementation, self.case.memory, self.case.edge_dtype)
             settings = engine._settings(network, batch)

@@ -39,7 +39,11 @@ def measure(sizes: Sequence[Case], variants: Sequence[Case], reps: int, peaks: b
     → {"rates": FLOP/s of matrix products, "rows": one dict a case and size; times in seconds, memory in bytes}. A row's
     "disagrees" says why a case has no ratios, or is None.
     """
-    cases = [[replace(size, impl="reference"), *(_variant(size, v) for v in variants)] for size in sizes]
+    cases = []
+    for size in sizes:
+        baseline = replace(size, impl="reference", precision="fp32")
+        others = [_variant(size, variant) for variant in variants]
+        cases.append([baseline, *(case for case in others if case.name != baseline.name)])
     dims = {size.dim for size in sizes}
     precisions = sorted({"fp32", *(variant.precision for variant in variants)})
     products = {(dim, precision): ProductRate(dim, precision) for dim in dims for precision in precisions}

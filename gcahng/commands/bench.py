@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +92,7 @@ def _step(options: argparse.Namespace) -> int:
     from gcahng.bench import step, system
 
     groups = _cases(options)
+    _check_place(options.json)
     settings = system.settings()
     print(system.describe(settings))
     sizes, variants = [group[0] for group in groups], groups[0]
@@ -105,6 +109,7 @@ def _memory(options: argparse.Namespace) -> int:
     from gcahng.bench import memory, system
 
     groups = _cases(options)
+    _check_place(options.json)
     settings = system.settings()
     print(system.describe(settings))
     extra = []
@@ -117,12 +122,30 @@ def _memory(options: argparse.Namespace) -> int:
     return 0
 
 
+def _check_place(path: Path | None) -> None:
+    """UserError for a file that cannot be written: measuring takes minutes."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise UserError(f"--json {path} is a folder; name a file, such as {path / 'bench.json'}")
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+
+
 def _write(path: Path | None, values: dict[str, Any]) -> None:
     if path is None:
         return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(values, indent=1) + "\n")
-    except OSError as error:
-        raise UserError(f"--json {path} cannot be written: {error.strerror}") from None
+    from gcahng.train.files import write_text
+
+    with _writing(path):
+        write_text(path, json.dumps(values, indent=1) + "\n")
     print(f"written {path}")
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--json {path} cannot be written: {error.strerror or error}") from None

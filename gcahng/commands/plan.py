@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gcahng.engine.plan import StepSize
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+_WIDEST_MEASURED = 1024
 
 
 def run(arguments: list[str]) -> int:
@@ -20,7 +21,7 @@ def run(arguments: list[str]) -> int:
     parser = Parser(prog="gcahng plan", description=run.__doc__)
     parser.add_argument("--batch", type=int, required=True, metavar="N", help="samples a batch")
     parser.add_argument(
-        "--views", type=int, metavar="K", help="samples a class (3, 4 or 2, by which divides the batch)"
+        "--views", type=int, metavar="K", help="samples a class (the first of 3, 4, 2, 5 and 7 that divides the batch)"
     )
     parser.add_argument("--dim", type=int, default=512, metavar="D", help="embedding channels (512)")
     parser.add_argument("--layers", type=int, default=2, metavar="L", help="graph layers (2)")
@@ -82,7 +83,8 @@ def run(arguments: list[str]) -> int:
     if rate is None and options.device == "cpu":
         from gcahng.bench.system import ProductRate
 
-        rate = ProductRate(options.dim, options.precision).rate()
+        # Wider products are no faster, and would take the memory that is only planned here.
+        rate = ProductRate(min(options.dim, _WIDEST_MEASURED), options.precision).rate()
     print(report(size, limit, bool(options.memory_limit), rate, measured=options.rate is None))
     return 0
 

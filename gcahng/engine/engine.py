@@ -143,7 +143,8 @@ def _run_metric(
     with torch.autocast(z.device.type, enabled=False):
         run = _prepare(*tensors, s, record=want_z or want_parameters, update=s.training, workspace=workspace)
         found = passes.metric_pass(run.graph, run.mixer, run.classes, want_z)
-    gradients = [found.parameters[n] for n in metric_names(s.layers)] if want_parameters else []
+    # Contiguous, as _metric_fake says, whatever the weights are.
+    gradients = [found.parameters[n].contiguous() for n in metric_names(s.layers)] if want_parameters else []
     dz = [z.new_empty(0) if d is None else d for d in (found.dz_synthetic, found.dz_entropy)]
     return [found.synthetic, found.node_entropy, *_statistics(run.buffers), *dz, *gradients]
 
@@ -204,7 +205,7 @@ def _metric_fake(*arguments: Any) -> list[Tensor]:
     *settings, want_z, want_parameters = arguments[_TENSORS:]
     layers = Settings(*settings).layers
     named = dict(zip(parameter_names(layers), parameters, strict=True))
-    gradients = [torch.empty_like(named[n]) for n in metric_names(layers)] if want_parameters else []
+    gradients = [named[n].new_empty(named[n].shape) for n in metric_names(layers)] if want_parameters else []
     dz = [torch.empty_like(z) if want_z else z.new_empty(0) for _ in range(2)]
     return [z.new_empty(()), z.new_empty(()), *map(torch.empty_like, _statistics(buffers)), *dz, *gradients]
 

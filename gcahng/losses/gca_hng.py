@@ -511,6 +511,8 @@ class GCAHNGLoss(nn.Module):
     def _step_graph_network(self, scale: Tensor | None) -> None:
         parameters = [p for p in self.graph_network.parameters() if p.grad is not None]
         self._agree_on_gradients(parameters)
+        if not parameters:  # all that this phase would train is frozen
+            return
         if scale is not None:
             for parameter in parameters:
                 parameter.grad.div_(scale)

@@ -36,7 +36,9 @@ def set_gradients(loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
     it holds the loss too, would take these gradients for what is left of the caller's backward.
     """
     wanted = [parameter for parameter in parameters if parameter.requires_grad]
-    found = torch.autograd.grad(loss, wanted, allow_unused=True) if wanted else ()
+    found = [None] * len(wanted)
+    if wanted and loss.requires_grad:
+        found = torch.autograd.grad(loss, wanted, allow_unused=True)
     places = set()
     for parameter, gradient in zip(wanted, found, strict=True):
         if gradient is not None:

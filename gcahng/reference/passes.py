@@ -35,9 +35,8 @@ class Batch(NamedTuple):
     dropout: Dropout | None
     training: bool
 
-    @property
     def labels(self) -> Tensor:
-        """(n,) in canonical order."""
+        """(n,) in canonical order. No property: torch.compile of torch 2.10 does not trace a named tuple's."""
         return self.classes.repeat_interleave(self.views)
 
     def by_view(self) -> Tensor:
@@ -83,8 +82,8 @@ def _negatives(batch: Batch, coefficients: Tensor) -> Tensor:
 def metric_pass(network: GraphNetwork, batch: Batch) -> MetricLosses:
     """Phase 1: the losses that train the embedding. θ is held fixed; gradients reach z and the node side of the
     network."""
-    graph = graph_network(network, batch.z, batch.labels, training=batch.training, dropout=batch.dropout)
-    node_entropy = F.cross_entropy(graph.node_logits, batch.labels)
+    graph = graph_network(network, batch.z, batch.labels(), training=batch.training, dropout=batch.dropout)
+    node_entropy = F.cross_entropy(graph.node_logits, batch.labels())
     with torch.autocast(batch.z.device.type, enabled=False):
         negatives = _negatives(batch, graph.coefficients.detach())
         return MetricLosses(losses.synthetic_npair(batch.by_view(), negatives), node_entropy)
@@ -103,7 +102,7 @@ def generator_pass(
     authors' choice of zeroed similarities.
     """
     batch = batch._replace(z=batch.z.detach())
-    graph = graph_network(network, batch.z, batch.labels, training=batch.training, dropout=batch.dropout)
+    graph = graph_network(network, batch.z, batch.labels(), training=batch.training, dropout=batch.dropout)
     with torch.autocast(batch.z.device.type, enabled=False):
         coefficients = graph.coefficients.to(batch.z.dtype)
         negatives = _negatives(batch, coefficients)
@@ -123,7 +122,7 @@ def generate(network: GraphNetwork, batch: Batch, anchors: Tensor | None) -> tup
     touched."""
     with torch.no_grad():
         graph = graph_network(
-            network, batch.z, batch.labels, training=batch.training, dropout=batch.dropout, update=False
+            network, batch.z, batch.labels(), training=batch.training, dropout=batch.dropout, update=False
         )
         return generated(batch, graph.coefficients, anchors)
 

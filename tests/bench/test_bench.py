@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,40 @@ def test_step_prints_and_writes_everything(tmp_path: Path, capsys: pytest.Captur
     assert "authors_step_ratio" not in row
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp64"])
+def test_ratios_are_against_the_fp32_reference(precision: str) -> None:
+    """Whatever is asked for beside it, and once where it is asked for itself."""
+    size = replace(TINY, precision=precision)
+    reference = replace(TINY, impl="reference")
+    rows = step.measure([size], [size, reference, replace(reference, precision=precision)], 1, peaks=False)["rows"]
+    assert [row["case"] for row in rows] == [
+        "reference fp32",
+        f"cpp {precision} store",
+        f"reference {precision}",
+    ]
+    times = [row["step_s"]["median"] for row in rows]
+    assert [row.get("step_ratio") for row in rows] == [None, times[0] / times[1], times[0] / times[2]]
+    assert all(len(row["all_s"]["step"]) == 1 for row in rows)
+
+
+def test_auto_is_measured_as_it_runs() -> None:
+    case = Case(130, 65, 8, 1)
+    assert case.name == "torch fp32 store" and memory.plan_size(case).stages == "torch"
+    assert replace(case, views=5).name == "cpp fp32 store"
+    Problem(case).forward()
+
+
+@pytest.mark.parametrize("command", ["step", "memory"])
+def test_a_place_for_numbers_is_looked_at_first(command: str, tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").touch()
+    places = {tmp_path: "is a folder; name a file, such as ", tmp_path / "file" / "x.json": "cannot be written: "}
+    for place, message in places.items():
+        assert main(["bench", command, "--batch", "12", *SIZES, "--json", str(place)]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.startswith(f"gcahng: error: --json {place} {message}") and err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_the_authors_numbers_are_for_their_sizes_alone() -> None:
     ratios = step._authors_ratios(Case(129), 2.0, 0.5)
     assert ratios["authors_step_ratio"] == pytest.approx(22.7 / (2 * torch.get_num_threads()))
@@ -224,6 +259,11 @@ def test_plan_takes_the_stages_that_take_the_sizes(sizes: list[str], capsys: pyt
     """As impl="auto" does."""
     assert main(["plan", "--batch", *sizes, "--rate", "1"]) == 0
     assert "torch stages on" in capsys.readouterr().out
+
+
+def test_plan_needs_no_memory_of_what_it_plans(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--batch", "12", "--dim", "1000000", "--memory-limit", "1TB"]) == 0
+    assert "GFLOP/s (measured here)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("classes", ["100", "100000"])

@@ -143,6 +143,23 @@ def test_a_budget_of_nothing_drops_everything(tmp_path: Path, capsys) -> None:
     assert "Dropped for want of time: ceilings; plan; step" in capsys.readouterr().out
 
 
+def test_mistakes_are_one_line(tmp_path: Path, capsys) -> None:
+    file = tmp_path / "other.json"
+    file.write_text('{"rows": []}')
+    mistakes = {
+        ("--show", str(tmp_path / "none.json")): "none.json cannot be read: No such file or directory",
+        ("--show", str(file)): "other.json is not a file that this command wrote",
+        ("--dry", "--json", str(tmp_path)): f"--json {tmp_path} cannot be written: Is a directory",
+        ("--dry", "--json", str(file / "x.json")): "x.json cannot be written: ",
+        ("--dry", "--budget", "nan"): "--budget is nan; it must be seconds, at least 0",
+        ("--dry", "--budget", "-1"): "--budget is -1.0; it must be seconds, at least 0",
+    }
+    for arguments, message in mistakes.items():
+        with pytest.raises(SystemExit, match="2"):
+            gpu.main(list(arguments))
+        assert message in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_an_item_goes_on_without_the_case_that_took_the_process_along() -> None:
     lost = Answer(None, "CUDA error: an illegal memory access", "triton fp32 store")
     clock, found = Clock(), empty()

@@ -54,9 +54,14 @@ def test_engine_is_one_node_of_the_graph():
     assert sum("metric_pass" in name for name in nodes) == 1
 
 
-def test_opcheck():
+@pytest.mark.parametrize("transposed", [False, True], ids=["weights", "transposed-weights"])
+def test_opcheck(transposed):
     gca = gcahng.GCAHNGLoss(M, D, layers=2, impl="torch")
     network = gca.graph_network
+    if transposed:
+        for parameter in network.parameters():
+            if parameter.dim() == 2:
+                parameter.data = parameter.data.T.contiguous().T
     z = torch.randn(K * C, D, requires_grad=True)
     dropout = Dropout(0.1, 3, torch.tensor(0), True)
     batch = Batch(z, torch.arange(C), K, torch.tensor(0.2), torch.rand(K, K - 1), dropout, True)

@@ -147,6 +147,22 @@ def test_a_frozen_classifier_stays_as_it_is():
     assert same(gca.classifier.state_dict(), before)
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_phase_whose_weights_are_all_frozen_leaves_them_as_they_are(scaled):
+    """J_gen has no gradient of class_head, the only one that trains here."""
+    gca = make_loss()
+    gca.graph_network.requires_grad_(False).class_head.requires_grad_(True)
+    before = snapshot(gca.graph_network)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0) if scaled else None
+    train_step(gca, *make_batch(), scaler=scaler)
+    moved = {
+        name
+        for name, _ in gca.graph_network.named_parameters()
+        if not same(gca.graph_network.state_dict()[name], before[name])
+    }
+    assert moved == {"class_head.weight", "class_head.bias"}
+
+
 @pytest.mark.parametrize("cause", ["zero_grad", "frozen"])
 def test_gradients_that_are_missing_after_a_backward(cause):
     gca = make_loss()
