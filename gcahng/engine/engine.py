@@ -23,7 +23,7 @@ from gcahng.engine.masks import EdgeDropout
 from gcahng.engine.mixing import TorchMixer, mixing_weights
 from gcahng.engine.parts import make_parts
 from gcahng.engine.plan import MODES, StepSize, choose_memory
-from gcahng.engine.precision import DTYPES, compute_dtype
+from gcahng.engine.precision import DTYPES, compute_dtype, note_bf16
 from gcahng.engine.ranks import Ranks, ranks_of
 from gcahng.engine.schedule import default_tile_rows, make_schedule
 from gcahng.engine.weights import buffer_list, generator_names, metric_names, parameter_list, parameter_names
@@ -366,6 +366,8 @@ class Engine:
     def _settings(self, network: GraphNetwork, batch: Batch) -> Settings:
         dropout, norm = batch.dropout, network.edge_batch_norm
         dtype = batch.z.dtype
+        if self.edge_dtype is torch.bfloat16:
+            note_bf16(batch.z.device)
         return Settings(
             layers=len(network.layers),
             heads=network.heads,

@@ -21,12 +21,17 @@ def compute_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
         return dtype
     low = torch.get_autocast_dtype(device.type)
     if low is torch.bfloat16:
-        if device.type == "cpu" and not torch.compiler.is_compiling():
-            _warn_of_slow_bf16()
+        note_bf16(device)
         return low
     if not torch.compiler.is_compiling():
         _warn_of_fp16()
     return dtype
+
+
+def note_bf16(device: torch.device) -> None:
+    """Warns once where products or stored edges are to be bf16 on a CPU that has no instructions for it."""
+    if device.type == "cpu" and not torch.compiler.is_compiling():
+        _warn_of_slow_bf16()
 
 
 @cache
@@ -40,7 +45,8 @@ def _warn_of_fp16() -> None:
 def _warn_of_slow_bf16() -> None:
     if _cpu_lacks_bf16():
         warnings.warn(
-            "this CPU has no bf16 instructions; bf16 autocast is likely slower than float32 here", stacklevel=2
+            "this CPU has no bf16 instructions; bf16 products and edges are likely slower than float32 here",
+            stacklevel=2,
         )
 
 
