@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,11 @@ from process_cases import COUNT, LOSSES, NORMS, measured, norm_case, process, st
 from torch import nn
 
 from gcahng import UserError
+from gcahng.cli import main
+from gcahng.commands import train
+from gcahng.train import loop, processes
 from gcahng.train.batch_norm import share_batch_norm
-from gcahng.train.processes import ALONE, Processes
+from gcahng.train.processes import ALONE, OtherProcessFailed, Processes
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch has no gloo")
 
@@ -156,11 +161,11 @@ def test_parts_cover_everything_once(length: int, multiple: int, count: int) -> 
 # -- as torchrun starts it
 
 
-def torchrun(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+def torchrun(*arguments: str, cwd: Path, program: tuple[str, ...] = ("-m", "gcahng")) -> subprocess.Popen[str]:
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(COUNT)]
     return subprocess.Popen(
-        [*command, "-m", "gcahng", "train", *arguments],
+        [*command, *program, "train", *arguments],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -194,11 +199,52 @@ def test_torchrun_trains_stops_and_goes_on(tmp_path: Path) -> None:
     assert f"goes on in run after step {steps}" in first
 
 
+# torchrun ends all processes soon after the first has ended; the one that tells need not be that.
+LATE = """
+import os, sys, time
+from gcahng.cli import main
+if os.environ["RANK"] == "0":
+    time.sleep(2)
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--stepz", "3"], ["--resume", "nowhere"]])
+def test_a_process_that_says_nothing_waits_for_the_one_that_does(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waited: list[float] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(processes, "says_nothing", lambda: True)
+    monkeypatch.setattr(loop, "run_processes", no_first_process)
+    monkeypatch.setattr(train.time, "sleep", waited.append)
+    assert main(["train", *arguments]) == 2 and waited == [train._WAITS_FOR_THE_TELLER]
+    assert capsys.readouterr() == ("", "")
+
+
+@contextmanager
+def no_first_process() -> Iterator[Processes]:
+    """Of a process whose first one failed."""
+    raise OtherProcessFailed("process 0 of 2 failed and says why")
+    yield
+
+
 @pytest.mark.slow
 def test_torchrun_says_a_mistake_once(tmp_path: Path) -> None:
+    (tmp_path / "late.py").write_text(LATE)
     mistakes = ((["--stepz", "3"], "--stepz is no option"), (["--data.classes_per_batch", "7"], "multiple"))
     for arguments, told in mistakes:
-        run = torchrun(*SMALL, *arguments, cwd=tmp_path)
+        run = torchrun(*SMALL, *arguments, cwd=tmp_path, program=("late.py",))
         _, err = run.communicate(timeout=120)
         assert run.returncode != 0 and err.count("gcahng: error:") == 1 and told in err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_finished_run_is_told_by_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text("steps: 1")
+    (tmp_path / "summary.json").write_text("{}")
+    monkeypatch.setattr(processes, "says_nothing", lambda: True)
+    assert main(["train", "--resume", str(tmp_path)]) == 0
+    assert capsys.readouterr() == ("", "")
