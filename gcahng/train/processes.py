@@ -141,14 +141,15 @@ ALONE = Processes()
 @contextmanager
 def run_processes() -> Iterator[Processes]:
     """The processes that torchrun started for this run, or those of a torch.distributed group that is there already;
-    without either this one is alone. On CUDA each takes the GPU of its local rank."""
+    without either this one is alone. On CUDA each takes the GPU of its local rank, or where LOCAL_RANK is not set (a
+    script that started its processes itself) the one that is current."""
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     started = dist.is_available() and not dist.is_initialized() and dist.is_torchelastic_launched()
     if not started and not (dist.is_available() and dist.is_initialized()):
         yield ALONE
         return
     cuda = torch.cuda.is_available() and local_rank < torch.cuda.device_count()
-    if cuda:
+    if cuda and "LOCAL_RANK" in os.environ:
         torch.cuda.set_device(local_rank)
     if started:
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
