@@ -121,6 +121,7 @@ def test_a_signal_to_one_process_stops_all_and_the_run_goes_on_with_the_same_bit
         ("odd", "UserError: data.classes_per_batch is 3 and data.samples_per_class 3; their product must", "failed"),
         ("gpu", "UserError: device is 'cuda:1'; each of 2 processes takes a GPU of its own: give cuda", "failed"),
         ("full disk", "CannotWrite: ", "OtherProcessFailed: process 0 of 2 failed and says why"),
+        ("broken pipe", "BrokenPipeError", "OtherProcessFailed: process 0 of 2 failed and says why"),
         ("not finite", "NonFinite: the largest embedding is", "NonFinite: the largest embedding is"),
     ],
 )
@@ -156,6 +157,26 @@ def test_parts_cover_everything_once(length: int, multiple: int, count: int) -> 
     parts = [list(range(length))[one.part(length, multiple)] for one in processes]
     assert [i for part in parts for i in part] == list(range(length))
     assert all(part[0] % multiple == 0 for part in parts if part)
+
+
+@pytest.mark.parametrize("local_rank", [None, "3"])
+def test_a_script_that_gave_its_processes_gpus_keeps_them(
+    local_rank: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local_rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        with processes.run_processes() as alone:
+            assert alone is ALONE and dist.is_initialized()
+    finally:
+        dist.destroy_process_group()
+    assert taken == ([] if local_rank is None else [3])
 
 
 # -- as torchrun starts it
