@@ -54,7 +54,8 @@ def run(arguments: list[str]) -> int:
     except (OtherProcessFailed, NonFinite, TrainingInterrupted) as error:
         if silent or isinstance(error, OtherProcessFailed):
             # Of a signal torchrun waits for all to end: no longer than telling takes.
-            time.sleep(1 if isinstance(error, TrainingInterrupted) else _WAITS_FOR_THE_TELLER)
+            signalled = isinstance(error, TrainingInterrupted) or isinstance(error.__cause__, KeyboardInterrupt)
+            time.sleep(1 if signalled else _WAITS_FOR_THE_TELLER)
             return getattr(error, "exit_code", 2)
         raise
     if not silent:

@@ -230,24 +230,34 @@ sys.exit(main())
 """
 
 
-@pytest.mark.parametrize("arguments", [["--stepz", "3"], ["--resume", "nowhere"]])
+@pytest.mark.parametrize(
+    ("arguments", "cause", "seconds"),
+    [
+        (["--stepz", "3"], None, train._WAITS_FOR_THE_TELLER),
+        (["--resume", "nowhere"], None, train._WAITS_FOR_THE_TELLER),
+        (["--resume", "nowhere"], KeyboardInterrupt(), 1),
+    ],
+)
 def test_a_process_that_says_nothing_waits_for_the_one_that_does(
-    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    cause: BaseException | None,
+    seconds: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    @contextmanager
+    def no_first_process() -> Iterator[Processes]:
+        raise OtherProcessFailed("process 0 of 2 failed and says why") from cause
+        yield
+
     waited: list[float] = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(processes, "says_nothing", lambda: True)
     monkeypatch.setattr(loop, "run_processes", no_first_process)
     monkeypatch.setattr(train.time, "sleep", waited.append)
-    assert main(["train", *arguments]) == 2 and waited == [train._WAITS_FOR_THE_TELLER]
+    assert main(["train", *arguments]) == 2 and waited == [seconds]
     assert capsys.readouterr() == ("", "")
-
-
-@contextmanager
-def no_first_process() -> Iterator[Processes]:
-    """Of a process whose first one failed."""
-    raise OtherProcessFailed("process 0 of 2 failed and says why")
-    yield
 
 
 @pytest.mark.slow
