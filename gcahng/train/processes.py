@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from gcahng.errors import UserError
 _Result = TypeVar("_Result")
 # The others wait while the first one searches a large test set; one that dies is torchrun's to notice.
 _PATIENCE = timedelta(days=7)
+_started = itertools.count()
 
 
 class OtherProcessFailed(UserError):
@@ -152,7 +154,11 @@ def run_processes() -> Iterator[Processes]:
     if cuda and "LOCAL_RANK" in os.environ:
         torch.cuda.set_device(local_rank)
     if started:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+        # With names of its own in torchrun's store: a script may train one run after the other.
+        store, rank, count = next(iter(dist.rendezvous("env://")))
+        store = dist.PrefixStore(f"gcahng run {next(_started)}", store)
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count)
     try:
         yield ALONE if dist.get_world_size() == 1 else Processes(Ranks(dist.group.WORLD), local_rank)
     finally:

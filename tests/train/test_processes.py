@@ -271,6 +271,25 @@ def test_torchrun_says_a_mistake_once(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+TWO_RUNS = """
+from gcahng.train import DataConfig, TrainConfig, fit
+
+data = DataConfig(classes_per_batch=4, train_classes=8, val_classes=4)
+for out in ("one", "two"):
+    config = TrainConfig(out=out, loss="npair", device="cpu", steps=2, eval_every=2, data=data)
+    assert fit(config)["processes"] == 2
+"""
+
+
+@pytest.mark.slow
+def test_a_script_trains_one_run_after_the_other(tmp_path: Path) -> None:
+    (tmp_path / "two_runs.py").write_text(TWO_RUNS)
+    run = torchrun(cwd=tmp_path, program=("two_runs.py",))
+    _, err = run.communicate(timeout=180)
+    assert run.returncode == 0, err
+    assert (tmp_path / "two" / "summary.json").exists()
+
+
 def test_a_finished_run_is_told_by_one_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
