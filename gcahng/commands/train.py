@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -39,6 +40,9 @@ _RESUME_OPTIONS = {
     "--skip_nonfinite": ("skip_nonfinite", int, "steps in a row that are left out where something is not finite"),
 }
 
+# torchrun ends all processes as soon as one of them has ended in an error: so the one that tells it must be the first.
+_WAITS_FOR_THE_TELLER = 10.0  # seconds; torchrun on another machine may not hear of it
+
 
 def run(arguments: list[str]) -> int:
     """Train an embedding network, evaluate it on classes it never saw, and write a run folder.
@@ -54,12 +58,16 @@ def run(arguments: list[str]) -> int:
         train = _resumed(arguments) if _wants_resume(arguments) else _started(arguments)
     except UserError:  # of all processes that torchrun started
         if silent:
+            time.sleep(_WAITS_FOR_THE_TELLER)
             return 2
         raise
     try:
         summary = train()
     except (OtherProcessFailed, NonFinite, TrainingInterrupted) as error:
         if silent or isinstance(error, OtherProcessFailed):
+            # Of a signal torchrun waits for all to end: no longer than telling takes.
+            signalled = isinstance(error, TrainingInterrupted) or isinstance(error.__cause__, KeyboardInterrupt)
+            time.sleep(1 if signalled else _WAITS_FOR_THE_TELLER)
             return getattr(error, "exit_code", 2)
         raise
     if not silent:
@@ -87,13 +95,13 @@ def _resumed(arguments: list[str]) -> Callable[[], dict[str, Any]]:
         )
     from gcahng.train import resume
     from gcahng.train.loop import finished
+    from gcahng.train.processes import says_nothing
 
     values = vars(options)
     folder = Path(values.pop("resume"))
-    if (summary := finished(folder)) is None:
-        return lambda: resume(folder, **values, verbose=True)
-    print(f"{folder} has finished; there is nothing to go on with")
-    return lambda: summary
+    if not says_nothing() and finished(folder) is not None:
+        print(f"{folder} has finished; there is nothing to go on with")
+    return lambda: resume(folder, **values, verbose=True)
 
 
 def _wants_resume(arguments: list[str]) -> bool:

@@ -67,7 +67,8 @@ def fit(config: TrainConfig, *, verbose: bool = False) -> dict[str, Any]:
         processes.on_first(lambda: _write_config(run, config))
         report = reporter(verbose, processes.first)
         open_now.callback(report.close)
-        _announce(report, trainer, data, f"writes {run}")
+        with processes.together():
+            _announce(report, trainer, data, f"writes {run}")
         return Session(trainer, data, report, {}, resumed=0).finish()
 
 
@@ -137,7 +138,8 @@ def resume(
             report.warning(
                 "files of the data set have other sizes than when the checkpoint was written; the run goes on with them"
             )
-        _announce(report, trainer, data, f"goes on in {run} after step {trainer.step}")
+        with processes.together():
+            _announce(report, trainer, data, f"goes on in {run} after step {trainer.step}")
         resumed = state.get("resumed", 0) + 1
         return Session(trainer, data, report, state, resumed).finish()
 

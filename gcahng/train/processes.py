@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from gcahng.errors import UserError
 _Result = TypeVar("_Result")
 # The others wait while the first one searches a large test set; one that dies is torchrun's to notice.
 _PATIENCE = timedelta(days=7)
+_started = itertools.count()
 
 
 class OtherProcessFailed(UserError):
@@ -141,17 +143,22 @@ ALONE = Processes()
 @contextmanager
 def run_processes() -> Iterator[Processes]:
     """The processes that torchrun started for this run, or those of a torch.distributed group that is there already;
-    without either this one is alone. On CUDA each takes the GPU of its local rank."""
+    without either this one is alone. On CUDA each takes the GPU of its local rank, or where LOCAL_RANK is not set (a
+    script that started its processes itself) the one that is current."""
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     started = dist.is_available() and not dist.is_initialized() and dist.is_torchelastic_launched()
     if not started and not (dist.is_available() and dist.is_initialized()):
         yield ALONE
         return
     cuda = torch.cuda.is_available() and local_rank < torch.cuda.device_count()
-    if cuda:
+    if cuda and "LOCAL_RANK" in os.environ:
         torch.cuda.set_device(local_rank)
     if started:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+        # With names of its own in torchrun's store: a script may train one run after the other.
+        store, rank, count = next(iter(dist.rendezvous("env://")))
+        store = dist.PrefixStore(f"gcahng run {next(_started)}", store)
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count)
     try:
         yield ALONE if dist.get_world_size() == 1 else Processes(Ranks(dist.group.WORLD), local_rank)
     finally:

@@ -266,7 +266,8 @@ class Session:
 
     def _conclude(self) -> dict[str, Any]:
         config, trainer = self.config, self.trainer
-        self.report.status("evaluating on the test classes")
+        with self.processes.together():
+            self.report.status("evaluating on the test classes")
         test, embeddings = self._measure("test")
         self.processes.on_first(lambda: _draw(self.run, self.data, embeddings, config))
         of_best = test

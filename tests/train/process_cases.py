@@ -36,6 +36,7 @@ from gcahng.train import (
 )
 from gcahng.train.batch_norm import share_batch_norm
 from gcahng.train.processes import Processes, run_processes
+from gcahng.train.report import Mute, Reporter, reporter
 from gcahng.train.trainer import Trainer
 
 COUNT, STEPS = 2, 4
@@ -150,9 +151,25 @@ def failures(folder: Path, rank: int) -> dict[str, str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "_learn", spoilt_in(Trainer._learn, rank == COUNT - 1))
         found["not finite"] = error_of(lambda: fit(replace(made, out=str(folder / "spoilt"))))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "reporter", deaf_reader)
+        try:
+            found["broken pipe"] = error_of(lambda: fit(replace(made, out=str(folder / "unread"))))
+        except BrokenPipeError:
+            found["broken pipe"] = "BrokenPipeError"
     dist.barrier()
     spoilt = (folder / "spoilt" / "nonfinite.jsonl").read_text()
     return found | {"written": spoilt}
+
+
+def deaf_reader(verbose: bool, speaks: bool) -> Reporter:
+    """Of a run whose output nobody reads: the first process finds it out, with the first line."""
+    return Unread() if speaks else reporter(verbose, speaks)
+
+
+class Unread(Mute):
+    def start(self, title: str, steps: int) -> None:
+        raise BrokenPipeError
 
 
 def spoilt_in(real: Callable[..., Any], here: bool) -> Callable[..., Any]:

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,11 @@ from process_cases import COUNT, LOSSES, NORMS, gpu_process, measured, norm_case
 from torch import nn
 
 from gcahng import UserError
+from gcahng.cli import main
+from gcahng.commands import train
+from gcahng.train import loop, processes
 from gcahng.train.batch_norm import share_batch_norm
-from gcahng.train.processes import ALONE, Processes
+from gcahng.train.processes import ALONE, OtherProcessFailed, Processes
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch has no gloo")
 
@@ -116,6 +121,7 @@ def test_a_signal_to_one_process_stops_all_and_the_run_goes_on_with_the_same_bit
         ("odd", "UserError: data.classes_per_batch is 3 and data.samples_per_class 3; their product must", "failed"),
         ("gpu", "UserError: device is 'cuda:1'; each of 2 processes takes a GPU of its own: give cuda", "failed"),
         ("full disk", "CannotWrite: ", "OtherProcessFailed: process 0 of 2 failed and says why"),
+        ("broken pipe", "BrokenPipeError", "OtherProcessFailed: process 0 of 2 failed and says why"),
         ("not finite", "NonFinite: the largest embedding is", "NonFinite: the largest embedding is"),
     ],
 )
@@ -167,14 +173,34 @@ def test_gpus_train_as_one(tmp_path: Path) -> None:
                 torch.testing.assert_close(mine[name], value, rtol=1e-8, atol=1e-9, msg=lambda t, n=name: f"{n}: {t}")
 
 
+@pytest.mark.parametrize("local_rank", [None, "3"])
+def test_a_script_that_gave_its_processes_gpus_keeps_them(
+    local_rank: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local_rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        with processes.run_processes() as alone:
+            assert alone is ALONE and dist.is_initialized()
+    finally:
+        dist.destroy_process_group()
+    assert taken == ([] if local_rank is None else [3])
+
+
 # -- as torchrun starts it
 
 
-def torchrun(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+def torchrun(*arguments: str, cwd: Path, program: tuple[str, ...] = ("-m", "gcahng")) -> subprocess.Popen[str]:
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(COUNT)]
     return subprocess.Popen(
-        [*command, "-m", "gcahng", "train", *arguments],
+        [*command, *program, "train", *arguments],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -208,11 +234,81 @@ def test_torchrun_trains_stops_and_goes_on(tmp_path: Path) -> None:
     assert f"goes on in run after step {steps}" in first
 
 
+# torchrun ends all processes soon after the first has ended; the one that tells need not be that.
+LATE = """
+import os, sys, time
+from gcahng.cli import main
+if os.environ["RANK"] == "0":
+    time.sleep(2)
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause", "seconds"),
+    [
+        (["--stepz", "3"], None, train._WAITS_FOR_THE_TELLER),
+        (["--resume", "nowhere"], None, train._WAITS_FOR_THE_TELLER),
+        (["--resume", "nowhere"], KeyboardInterrupt(), 1),
+    ],
+)
+def test_a_process_that_says_nothing_waits_for_the_one_that_does(
+    arguments: list[str],
+    cause: BaseException | None,
+    seconds: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    @contextmanager
+    def no_first_process() -> Iterator[Processes]:
+        raise OtherProcessFailed("process 0 of 2 failed and says why") from cause
+        yield
+
+    waited: list[float] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(processes, "says_nothing", lambda: True)
+    monkeypatch.setattr(loop, "run_processes", no_first_process)
+    monkeypatch.setattr(train.time, "sleep", waited.append)
+    assert main(["train", *arguments]) == 2 and waited == [seconds]
+    assert capsys.readouterr() == ("", "")
+
+
 @pytest.mark.slow
 def test_torchrun_says_a_mistake_once(tmp_path: Path) -> None:
+    (tmp_path / "late.py").write_text(LATE)
     mistakes = ((["--stepz", "3"], "--stepz is no option"), (["--data.classes_per_batch", "7"], "multiple"))
     for arguments, told in mistakes:
-        run = torchrun(*SMALL, *arguments, cwd=tmp_path)
+        run = torchrun(*SMALL, *arguments, cwd=tmp_path, program=("late.py",))
         _, err = run.communicate(timeout=120)
         assert run.returncode != 0 and err.count("gcahng: error:") == 1 and told in err
     assert not (tmp_path / "runs").exists()
+
+
+TWO_RUNS = """
+from gcahng.train import DataConfig, TrainConfig, fit
+
+data = DataConfig(classes_per_batch=4, train_classes=8, val_classes=4)
+for out in ("one", "two"):
+    config = TrainConfig(out=out, loss="npair", device="cpu", steps=2, eval_every=2, data=data)
+    assert fit(config)["processes"] == 2
+"""
+
+
+@pytest.mark.slow
+def test_a_script_trains_one_run_after_the_other(tmp_path: Path) -> None:
+    (tmp_path / "two_runs.py").write_text(TWO_RUNS)
+    run = torchrun(cwd=tmp_path, program=("two_runs.py",))
+    _, err = run.communicate(timeout=180)
+    assert run.returncode == 0, err
+    assert (tmp_path / "two" / "summary.json").exists()
+
+
+def test_a_finished_run_is_told_by_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text("steps: 1")
+    (tmp_path / "summary.json").write_text("{}")
+    monkeypatch.setattr(processes, "says_nothing", lambda: True)
+    assert main(["train", "--resume", str(tmp_path)]) == 0
+    assert capsys.readouterr() == ("", "")
