@@ -80,8 +80,8 @@ class BackboneConfig:
             strict: the patch embedding does not train.
         grad_checkpointing: of a vision transformer: recompute activations in the backward, for less memory.
         micro_batch: images that the network (all but its head) takes at once in training; the backward computes their
-            activations again. Memory is then that of so many images, for a third more time, and the batch stays whole
-            for the head and the loss. Needs freeze_bn where the network has BatchNorm. null: all.
+            activations again, so that memory is that of so many images. The batch stays whole for the head and the
+            loss. Needs freeze_bn where the network has BatchNorm. null: all.
     """
 
     name: str = "glyph_conv"
