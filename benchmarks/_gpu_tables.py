@@ -8,7 +8,11 @@ from _gpu_ceilings import best
 from _gpu_stages import add_shares
 from _gpu_step import add_ratios
 
+from gcahng.engine.auto import VARIABLE
+
 Rows = list[dict[str, Any]]
+CLEARLY = 0.95  # of the other's time
+_AS_STAGES = {"auto": "cuda+triton", "cuda": "cuda", "triton": "triton", "torch": "torch"}
 
 
 def add_derived(found: dict[str, Any]) -> None:
@@ -31,10 +35,40 @@ def report(found: dict[str, Any]) -> str:
     parts.append(f"## Whole steps{title}\n\n{_steps(found['step'])}")
     parts.append(f"## Stages, products included{title}\n\n{_stages(found['stages'], 'stage')}")
     parts.append(f"## Row-wise ops alone{title}\n\n{_stages(found['stages'], 'op')}")
+    if (advice := best_auto(found["step"], found["stages"])) is not None:
+        parts.append(f"## What auto should take here{title}\n\n    export {VARIABLE}={advice}")
     if found["dropped"]:
         parts.append(f"Dropped for want of time: {'; '.join(found['dropped'])}.")
     parts += [f"Failed: {x['item']}, at {x['case'] or 'its start'}: {x['reason']}" for x in found["failed"]]
     return "\n\n".join(parts)
+
+
+def best_auto(steps: Rows, stages: Rows) -> str | None:
+    """What these figures speak for (see gcahng.engine.auto): the fastest whole step in bf16 at the largest n that all
+    were measured at, and each op that the other implementation is clearly faster at wherever it comes; None: too few
+    figures."""
+    times: dict[tuple[int, int], dict[str, float]] = {}
+    for row in steps:
+        sound = row["step_s"] is not None and row["disagrees"] is None and not row["graph"]
+        if sound and row["precision"] == "bf16" and row["impl"] in _AS_STAGES:
+            times.setdefault((row["n"], row["L"]), {})[_AS_STAGES[row["impl"]]] = row["step_s"]["median"]
+    compared = [size for size, found in times.items() if len(found) > 1]
+    if not compared:
+        return None
+    found = times[max(compared)]
+    base = min(found, key=found.__getitem__)
+    mine, other = ("triton", "cuda") if base == "triton" else ("cuda", "triton")
+    faster: dict[str, list[bool]] = {}
+    ops = [row for row in stages if row["kind"] == "op" and row["time_s"] and row["disagrees"] is None]
+    for row in ops:
+        for rival in ops:
+            same = all(row[key] == rival[key] for key in ("stage", "name", "precision", "rows", "D"))
+            if same and (row["impl"], rival["impl"]) == (mine, other):
+                gain = rival["time_s"]["median"] < CLEARLY * row["time_s"]["median"]
+                faster.setdefault(row["name"], []).append(gain)
+    if base == "torch":
+        return base
+    return ",".join([base, *(f"{name}={other}" for name, gains in faster.items() if all(gains))])
 
 
 def _settings(found: dict[str, Any]) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 
 import torch
 
 from gcahng import _native
+from gcahng.engine.auto import VARIABLE
+from gcahng.errors import UserError
 from gcahng.losses.passes import joined
 from gcahng.ops import _implementations
 
@@ -91,9 +94,18 @@ def _choices() -> list[tuple[str, str]]:
             order = entry.order(device_type)
             first = next((name for name in order if _implementations.available(name, device_type, op) is None), None)
             if first:
-                chosen.append(f"{joined(first, device_type) if op == 'loss' else first} on {device_type}")
+                chosen.append(f"{_joined(first, device_type) if op == 'loss' else first} on {device_type}")
         rows.append((op, ", ".join(chosen)))
     return rows
+
+
+def _joined(first: str, device_type: str) -> str:
+    try:
+        found = joined(first, device_type)
+    except UserError as error:
+        return f"none ({error})"
+    asked = device_type == "cuda" and os.environ.get(VARIABLE)
+    return f"{found} (as {VARIABLE} asks)" if asked else found
 
 
 def _table(rows: list[tuple[str, str]]) -> list[str]:

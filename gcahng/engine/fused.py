@@ -21,8 +21,21 @@ from gcahng.reference.philox import dropout_threshold
 
 
 def stage_ops(impl: str) -> Any:
-    """The ops of gcahng/ops/_stages.py, as an implementation has them."""
+    """The ops of gcahng/ops/_stages.py, as an implementation has them; BASE,OP=IMPL…: some as another has them."""
+    base, *others = impl.split(",")
+    return _Routed(base, dict(other.split("=") for other in others)) if others else _namespace(base)
+
+
+def _namespace(impl: str) -> Any:
     return torch.ops.gcahng_triton if impl == "triton" else torch.ops.gcahng
+
+
+class _Routed:
+    def __init__(self, base: str, routes: dict[str, str]) -> None:
+        self._base, self._routes = base, routes
+
+    def __getattr__(self, op: str) -> Any:
+        return getattr(_namespace(self._routes.get(op, self._base)), op)
 
 
 def _numbers(schedule: Schedule, tile: Tile) -> Sequence[int]:

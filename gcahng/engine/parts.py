@@ -36,13 +36,13 @@ def make_parts(
     workspace: Workspace,
 ) -> Parts:
     """impl: torch, cpp, cuda, triton, or cuda+triton: CUDA C++ for what is row-wise, Triton for the edge MLP, whose
-    products carry their neighbours. compute: dtype of products; z (n, D), pull (0-dim) and kappa (K, K): what is
-    mixed."""
+    products carry their neighbours; for OP=IMPL behind it see gcahng.engine.auto. compute: dtype of products; z (n, D),
+    pull (0-dim) and kappa (K, K): what is mixed."""
     if impl == "torch":
         stages = TorchStages(schedule, z.shape[1], compute, z, dropout, layers)
         return Parts(stages, TorchHead(schedule, compute), TorchMixer(schedule, z, pull, kappa), TorchJudge())
     kind = fused.FusedStages
-    if impl in ("triton", "cuda+triton"):
+    if impl.partition(",")[0] in ("triton", "cuda+triton"):
         from gcahng.engine.triton import TritonStages
 
         kind = TritonStages

@@ -44,9 +44,18 @@ class Passes(Protocol):
 
 
 def joined(chosen: str, device_type: str) -> str:
-    """What "auto" makes of the best implementation: cuda and triton together, where both are there."""
+    """What "auto" makes of the best implementation: on CUDA what GCAHNG_AUTO asks for, else cuda and triton together,
+    where both are there."""
+    if device_type == "cuda":
+        from gcahng.engine.auto import wished
+
+        if (wish := wished()) is not None:
+            return wish
     both = chosen == "cuda" and available("triton", device_type, "loss") is None
     return "cuda+triton" if both else chosen
+
+
+joined._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as resolve's
 
 
 def passes_for(

@@ -470,3 +470,38 @@ def test_what_the_sanitizer_runs(capsys) -> None:
     sanitized.main("nothing", device="cpu")
     sanitized.main("cpp", "bf16", "cpu")
     assert capsys.readouterr().out.split() == ["ready", "finished"]
+
+
+def test_what_auto_should_take_follows_from_the_figures() -> None:
+    def step(impl: str, seconds: float | None, n: int = 1024, **more: Any) -> dict[str, Any]:
+        times = None if seconds is None else {"median": seconds}
+        return {
+            "n": n,
+            "L": 2,
+            "precision": "bf16",
+            "impl": impl,
+            "graph": False,
+            "step_s": times,
+            "disagrees": None,
+        } | more
+
+    def op(name: str, impl: str, seconds: float, **more: Any) -> dict[str, Any]:
+        shape = {"kind": "op", "stage": "s", "precision": "bf16", "rows": 9, "D": 8, "disagrees": None}
+        return shape | {"name": name, "impl": impl, "time_s": {"median": seconds}} | more
+
+    best = _gpu_tables.best_auto
+    ops = [op("a", "cuda", 1.0), op("a", "triton", 0.9), op("b", "cuda", 1.0), op("b", "triton", 0.97)]
+    ops += [op("a", "cuda", 1.0, stage="t"), op("a", "triton", 0.5, stage="t"), op("c", "cuda", 1.0)]
+    ops += [op("c", "triton", 0.1, disagrees="it is wrong")]
+    steps = [step("auto", 1.0), step("cuda", 1.1), step("triton", 1.2), step("reference", 0.1)]
+    assert best(steps, ops) == "cuda+triton,a=triton"
+    assert best([step("auto", 1.0), step("triton", 0.9)], ops) == "triton"
+    assert (
+        best([step("auto", 1.0), step("triton", 0.9)], [op("a", "cuda", 0.5), op("a", "triton", 0.9)])
+        == "triton,a=cuda"
+    )
+    assert best([*steps, step("triton", 0.5, n=4096), step("auto", 0.6, n=4096)], []) == "triton"
+    assert best([*steps, step("triton", 0.5, n=4096), step("auto", None, n=4096)], []) == "cuda+triton"
+    assert best([step("auto", 1.0), step("torch", 0.9)], ops) == "torch"
+    assert best([step("auto", 1.0), step("triton", 0.9, disagrees="it is wrong")], ops) is None
+    assert best([step("auto", 1.0), step("triton", 0.9, graph=True)], ops) is None
