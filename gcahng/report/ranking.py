@@ -12,6 +12,8 @@ from torch.nn.functional import normalize
 from gcahng.errors import UserError
 from gcahng.retrieval import nearest
 
+GATHERED = 2**24  # numbers of neighbours at once
+
 
 @dataclass(frozen=True)
 class Ranking:
@@ -123,10 +125,11 @@ def rank(
     k = min(max(neighbours, int(matches.max()) + 1), len(gallery) - int(own))
     found = nearest(embeddings, k, gallery_embeddings=None if own else gallery)
     queries, items = normalize(embeddings, dim=1), normalize(gallery, dim=1)
+    at_once = max(1, GATHERED // (k * items.shape[1]))
     similarities = torch.cat(
         [
             (items[rows] @ query[:, :, None]).squeeze(2)
-            for rows, query in zip(found.split(256), queries.split(256), strict=True)
+            for rows, query in zip(found.split(at_once), queries.split(at_once), strict=True)
         ]
     )
     right = (gallery_labels[found] == labels[:, None]) & (torch.arange(k) < matches[:, None])

@@ -22,9 +22,9 @@ import gcahng
 from gcahng._extras import require
 from gcahng.data.glyphs import IMAGE_SIZE
 from gcahng.errors import UserError
-from gcahng.train.config import config_from_dict, config_to_dict
+from gcahng.train.config import config_to_dict
 from gcahng.train.files import atomic_write, check_folder
-from gcahng.train.models import FORMAT, Model
+from gcahng.train.models import FORMAT, Model, how_made
 
 INPUT, OUTPUT = "images", "embeddings"
 CHECKED_BATCHES = (1, 2, 5)
@@ -128,9 +128,8 @@ def load_onnx(path: Path) -> Model:
     known = session.about()
     if known.get("format") != FORMAT:
         raise UserError(f"{path} was not written by gcahng export; its format is {known.get('format')!r}")
-    trained = json.loads(known["gcahng"])
-    config = config_from_dict(trained["config"])
-    return Model(session.eval(), config, path, trained["step"], trained["data_digest"])
+    config, step, digest = how_made(known, path)
+    return Model(session.eval(), config, path, step, digest)
 
 
 class _Session(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,14 +99,19 @@ def _load_safetensors(path: Path) -> Model:
         raise UserError(f"{path} is no safetensors file or is damaged ({error})") from error
     if about.get("format") != FORMAT:
         raise UserError(f"{path} was not written by gcahng; its format is {about.get('format')!r}, not {FORMAT!r}")
+    config, step, digest = how_made(about, path)
+    return Model(_network(config, tensors, path), config, path, step, digest)
+
+
+def how_made(about: Mapping[str, str], path: Path) -> tuple[TrainConfig, int | None, str | None]:
+    """What a model's file says of itself: config, step, digest of the data."""
     try:
         known = json.loads(about["gcahng"])
-        config, step, digest = config_from_dict(known["config"]), known["step"], known["data_digest"]
+        return config_from_dict(known["config"]), known["step"], known["data_digest"]
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} does not say how its network was made, or is damaged ({error})") from error
-    return Model(_network(config, tensors, path), config, path, step, digest)
 
 
 def _network(config: TrainConfig, tensors: dict[str, Tensor], path: Path) -> nn.Module:

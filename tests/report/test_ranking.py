@@ -84,6 +84,17 @@ def test_as_many_neighbours_as_the_largest_class_needs() -> None:
     assert rank(embeddings, labels, neighbours=1).best(2) == [0, 5]  # cos 2° - cos 60°, cos 1° - cos 41°
 
 
+@pytest.mark.parametrize("room", [1, 100, 10**6])
+def test_similarities_do_not_depend_on_how_many_are_gathered_at_once(
+    room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embeddings = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr("gcahng.report.ranking.GATHERED", room)
+    ranking = rank(embeddings, torch.arange(20) % 4, 3)
+    unit = embeddings / embeddings.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(ranking.similarities, (unit @ unit.T).gather(1, ranking.neighbours))
+
+
 def test_nothing_to_find() -> None:
     with pytest.raises(UserError, match="all have R = 0"):
         rank(on_circle(0, 10), torch.tensor([0, 1]), 3)

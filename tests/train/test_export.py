@@ -206,6 +206,11 @@ def test_what_is_no_export_of_ours(grey_onnx: Path, tmp_path: Path, monkeypatch:
         onnx_network(file)
     assert "\n" not in str(error.value)
     model = onnx.load(grey_onnx)
+    for entry in model.metadata_props:
+        entry.value = "{" if entry.key == "gcahng" else entry.value
+    onnx.save(model, file)
+    with pytest.raises(UserError, match="does not say how its network was made, or is damaged"):
+        onnx_network(file)
     del model.metadata_props[:]
     onnx.save(model, file)
     with pytest.raises(UserError, match=r"was not written by gcahng export"):
