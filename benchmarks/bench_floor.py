@@ -14,16 +14,15 @@ now: no dispatch, no optimiser, no losses.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import sys
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
 from gcahng.bench.cases import EDGE_MEMORY, Case, Problem
-from gcahng.bench.system import ProductRate, describe, seconds, settings
+from gcahng.bench.rows import show
+from gcahng.bench.system import ProductRate, seconds
 from gcahng.engine.plan import floor_products
 from gcahng.errors import UserError
 from gcahng.ops._stages import STAGES
@@ -92,27 +91,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--reps", type=int, default=5)
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args(arguments)
-    print(describe(settings()))
-    print(
-        "\n| n | case | GF/s | floor, s | step, s | products, s | stages, s | share | at best, both | products alone |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|")
-    rows = []
-    try:
-        for batch in options.batch:
-            for precision in options.precision:
-                sizes = {"dim": options.dim, "layers": options.layers, "classes": max(100, batch // 3)}
-                case = Case(batch, impl="auto", precision=precision, memory=options.memory, **sizes)
-                if case.implementation != "cpp":
-                    raise UserError(f"stages are {case.implementation} here; what they take is told of cpp alone")
-                rows.append(measure(case, options.reps))
-                print(text(rows[-1]), flush=True)
-    except UserError as error:
-        print(f"bench_floor: {error}", file=sys.stderr)
-        return 2
-    if options.json:
-        Path(options.json).write_text(json.dumps({"settings": settings(), "rows": rows}, indent=1) + "\n")
-    return 0
+    head = "| n | case | GF/s | floor, s | step, s | products, s | stages, s | share | at best, both | products alone |"
+    return show("bench_floor", head, _rows(options), text, options.json)
+
+
+def _rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    for batch in options.batch:
+        for precision in options.precision:
+            sizes = {"dim": options.dim, "layers": options.layers, "classes": max(100, batch // 3)}
+            case = Case(batch, impl="auto", precision=precision, memory=options.memory, **sizes)
+            if case.implementation != "cpp":
+                raise UserError(f"stages are {case.implementation} here; what they take is told of cpp alone")
+            yield measure(case, options.reps)
 
 
 if __name__ == "__main__":

@@ -11,17 +11,17 @@ or gradients differ by more than rounding from those of the whole batch is not s
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.multiprocessing as mp
 
-from gcahng.bench.system import describe, seconds, settings
+from gcahng.bench.rows import show
+from gcahng.bench.system import seconds
 from gcahng.errors import UserError
 from gcahng.train import BackboneConfig
 from gcahng.train.backbones import build_backbone
@@ -95,21 +95,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--reps", type=int, default=3)
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args(arguments)
-    print(describe(settings()))
-    print("\n| network | n | micro_batch | forward and backward, s | peak, MiB | off by |")
-    print("|---|---|---|---|---|---|")
-    rows: list[dict[str, Any]] = []
-    try:
-        whole = run(options, None)
-        for micro_batch in (None, *options.micro_batch):
-            rows.append(row(options, micro_batch, run(options, micro_batch) if micro_batch else whole, whole))
-            print(text(rows[-1]), flush=True)
-    except UserError as error:
-        print(f"bench_micro_batch: {error}", file=sys.stderr)
-        return 2
-    if options.json:
-        Path(options.json).write_text(json.dumps({"settings": settings(), "rows": rows}, indent=1) + "\n")
-    return 0
+    head = "| network | n | micro_batch | forward and backward, s | peak, MiB | off by |"
+    return show("bench_micro_batch", head, _rows(options), text, options.json)
+
+
+def _rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    whole = run(options, None)
+    for micro_batch in (None, *options.micro_batch):
+        yield row(options, micro_batch, run(options, micro_batch) if micro_batch else whole, whole)
 
 
 if __name__ == "__main__":

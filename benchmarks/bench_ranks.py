@@ -11,11 +11,10 @@ expects. A count of processes whose losses or gradients differ from one process'
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ import torch.multiprocessing as mp
 from gcahng.bench.cases import EDGE_MEMORY, Case, Problem
 from gcahng.bench.memory import plan_size
 from gcahng.bench.peak import measure_here
-from gcahng.bench.system import describe, settings
+from gcahng.bench.rows import show
 from gcahng.engine.plan import expected_bytes
 from gcahng.errors import UserError
 
@@ -81,28 +80,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--reps", type=int, default=3)
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args(arguments)
+    head = "| n | processes | threads each | step, s | peak of each, MB | expected, MB | off by |"
+    return show("bench_ranks", head, _rows(options), text, options.json)
+
+
+def _rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     threads = torch.get_num_threads()
-    print(describe(settings()))
-    print("\n| n | processes | threads each | step, s | peak of each, MB | expected, MB | off by |")
-    print("|---|---|---|---|---|---|---|")
-    rows = []
-    try:
-        for batch in options.batch:
-            classes = max(100, batch // 3)
-            case = Case(batch, dim=options.dim, layers=options.layers, memory=options.memory, classes=classes)
-            one = run(case, 1, threads, options.reps)
-            for count in sorted(set(options.processes)):
-                if batch % count:
-                    raise UserError(f"--batch {batch} is no multiple of --processes {count}; parts must be equal")
-                found = one if count == 1 else run(case, count, threads, options.reps)
-                rows.append(row(case, count, max(1, threads // count), found, disagreement(found, one[0])))
-                print(text(rows[-1]), flush=True)
-    except UserError as error:
-        print(f"bench_ranks: {error}", file=sys.stderr)
-        return 2
-    if options.json:
-        Path(options.json).write_text(json.dumps({"settings": settings(), "rows": rows}, indent=1) + "\n")
-    return 0
+    for batch in options.batch:
+        classes = max(100, batch // 3)
+        case = Case(batch, dim=options.dim, layers=options.layers, memory=options.memory, classes=classes)
+        one = run(case, 1, threads, options.reps)
+        for count in sorted(set(options.processes)):
+            if batch % count:
+                raise UserError(f"--batch {batch} is no multiple of --processes {count}; parts must be equal")
+            found = one if count == 1 else run(case, count, threads, options.reps)
+            yield row(case, count, max(1, threads // count), found, disagreement(found, one[0]))
 
 
 def row(case: Case, count: int, threads: int, found: list[dict[str, Any]], off: float) -> dict[str, Any]:

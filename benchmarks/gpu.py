@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import importlib.util
 import inspect
 import json
@@ -39,6 +38,7 @@ from _gpu_items import Item, describe, items  # noqa: E402
 from _gpu_tables import add_derived, report  # noqa: E402
 from _gpu_worker import Worker  # noqa: E402
 
+from gcahng.bench.rows import check_place  # noqa: E402
 from gcahng.engine.auto import VARIABLE  # noqa: E402
 
 SECTIONS = ("ceilings", "plan", "step", "stages")
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None, make_worker: Callable[[], Any] = Wor
         parser.error(f"--budget is {options.budget}; it must be seconds, at least 0")
     if options.json:
         try:
-            _check_place(options.json)
+            check_place(options.json)
         except OSError as error:
             parser.error(f"--json {options.json} cannot be written: {error.strerror or error}")
     import torch
@@ -134,14 +134,6 @@ def write(path: Path, found: dict[str, Any]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, path)
-
-
-def _check_place(path: Path) -> None:
-    """OSError for a file that cannot be written, before the minutes that its content takes."""
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tempfile.TemporaryFile(dir=path.parent).close()
 
 
 # -- before anything is measured

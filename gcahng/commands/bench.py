@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,11 +125,12 @@ def _check_place(path: Path | None) -> None:
     """UserError for a file that cannot be written: measuring takes minutes."""
     if path is None:
         return
+    from gcahng.bench.rows import check_place
+
     if path.is_dir():
         raise UserError(f"--json {path} is a folder; name a file, such as {path / 'bench.json'}")
     with _writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
+        check_place(path)
 
 
 def _write(path: Path | None, values: dict[str, Any]) -> None:
