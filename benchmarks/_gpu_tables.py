@@ -57,17 +57,13 @@ def best_auto(steps: Rows, stages: Rows) -> str | None:
         return None
     found = times[max(compared)]
     base = min(found, key=found.__getitem__)
-    mine, other = ("triton", "cuda") if base == "triton" else ("cuda", "triton")
-    faster: dict[str, list[bool]] = {}
-    ops = [row for row in stages if row["kind"] == "op" and row["time_s"] and row["disagrees"] is None]
-    for row in ops:
-        for rival in ops:
-            same = all(row[key] == rival[key] for key in ("stage", "name", "precision", "rows", "D"))
-            if same and (row["impl"], rival["impl"]) == (mine, other):
-                gain = rival["time_s"]["median"] < CLEARLY * row["time_s"]["median"]
-                faster.setdefault(row["name"], []).append(gain)
     if base == "torch":
         return base
+    other = "cuda" if base == "triton" else "triton"
+    faster: dict[str, list[bool]] = {}
+    for row in stages:
+        if row["kind"] == "op" and (over := row["triton_over_cuda"]) is not None:
+            faster.setdefault(row["name"], []).append((over if other == "triton" else 1 / over) < CLEARLY)
     return ",".join([base, *(f"{name}={other}" for name, gains in faster.items() if all(gains))])
 
 

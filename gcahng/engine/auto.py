@@ -35,12 +35,17 @@ def wished() -> str | None:
     return text
 
 
+def split(stages: str) -> tuple[str, dict[str, str]]:
+    """BASE[,OP=IMPL…] → the base, and the ops that another implementation has."""
+    base, *others = stages.split(",")
+    return base, dict(other.partition("=")[::2] for other in others)
+
+
 def parse(text: str) -> tuple[str, dict[str, str]]:
-    """BASE[,OP=IMPL…] → the base, and the ops that another implementation has. UserError for what is neither."""
-    base, *others = text.split(",")
+    """`split`; UserError for a base, an op or an implementation that is none."""
+    base, routes = split(text)
     if base not in BASES:
         raise UserError(f"{VARIABLE} is {text}; it must begin with one of {', '.join(BASES)}")
-    routes = dict(other.partition("=")[::2] for other in others)
     for op, impl in routes.items():
         if op not in STAGES or impl not in _OF_OPS or base == "torch":
             raise UserError(

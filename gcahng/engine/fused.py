@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gcahng.engine.auto import split
 from gcahng.engine.head import DiversitySums, HeadGradients, HeadWeights, TorchHead
 from gcahng.engine.masks import EdgeDropout
 from gcahng.engine.mixing import TorchMixer
@@ -22,8 +23,8 @@ from gcahng.reference.philox import dropout_threshold
 
 def stage_ops(impl: str) -> Any:
     """The ops of gcahng/ops/_stages.py, as an implementation has them; BASE,OP=IMPL…: some as another has them."""
-    base, *others = impl.split(",")
-    return _Routed(base, dict(other.split("=") for other in others)) if others else _namespace(base)
+    base, routes = split(impl)
+    return _Routed(base, routes) if routes else _namespace(base)
 
 
 def _namespace(impl: str) -> Any:

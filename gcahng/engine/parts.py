@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gcahng.engine import fused
+from gcahng.engine.auto import split
 from gcahng.engine.head import TorchHead
 from gcahng.engine.judge import FusedJudge, TorchJudge
 from gcahng.engine.masks import EdgeDropout
@@ -42,7 +43,7 @@ def make_parts(
         stages = TorchStages(schedule, z.shape[1], compute, z, dropout, layers)
         return Parts(stages, TorchHead(schedule, compute), TorchMixer(schedule, z, pull, kappa), TorchJudge())
     kind = fused.FusedStages
-    if impl.partition(",")[0] in ("triton", "cuda+triton"):
+    if split(impl)[0] in ("triton", "cuda+triton"):
         from gcahng.engine.triton import TritonStages
 
         kind = TritonStages

@@ -144,7 +144,9 @@ class Trainer:
                 loss = self.objective(embeddings, labels)
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler.scale(loss).backward()
-            self.processes.average(self._gradients())
+            stepped = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+            gradients: list[Tensor] = [p.grad for p in stepped]  # type: ignore[misc]
+            self.processes.average(gradients)
             # Before the optimiser's step: what is found here can still keep the network as it is.
             logs = {"loss": loss.detach(), **self.objective.finish_step(self.scaler)}
         except UserError:  # GCA-HNG refuses such embeddings by itself, but knows neither step nor images
@@ -156,10 +158,10 @@ class Trainer:
         values = {_EMBEDDING: self._largest(embeddings), **logs, **self.objective.largest_gradients()}
         if self.scaler.is_enabled():
             self._look(values)
-            self._scaled_step()
+            self._scaled_step(stepped, gradients)
             return logs
-        self._look(values | {_GRADIENT: largest(self._gradients())})
-        nn.utils.clip_grad_value_(self._stepped(), self.config.optimizer.clip_value)
+        self._look(values | {_GRADIENT: largest(gradients)})
+        nn.utils.clip_grad_value_(stepped, self.config.optimizer.clip_value)
         self.optimizer.step()
         return logs
 
@@ -167,18 +169,12 @@ class Trainer:
         """The largest absolute entry of the whole batch's embeddings, 0-dim; NaN where one is NaN."""
         return self.processes.each(embeddings.detach().abs().amax()).amax()
 
-    def _stepped(self) -> list[nn.Parameter]:
-        return [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-
-    def _gradients(self) -> list[Tensor]:
-        return [p.grad for p in self._stepped()]  # type: ignore[misc]
-
-    def _scaled_step(self) -> None:
+    def _scaled_step(self, stepped: list[nn.Parameter], gradients: list[Tensor]) -> None:
         """A step of fp16: gradients that overflow under a scale above 1 are the scaler's to leave out."""
         before = self.scaler.get_scale()
         self.scaler.unscale_(self.optimizer)
-        gradient = largest(self._gradients())
-        nn.utils.clip_grad_value_(self._stepped(), self.config.optimizer.clip_value)
+        gradient = largest(gradients)
+        nn.utils.clip_grad_value_(stepped, self.config.optimizer.clip_value)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if before <= 1:

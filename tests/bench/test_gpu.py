@@ -489,7 +489,10 @@ def test_what_auto_should_take_follows_from_the_figures() -> None:
         shape = {"kind": "op", "stage": "s", "precision": "bf16", "rows": 9, "D": 8, "disagrees": None}
         return shape | {"name": name, "impl": impl, "time_s": {"median": seconds}} | more
 
-    best = _gpu_tables.best_auto
+    def best(steps: list[dict[str, Any]], ops: list[dict[str, Any]]) -> str | None:
+        _gpu_stages.add_shares(ops, RATES, COPY)
+        return _gpu_tables.best_auto(steps, ops)
+
     ops = [op("a", "cuda", 1.0), op("a", "triton", 0.9), op("b", "cuda", 1.0), op("b", "triton", 0.97)]
     ops += [op("a", "cuda", 1.0, stage="t"), op("a", "triton", 0.5, stage="t"), op("c", "cuda", 1.0)]
     ops += [op("c", "triton", 0.1, disagrees="it is wrong")]
