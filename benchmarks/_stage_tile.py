@@ -28,8 +28,8 @@ PRODUCTS = {
     "edge_to_node_backward": 3,
     "gate": 0,
     "gate_backward": 0,
-    "hidden": 4,
-    "close": 4,
+    "mlp_in": 4,
+    "mlp_out": 4,
     "mlp_backward": 16,
     "head_moments": 0,
     "head": 1,
@@ -168,10 +168,10 @@ class Tile:
         self.weight_sums = like.new_zeros(dim, dim), like.new_zeros(dim)
         if stage == "gate_backward":
             self.gate_record = self.stages.gate(0, 0, self.tile, self.w, self.tokens, self.e, "kept")[1]
-        if stage in ("close", "mlp_backward"):
+        if stage in ("mlp_out", "mlp_backward"):
             self.kept_h = like.new_empty(self.tile.rows, 4 * dim, dtype=self.size.compute)
-            self.g, self.row_moments = self.stages.hidden(self.w, self.e1, self.kept_h, None)
-            self.s = self.stages.close(self.w, self.e1, self.g, self.row_moments, None, "kept")[0].clone()
+            self.g, self.row_moments = self.stages.mlp_in(self.w, self.e1, self.kept_h, None)
+            self.s = self.stages.mlp_out(self.w, self.e1, self.g, self.row_moments, None, "kept")[0].clone()
         return getattr(self, f"_{stage}")
 
     def _edge_start(self) -> list[Tensor]:
@@ -207,11 +207,11 @@ class Tile:
         return [de, *sums, self.edge_gradients.gamma, self.edge_gradients.beta]
 
     def _hidden(self) -> list[Tensor]:
-        g, moments = self.stages.hidden(self.w, self.e1, None, None)
+        g, moments = self.stages.mlp_in(self.w, self.e1, None, None)
         return [g, *moments]
 
     def _close(self) -> list[Tensor]:
-        s, e = self.stages.close(self.w, self.e1, self.g, self.row_moments, None, "out")
+        s, e = self.stages.mlp_out(self.w, self.e1, self.g, self.row_moments, None, "out")
         return [s, e.full]
 
     def _mlp_backward(self) -> list[Tensor]:

@@ -1,7 +1,7 @@
 """Compiles every Triton kernel as a training step launches it, without a GPU, and prints what the machine code takes.
 
     python benchmarks/aot.py
-    python benchmarks/aot.py --dim 512 --dtype bf16 --arch 90 --kernel hidden_product_forward_kernel
+    python benchmarks/aot.py --dim 512 --dtype bf16 --arch 90 --kernel mlp_in_product_forward_kernel
 
 Without --dim, --dtype, --arch and --kernel the table goes to benchmarks/results/aot.md too. Exit status 1: a kernel
 does not compile, spills, or takes more than a chip has (see gcahng/testing/aot.py).

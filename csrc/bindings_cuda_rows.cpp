@@ -2,9 +2,9 @@
 // into tensors that the engine owns; partial sums live in scratch of torch's allocator, on its stream.
 #include "bindings_cuda.h"
 #include "bindings_stages.h"
-#include "close.h"
+#include "mlp_out.h"
 #include "head.h"
-#include "hidden.h"
+#include "mlp_in.h"
 #include "norm_gelu.h"
 
 namespace {
@@ -33,25 +33,25 @@ void norm_gelu(const Tensor& t, const Tensor& gamma, const Tensor& beta, const M
         op);
 }
 
-void hidden_fwd(const Tensor& h, const Tensor& b, const Tensor& g, const Tensor& mean, const Tensor& rstd) {
-  constexpr const char* op = "gcahng::hidden_fwd_";
+void mlp_in_fwd(const Tensor& h, const Tensor& b, const Tensor& g, const Tensor& mean, const Tensor& rstd) {
+  constexpr const char* op = "gcahng::mlp_in_fwd_";
   const DeviceGuard guard = guarded(op, h, b, g, mean, rstd);
   const DType dtype = type_of(b, op), low_type = low_type_of(h, dtype, op);
   const int64_t W = width_up_to(h, 4 * kMaxDim, op), T = h.numel() / W;
-  check(cuda::launch_hidden_forward(dtype, low_type, data(h, T * W, low_type, op, "h"), data(b, W, dtype, op, "b"),
+  check(cuda::launch_mlp_in_forward(dtype, low_type, data(h, T * W, low_type, op, "h"), data(b, W, dtype, op, "b"),
                                     data(g, T * W, low_type, op, "g"), data(mean, T, dtype, op, "mean"),
                                     data(rstd, T, dtype, op, "rstd"), T, W, current_stream(h)),
         op);
 }
 
-void hidden_bwd(const Tensor& h, const Tensor& b, const Tensor& dn, const Tensor& mean, const Tensor& rstd,
+void mlp_in_bwd(const Tensor& h, const Tensor& b, const Tensor& dn, const Tensor& mean, const Tensor& rstd,
                 const Tensor& m1, const Tensor& m2, const Tensor& g, const Tensor& dh, const Maybe& db) {
-  constexpr const char* op = "gcahng::hidden_bwd_";
+  constexpr const char* op = "gcahng::mlp_in_bwd_";
   const DeviceGuard guard = guarded(op, h, b, dn, mean, rstd, m1, m2, g, dh, db);
   const DType dtype = type_of(b, op), low_type = low_type_of(h, dtype, op);
   const int64_t W = width_up_to(h, 4 * kMaxDim, op), T = h.numel() / W;
-  Scratch scratch(b, dtype, db ? cuda::hidden_backward_scratch(T, W) : 0);
-  check(cuda::launch_hidden_backward(
+  Scratch scratch(b, dtype, db ? cuda::mlp_in_backward_scratch(T, W) : 0);
+  check(cuda::launch_mlp_in_backward(
             dtype, low_type, data(h, T * W, low_type, op, "h"), data(b, W, dtype, op, "b"),
             data(dn, T * W, low_type, op, "dn"), data(mean, T, dtype, op, "mean"), data(rstd, T, dtype, op, "rstd"),
             data(m1, T, dtype, op, "m1"), data(m2, T, dtype, op, "m2"), data(g, T * W, low_type, op, "g"),
@@ -59,14 +59,14 @@ void hidden_bwd(const Tensor& h, const Tensor& b, const Tensor& dn, const Tensor
         op);
 }
 
-void close_fwd(const Tensor& out, const Tensor& e1, const Tensor& mean, const Tensor& rstd, const Tensor& w,
+void mlp_out_fwd(const Tensor& out, const Tensor& e1, const Tensor& mean, const Tensor& rstd, const Tensor& w,
                const Tensor& d, const Tensor& gamma, const Tensor& beta, const Tensor& s, const Maybe& y,
                const Maybe& low) {
-  constexpr const char* op = "gcahng::close_fwd_";
+  constexpr const char* op = "gcahng::mlp_out_fwd_";
   const DeviceGuard guard = guarded(op, out, e1, mean, rstd, w, d, gamma, beta, s, y, low);
   const DType dtype = type_of(e1, op), low_type = low_type_of(out, dtype, op);
   const int64_t D = width_up_to(e1, kMaxDim, op), T = e1.numel() / D;
-  check(cuda::launch_close_forward(
+  check(cuda::launch_mlp_out_forward(
             dtype, low_type, data(out, T * D, low_type, op, "out"), data(e1, T * D, dtype, op, "e1"),
             data(mean, T, dtype, op, "mean"), data(rstd, T, dtype, op, "rstd"), data(w, D, dtype, op, "w"),
             data(d, D, dtype, op, "d"), data(gamma, D, dtype, op, "gamma"), data(beta, D, dtype, op, "beta"),
@@ -75,15 +75,15 @@ void close_fwd(const Tensor& out, const Tensor& e1, const Tensor& mean, const Te
         op);
 }
 
-void close_bwd(const Tensor& s, const Tensor& e1, const Tensor& dy, const Tensor& mean, const Tensor& rstd,
+void mlp_out_bwd(const Tensor& s, const Tensor& e1, const Tensor& dy, const Tensor& mean, const Tensor& rstd,
                const Tensor& w, const Tensor& d, const Tensor& gamma, const Tensor& ds, const Tensor& low,
                const Tensor& scaled, const Tensor& m1, const Tensor& m2, const Maybe& sums) {
-  constexpr const char* op = "gcahng::close_bwd_";
+  constexpr const char* op = "gcahng::mlp_out_bwd_";
   const DeviceGuard guard = guarded(op, s, e1, dy, mean, rstd, w, d, gamma, ds, low, scaled, m1, m2, sums);
   const DType dtype = type_of(e1, op), low_type = low_type_of(low, dtype, op);
   const int64_t D = width_up_to(e1, kMaxDim, op), T = e1.numel() / D;
-  Scratch scratch(e1, dtype, sums ? cuda::close_backward_scratch(T, D) : 0);
-  check(cuda::launch_close_backward(
+  Scratch scratch(e1, dtype, sums ? cuda::mlp_out_backward_scratch(T, D) : 0);
+  check(cuda::launch_mlp_out_backward(
             dtype, low_type, data(s, T * D, dtype, op, "s"), data(e1, T * D, dtype, op, "e1"),
             data(dy, T * D, dtype, op, "dy"), data(mean, T, dtype, op, "mean"), data(rstd, T, dtype, op, "rstd"),
             data(w, D, dtype, op, "w"), data(d, D, dtype, op, "d"), data(gamma, D, dtype, op, "gamma"),
@@ -156,10 +156,10 @@ void head_norm(const Ints& tile_, const Tensor& dy, const Tensor& e, const Tenso
 
 STABLE_TORCH_LIBRARY_IMPL(gcahng, CUDA, m) {
   m.impl("norm_gelu_", TORCH_BOX(&norm_gelu));
-  m.impl("hidden_fwd_", TORCH_BOX(&hidden_fwd));
-  m.impl("hidden_bwd_", TORCH_BOX(&hidden_bwd));
-  m.impl("close_fwd_", TORCH_BOX(&close_fwd));
-  m.impl("close_bwd_", TORCH_BOX(&close_bwd));
+  m.impl("mlp_in_fwd_", TORCH_BOX(&mlp_in_fwd));
+  m.impl("mlp_in_bwd_", TORCH_BOX(&mlp_in_bwd));
+  m.impl("mlp_out_fwd_", TORCH_BOX(&mlp_out_fwd));
+  m.impl("mlp_out_bwd_", TORCH_BOX(&mlp_out_bwd));
   m.impl("head_moments_", TORCH_BOX(&head_moments));
   m.impl("head_fwd_", TORCH_BOX(&head_fwd));
   m.impl("head_bwd_", TORCH_BOX(&head_bwd));

@@ -12,26 +12,26 @@ namespace {
 using namespace gcahng;
 using namespace gcahng::binding;
 
-void edge_start_tile(const Ints& tile_, const Tensor& x, const Maybe& e, const Maybe& low) {
-  constexpr const char* op = "gcahng::edge_start_tile_";
+void edge_start_fwd(const Ints& tile_, const Tensor& x, const Maybe& e, const Maybe& low) {
+  constexpr const char* op = "gcahng::edge_start_fwd_";
   const Tile tile = tile_of(tile_, op);
   const DeviceGuard guard = guarded(op, x, e, low);
   const DType dtype = type_of(x, op), low_type = low_type_of(low, dtype, op);
   const int64_t D = width_of(x), T = tile.rows();
-  check(cuda::launch_edge_start_tile(dtype, low_type, tile, nodes(x, tile, D, dtype, op, "x"),
+  check(cuda::launch_edge_start_forward(dtype, low_type, tile, nodes(x, tile, D, dtype, op, "x"),
                                      data(e, T * D, dtype, op, "e"), data(low, T * D, low_type, op, "low"), D,
                                      current_stream(x)),
         op);
 }
 
-void edge_start_tile_bwd(const Ints& tile_, const Tensor& x, const Tensor& de, const Tensor& dx) {
-  constexpr const char* op = "gcahng::edge_start_tile_bwd_";
+void edge_start_bwd(const Ints& tile_, const Tensor& x, const Tensor& de, const Tensor& dx) {
+  constexpr const char* op = "gcahng::edge_start_bwd_";
   const Tile tile = tile_of(tile_, op);
   const DeviceGuard guard = guarded(op, x, de, dx);
   const DType dtype = type_of(de, op);
   const int64_t D = width_of(de);
-  const Scratch scratch(de, dtype, cuda::edge_start_tile_backward_scratch(tile, D));
-  check(cuda::launch_edge_start_tile_backward(dtype, tile, nodes(x, tile, D, dtype, op, "x"),
+  const Scratch scratch(de, dtype, cuda::edge_start_backward_scratch(tile, D));
+  check(cuda::launch_edge_start_backward(dtype, tile, nodes(x, tile, D, dtype, op, "x"),
                                               data(de, tile.rows() * D, dtype, op, "de"),
                                               nodes(dx, tile, D, dtype, op, "dx"), scratch.at, D, current_stream(de)),
         op);
@@ -181,8 +181,8 @@ void mix_bwd_z(const Ints& tile_, const Tensor& z, const Tensor& d_plus, const T
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(gcahng, CUDA, m) {
-  m.impl("edge_start_tile_", TORCH_BOX(&edge_start_tile));
-  m.impl("edge_start_tile_bwd_", TORCH_BOX(&edge_start_tile_bwd));
+  m.impl("edge_start_fwd_", TORCH_BOX(&edge_start_fwd));
+  m.impl("edge_start_bwd_", TORCH_BOX(&edge_start_bwd));
   m.impl("edge_to_node_fwd_", TORCH_BOX(&edge_to_node_fwd));
   m.impl("edge_to_node_bwd_", TORCH_BOX(&edge_to_node_bwd));
   m.impl("gate_fwd_", TORCH_BOX(&gate_fwd));

@@ -4,13 +4,13 @@
 #include <algorithm>
 
 #include "bindings_sums.h"
-#include "close.h"
+#include "mlp_out.h"
 #include "cpu/dispatch.h"
 #include "edge_start.h"
 #include "edge_to_node.h"
 #include "gate.h"
 #include "head.h"
-#include "hidden.h"
+#include "mlp_in.h"
 #include "mix.h"
 #include "norm_gelu.h"
 
@@ -40,8 +40,8 @@ void norm_gelu(const Tensor& t, const Tensor& gamma, const Tensor& beta, const M
   });
 }
 
-void edge_start_tile(const Ints& tile_, const Tensor& x, const Maybe& e, const Maybe& low) {
-  constexpr const char* op = "gcahng::edge_start_tile_";
+void edge_start_fwd(const Ints& tile_, const Tensor& x, const Maybe& e, const Maybe& low) {
+  constexpr const char* op = "gcahng::edge_start_fwd_";
   const Tile tile = tile_of(tile_, op);
   const DType dtype = type_of(x, op), low_type = low ? type_of(*low, op) : dtype;
   const int64_t D = width_of(x), T = tile.rows();
@@ -49,11 +49,11 @@ void edge_start_tile(const Ints& tile_, const Tensor& x, const Maybe& e, const M
   void *pe = data(e, T * D, dtype, op, "e"), *pl = data(low, T * D, low_type, op, "low");
   const auto& stem = GCAHNG_CPU(edge_start);
   parallel_for(0, tile.units(), 1,
-               [=, &stem](int64_t begin, int64_t end) { stem.tile(dtype, low_type, tile, px, pe, pl, begin, end, D); });
+               [=, &stem](int64_t begin, int64_t end) { stem.forward(dtype, low_type, tile, px, pe, pl, begin, end, D); });
 }
 
-void edge_start_tile_bwd(const Ints& tile_, const Tensor& x, const Tensor& de, const Tensor& dx) {
-  constexpr const char* op = "gcahng::edge_start_tile_bwd_";
+void edge_start_bwd(const Ints& tile_, const Tensor& x, const Tensor& de, const Tensor& dx) {
+  constexpr const char* op = "gcahng::edge_start_bwd_";
   const Tile tile = tile_of(tile_, op);
   const DType dtype = sum_type_of(de, op);
   const int64_t D = width_of(de), rows = tile.units() * tile.K * D, columns = tile.A * tile.O * tile.K * D;
@@ -63,7 +63,7 @@ void edge_start_tile_bwd(const Ints& tile_, const Tensor& x, const Tensor& de, c
   void *row = scratch.take(rows), *column = scratch.take(columns);
   const auto& stem = GCAHNG_CPU(edge_start);
   parallel_for(0, tile.units(), 1, [=, &stem](int64_t begin, int64_t end) {
-    stem.tile_backward(dtype, tile, px, pe, row, column, begin, end, D);
+    stem.backward(dtype, tile, px, pe, row, column, begin, end, D);
   });
   add_nodes(dtype, tile, row, column, 0, into, D);
 }
@@ -139,22 +139,22 @@ void gate_bwd(const Ints& tile_, const Ints& dropout_, double scale, const Tenso
   add_blocks(dtype, sums.dbeta, units, data(*dbeta, D, dtype, op, "dbeta"), D);
 }
 
-void hidden_fwd(const Tensor& h, const Tensor& b, const Tensor& g, const Tensor& mean, const Tensor& rstd) {
-  constexpr const char* op = "gcahng::hidden_fwd_";
+void mlp_in_fwd(const Tensor& h, const Tensor& b, const Tensor& g, const Tensor& mean, const Tensor& rstd) {
+  constexpr const char* op = "gcahng::mlp_in_fwd_";
   const DType dtype = type_of(b, op), low_type = type_of(h, op);
   const int64_t W = width_of(h), T = h.numel() / W;
   const void *ph = data(h, T * W, low_type, op, "h"), *pb = data(b, W, dtype, op, "b");
   void *pg = data(g, T * W, low_type, op, "g"), *pm = data(mean, T, dtype, op, "mean"),
        *pr = data(rstd, T, dtype, op, "rstd");
-  const auto& stem = GCAHNG_CPU(hidden);
+  const auto& stem = GCAHNG_CPU(mlp_in);
   parallel_for(0, T, grain(4 * W), [=, &stem](int64_t begin, int64_t end) {
     stem.forward(dtype, low_type, ph, pb, pg, pm, pr, begin, end, W);
   });
 }
 
-void hidden_bwd(const Tensor& h, const Tensor& b, const Tensor& dn, const Tensor& mean, const Tensor& rstd,
+void mlp_in_bwd(const Tensor& h, const Tensor& b, const Tensor& dn, const Tensor& mean, const Tensor& rstd,
                 const Tensor& m1, const Tensor& m2, const Tensor& g, const Tensor& dh, const Maybe& db) {
-  constexpr const char* op = "gcahng::hidden_bwd_";
+  constexpr const char* op = "gcahng::mlp_in_bwd_";
   const DType dtype = type_of(b, op), low_type = type_of(h, op);
   const int64_t W = width_of(h), T = h.numel() / W, blocks = blocks_of(T);
   const void *ph = data(h, T * W, low_type, op, "h"), *pb = data(b, W, dtype, op, "b"),
@@ -164,17 +164,17 @@ void hidden_bwd(const Tensor& h, const Tensor& b, const Tensor& dn, const Tensor
   void *pg = data(g, T * W, low_type, op, "g"), *pd = data(dh, T * W, low_type, op, "dh");
   Scratch scratch(b, dtype, db ? blocks * W : 1);
   void* part = db ? scratch.take(blocks * W) : nullptr;
-  const auto& stem = GCAHNG_CPU(hidden);
+  const auto& stem = GCAHNG_CPU(mlp_in);
   parallel_for(0, blocks, 1, [=, &stem](int64_t begin, int64_t end) {
     stem.backward(dtype, low_type, ph, pb, pn, pm, pr, p1, p2, pg, pd, part, begin, end, kBlock, T, W);
   });
   if (db) add_blocks(dtype, part, blocks, data(*db, W, dtype, op, "db"), W);
 }
 
-void close_fwd(const Tensor& out, const Tensor& e1, const Tensor& mean, const Tensor& rstd, const Tensor& w,
+void mlp_out_fwd(const Tensor& out, const Tensor& e1, const Tensor& mean, const Tensor& rstd, const Tensor& w,
                const Tensor& d, const Tensor& gamma, const Tensor& beta, const Tensor& s, const Maybe& y,
                const Maybe& low) {
-  constexpr const char* op = "gcahng::close_fwd_";
+  constexpr const char* op = "gcahng::mlp_out_fwd_";
   const DType dtype = type_of(e1, op), low_type = type_of(out, op);
   const int64_t D = width_of(e1), T = e1.numel() / D;
   const void *po = data(out, T * D, low_type, op, "out"), *pe = data(e1, T * D, dtype, op, "e1"),
@@ -183,16 +183,16 @@ void close_fwd(const Tensor& out, const Tensor& e1, const Tensor& mean, const Te
              *pg = data(gamma, D, dtype, op, "gamma"), *pb = data(beta, D, dtype, op, "beta");
   void *ps = data(s, T * D, dtype, op, "s"), *py = data(y, T * D, dtype, op, "y"),
        *pl = data(low, T * D, low_type, op, "low");
-  const auto& stem = GCAHNG_CPU(close);
+  const auto& stem = GCAHNG_CPU(mlp_out);
   parallel_for(0, T, grain(4 * D), [=, &stem](int64_t begin, int64_t end) {
     stem.forward(dtype, low_type, po, pe, pm, pr, pw, pd, pg, pb, ps, py, pl, begin, end, D);
   });
 }
 
-void close_bwd(const Tensor& s, const Tensor& e1, const Tensor& dy, const Tensor& mean, const Tensor& rstd,
+void mlp_out_bwd(const Tensor& s, const Tensor& e1, const Tensor& dy, const Tensor& mean, const Tensor& rstd,
                const Tensor& w, const Tensor& d, const Tensor& gamma, const Tensor& ds, const Tensor& low,
                const Tensor& scaled, const Tensor& m1, const Tensor& m2, const Maybe& sums) {
-  constexpr const char* op = "gcahng::close_bwd_";
+  constexpr const char* op = "gcahng::mlp_out_bwd_";
   const DType dtype = type_of(e1, op), low_type = type_of(low, op);
   const int64_t D = width_of(e1), T = e1.numel() / D, blocks = blocks_of(T);
   const void *ps = data(s, T * D, dtype, op, "s"), *pe = data(e1, T * D, dtype, op, "e1"),
@@ -205,7 +205,7 @@ void close_bwd(const Tensor& s, const Tensor& e1, const Tensor& dy, const Tensor
   if (pl == po) pl = nullptr;  // of one type: ds itself is the operand
   Scratch scratch(e1, dtype, sums ? 4 * blocks * D : 1);
   void* part = sums ? scratch.take(4 * blocks * D) : nullptr;
-  const auto& stem = GCAHNG_CPU(close);
+  const auto& stem = GCAHNG_CPU(mlp_out);
   parallel_for(0, blocks, 1, [=, &stem](int64_t begin, int64_t end) {
     stem.backward(dtype, low_type, ps, pe, py, pm, pr, pw, pd, pg, po, pl, pc, p1, p2, part, begin, end, kBlock, blocks,
                   T, D);
@@ -389,14 +389,14 @@ void head_norm(const Ints& tile_, const Tensor& dy, const Tensor& e, const Tenso
 
 STABLE_TORCH_LIBRARY_IMPL(gcahng, CPU, m) {
   m.impl("norm_gelu_", TORCH_BOX(&norm_gelu));
-  m.impl("edge_start_tile_", TORCH_BOX(&edge_start_tile));
-  m.impl("edge_start_tile_bwd_", TORCH_BOX(&edge_start_tile_bwd));
+  m.impl("edge_start_fwd_", TORCH_BOX(&edge_start_fwd));
+  m.impl("edge_start_bwd_", TORCH_BOX(&edge_start_bwd));
   m.impl("gate_fwd_", TORCH_BOX(&gate_fwd));
   m.impl("gate_bwd_", TORCH_BOX(&gate_bwd));
-  m.impl("hidden_fwd_", TORCH_BOX(&hidden_fwd));
-  m.impl("hidden_bwd_", TORCH_BOX(&hidden_bwd));
-  m.impl("close_fwd_", TORCH_BOX(&close_fwd));
-  m.impl("close_bwd_", TORCH_BOX(&close_bwd));
+  m.impl("mlp_in_fwd_", TORCH_BOX(&mlp_in_fwd));
+  m.impl("mlp_in_bwd_", TORCH_BOX(&mlp_in_bwd));
+  m.impl("mlp_out_fwd_", TORCH_BOX(&mlp_out_fwd));
+  m.impl("mlp_out_bwd_", TORCH_BOX(&mlp_out_bwd));
   m.impl("edge_to_node_fwd_", TORCH_BOX(&edge_to_node_fwd));
   m.impl("edge_to_node_bwd_", TORCH_BOX(&edge_to_node_bwd));
   m.impl("mix_fwd_", TORCH_BOX(&mix_fwd));

@@ -45,14 +45,14 @@ class Product(NamedTuple):
 
 
 # By the operands' bytes a value: 2 for bf16 and fp16, 4 for fp32.
-HIDDEN_PRODUCT = {2: Product(128, 256, 64, 8, 3, parts=8, joined=2), 4: Product(128, 128, 32, 8, 3, parts=8, joined=2)}
-HIDDEN_PRODUCT_BACKWARD = {2: Product(128, 256, 64, 8, 3, parts=8), 4: Product(128, 128, 32, 8, 3, parts=8)}
+MLP_IN_PRODUCT = {2: Product(128, 256, 64, 8, 3, parts=8, joined=2), 4: Product(128, 128, 32, 8, 3, parts=8, joined=2)}
+MLP_IN_PRODUCT_BACKWARD = {2: Product(128, 256, 64, 8, 3, parts=8), 4: Product(128, 128, 32, 8, 3, parts=8)}
 # block_n hidden channels at a time, block_k of edges at most; parts of its epilogue, and (joined) of the last one.
 EDGE_UPDATE = {
     2: Product(128, 128, 128, 8, 2, parts=2, joined=4),
     4: Product(64, 32, 128, 8, 2, parts=1, joined=8),
 }
-CLOSE_PRODUCT = {2: Product(128, 128, 64, 8, 3), 4: Product(128, 128, 16, 8, 3)}
+MLP_OUT_PRODUCT = {2: Product(128, 128, 64, 8, 3), 4: Product(128, 128, 16, 8, 3)}
 
 
 class Ends(NamedTuple):

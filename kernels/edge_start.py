@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -14,59 +13,8 @@ from gcahng.kernels._launch import compute_type, on_device_of
 from gcahng.kernels._tile import TILE, Tile, add_nodes, cut, node_parts, place_of, places
 
 
-@triton.jit
-def edge_start_forward_kernel(
-    p_x_i,  # (I, D)
-    p_x_j,  # (J, D)
-    p_e,  # (I, J, D)
-    J,
-    D,
-    COMPUTE: tl.constexpr,
-    BLOCK_J: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """One program: one i, BLOCK_J of the j, BLOCK_D of the channels."""
-    tiles = tl.cdiv(J, BLOCK_J)
-    i = (tl.program_id(0) // tiles).to(tl.int64)
-    o_j = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK_J + tl.arange(0, BLOCK_J)
-    o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    m_d = o_d < D
-    m_jd = (o_j < J)[:, None] & m_d[None, :]
-    b_x_i = tl.load(p_x_i + i * D + o_d, mask=m_d, other=0.0).to(COMPUTE)
-    b_x_j = tl.load(p_x_j + o_j[:, None] * D + o_d[None, :], mask=m_jd, other=0.0).to(COMPUTE)
-    b_e = b_x_i[None, :] * b_x_j
-    tl.store(p_e + (i * J + o_j)[:, None] * D + o_d[None, :], b_e.to(p_e.dtype.element_ty), mask=m_jd)
-
-
-@triton.jit
-def edge_start_node_sum_kernel(
-    p_g,  # (I, J, D), read as rows o * outer + s * inner
-    p_x,  # (count, D)
-    p_out,  # (O, D)
-    count,
-    D,
-    outer,
-    inner,
-    COMPUTE: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """out[o, :] = Σ_s g[o * outer + s * inner, :] ∘ x[s, :]. One program: one o, BLOCK_D channels, every s in order."""
-    o = tl.program_id(0).to(tl.int64)
-    o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    m_d = o_d < D
-    b_sum = tl.zeros((BLOCK_D,), dtype=COMPUTE)
-    for first in range(0, count, BLOCK_S):
-        o_s = first + tl.arange(0, BLOCK_S).to(tl.int64)
-        m_sd = (o_s < count)[:, None] & m_d[None, :]
-        b_g = tl.load(p_g + (o * outer + o_s * inner)[:, None] * D + o_d[None, :], mask=m_sd, other=0.0).to(COMPUTE)
-        b_x = tl.load(p_x + o_s[:, None] * D + o_d[None, :], mask=m_sd, other=0.0).to(COMPUTE)
-        b_sum += tl.sum(b_g * b_x, axis=0)
-    tl.store(p_out + o * D + o_d, b_sum.to(p_out.dtype.element_ty), mask=m_d)
-
-
 @triton.jit(do_not_specialize=["K", "J", "first", "offset"])
-def edge_start_tile_kernel(
+def edge_start_forward_kernel(
     p_x,  # (classes + reach, K, D)
     p_e,  # (A, K, J, D) or None
     p_low,  # (A, K, J, D) or None
@@ -97,7 +45,7 @@ def edge_start_tile_kernel(
 
 
 @triton.jit(do_not_specialize=TILE)
-def edge_start_tile_backward_kernel(
+def edge_start_backward_kernel(
     p_x,  # (classes + reach, K, D)
     p_de,  # (A, K, O, K, D)
     p_rows,  # (A, K, blocks, D)
@@ -131,64 +79,13 @@ def edge_start_tile_backward_kernel(
     tl.store(p_columns + o_column[:, None] * D + o_d[None, :], b_column, mask=m_cd)
 
 
-def forward(x_i: Tensor, x_j: Tensor) -> Tensor:
-    """x_i (I, D), x_j (J, D) → e (I, J, D)."""
-    x_i, x_j = x_i.contiguous(), x_j.contiguous()
-    (rows, channels), columns = x_i.shape, x_j.shape[0]
-    e = x_i.new_empty(rows, columns, channels)
-    if e.numel():
-        config = EDGE_START
-        grid = (rows * triton.cdiv(columns, config.block_rows), triton.cdiv(channels, config.block_channels))
-        with on_device_of(e):
-            edge_start_forward_kernel[grid](
-                x_i,
-                x_j,
-                e,
-                columns,
-                channels,
-                COMPUTE=compute_type(e.dtype),
-                BLOCK_J=config.block_rows,
-                BLOCK_D=config.block_channels,
-                num_warps=config.num_warps,
-            )
-    return e
-
-
-def backward(grad_e: Tensor, x_i: Tensor, x_j: Tensor) -> tuple[Tensor, Tensor]:
-    """grad_e (I, J, D), x_i (I, D), x_j (J, D) → dx_i (I, D), dx_j (J, D)."""
-    grad_e, x_i, x_j = grad_e.contiguous(), x_i.contiguous(), x_j.contiguous()
-    columns = x_j.shape[0]
-    return _node_sum(grad_e, x_j, x_i, columns, 1), _node_sum(grad_e, x_i, x_j, 1, columns)
-
-
-def _node_sum(grad_e: Tensor, x: Tensor, like: Tensor, outer: int, inner: int) -> Tensor:
-    out = torch.empty_like(like)
-    if out.numel():
-        config = EDGE_START
-        with on_device_of(out):
-            edge_start_node_sum_kernel[(out.shape[0], triton.cdiv(out.shape[1], config.block_channels))](
-                grad_e,
-                x,
-                out,
-                x.shape[0],
-                out.shape[1],
-                outer,
-                inner,
-                COMPUTE=compute_type(out.dtype),
-                BLOCK_S=config.block_rows,
-                BLOCK_D=config.block_channels,
-                num_warps=config.num_warps,
-            )
-    return out
-
-
-def tile(tile: Sequence[int], x: Tensor, e: Tensor | None, low: Tensor | None) -> None:
+def forward(tile: Sequence[int], x: Tensor, e: Tensor | None, low: Tensor | None) -> None:
     """x (classes + reach, K, D), in fp32 or fp64 → a tile's edges e and low (T, D)."""
     anchors, views, offsets, first, offset, _, _ = tile
     rows, columns, channels = anchors * views, offsets * views, x.shape[-1]
     config = EDGE_START
     with on_device_of(x):
-        edge_start_tile_kernel[
+        edge_start_forward_kernel[
             (rows * triton.cdiv(columns, config.block_rows), triton.cdiv(channels, config.block_channels))
         ](
             x,
@@ -205,13 +102,13 @@ def tile(tile: Sequence[int], x: Tensor, e: Tensor | None, low: Tensor | None) -
         )
 
 
-def tile_backward(tile: Sequence[int], x: Tensor, de: Tensor, dx: Tensor) -> None:
+def backward(tile: Sequence[int], x: Tensor, de: Tensor, dx: Tensor) -> None:
     """x (classes + reach, K, D), de (T, D), in fp32 or fp64 → dx, as x, += Σ de x_j at anchors, Σ de x_i at columns."""
     tile, config, channels = Tile(*tile), ENDS, de.shape[1]
     by = cut(tile, config.block_columns, config.block_views)
     parts = node_parts(tile, by, channels, de)
     with on_device_of(de):
-        edge_start_tile_backward_kernel[places(tile, by, channels, config.block_channels)](
+        edge_start_backward_kernel[places(tile, by, channels, config.block_channels)](
             x,
             de,
             parts.rows,

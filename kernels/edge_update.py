@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gcahng.kernels._configs import EDGE_UPDATE
 from gcahng.kernels._gate import DROPOUT, attention, dropout_arguments, factors, gate_sum
-from gcahng.kernels._hidden_product import forward_epilogue, merged
+from gcahng.kernels.mlp_in_product import forward_epilogue, merged
 from gcahng.kernels._launch import on_device_of
 from gcahng.kernels._math import NORM_EPS, gelu, inverse_root, normalised, row_moments
 from gcahng.kernels._product import column_parts, columns_joined, dot_precision

@@ -107,7 +107,7 @@ def test_sdist_holds_all_sources(source: Path) -> None:
     for folder in ("csrc", "kernels"):
         expected = {str(path.relative_to(source)) for path in (source / folder).rglob("*") if path.is_file()}
         assert expected <= names, expected - names
-    assert {"CMakeLists.txt", "setup.py", "gcahng/py.typed", "gcahng/ops/edge_start.py"} <= names
+    assert {"CMakeLists.txt", "setup.py", "gcahng/py.typed", "gcahng/engine/stages.py"} <= names
     assert "gcahng/recipes/resnet50_cub200.yaml" in names
     assert not [name for name in names if name.endswith((".so", ".pyc", "_native_build.json"))]
 
@@ -192,10 +192,9 @@ def test_native_wheel_is_for_this_platform_and_every_python(source: Path, tmp_pa
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)
     code = (
-        "import torch, gcahng._native\n"
-        "from gcahng.ops import edge_start\n"
-        "x = torch.randn(3, 4)\n"
-        "assert torch.equal(edge_start(x, x, 'cpp'), x[:, None] * x)\n"
+        "import torch, gcahng, gcahng._native\n"
+        "gca = gcahng.GCAHNGLoss(5, 8, layers=1, heads=2, impl='cpp')\n"
+        "gca(torch.randn(6, 8, requires_grad=True), torch.arange(3).repeat(2)).backward()\n"
         "print(gcahng._native.load('_C_cpu').path)"
     )
     environment = {**os.environ, "PYTHONPATH": str(installed)}

@@ -86,11 +86,11 @@ class FusedStages(TorchStages):
 
     def edge_start(self, tile: Tile, x: Band, slot: str) -> Edges:
         e = self._pair(slot, tile.rows)
-        self.ops.edge_start_tile_(_numbers(self.schedule, tile), x.wrapped, e.full, self._low(e))
+        self.ops.edge_start_fwd_(_numbers(self.schedule, tile), x.wrapped, e.full, self._low(e))
         return e
 
     def edge_start_backward(self, tile: Tile, x: Band, de: Tensor, into: NodeSum) -> None:
-        self.ops.edge_start_tile_bwd_(_numbers(self.schedule, tile), x.wrapped, de, into.wrapped)
+        self.ops.edge_start_bwd_(_numbers(self.schedule, tile), x.wrapped, de, into.wrapped)
 
     def norm_gelu(self, w: EdgeWeights, t: Tensor, slot: str) -> Edges:
         e = self._pair(slot, t.shape[0])
@@ -159,7 +159,7 @@ class FusedStages(TorchStages):
         self.ops.gate_bwd_(*inputs, w.gamma, e.full, de1, gate.p, gate.q, de1 if want_edge else None, *sums)
         return de1 if want_edge else None
 
-    def hidden(
+    def mlp_in(
         self, w: EdgeWeights, e1: Edges, keep_h: Tensor | None, keep_moments: RowMoments | None
     ) -> tuple[Tensor, RowMoments]:
         rows = e1.low.shape[0]
@@ -168,7 +168,7 @@ class FusedStages(TorchStages):
         self._hidden(w, e1, keep_h, g, moments)
         return g, moments
 
-    def close(
+    def mlp_out(
         self, w: EdgeWeights, e1: Edges, g: Tensor, moments: RowMoments, keep_s: Tensor | None, slot: str
     ) -> tuple[Tensor, Edges]:
         narrowed = keep_s is not None and keep_s.dtype is not self.like.dtype
@@ -198,9 +198,9 @@ class FusedStages(TorchStages):
         low = d if self.same else self.scratch("ds low", rows, self.dim)
         scaled = self.scratch("ds scaled", rows, self.dim)
         means = tuple(self.scratch(f"mean {k}", rows, 1, wide=True) for k in range(2))
-        sums = None if into is None else into.close_sums
-        self.ops.close_bwd_(s, e1.full, d, *moments, w.w, w.d, w.gamma, d, low, scaled, *means, sums)
-        self._hidden_backward(w, low, h, (*moments, *means), g, dh, None if into is None else into.b1)
+        sums = None if into is None else into.mlp_out_sums
+        self.ops.mlp_out_bwd_(s, e1.full, d, *moments, w.w, w.d, w.gamma, d, low, scaled, *means, sums)
+        self._mlp_in_backward(w, low, h, (*moments, *means), g, dh, None if into is None else into.b1)
         if into is not None:
             self._accumulate_product(into.out_g, scaled, g)
             self._accumulate_product(into.w1, dh, e1.low)
@@ -212,20 +212,20 @@ class FusedStages(TorchStages):
     def _hidden(self, w: EdgeWeights, e1: Edges, h: Tensor | None, g: Tensor, moments: RowMoments) -> None:
         """g and its row moments; h, if given, the product."""
         h = torch.mm(e1.low, w.w1.T, out=g if h is None else h)
-        self.ops.hidden_fwd_(h, w.b1, g, *moments)
+        self.ops.mlp_in_fwd_(h, w.b1, g, *moments)
 
     def _close(self, w: EdgeWeights, e1: Edges, g: Tensor, moments: RowMoments, s: Tensor, e: Edges | None) -> None:
         """s, and the edges that leave if given."""
         product = torch.mm(g, w.w2.T, out=self.scratch("product", g.shape[0], self.dim))
         out = (None, None) if e is None else (e.full, self._low(e))
-        self.ops.close_fwd_(product, e1.full, *moments, w.w, w.d, w.gamma, w.beta, s, *out)
+        self.ops.mlp_out_fwd_(product, e1.full, *moments, w.w, w.d, w.gamma, w.beta, s, *out)
 
-    def _hidden_backward(
+    def _mlp_in_backward(
         self, w: EdgeWeights, ds: Tensor, h: Tensor, rows: tuple[Tensor, ...], g: Tensor, dh: Tensor, db: Tensor | None
     ) -> None:
         """g and dh (T, 4D) from ds (T, D); rows: mean and 1/σ, and the two means of LayerNorm's gradient."""
         torch.mm(ds, w.w2, out=dh)
-        self.ops.hidden_bwd_(h, w.b1, dh, *rows, g, dh, db)
+        self.ops.mlp_in_bwd_(h, w.b1, dh, *rows, g, dh, db)
 
     def _add_product(self, into: Tensor, a: Tensor, b: Tensor) -> None:
         if into.dtype is a.dtype:

@@ -63,7 +63,7 @@ class RowMoments(NamedTuple):
 
 class Keep(NamedTuple):
     """What of an edge update is kept. gate: the slot of e¹ and of what the gate's backward needs; None: they are not.
-    The others, where given, receive what `hidden` and `close` keep."""
+    The others, where given, receive what `mlp_in` and `mlp_out` keep."""
 
     gate: str | None
     h: Tensor | None
@@ -221,9 +221,9 @@ class TorchStages:
     def _kept(keep: Tensor | None, at_i: Tensor, at_j: Tensor) -> tuple[Tensor, Tensor]:
         return (at_i, at_j) if keep is None else (at_i * keep[..., 0], at_j * keep[..., 1])
 
-    # -- hidden and close: the edge MLP
+    # -- mlp_in and mlp_out: the edge MLP
 
-    def hidden(
+    def mlp_in(
         self, w: EdgeWeights, e1: Edges, keep_h: Tensor | None, keep_moments: RowMoments | None
     ) -> tuple[Tensor, RowMoments]:
         """e¹ → g = GELU(e¹ W₁ᵀ + b₁) (T, 4D) in the compute dtype, and its row moments. keep_h (T, 4D) and
@@ -239,7 +239,7 @@ class TorchStages:
             keep_moments.rstd.copy_(moments.rstd)
         return g, moments
 
-    def close(
+    def mlp_out(
         self, w: EdgeWeights, e1: Edges, g: Tensor, moments: RowMoments, keep_s: Tensor | None, slot: str
     ) -> tuple[Tensor, Edges]:
         """The pre-norm sum s = (g W₂'ᵀ - μ w)/σ + d + e¹ (T, D), and the edges LayerNorm(GELU(s)). keep_s (T, D), if
@@ -264,12 +264,12 @@ class TorchStages:
         slot: str,
         sums: Tensor | None = None,
     ) -> Update:
-        """`gate` with w, `hidden` and `close` with closing, together: e → the edges that leave the layer, which may be
+        """`gate` with w, `mlp_in` and `mlp_out` with closing, together: e → the edges that leave the layer, which may be
         in e's own slot, and what is to be kept. sums (2, D) float64: given where nothing but BatchNorm's moments is
         wanted of these edges; an implementation that adds them itself (as TorchHead.add_moments) has no edges then."""
         e1, gate = self.gate(layer, number, tile, w, tokens, e, keep.gate or "e1")
-        g, moments = self.hidden(closing, e1, keep.h, keep.moments)
-        return Update(self.close(closing, e1, g, moments, keep.s, slot)[1], e1, gate)
+        g, moments = self.mlp_in(closing, e1, keep.h, keep.moments)
+        return Update(self.mlp_out(closing, e1, g, moments, keep.s, slot)[1], e1, gate)
 
     def mlp_backward(
         self,
@@ -281,7 +281,7 @@ class TorchStages:
         moments: RowMoments,
         into: EdgeGradients | None,
     ) -> Tensor:
-        """Gradient d (T, D) of LayerNorm(GELU(s)) → de¹ (T, D). h (T, 4D): what `hidden` kept, or None to replay its
+        """Gradient d (T, D) of LayerNorm(GELU(s)) → de¹ (T, D). h (T, 4D): what `mlp_in` kept, or None to replay its
         product."""
         ds = self._norm_gelu_backward(w, s, d, into)
         if h is None:

@@ -13,9 +13,9 @@ from gcahng.engine.fused import FusedStages
 from gcahng.engine.schedule import Tile
 from gcahng.engine.stages import Edges, Keep, RowMoments, Tokens, Update
 from gcahng.engine.weights import EdgeWeights
-from gcahng.kernels import close as close_kernels
+from gcahng.kernels import mlp_out as mlp_out_kernels
 from gcahng.kernels import edge_update as edge_update_kernels
-from gcahng.kernels import hidden as hidden_kernels
+from gcahng.kernels import mlp_in as mlp_in_kernels
 
 
 @cache
@@ -76,7 +76,7 @@ class TritonStages(FusedStages):
 
     def _hidden(self, w: EdgeWeights, e1: Edges, h: Tensor | None, g: Tensor, moments: RowMoments) -> None:
         if self._epilogues:
-            hidden_kernels.product_forward(e1.low, w.w1, w.b1, h, g, *moments)
+            mlp_in_kernels.product_forward(e1.low, w.w1, w.b1, h, g, *moments)
         else:
             super()._hidden(w, e1, h, g, moments)
 
@@ -84,14 +84,14 @@ class TritonStages(FusedStages):
         if not self._epilogues:
             super()._close(w, e1, g, moments, s, e)
             return
-        close_kernels.product_forward(g, w.w2, e1.full, *moments, w.w, w.d, s)
+        mlp_out_kernels.product_forward(g, w.w2, e1.full, *moments, w.w, w.d, s)
         if e is not None:
             self.ops.norm_gelu_(s, w.gamma, w.beta, e.full, self._low(e))
 
-    def _hidden_backward(
+    def _mlp_in_backward(
         self, w: EdgeWeights, ds: Tensor, h: Tensor, rows: tuple[Tensor, ...], g: Tensor, dh: Tensor, db: Tensor | None
     ) -> None:
         if self._epilogues:
-            hidden_kernels.product_backward(ds, w.w2, h, w.b1, *rows, g, dh, db)
+            mlp_in_kernels.product_backward(ds, w.w2, h, w.b1, *rows, g, dh, db)
         else:
-            super()._hidden_backward(w, ds, h, rows, g, dh, db)
+            super()._mlp_in_backward(w, ds, h, rows, g, dh, db)

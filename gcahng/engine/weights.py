@@ -111,12 +111,12 @@ class EdgeGradients:
         self.b1 = like.new_zeros(4 * dim)
         self.out_g = like.new_zeros(dim, 4 * dim)  # Σ (ds / σ) ⊗ g
         # The edge norm's dγ and dβ, Σ ds, and Σ (ds / σ) μ.
-        self.close_sums = like.new_zeros(4, dim)
-        self.gamma, self.beta, self.out, self.out_mean = self.close_sums
+        self.mlp_out_sums = like.new_zeros(4, dim)
+        self.gamma, self.beta, self.out, self.out_mean = self.mlp_out_sums
 
     def parts(self) -> tuple[Tensor, ...]:
         """What is summed."""
-        return self.w1, self.b1, self.out_g, self.close_sums
+        return self.w1, self.b1, self.out_g, self.mlp_out_sums
 
     def named(self, named: dict[str, Tensor], layer: int) -> dict[str, Tensor]:
         """The gradients of mlp_in, mlp_norm, mlp_out and norm, none a view of another (an operator must not return

@@ -35,26 +35,3 @@ def define(name: str, schema: str, fake: Callable[..., Any], launcher: str) -> N
         torch.library.register_fake(f"{namespace}::{name}", fake, lib=library)
     for key in ("CUDA", "CPU"):  # on the CPU under TRITON_INTERPRET=1
         _LIBRARIES[TRITON].impl(name, run_triton, key)
-
-
-def registered(name: str) -> dict[str, Callable[..., Any]]:
-    """The op of this name for each implementation that is a registered op."""
-    native, triton = (getattr(getattr(torch.ops, namespace), name).default for namespace in (NATIVE, TRITON))
-    return {"cpp": native, "cuda": native, "triton": triton}
-
-
-def _edge_start_fwd(x_i: Tensor, x_j: Tensor) -> Tensor:
-    return x_i.new_empty(x_i.shape[0], x_j.shape[0], x_i.shape[1])
-
-
-def _edge_start_bwd(grad_e: Tensor, x_i: Tensor, x_j: Tensor) -> tuple[Tensor, Tensor]:
-    return x_i.new_empty(x_i.shape), x_j.new_empty(x_j.shape)
-
-
-define("edge_start_fwd", "(Tensor x_i, Tensor x_j) -> Tensor", _edge_start_fwd, "edge_start.forward")
-define(
-    "edge_start_bwd",
-    "(Tensor grad_e, Tensor x_i, Tensor x_j) -> (Tensor, Tensor)",
-    _edge_start_bwd,
-    "edge_start.backward",
-)

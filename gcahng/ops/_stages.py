@@ -15,8 +15,8 @@ _GATE = "int[] tile, int[] dropout, float scale, Tensor draw, Tensor u, Tensor c
 _MIX = "int[] tile, Tensor z, Tensor d_plus, Tensor kappa, Tensor pull"
 STAGES = {
     "norm_gelu_": ("norm_gelu.forward", "(Tensor t, Tensor gamma, Tensor beta, Tensor(a!)? y, Tensor(b!)? low) -> ()"),
-    "edge_start_tile_": ("edge_start.tile", "(int[] tile, Tensor x, Tensor(a!)? e, Tensor(b!)? low) -> ()"),
-    "edge_start_tile_bwd_": ("edge_start.tile_backward", "(int[] tile, Tensor x, Tensor de, Tensor(a!) dx) -> ()"),
+    "edge_start_fwd_": ("edge_start.forward", "(int[] tile, Tensor x, Tensor(a!)? e, Tensor(b!)? low) -> ()"),
+    "edge_start_bwd_": ("edge_start.backward", "(int[] tile, Tensor x, Tensor de, Tensor(a!) dx) -> ()"),
     "gate_fwd_": (
         "gate.forward",
         f"({_GATE}, Tensor beta, Tensor e, Tensor(a!) e1, Tensor(b!)? low, Tensor(c!) p, Tensor(d!) q) -> ()",
@@ -26,19 +26,19 @@ STAGES = {
         f"({_GATE}, Tensor e, Tensor de1, Tensor p, Tensor q, Tensor(a!)? de, Tensor(b!)? du, Tensor(c!)? dc, "
         "Tensor(d!)? dv, Tensor(e!)? dgamma, Tensor(f!)? dbeta) -> ()",
     ),
-    "hidden_fwd_": ("hidden.forward", "(Tensor h, Tensor b, Tensor(a!) g, Tensor(b!) mean, Tensor(c!) rstd) -> ()"),
-    "hidden_bwd_": (
-        "hidden.backward",
+    "mlp_in_fwd_": ("mlp_in.forward", "(Tensor h, Tensor b, Tensor(a!) g, Tensor(b!) mean, Tensor(c!) rstd) -> ()"),
+    "mlp_in_bwd_": (
+        "mlp_in.backward",
         "(Tensor h, Tensor b, Tensor dn, Tensor mean, Tensor rstd, Tensor m1, Tensor m2, Tensor(a!) g, "
         "Tensor(b!) dh, Tensor(c!)? db) -> ()",
     ),
-    "close_fwd_": (
-        "close.forward",
+    "mlp_out_fwd_": (
+        "mlp_out.forward",
         "(Tensor out, Tensor e1, Tensor mean, Tensor rstd, Tensor w, Tensor d, Tensor gamma, Tensor beta, "
         "Tensor(a!) s, Tensor(b!)? y, Tensor(c!)? low) -> ()",
     ),
-    "close_bwd_": (
-        "close.backward",
+    "mlp_out_bwd_": (
+        "mlp_out.backward",
         "(Tensor s, Tensor e1, Tensor dy, Tensor mean, Tensor rstd, Tensor w, Tensor d, Tensor gamma, "
         "Tensor(a!) ds, Tensor(b!) low, Tensor(c!) scaled, Tensor(d!) m1, Tensor(e!) m2, Tensor(f!)? sums) -> ()",
     ),

@@ -40,7 +40,7 @@ USUAL = Sizes()
 
 def launch_all(dim: int, compute: torch.dtype) -> None:
     """Every Triton kernel, as steps with D channels and products in the compute dtype launch it: in every memory mode,
-    and with every product left to the library, as in fp64; and edge_start's public op."""
+    and with every product left to the library, as in fp64."""
     with _launching():
         for memory in MODES:
             meta_step("triton", dim, compute, memory)
@@ -48,9 +48,6 @@ def launch_all(dim: int, compute: torch.dtype) -> None:
         with patch("gcahng.engine.triton.TritonStages", FusedStages):
             meta_step("triton", dim, compute, "store")
             meta_step("triton", dim, compute, "recompute")
-    edge_start = importlib.import_module("gcahng.kernels.edge_start")
-    x = torch.empty(510, dim, dtype=compute, device="meta")
-    edge_start.backward(edge_start.forward(x, x), x, x)
 
 
 def meta_step(

@@ -334,7 +334,7 @@ def test_shares_and_triton_against_cuda() -> None:
     def row(kind: str, impl: str, seconds: float, **more: Any) -> dict[str, Any]:
         times = {"median": seconds, "p20": seconds, "p80": seconds}
         return {
-            "kind": kind, "stage": "hidden", "name": "hidden" if kind == "stage" else "hidden_fwd_", "impl": impl,
+            "kind": kind, "stage": "hidden", "name": "hidden" if kind == "stage" else "mlp_in_fwd_", "impl": impl,
             "precision": "bf16", "time_s": times, "disagrees": None, "failed": None, "rows": 9, "D": 8,
         } | more  # fmt: skip
 
@@ -346,7 +346,7 @@ def test_shares_and_triton_against_cuda() -> None:
     rows[2]["disagrees"] = "it is wrong"
     _gpu_stages.add_shares(rows, RATES, COPY)
     assert rows[1]["triton_over_cuda"] is None
-    assert "| hidden_fwd_ in hidden | bf16 | triton |" in _gpu_tables._stages(rows, "op")
+    assert "| mlp_in_fwd_ in hidden | bf16 | triton |" in _gpu_tables._stages(rows, "op")
 
 
 def test_triton_stages_in_the_interpreter() -> None:

@@ -29,7 +29,7 @@ FREE = {
     "new_empty",
     "transpose_",
 }
-KERNELS = {"edge_to_node_fwd_": 2, "edge_to_node_bwd_": 2, "gate_bwd_": 6, "close_bwd_": 2, "hidden_bwd_": 2}
+KERNELS = {"edge_to_node_fwd_": 2, "edge_to_node_bwd_": 2, "gate_bwd_": 6, "mlp_out_bwd_": 2, "mlp_in_bwd_": 2}
 KERNELS |= {"head_bwd_": 2, "head_moments_": 2, "head_sums_": 2, "mix_bwd_z_": 4, "diversity_fwd_": 2}
 KERNELS |= {"edge_start_tile_bwd_": 2}
 STAGES = {
@@ -37,8 +37,8 @@ STAGES = {
     "N of stored sums": "norm_gelu_",
     "edge to node: GELU, sums": "edge_to_node_fwd_",
     "gate": "gate_fwd_",
-    "hidden: GELU, moments": "hidden_fwd_",
-    "close: fold, residual, N": "close_fwd_",
+    "hidden: GELU, moments": "mlp_in_fwd_",
+    "close: fold, residual, N": "mlp_out_fwd_",
     "head: BatchNorm's moments": "head_moments_",
     "head: sigmoid": "head_fwd_",
     "mix: backward to z": "mix_bwd_z_",
@@ -46,8 +46,8 @@ STAGES = {
     "J_div: sums": "diversity_fwd_",
     "J_div: gradient": "diversity_bwd_",
     "head: BatchNorm backward": "head_norm_",
-    "close: backward": "close_bwd_",
-    "hidden: backward, row-wise": "hidden_bwd_",
+    "close: backward": "mlp_out_bwd_",
+    "hidden: backward, row-wise": "mlp_in_bwd_",
     "gate: backward": "gate_bwd_",
     "edge to node: backward, row-wise": "edge_to_node_bwd_",
     "edge start: backward": "edge_start_tile_bwd_",

@@ -5,38 +5,22 @@
 
 using gcahng::DType;
 
-extern "C" const char* emulate_edge_start_forward(int seed, int dtype, const void* x_i, const void* x_j, void* e,
-                                                  int64_t I, int64_t J, int64_t D) {
-  return emu::report(seed, [&] {
-    return gcahng::cuda::launch_edge_start_forward(static_cast<DType>(dtype), x_i, x_j, e, I, J, D, nullptr);
-  });
-}
-
-extern "C" const char* emulate_edge_start_backward(int seed, int dtype, const void* grad_e, const void* x_i,
-                                                   const void* x_j, void* dx_i, void* dx_j, int64_t I, int64_t J,
-                                                   int64_t D) {
-  return emu::report(seed, [&] {
-    return gcahng::cuda::launch_edge_start_backward(static_cast<DType>(dtype), grad_e, x_i, x_j, dx_i, dx_j, I, J, D,
-                                                    nullptr);
-  });
-}
-
-extern "C" const char* emulate_edge_start_tile(int seed, int dtype, int low_type, const int64_t* tile, const void* x,
+extern "C" const char* emulate_edge_start_forward(int seed, int dtype, int low_type, const int64_t* tile, const void* x,
                                                void* e, void* low, int64_t D) {
   return emu::report(seed, [&] {
-    return gcahng::cuda::launch_edge_start_tile(static_cast<DType>(dtype), static_cast<DType>(low_type),
+    return gcahng::cuda::launch_edge_start_forward(static_cast<DType>(dtype), static_cast<DType>(low_type),
                                                 emu::tile(tile), x, e, low, D, nullptr);
   });
 }
 
-extern "C" int64_t edge_start_tile_backward_scratch(const int64_t* tile, int64_t D) {
-  return gcahng::cuda::edge_start_tile_backward_scratch(emu::tile(tile), D);
+extern "C" int64_t edge_start_backward_scratch(const int64_t* tile, int64_t D) {
+  return gcahng::cuda::edge_start_backward_scratch(emu::tile(tile), D);
 }
 
-extern "C" const char* emulate_edge_start_tile_backward(int seed, int dtype, const int64_t* tile, const void* x,
+extern "C" const char* emulate_edge_start_backward(int seed, int dtype, const int64_t* tile, const void* x,
                                                         const void* de, void* dx, void* scratch, int64_t D) {
   return emu::report(seed, [&] {
-    return gcahng::cuda::launch_edge_start_tile_backward(static_cast<DType>(dtype), emu::tile(tile), x, de, dx, scratch,
+    return gcahng::cuda::launch_edge_start_backward(static_cast<DType>(dtype), emu::tile(tile), x, de, dx, scratch,
                                                          D, nullptr);
   });
 }

@@ -10,7 +10,7 @@ from emulator.build import compiled
 from emulator.tile_ops import EmulatedTiles, Numbers
 from torch import Tensor
 
-STEMS = ("norm_gelu", "hidden", "close", "head")
+STEMS = ("norm_gelu", "mlp_in", "mlp_out", "head")
 
 
 def compile_all() -> None:
@@ -26,24 +26,24 @@ class EmulatedRows(EmulatedTiles):
         types = t.dtype, t.dtype if low is None else low.dtype
         self._run("norm_gelu", "forward", types, (len(t), t, gamma, beta), (y, low), t.shape[-1])
 
-    def hidden_fwd_(self, h: Tensor, b: Tensor, *outputs: Tensor) -> None:
-        self._run("hidden", "forward", (b.dtype, h.dtype), (len(h), h, b), outputs, h.shape[-1])
+    def mlp_in_fwd_(self, h: Tensor, b: Tensor, *outputs: Tensor) -> None:
+        self._run("mlp_in", "forward", (b.dtype, h.dtype), (len(h), h, b), outputs, h.shape[-1])
 
-    def hidden_bwd_(self, h: Tensor, b: Tensor, *arguments: Tensor | None) -> None:
+    def mlp_in_bwd_(self, h: Tensor, b: Tensor, *arguments: Tensor | None) -> None:
         inputs, (g, dh, db) = (len(h), h, b, *arguments[:5]), arguments[5:]
-        scratch = None if db is None else self._sums("hidden", h, b.dtype)
-        self._run("hidden", "backward", (b.dtype, h.dtype), inputs, (g, dh, db, scratch), h.shape[-1])
+        scratch = None if db is None else self._sums("mlp_in", h, b.dtype)
+        self._run("mlp_in", "backward", (b.dtype, h.dtype), inputs, (g, dh, db, scratch), h.shape[-1])
 
-    def close_fwd_(self, out: Tensor, e1: Tensor, *arguments: Tensor | None) -> None:
+    def mlp_out_fwd_(self, out: Tensor, e1: Tensor, *arguments: Tensor | None) -> None:
         inputs = len(e1), out, e1, *arguments[:-3]
-        self._run("close", "forward", (e1.dtype, out.dtype), inputs, arguments[-3:], e1.shape[-1])
+        self._run("mlp_out", "forward", (e1.dtype, out.dtype), inputs, arguments[-3:], e1.shape[-1])
 
-    def close_bwd_(self, s: Tensor, e1: Tensor, *arguments: Tensor | None) -> None:
+    def mlp_out_bwd_(self, s: Tensor, e1: Tensor, *arguments: Tensor | None) -> None:
         inputs, (ds, low, scaled, m1, m2, sums) = (len(s), s, e1, *arguments[:-6]), arguments[-6:]
         assert low is not None
-        scratch = None if sums is None else self._sums("close", s, e1.dtype)
+        scratch = None if sums is None else self._sums("mlp_out", s, e1.dtype)
         outputs = (ds, low, scaled, m1, m2, sums, scratch)
-        self._run("close", "backward", (e1.dtype, low.dtype), inputs, outputs, e1.shape[-1])
+        self._run("mlp_out", "backward", (e1.dtype, low.dtype), inputs, outputs, e1.shape[-1])
 
     def head_moments_(self, tile: Numbers, e: Tensor, sums: Tensor) -> None:
         scratch = self._sums("head", e, torch.float64)

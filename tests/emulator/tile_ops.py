@@ -38,13 +38,13 @@ class EmulatedTiles:
     def __init__(self, seed: int = -1, offset: int = 0, *defines: str, only: int | None = None) -> None:
         self._seed, self._offset, self._defines, self._only = seed, offset, defines, only
 
-    def edge_start_tile_(self, tile: Numbers, x: Tensor, e: Tensor | None, low: Tensor | None) -> None:
+    def edge_start_fwd_(self, tile: Numbers, x: Tensor, e: Tensor | None, low: Tensor | None) -> None:
         types = x.dtype, x.dtype if low is None else low.dtype
-        self._run("edge_start", "tile", types, (tile, x), (e, low), x.shape[-1])
+        self._run("edge_start", "forward", types, (tile, x), (e, low), x.shape[-1])
 
-    def edge_start_tile_bwd_(self, tile: Numbers, x: Tensor, de: Tensor, dx: Tensor) -> None:
-        scratch = self._scratch("edge_start", "tile_backward", tile, de.shape[-1], de.dtype)
-        self._run("edge_start", "tile_backward", (de.dtype,), (tile, x, de), (dx, scratch), de.shape[-1])
+    def edge_start_bwd_(self, tile: Numbers, x: Tensor, de: Tensor, dx: Tensor) -> None:
+        scratch = self._scratch("edge_start", "backward", tile, de.shape[-1], de.dtype)
+        self._run("edge_start", "backward", (de.dtype,), (tile, x, de), (dx, scratch), de.shape[-1])
 
     def edge_to_node_fwd_(self, tile: Numbers, p: Tensor, b: Tensor, sum: Tensor) -> None:
         scratch = self._scratch("edge_to_node", "forward", tile, p.shape[-1], b.dtype)

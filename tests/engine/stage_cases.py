@@ -288,26 +288,26 @@ class Run:
         return found.results() | {"du": sums.u.total(), "dc": sums.c.total()}
 
     def mlp(self) -> Results:
-        """hidden and close."""
+        """mlp_in and mlp_out."""
         found, w = Collected(), self.inputs.weights
         for number, _, rows in self.tiles():
             e1 = self.edges(rows)
             kept = RowMoments(*(torch.full((len(e1.full), 1), torch.nan, dtype=self.like.dtype) for _ in range(2)))
             h = torch.full((len(e1.full), 4 * self.dim), torch.nan, dtype=e1.low.dtype)
             keep = (h, kept) if number else (None, None)
-            g, moments = self.stages.hidden(w, e1, *keep)
+            g, moments = self.stages.mlp_in(w, e1, *keep)
             if number:
                 assert all(torch.equal(a, b) for a, b in zip(kept, moments, strict=True))
                 assert h.isfinite().all()
             keep_s = torch.full_like(e1.full, torch.nan) if number else None
-            s, e = self.stages.close(w, e1, g, moments, keep_s, "out")
+            s, e = self.stages.mlp_out(w, e1, g, moments, keep_s, "out")
             if number:
                 assert torch.equal(keep_s, s)
             found.add(g=g, mean=moments.mean, rstd=moments.rstd, s=s, e=e.full, low=e.low)
         return found.results()
 
     def update(self) -> Results:
-        """gate, hidden and close as one stage, which keeps what it is asked to; BatchNorm's moments of its edges."""
+        """gate, mlp_in and mlp_out as one stage, which keeps what it is asked to; BatchNorm's moments of its edges."""
         found, w, closing = Collected(), self.inputs.weights, self.inputs.closing
         moments, of_edges = (self.head.moments(self.dim, self.like) for _ in range(2))
         for number, tile, rows in self.tiles():
@@ -336,13 +336,13 @@ class Run:
         torch.testing.assert_close(moments, of_edges, rtol=1e-13, atol=1e-13 * of_edges.abs().max().item())
         return found.results()
 
-    def close_to_bfloat16(self) -> Results:
+    def stored_in_bfloat16(self) -> Results:
         """Stored in bf16: what goes on is what was stored."""
         found, w = Collected(), self.inputs.weights
         for _, _, rows in self.tiles():
             e1 = self.edges(rows)
             keep = torch.full(e1.full.shape, torch.nan, dtype=torch.bfloat16)
-            s, e = self.stages.close(w, e1, *self.stages.hidden(w, e1, None, None), keep, "out")
+            s, e = self.stages.mlp_out(w, e1, *self.stages.mlp_in(w, e1, None, None), keep, "out")
             assert torch.equal(s, keep.to(s.dtype))
             again = self.stages.norm_gelu(w, s.clone(), "again")
             assert torch.equal(again.full, e.full) and torch.equal(again.low, e.low)
@@ -356,7 +356,7 @@ class Run:
         for number, _, rows in self.tiles():
             e1 = self.edges(rows)
             h = torch.empty(len(e1.full), 4 * self.dim, dtype=e1.low.dtype)
-            _, moments = self.stages.hidden(w, e1, h, None)
+            _, moments = self.stages.mlp_in(w, e1, h, None)
             moments = RowMoments(moments.mean.clone(), moments.rstd.clone())
             d = self.stages.mlp_backward(w, e1, rows(s), rows(self.inputs.upstream), h, moments, None)
             found.add(de1=d)

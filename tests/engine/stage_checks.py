@@ -216,8 +216,8 @@ def check_outputs_on_their_own(ops: Any, low: torch.dtype) -> None:
     x = seeded(5 * 2, dim, seed=9, dtype=torch.float32)
     calls = (
         (ops.norm_gelu_, (t, gamma, beta)),
-        (ops.close_fwd_, (out.to(low), residual, mean, rstd, w, d, gamma, beta, torch.empty_like(t))),
-        (ops.edge_start_tile_, ([2, 2, 3, 1, 0, 1, 3], x)),
+        (ops.mlp_out_fwd_, (out.to(low), residual, mean, rstd, w, d, gamma, beta, torch.empty_like(t))),
+        (ops.edge_start_fwd_, ([2, 2, 3, 1, 0, 1, 3], x)),
     )
     for op, inputs in calls:
         full, again = (torch.full_like(t, torch.nan) for _ in range(2))
@@ -236,13 +236,13 @@ def check_hidden_values_as_they_are_stored(ops: Any, low: torch.dtype) -> None:
     h, b = seeded(rows, width, seed=1, dtype=torch.float32).to(low), seeded(width, seed=2, dtype=torch.float32)
     g, again, dh = (torch.full_like(h, torch.nan) for _ in range(3))
     mean, rstd = (torch.full((rows, 1), torch.nan) for _ in range(2))
-    ops.hidden_fwd_(h, b, g, mean, rstd)
+    ops.mlp_in_fwd_(h, b, g, mean, rstd)
     variance, center = torch.var_mean(g.double(), dim=1, correction=0, keepdim=True)
     torch.testing.assert_close(mean.double(), center, rtol=2e-6, atol=2e-7)
     torch.testing.assert_close(rstd.double(), (variance + 1e-5).rsqrt(), rtol=2e-6, atol=0)
 
     zero, one, db = torch.zeros(rows, 1), torch.ones(rows, 1), torch.zeros(width)
-    ops.hidden_bwd_(h, b, torch.zeros_like(h), zero, one, zero, one, again, dh, db)  # dn = -g
+    ops.mlp_in_bwd_(h, b, torch.zeros_like(h), zero, one, zero, one, again, dh, db)  # dn = -g
     assert torch.equal(g, again)
     x = (h.double() + b.double()).requires_grad_()
     F.gelu(x).backward(-g.double())
@@ -253,5 +253,5 @@ def check_store_in_bfloat16(setup: Setup, precision: str, impl: str) -> None:
     """The pre-norm sums are rounded to the nearest bf16, and what goes on is what was stored."""
     run = run_of(setup, precision, impl)
     with nan_poisoned():
-        kept, whole = run.close_to_bfloat16()["kept"], run.mlp()["s"]
+        kept, whole = run.stored_in_bfloat16()["kept"], run.mlp()["s"]
     assert torch.equal(kept, whole.bfloat16())

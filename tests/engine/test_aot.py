@@ -51,7 +51,7 @@ def test_kernels_pass_for_hopper(tmp_path: Path) -> None:
 
 def test_a_product_passes_everywhere(tmp_path: Path) -> None:
     chosen = ("--once", "--dim", "512", "--dtype", "bf16", "--arch", "80", "100")
-    builds, _ = compiled(tmp_path, *chosen, "--kernel", "hidden_product_forward_kernel")
+    builds, _ = compiled(tmp_path, *chosen, "--kernel", "mlp_in_product_forward_kernel")
     assert not failures(builds)
     found = {b["case"]["arch"]: b["products"] for b in builds}
     assert found == {80: ["HMMA 16816"], 100: ["UTCHMMA"]}

@@ -256,7 +256,7 @@ def test_refusals() -> None:
 @pytest.mark.parametrize("stages", ["torch", "cuda", "triton", "cuda+triton"])
 def test_a_pass_neither_waits_nor_depends_on_data(stages: str, memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On tensors without data: what would need a value raises. Kernels are left out."""
-    products = ("hidden.product_forward", "hidden.product_backward", "close.product_forward", "edge_update.forward")
+    products = ("mlp_in.product_forward", "mlp_in.product_backward", "mlp_out.product_forward", "edge_update.forward")
     for launcher in products:
         monkeypatch.setattr(f"gcahng.kernels.{launcher}", lambda *_: None)
     with FakeTensorMode():

@@ -30,10 +30,10 @@ STAGES = ("norm_gelu", "mlp", "mlp_backward", "head_forward", "head_backward", "
 PRECISIONS = ("float64", "float32", "bfloat16", "float16")
 OPS = (
     "norm_gelu_",
-    "hidden_fwd_",
-    "hidden_bwd_",
-    "close_fwd_",
-    "close_bwd_",
+    "mlp_in_fwd_",
+    "mlp_in_bwd_",
+    "mlp_out_fwd_",
+    "mlp_out_bwd_",
     "head_moments_",
     "head_fwd_",
     "head_bwd_",
@@ -145,7 +145,7 @@ def test_blocks_that_take_several_rows_of_the_hidden_layer():
     rows, width = 4110, 264
     h, b = seeded(rows, width, seed=1), torch.zeros(width)
     g, mean, rstd = torch.full_like(h, torch.nan), *(torch.full((rows, 1), torch.nan) for _ in range(2))
-    EmulatedRows(0).hidden_fwd_(h, b, g, mean, rstd)
+    EmulatedRows(0).mlp_in_fwd_(h, b, g, mean, rstd)
     variance, center = torch.var_mean(torch.nn.functional.gelu(h.double()), dim=1, correction=0, keepdim=True)
     torch.testing.assert_close(mean.double(), center, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(rstd.double(), (variance + 1e-5).rsqrt(), rtol=1e-6, atol=0)
@@ -157,7 +157,7 @@ def test_blocks_that_take_several_rows_of_the_close():
     one, zero, column = torch.ones(1), torch.zeros(1), torch.ones(rows, 1)
     ds, scaled, m1, m2 = (torch.full((rows, 1), torch.nan) for _ in range(4))
     sums = torch.zeros(4, 1)
-    ops.close_bwd_(s, s, dy, column, column, zero, zero, one, ds, ds, scaled, m1, m2, sums)
+    ops.mlp_out_bwd_(s, s, dy, column, column, zero, zero, one, ds, ds, scaled, m1, m2, sums)
     assert not ds.any() and not scaled.any() and not m1.any() and not m2.any()  # one channel: its norm is constant
     assert sums[0] == 0 and sums[2] == 0 and sums[3] == 0
     check_sum(sums[1], dy)
@@ -180,7 +180,7 @@ def test_a_missing_barrier_is_caught():
 
     def results(seed: int, *defines: str) -> tuple[torch.Tensor, ...]:
         outputs = torch.full_like(h, torch.nan), *(torch.full((4, 1), torch.nan) for _ in range(2))
-        EmulatedRows(seed, 0, *defines).hidden_fwd_(h, b, *outputs)
+        EmulatedRows(seed, 0, *defines).mlp_in_fwd_(h, b, *outputs)
         return outputs
 
     right = results(-1)
@@ -204,7 +204,7 @@ def test_the_widest_rows(low):
     assert torch.equal(y_low, y.to(low))
     h, b = seeded(2, 4096, seed=4, dtype=low), seeded(4096, seed=5)
     g, mean, rstd = torch.full_like(h, torch.nan), torch.full((2, 1), torch.nan), torch.full((2, 1), torch.nan)
-    EmulatedRows().hidden_fwd_(h, b, g, mean, rstd)
+    EmulatedRows().mlp_in_fwd_(h, b, g, mean, rstd)
     assert_close_to_truth(g, torch.nn.functional.gelu(h.float() + b).to(low), torch.nn.functional.gelu(h.double() + b))
     variance, center = torch.var_mean(g.double(), dim=1, correction=0, keepdim=True)
     torch.testing.assert_close(mean.double(), center, rtol=1e-6, atol=1e-7)
@@ -224,7 +224,7 @@ def test_what_the_kernels_do_not_take_is_an_error():
             norm_gelu(*wrong)
     h, moments = torch.zeros(1, 4097), torch.zeros(2, 1)
     with pytest.raises(RuntimeError, match="cudaError_t 1"):
-        ops.hidden_fwd_(h, h[0].clone(), h.clone(), moments[0].clone(), moments[1].clone())
+        ops.mlp_in_fwd_(h, h[0].clone(), h.clone(), moments[0].clone(), moments[1].clone())
 
 
 # -- the built library
@@ -251,7 +251,7 @@ def test_no_kernel_needs_a_stack(library):
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     done = subprocess.run([str(tool), "-res-usage", str(library)], capture_output=True, text=True, check=True)
     used = re.findall(r"Function (\S+):\s*\n?\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", done.stdout)
-    assert sum("close_backward_kernel" in name for name, *_ in used) == 3 * 17  # targets, variants
+    assert sum("mlp_out_backward_kernel" in name for name, *_ in used) == 3 * 17  # targets, variants
     assert not [name for name, _, stack, shared, local in used if int(stack) or int(local) or int(shared) > 48 << 10]
 
 

@@ -108,7 +108,7 @@ def test_wide_sums_do_not_depend_on_threads(threads):
     def sums(count: int) -> tuple[Tensor, Tensor]:
         threads(count)
         dx, total = torch.zeros_like(x), torch.zeros(dim)
-        ops.edge_start_tile_bwd_([2, 2, 2, 0, 1, 1, 4], x, de, dx)
+        ops.edge_start_bwd_([2, 2, 2, 0, 1, 1, 4], x, de, dx)
         ops.head_bwd_(theta, dtheta[:70], torch.empty_like(theta), total)
         return dx, total
 

@@ -34,7 +34,7 @@ from gcahng.engine.schedule import make_schedule
 from gcahng.engine.stages import Keep
 from gcahng.engine.triton import TritonStages, _shared_memory
 from gcahng.engine.workspace import Workspace
-from gcahng.kernels import _tile, close, edge_update, head, hidden
+from gcahng.kernels import _tile, edge_update, head, mlp_in, mlp_out
 from gcahng.kernels._sums import add_partials
 from gcahng.testing import seeded
 
@@ -65,7 +65,7 @@ def test_more_views_than_a_program_takes(stage):
 @pytest.fixture
 def few_programs(monkeypatch):
     """So that each goes through several blocks of rows, as where there are thousands."""
-    for module, name in ((head, "HEAD"), (close, "ROWS_BACKWARD"), (hidden, "ROWS_BACKWARD")):
+    for module, name in ((head, "HEAD"), (mlp_out, "ROWS_BACKWARD"), (mlp_in, "ROWS_BACKWARD")):
         monkeypatch.setattr(module, name, getattr(module, name)._replace(programs=1))
 
 
@@ -106,7 +106,7 @@ UPDATES = [
 ]
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)  # in fp64 it is gate, hidden and close
+@pytest.mark.parametrize("precision", PRECISIONS)  # in fp64 it is gate, mlp_in and mlp_out
 @pytest.mark.parametrize("setup", UPDATES, ids=str)
 def test_update(setup, precision):
     """In one kernel, where it is taken, and beside what is to be kept."""
@@ -149,7 +149,7 @@ def test_more_blocks_than_share_a_cache():
     e1, w1, b = (seeded(*shape, seed=k, dtype=torch.float32) for k, shape in enumerate(((1300, 5), (300, 5), (300,))))
     h, g = (torch.full((1300, 300), torch.nan) for _ in range(2))
     mean, rstd = (torch.full((1300, 1), torch.nan) for _ in range(2))
-    hidden.product_forward(e1, w1, b, h, g, mean, rstd)
+    mlp_in.product_forward(e1, w1, b, h, g, mean, rstd)
     torch.testing.assert_close(h, e1 @ w1.T)
     torch.testing.assert_close(g, F.gelu(h + b))
     variance, wanted_mean = torch.var_mean(g, dim=1, correction=0, keepdim=True)
@@ -162,7 +162,7 @@ def test_hidden_values_are_made_of_the_product_as_it_is_stored():
     e1, w1, b = (seeded(*shape, seed=k, dtype=torch.float32) for k, shape in enumerate(((50, 33), (70, 33), (70,))))
     h, g = (torch.full((50, 70), torch.nan, dtype=torch.float16) for _ in range(2))
     mean, rstd = (torch.full((50, 1), torch.nan) for _ in range(2))
-    hidden.product_forward(e1.half(), w1.half(), b, h, g, mean, rstd)
+    mlp_in.product_forward(e1.half(), w1.half(), b, h, g, mean, rstd)
     again = F.gelu(h.float() + b)
     large = again.abs() > 1e-2  # of the others, what is near 0 in the tail of GELU is formed less exactly
     assert (g != again.half())[large].float().mean() < 0.01  # two roundings of fp32 on both sides of a tie

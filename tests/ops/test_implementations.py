@@ -30,34 +30,34 @@ def test_reference_and_torch_are_there_on_the_cpu() -> None:
 
 @pytest.mark.usefixtures("no_libraries")
 def test_by_name_is_never_replaced() -> None:
-    with pytest.raises(UserError, match=r"impl='cpp' is not available for edge_start on cpu: .*no C\+\+ compiler"):
-        resolve("cpp", "cpu", "edge_start")
+    with pytest.raises(UserError, match=r"impl='cpp' is not available for loss on cpu: .*no C\+\+ compiler"):
+        resolve("cpp", "cpu", "loss")
 
 
 @pytest.mark.usefixtures("no_libraries")
 def test_auto_warns_once_about_what_is_missing(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="gcahng"):
-        assert resolve("auto", "cpu", "edge_start", torch.float32) == "torch"
-        assert resolve("auto", "cpu", "edge_start", torch.float32) == "torch"
+        assert resolve("auto", "cpu", "loss", torch.float32) == "torch"
+        assert resolve("auto", "cpu", "loss", torch.float32) == "torch"
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert "edge_start on cpu uses impl='torch'; cpp is not: it was not built (no C++ compiler)" in record.getMessage()
+    assert "loss on cpu uses impl='torch'; cpp is not: it was not built (no C++ compiler)" in record.getMessage()
 
 
 def test_auto_informs_once_about_the_best(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_implementations, "_said", set())
     with caplog.at_level(logging.INFO, logger="gcahng"):
-        assert resolve("auto", "cpu", "edge_start", torch.float32) == "cpp"
-        assert resolve("auto", "cpu", "edge_start", torch.float32) == "cpp"
+        assert resolve("auto", "cpu", "loss", torch.float32) == "cpp"
+        assert resolve("auto", "cpu", "loss", torch.float32) == "cpp"
     (record,) = caplog.records
     assert record.levelno == logging.INFO and "uses impl='cpp'" in record.getMessage()
 
 
 def test_other_devices_get_what_runs_anywhere() -> None:
-    assert resolve("auto", "mps", "edge_start", torch.float32) == "torch"
+    assert resolve("auto", "mps", "loss", torch.float32) == "torch"
     for name in ("cpp", "cuda", "triton"):
-        with pytest.raises(UserError, match=f"impl='{name}' is not available for edge_start on mps: it runs on"):
-            resolve(name, "mps", "edge_start")
+        with pytest.raises(UserError, match=f"impl='{name}' is not available for loss on mps: it runs on"):
+            resolve(name, "mps", "loss")
 
 
 def test_an_op_without_the_implementation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ def test_interpreter_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "TRITON_INTERPRET=1" in (available("triton", "cpu") or "")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert available("triton", "cpu") is None
-    assert "bfloat16" in (available("triton", "cpu", "edge_start", torch.bfloat16) or "")
+    assert "bfloat16" in (available("triton", "cpu", "loss", torch.bfloat16) or "")
 
 
 def test_every_name_has_an_answer_on_cuda_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +89,7 @@ def test_a_gpu_that_no_kernel_is_built_for(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(_implementations, "_said", set())
-    assert resolve("auto", "cuda", "edge_start", torch.float32) == chosen
+    assert resolve("auto", "cuda", "loss", torch.float32) == chosen
     assert ("of compute capability 8.0 or newer, and this one has 7.5" in caplog.text) is (chosen == "torch")
 
 

@@ -58,7 +58,7 @@ def forward_epilogue(
 
 
 @triton.jit(do_not_specialize=["T"])
-def hidden_product_forward_kernel(
+def mlp_in_product_forward_kernel(
     p_e1,  # (T, D)
     p_w1,  # (W, D)
     p_b,  # (W,)
@@ -170,7 +170,7 @@ def backward_epilogue(
 
 
 @triton.jit(do_not_specialize=["T"])
-def hidden_product_backward_kernel(
+def mlp_in_product_backward_kernel(
     p_ds,  # (T, D)
     p_w2,  # (D, W)
     p_h,  # (T, W)

@@ -1,4 +1,4 @@
-#include "../hidden.h"
+#include "../mlp_in.h"
 
 #include "rows.cuh"
 
@@ -12,7 +12,7 @@ constexpr int64_t kForwardBlocks = 4096;  // at most; each takes every so many-t
 // every warp has read it.
 template <class T, class L, int N, int V>
 __global__ void __launch_bounds__(kThreads, 1)
-    hidden_forward_kernel(const L* h, const T* __restrict__ b, L* g, T* __restrict__ mean, T* __restrict__ rstd,
+    mlp_in_forward_kernel(const L* h, const T* __restrict__ b, L* g, T* __restrict__ mean, T* __restrict__ rstd,
                           int64_t rows, int64_t W) {
   constexpr int kPacks = V / N;
   GCAHNG_SHARED(T, sums, kThreads / kWarp);
@@ -67,7 +67,7 @@ struct RowInputs {
 
 template <class T, class L, int N>
 __global__ void __launch_bounds__(kColumnLanes* kColumnRows, 1)
-    hidden_backward_kernel(ColumnGrid grid, const L* h, const T* __restrict__ b, const L* dn, RowInputs<T> in, L* g,
+    mlp_in_backward_kernel(ColumnGrid grid, const L* h, const T* __restrict__ b, const L* dn, RowInputs<T> in, L* g,
                            L* dh, T* part) {
   const int64_t column = ((blockIdx.x % grid.tiles) * kColumnLanes + threadIdx.x) * N;
   Pack<T, N> bias{};
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kColumnLanes* kColumnRows, 1)
 template <class T, class L, int N, int V>
 int forward(const L* h, const T* b, L* g, T* mean, T* rstd, int64_t rows, int64_t W, void* stream) {
   const int64_t threads = ceil_div(ceil_div(W, V), kWarp) * kWarp;
-  GCAHNG_LAUNCH((hidden_forward_kernel<T, L, N, V>), dim3(rows < kForwardBlocks ? rows : kForwardBlocks), dim3(threads),
+  GCAHNG_LAUNCH((mlp_in_forward_kernel<T, L, N, V>), dim3(rows < kForwardBlocks ? rows : kForwardBlocks), dim3(threads),
                 stream, h, b, g, mean, rstd, rows, W);
   return cudaGetLastError();
 }
@@ -101,7 +101,7 @@ int backward(const L* h, const T* b, const L* dn, RowInputs<T> in, L* g, L* dh, 
   const ColumnGrid grid = column_grid(rows, W, N, sum_rows(rows));
   if (grid.blocks() > kMaxBlocks) return cudaErrorInvalidConfiguration;
   T* part = db ? scratch : nullptr;
-  GCAHNG_LAUNCH((hidden_backward_kernel<T, L, N>), dim3(grid.blocks()), dim3(kColumnLanes, kColumnRows), stream, grid,
+  GCAHNG_LAUNCH((mlp_in_backward_kernel<T, L, N>), dim3(grid.blocks()), dim3(kColumnLanes, kColumnRows), stream, grid,
                 h, b, dn, in, g, dh, part);
   const int error = cudaGetLastError();
   return error || !db ? error : launch_add_partials(scratch, db, 1, grid.parts, W, stream);
@@ -109,7 +109,7 @@ int backward(const L* h, const T* b, const L* dn, RowInputs<T> in, L* g, L* dh, 
 
 }  // namespace
 
-int launch_hidden_forward(DType dtype, DType low_type, const void* h, const void* b, void* g, void* mean, void* rstd,
+int launch_mlp_in_forward(DType dtype, DType low_type, const void* h, const void* b, void* g, void* mean, void* rstd,
                           int64_t T, int64_t W, void* stream) {
   if (W > 4 * kMaxChannels) return cudaErrorInvalidValue;
   if (T * W == 0) return cudaSuccess;
@@ -125,9 +125,9 @@ int launch_hidden_forward(DType dtype, DType low_type, const void* h, const void
   });
 }
 
-int64_t hidden_backward_scratch(int64_t T, int64_t W) { return sum_parts(T) * W; }
+int64_t mlp_in_backward_scratch(int64_t T, int64_t W) { return sum_parts(T) * W; }
 
-int launch_hidden_backward(DType dtype, DType low_type, const void* h, const void* b, const void* dn, const void* mean,
+int launch_mlp_in_backward(DType dtype, DType low_type, const void* h, const void* b, const void* dn, const void* mean,
                            const void* rstd, const void* m1, const void* m2, void* g, void* dh, void* db, void* scratch,
                            int64_t T, int64_t W, void* stream) {
   if (T * W == 0) return cudaSuccess;

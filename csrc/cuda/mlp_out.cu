@@ -1,4 +1,4 @@
-#include "../close.h"
+#include "../mlp_out.h"
 
 #include "rows.cuh"
 
@@ -18,7 +18,7 @@ struct ForwardTensors {
 
 template <class T, class L, class Shape>
 __global__ void __launch_bounds__(kWarp* kForwardWarps, 1)
-    close_forward_kernel(const L* __restrict__ out, const T* __restrict__ e1, ForwardTensors<T, L> p, int64_t rows,
+    mlp_out_forward_kernel(const L* __restrict__ out, const T* __restrict__ e1, ForwardTensors<T, L> p, int64_t rows,
                          int64_t D) {
   constexpr int N = Shape::N;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kForwardWarps + threadIdx.y;
@@ -50,7 +50,7 @@ struct BackwardTensors {
 
 template <class T, class L, class Shape>
 __global__ void __launch_bounds__(kWarp* BlockSums<T, Shape, kSums>::kWarps, 1)
-    close_backward_kernel(const T* __restrict__ s, const T* __restrict__ e1, BackwardTensors<T, L> p, int64_t rows,
+    mlp_out_backward_kernel(const T* __restrict__ s, const T* __restrict__ e1, BackwardTensors<T, L> p, int64_t rows,
                           int64_t D) {
   constexpr int N = Shape::N;
   using Sums = BlockSums<T, Shape, kSums>;
@@ -104,7 +104,7 @@ int64_t backward_parts(int64_t T, int64_t warps) {
 
 }  // namespace
 
-int launch_close_forward(DType dtype, DType low_type, const void* out, const void* e1, const void* mean,
+int launch_mlp_out_forward(DType dtype, DType low_type, const void* out, const void* e1, const void* mean,
                          const void* rstd, const void* w, const void* d, const void* gamma, const void* beta, void* s,
                          void* y, void* low, int64_t T, int64_t D, void* stream) {
   if (D > kMaxChannels) return cudaErrorInvalidValue;
@@ -126,16 +126,16 @@ int launch_close_forward(DType dtype, DType low_type, const void* out, const voi
                                  static_cast<L*>(low)};
     const bool aligned = wide<A>(D, out_, in(e1), p.w, p.d, p.gamma, p.beta, p.s, p.y, p.low);
     return with_row_shape<A>(D, aligned, [&]<class Shape>(Shape) {
-      GCAHNG_LAUNCH((close_forward_kernel<A, L, Shape>), dim3(blocks), dim3(kWarp, kForwardWarps), stream, out_, in(e1),
+      GCAHNG_LAUNCH((mlp_out_forward_kernel<A, L, Shape>), dim3(blocks), dim3(kWarp, kForwardWarps), stream, out_, in(e1),
                     p, T, D);
       return static_cast<int>(cudaGetLastError());
     });
   });
 }
 
-int64_t close_backward_scratch(int64_t T, int64_t D) { return kSums * backward_parts(T, 1) * D; }
+int64_t mlp_out_backward_scratch(int64_t T, int64_t D) { return kSums * backward_parts(T, 1) * D; }
 
-int launch_close_backward(DType dtype, DType low_type, const void* s, const void* e1, const void* dy, const void* mean,
+int launch_mlp_out_backward(DType dtype, DType low_type, const void* s, const void* e1, const void* dy, const void* mean,
                           const void* rstd, const void* w, const void* d, const void* gamma, void* ds, void* low,
                           void* scaled, void* m1, void* m2, void* sums, void* scratch, int64_t T, int64_t D,
                           void* stream) {
@@ -161,7 +161,7 @@ int launch_close_backward(DType dtype, DType low_type, const void* s, const void
     return with_row_shape<A>(D, aligned, [&]<class Shape>(Shape) {
       constexpr int kWarps = BlockSums<A, Shape, kSums>::kWarps;
       const int64_t parts = backward_parts(T, kWarps);
-      GCAHNG_LAUNCH((close_backward_kernel<A, L, Shape>), dim3(parts), dim3(kWarp, kWarps), stream, in(s), in(e1), p, T,
+      GCAHNG_LAUNCH((mlp_out_backward_kernel<A, L, Shape>), dim3(parts), dim3(kWarp, kWarps), stream, in(s), in(e1), p, T,
                     D);
       const int error = cudaGetLastError();
       return error || !sums ? error : launch_add_partials(out(scratch), out(sums), kSums, parts, D, stream);

@@ -1,4 +1,4 @@
-#include "../close.h"
+#include "../mlp_out.h"
 
 #include "rows.h"
 
@@ -87,7 +87,7 @@ void backward(DType dtype, DType low_type, const void* s, const void* e1, const 
 }  // namespace
 
 namespace GCAHNG_ARCH {
-extern const CloseCpu close = {forward, backward};
+extern const MlpOutCpu mlp_out = {forward, backward};
 }
 
 }  // namespace gcahng

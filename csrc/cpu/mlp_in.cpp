@@ -1,4 +1,4 @@
-#include "../hidden.h"
+#include "../mlp_in.h"
 
 #include "rows.h"
 
@@ -76,7 +76,7 @@ void backward(DType dtype, DType low_type, const void* h, const void* b, const v
 }  // namespace
 
 namespace GCAHNG_ARCH {
-extern const HiddenCpu hidden = {forward, backward};
+extern const MlpInCpu mlp_in = {forward, backward};
 }
 
 }  // namespace gcahng

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gcahng.kernels._configs import CLOSE_PRODUCT, ROWS, ROWS_BACKWARD
+from gcahng.kernels._configs import MLP_OUT_PRODUCT, ROWS, ROWS_BACKWARD
 from gcahng.kernels._launch import on_device_of, row_block
 from gcahng.kernels._math import norm_gelu, norm_gelu_backward
 from gcahng.kernels._product import block_of, block_product, dot_precision
@@ -15,7 +15,7 @@ from gcahng.kernels._sums import add_partials, partials, rows_each
 
 
 @triton.jit(do_not_specialize=["T"])
-def close_forward_kernel(
+def mlp_out_forward_kernel(
     p_out,  # (T, D)
     p_e1,  # (T, D)
     p_mean,  # (T,)
@@ -57,7 +57,7 @@ def close_forward_kernel(
 
 
 @triton.jit(do_not_specialize=["T", "rows"])
-def close_backward_kernel(
+def mlp_out_backward_kernel(
     p_s,  # (T, D)
     p_e1,  # (T, D)
     p_dy,  # (T, D)
@@ -139,7 +139,7 @@ def forward(
     block_r, block_d = row_block(dim, ROWS)
     if e1.numel():
         with on_device_of(e1):
-            close_forward_kernel[(triton.cdiv(rows, block_r),)](
+            mlp_out_forward_kernel[(triton.cdiv(rows, block_r),)](
                 out,
                 e1,
                 mean,
@@ -187,7 +187,7 @@ def backward(
     part = None if sums is None else partials(e1, programs, 4 * dim)
     same = low.dtype == ds.dtype and low.data_ptr() == ds.data_ptr()  # then ds itself is the operand
     with on_device_of(e1):
-        close_backward_kernel[(programs,)](
+        mlp_out_backward_kernel[(programs,)](
             s,
             e1,
             dy,
@@ -217,7 +217,7 @@ def backward(
 
 
 @triton.jit(do_not_specialize=["T"])
-def close_product_forward_kernel(
+def mlp_out_product_forward_kernel(
     p_g,  # (T, W)
     p_w2,  # (D, W)
     p_e1,  # (T, D)
@@ -270,9 +270,9 @@ def product_forward(
     (rows, dim), width = e1.shape, g.shape[1]
     if not e1.numel():
         return
-    config = CLOSE_PRODUCT[g.itemsize]
+    config = MLP_OUT_PRODUCT[g.itemsize]
     with on_device_of(e1):
-        close_product_forward_kernel[(triton.cdiv(rows, config.block_m) * triton.cdiv(dim, config.block_n),)](
+        mlp_out_product_forward_kernel[(triton.cdiv(rows, config.block_m) * triton.cdiv(dim, config.block_n),)](
             g,
             w2,
             e1,

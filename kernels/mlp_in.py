@@ -1,5 +1,5 @@
 """The hidden layer of the edge MLP: bias, GELU and row moments behind the first product, and its backward between two
-products; and the launchers of both in the epilogue of the product before them (kernels in _hidden_product.py)."""
+products; and the launchers of both in the epilogue of the product before them (kernels in mlp_in_product.py)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gcahng.kernels._configs import HIDDEN_PRODUCT, HIDDEN_PRODUCT_BACKWARD, ROWS, ROWS_BACKWARD
-from gcahng.kernels._hidden_product import (
-    hidden_product_backward_kernel,
-    hidden_product_forward_kernel,
+from gcahng.kernels._configs import MLP_IN_PRODUCT, MLP_IN_PRODUCT_BACKWARD, ROWS, ROWS_BACKWARD
+from gcahng.kernels.mlp_in_product import (
+    mlp_in_product_backward_kernel,
+    mlp_in_product_forward_kernel,
     merge_moments_kernel,
 )
 from gcahng.kernels._launch import on_device_of, row_block
@@ -24,7 +24,7 @@ _MERGED_ROWS = 128
 
 
 @triton.jit(do_not_specialize=["T"])
-def hidden_forward_kernel(
+def mlp_in_forward_kernel(
     p_h,  # (T, W)
     p_b,  # (W,)
     p_g,  # (T, W), may be h
@@ -51,7 +51,7 @@ def hidden_forward_kernel(
 
 
 @triton.jit(do_not_specialize=["T", "rows"])
-def hidden_backward_kernel(
+def mlp_in_backward_kernel(
     p_h,  # (T, W)
     p_b,  # (W,)
     p_dn,  # (T, W)
@@ -99,7 +99,7 @@ def forward(h: Tensor, b: Tensor, g: Tensor, mean: Tensor, rstd: Tensor) -> None
     block_r, block_w = row_block(width, ROWS)
     if h.numel():
         with on_device_of(h):
-            hidden_forward_kernel[(triton.cdiv(rows, block_r),)](
+            mlp_in_forward_kernel[(triton.cdiv(rows, block_r),)](
                 h, b, g, mean, rstd, rows, width, BLOCK_R=block_r, BLOCK_W=block_w, num_warps=ROWS.num_warps
             )
 
@@ -126,7 +126,7 @@ def backward(
     if h.numel():
         part = None if db is None else partials(b, triton.cdiv(rows, each), width)
         with on_device_of(h):
-            hidden_backward_kernel[(triton.cdiv(rows, each), columns)](
+            mlp_in_backward_kernel[(triton.cdiv(rows, each), columns)](
                 h,
                 b,
                 dn,
@@ -157,14 +157,14 @@ def product_forward(e1: Tensor, w1: Tensor, b: Tensor, h: Tensor | None, g: Tens
     (rows, dim), width = e1.shape, w1.shape[0]
     if not g.numel():
         return
-    config = HIDDEN_PRODUCT[e1.itemsize]
+    config = MLP_IN_PRODUCT[e1.itemsize]
     blocks = triton.cdiv(width, config.block_n)
     joined = config.block_n // config.parts * config.joined  # columns whose moments come as one
     parts = torch.empty(
         2, triton.cdiv(width, config.block_n) * config.block_n // joined, rows, dtype=mean.dtype, device=mean.device
     )
     with on_device_of(e1):
-        hidden_product_forward_kernel[(triton.cdiv(rows, config.block_m) * blocks,)](
+        mlp_in_product_forward_kernel[(triton.cdiv(rows, config.block_m) * blocks,)](
             e1,
             w1,
             b,
@@ -208,11 +208,11 @@ def product_backward(
     (rows, dim), width = ds.shape, w2.shape[1]
     if not g.numel():
         return
-    config = HIDDEN_PRODUCT_BACKWARD[ds.itemsize]
+    config = MLP_IN_PRODUCT_BACKWARD[ds.itemsize]
     blocks_m, blocks_n = triton.cdiv(rows, config.block_m), triton.cdiv(width, config.block_n)
     part = None if db is None else partials(b, blocks_m, width)
     with on_device_of(ds):
-        hidden_product_backward_kernel[(blocks_m * blocks_n,)](
+        mlp_in_product_backward_kernel[(blocks_m * blocks_n,)](
             ds,
             w2,
             h,
