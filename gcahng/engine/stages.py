@@ -264,8 +264,8 @@ class TorchStages:
         slot: str,
         sums: Tensor | None = None,
     ) -> Update:
-        """`gate` with w, `mlp_in` and `mlp_out` with closing, together: e → the edges that leave the layer, which may be
-        in e's own slot, and what is to be kept. sums (2, D) float64: given where nothing but BatchNorm's moments is
+        """`gate` with w, `mlp_in` and `mlp_out` with closing, together: e → the edges that leave the layer, which may
+        be in e's own slot, and what is to be kept. sums (2, D) float64: given where nothing but BatchNorm's moments is
         wanted of these edges; an implementation that adds them itself (as TorchHead.add_moments) has no edges then."""
         e1, gate = self.gate(layer, number, tile, w, tokens, e, keep.gate or "e1")
         g, moments = self.mlp_in(closing, e1, keep.h, keep.moments)

@@ -13,9 +13,9 @@ from gcahng.engine.fused import FusedStages
 from gcahng.engine.schedule import Tile
 from gcahng.engine.stages import Edges, Keep, RowMoments, Tokens, Update
 from gcahng.engine.weights import EdgeWeights
-from gcahng.kernels import mlp_out as mlp_out_kernels
 from gcahng.kernels import edge_update as edge_update_kernels
 from gcahng.kernels import mlp_in as mlp_in_kernels
+from gcahng.kernels import mlp_out as mlp_out_kernels
 
 
 @cache

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 NATIVE, TRITON = "gcahng", "gcahng_triton"
 _LIBRARIES = {namespace: torch.library.Library(namespace, "DEF") for namespace in (NATIVE, TRITON)}

@@ -6,9 +6,9 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
 import torch
 import triton
-import pytest
 
 from gcahng import _native
 
