@@ -10,7 +10,7 @@ from torch import Tensor
 from gcahng.engine.schedule import Schedule, Tile
 from gcahng.reference.philox import edge_keeps
 
-_CHUNK = 1 << 15
+MASKS_AT_ONCE = 1 << 15
 
 
 class EdgeDropout(NamedTuple):
@@ -29,17 +29,19 @@ class MaskSource:
 
     def __init__(self, schedule: Schedule, layer: int, dropout: EdgeDropout, dtype: torch.dtype) -> None:
         self._schedule, self._layer, self._dropout, self._dtype = schedule, layer, dropout, dtype
+        self._places = {tile.first_row: number for number, tile in enumerate(schedule.tiles)}
         self._drawn: dict[int, Tensor] = {}
 
-    def __call__(self, number: int) -> Tensor:
+    def __call__(self, tile: Tile) -> Tensor:
         """(A, K, O, K, 2): what the attention weights of i and j are multiplied with, 0 or 1/(1-p)."""
+        number = self._places[tile.first_row]
         if number not in self._drawn:
             self._drawn = self._draw(number)
         return self._drawn[number]
 
     def _draw(self, first: int) -> dict[int, Tensor]:
         tiles, last, edges = self._schedule.tiles, first, 0
-        while last < len(tiles) and edges < _CHUNK:
+        while last < len(tiles) and edges < MASKS_AT_ONCE:
             edges += tiles[last].rows
             last += 1
         pairs = [_nodes(self._schedule, tile, self._dropout.draw.device) for tile in tiles[first:last]]
@@ -47,8 +49,8 @@ class MaskSource:
         j = torch.cat([pair[1] for pair in pairs])
         p, seed, draw = self._dropout
         kept = edge_keeps(i, j, layer=self._layer, draw=draw, seed=seed, p=p, symmetric=self._schedule.symmetric)
-        keep = kept.to(self._dtype) / (1 - p)
-        parts = keep.split([tile.rows for tile in tiles[first:last]])
+        mask = kept.to(self._dtype) / (1 - p)
+        parts = mask.split([tile.rows for tile in tiles[first:last]])
         return {
             first + step: part.view(*self._schedule.shape(tiles[first + step]), 2) for step, part in enumerate(parts)
         }

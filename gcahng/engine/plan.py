@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import torch
 
-from gcahng.engine.masks import _CHUNK as MASKS_AT_ONCE
-from gcahng.engine.passes import LOGITS_AT_ONCE
+from gcahng.engine.generator_pass import LOGITS_AT_ONCE
+from gcahng.engine.masks import MASKS_AT_ONCE
 from gcahng.engine.schedule import bands, default_tile_rows
 from gcahng.errors import UserError
 

@@ -195,20 +195,21 @@ def declare(name: str, launcher: str, *structs: type) -> Op:
 
 
 class Ops:
-    """The ops as an implementation has them: `ops(op, *values)` runs one.
+    """The ops as an implementation has them: `ops(op, *values)` runs one on NamedTuples.
 
     Args:
-        base: the implementation of all ops that `routes` does not name.
+        base: the implementation of all ops that `routes` does not name: cpp, cuda or triton.
         routes: implementations by the op's name.
+        triton_products: whether the edge MLP's products are Triton's too.
     """
 
-    def __init__(self, base: str, routes: dict[str, str] | None = None) -> None:
-        self._base, self._routes = base, routes or {}
+    def __init__(self, base: str, routes: dict[str, str] | None = None, *, triton_products: bool = False) -> None:
+        self._base, self._routes, self.triton_products = base, routes or {}, triton_products
 
     def __call__(self, op: Op, *values: Any) -> None:
-        self.overload(op)(*op.flat(*values))
+        self.overload(op.name)(*op.flat(*values))
 
-    def overload(self, op: Op) -> Any:
-        """The torch op that runs."""
-        namespace = TRITON if self._routes.get(op.name, self._base) == "triton" else NATIVE
-        return getattr(getattr(torch.ops, namespace), op.name).default
+    def overload(self, name: str) -> Any:
+        """The torch op of this name that runs."""
+        namespace = TRITON if self._routes.get(name, self._base) == "triton" else NATIVE
+        return getattr(getattr(torch.ops, namespace), name).default

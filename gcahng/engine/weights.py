@@ -59,6 +59,20 @@ def buffer_list(network: GraphNetwork) -> list[Tensor]:
     ]
 
 
+class NormWeights(NamedTuple):
+    """γ and β (D,) of LayerNorm(GELU(·))."""
+
+    gamma: Tensor
+    beta: Tensor
+
+
+class Fold(NamedTuple):
+    """w and d (D,): the LayerNorm over the hidden channels, folded into the second product (see EdgeWeights)."""
+
+    w: Tensor
+    d: Tensor
+
+
 class EdgeWeights(NamedTuple):
     """One layer's edge parameters, prepared: products in the compute dtype, vectors in the accumulating one.
 
@@ -74,9 +88,26 @@ class EdgeWeights(NamedTuple):
     gamma: Tensor  # (D,) of the edge norm
     beta: Tensor  # (D,)
 
+    @property
+    def fold(self) -> Fold:
+        """What of the LayerNorm is folded into the second product."""
+        return Fold(self.w, self.d)
+
+    @property
+    def norm(self) -> NormWeights:
+        """Of the edge norm."""
+        return NormWeights(self.gamma, self.beta)
+
 
 class ToNodeWeights(NamedTuple):
     """One layer's edge-to-node projection: weight (D, D) in the compute dtype, bias (D,)."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+class ToNodeSums(NamedTuple):
+    """Sums over all edges of the gradients of ToNodeWeights: weight (D, D), bias (D,)."""
 
     weight: Tensor
     bias: Tensor
@@ -112,7 +143,8 @@ class EdgeGradients:
         self.out_g = like.new_zeros(dim, 4 * dim)  # Σ (ds / σ) ⊗ g
         # The edge norm's dγ and dβ, Σ ds, and Σ (ds / σ) μ.
         self.mlp_out_sums = like.new_zeros(4, dim)
-        self.gamma, self.beta, self.out, self.out_mean = self.mlp_out_sums
+        gamma, beta, self.out, self.out_mean = self.mlp_out_sums
+        self.norm = NormWeights(gamma, beta)
 
     def parts(self) -> tuple[Tensor, ...]:
         """What is summed."""
@@ -123,14 +155,14 @@ class EdgeGradients:
         such)."""
         at = f"layers.{layer}.edge"
         gamma4, beta4, w2 = (named[f"{at}.{name}"] for name in ("mlp_norm.weight", "mlp_norm.bias", "mlp_out.weight"))
-        normalised = self.out_g - self.out_mean[:, None]  # Σ ds ⊗ (g - μ) / σ
+        normalized = self.out_g - self.out_mean[:, None]  # Σ ds ⊗ (g - μ) / σ
         return {
             f"{at}.mlp_in.weight": self.w1,
             f"{at}.mlp_in.bias": self.b1,
-            f"{at}.mlp_out.weight": normalised * gamma4 + self.out[:, None] * beta4,
+            f"{at}.mlp_out.weight": normalized * gamma4 + self.out[:, None] * beta4,
             f"{at}.mlp_out.bias": self.out.clone(),
-            f"{at}.mlp_norm.weight": (w2 * normalised).sum(dim=0),
+            f"{at}.mlp_norm.weight": (w2 * normalized).sum(dim=0),
             f"{at}.mlp_norm.bias": self.out @ w2,
-            f"{at}.norm.weight": self.gamma.clone(),
-            f"{at}.norm.bias": self.beta.clone(),
+            f"{at}.norm.weight": self.norm.gamma.clone(),
+            f"{at}.norm.bias": self.norm.beta.clone(),
         }

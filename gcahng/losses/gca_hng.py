@@ -12,7 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gcahng import dispatch
 from gcahng.engine.cuda_graph import GraphCache, capturing
+from gcahng.engine.engine import Engine, EngineOptions
+from gcahng.engine.precision import compute_dtype
 from gcahng.engine.ranks import ranks_for
 from gcahng.errors import UserError
 from gcahng.losses.layout import ClassLayout, check_shapes, class_layout, describe, raise_for_problems, value_problems
@@ -26,12 +29,12 @@ from gcahng.losses.optimizers import (
     set_rate,
 )
 from gcahng.losses.options import check_options, python_numbers
-from gcahng.losses.passes import Passes, passes_for
 from gcahng.nn import GraphNetwork
-from gcahng.reference.graph_network import Dropout
-from gcahng.reference.losses import npair
-from gcahng.reference.passes import Batch, GeneratorWeights
+from gcahng.reference import training_step as reference
+from gcahng.reference.edge_update import Dropout
+from gcahng.reference.npair import npair
 from gcahng.reference.philox import mixing_draws
+from gcahng.reference.training_step import Batch, GeneratorWeights
 
 CLASSIFIER_FACTOR = 10.0
 FIRST_MEAN = 1e6
@@ -217,7 +220,7 @@ class GCAHNGLoss(nn.Module):
             self._pending = None
             if not torch.compiler.is_compiling():
                 self._count_forward()
-        found = self._passes(z.device).metric_pass(self.graph_network, batch)
+        found = self._passes(batch).metric_pass(self.graph_network, batch)
         if self.training:
             self.draw.add_(1)
         synthetic = (1 - torch.exp(-self.beta / self._mean_generator)) * found.synthetic
@@ -268,7 +271,7 @@ class GCAHNGLoss(nn.Module):
             batch = self._batch(z, layout, u)
             order = layout.appearance if self.compat == "official" else None
             weights = GeneratorWeights(*(0.5 * w for w in (self.softmax_factor, self.dot_weight, self.div_weight)))
-            found = self._passes(z.device).generator_pass(self.graph_network, self.classifier, batch, order, weights)
+            found = self._passes(batch).generator_pass(self.graph_network, self.classifier, batch, order, weights)
             generator = found.total
         self.draw.add_(1)
         set_gradients(generator if scale is None else generator * scale, self.graph_network.parameters())
@@ -334,7 +337,7 @@ class GCAHNGLoss(nn.Module):
                 raise UserError(
                     f"anchors holds class {absent[0].item()}, which is not in labels; it must hold labels of the batch"
                 )
-        found = self._passes(z.device).generate(self.graph_network, batch, places)
+        found = self._passes(batch).generate(self.graph_network, batch, places)
         negatives, coefficients = found
         place_of_row = torch.argsort(layout.order)
         coefficients = coefficients[:, place_of_row]
@@ -488,8 +491,18 @@ class GCAHNGLoss(nn.Module):
             return self.check
         return "deferred" if device.type != "cpu" or torch.compiler.is_compiling() else "raise"
 
-    def _passes(self, device: torch.device) -> Passes:
-        return passes_for(self.impl, device, self.edge_memory, self.edge_dtype, self._graphs, self._ranks)
+    def _passes(self, batch: Batch) -> Any:
+        """What computes the passes of a step: an Engine, or the module gcahng.reference.training_step."""
+        device, graphs = batch.z.device, self._graphs
+        if graphs is not None and device.type != "cuda":
+            raise UserError(f"cuda_graph is True and the embeddings are on {device}; CUDA graphs need a CUDA device")
+        compute = compute_dtype(device, batch.z.dtype)
+        chosen = dispatch.chosen("loss", self.impl, device, batch.views, self.embedding_dim, compute)
+        if chosen != "reference":
+            return Engine(chosen, EngineOptions(self.edge_memory, self.edge_dtype, graphs, self._ranks))
+        if graphs is not None:
+            raise UserError("cuda_graph is True and impl is 'reference'; the engine alone captures its passes")
+        return reference
 
     def _batch(self, z: Tensor, layout: ClassLayout, u: Tensor | None) -> Batch:
         views = layout.views

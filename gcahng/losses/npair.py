@@ -7,7 +7,7 @@ from torch import Tensor
 from gcahng.errors import UserError
 from gcahng.losses.layout import check_shapes, class_layout, raise_for_problems, value_problems
 from gcahng.losses.options import is_whole
-from gcahng.reference.losses import npair
+from gcahng.reference.npair import npair
 
 
 def npair_loss(embeddings: Tensor, labels: Tensor, *, num_per_class: int | None = None, check: bool = True) -> Tensor:

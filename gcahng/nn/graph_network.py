@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from gcahng.errors import UserError
+from gcahng.reference.edge_update import EdgeUpdateWeights
 
 
 def _attention_projection(dim: int) -> nn.Linear:
@@ -49,6 +50,16 @@ class EdgeLayer(nn.Module):
         self.mlp_in = nn.Linear(dim, 4 * dim)
         self.mlp_norm = nn.LayerNorm(4 * dim)
         self.mlp_out = nn.Linear(4 * dim, dim)
+
+    def weights(self) -> EdgeUpdateWeights:
+        """What the edge update takes; node_to_edge makes its tokens."""
+        return edge_update_weights(self)
+
+
+def edge_update_weights(layer: nn.Module) -> EdgeUpdateWeights:
+    """The parameters of a module that has query, key, value, norm, mlp_in, mlp_norm and mlp_out."""
+    modules = (layer.query, layer.key, layer.value, layer.norm, layer.mlp_in, layer.mlp_norm, layer.mlp_out)
+    return EdgeUpdateWeights(*(x for module in modules for x in (module.weight, module.bias)))
 
 
 class GraphLayer(nn.Module):

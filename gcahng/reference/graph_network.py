@@ -5,20 +5,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gcahng.reference.edge_mlp import edge_mlp
 from gcahng.reference.edge_start import edge_start
 from gcahng.reference.edge_to_node import edge_to_node
-from gcahng.reference.gate import gate
+from gcahng.reference.edge_update import Dropout, edge_update
 from gcahng.reference.head import batch_norm, head
 from gcahng.reference.node_attention import node_attention
-from gcahng.reference.philox import edge_dropout_masks
 
 if TYPE_CHECKING:
-    from gcahng.nn import EdgeLayer, GraphNetwork, NodeLayer
+    from gcahng.nn import GraphNetwork, NodeLayer
 
 
 class GraphOutput(NamedTuple):
@@ -28,19 +25,10 @@ class GraphOutput(NamedTuple):
     node_logits: Tensor
 
 
-class Dropout(NamedTuple):
-    """What an edge's dropout masks depend on, beside the edge and the layer."""
-
-    p: float
-    seed: int
-    draw: Tensor
-    symmetric: bool
-
-
-def normalise_rows(z: Tensor) -> Tensor:
+def normalized_rows(z: Tensor) -> Tensor:
     """x̂_i = (z_i - mean(z_i)) / ‖z_i - mean(z_i)‖, the mean over channels: (n, D) → (n, D)."""
-    centred = z - z.mean(dim=1, keepdim=True)
-    return centred / centred.norm(dim=1, keepdim=True)
+    centered = z - z.mean(dim=1, keepdim=True)
+    return centered / centered.norm(dim=1, keepdim=True)
 
 
 def node_update(layer: NodeLayer, f: Tensor, e: Tensor, other_class: Tensor, heads: int) -> Tensor:
@@ -48,12 +36,6 @@ def node_update(layer: NodeLayer, f: Tensor, e: Tensor, other_class: Tensor, hea
     f = layer.norm(F.gelu(f + node_attention(layer, f, other_class, heads)))
     f = layer.norm(F.gelu(f + edge_to_node(layer, e)))
     return layer.norm(F.gelu(f + layer.mlp_out(F.gelu(layer.mlp_in(f)))))
-
-
-def edge_update(layer: EdgeLayer, f: Tensor, e: Tensor, keep: Tensor | None, p: float) -> Tensor:
-    """f (n, D), e (n, n, D) → (n, n, D)."""
-    tokens = F.gelu(layer.node_to_edge(f))
-    return edge_mlp(layer, gate(layer, e, tokens, keep, p))
 
 
 def graph_network(
@@ -70,26 +52,13 @@ def graph_network(
     Rows are in canonical order (classes ascending, views by their order in the batch) wherever dropout is used.
     training: batch statistics in both BatchNorms, and dropout if given; update: the running statistics follow.
     """
-    n = z.shape[0]
-    x = normalise_rows(z)
+    x = normalized_rows(z)
     e = edge_start(x, x)
     other_class = classes[:, None] != classes[None, :]
     f = network.node_input(z)
     for number, layer in enumerate(network.layers):
         f = node_update(layer.node, f, e, other_class, network.heads)
-        keep, p = None, 0.0
-        if training and dropout is not None and dropout.p > 0:
-            p = dropout.p
-            keep = edge_dropout_masks(
-                n, layer=number, draw=dropout.draw, seed=dropout.seed, p=p, symmetric=dropout.symmetric
-            )
-        e = edge_update(layer.edge, f, e, keep, p)
+        tokens = F.gelu(layer.edge.node_to_edge(f))
+        e = edge_update(layer.edge.weights(), e, tokens, dropout if training else None, number)
     nodes = batch_norm(network.node_batch_norm, f, training=training, update=update)
     return GraphOutput(head(network, e, training=training, update=update), network.class_head(nodes))
-
-
-def diversity(coefficients: Tensor) -> Tensor:
-    """J_div = 0.01 (1 - sqrt(Σ_ij ‖θ_ij - mean_j θ_ij‖² / n²)) for θ (n, n, D)."""
-    n = coefficients.shape[0]
-    spread = (coefficients - coefficients.mean(dim=1, keepdim=True)).square().sum() / n**2
-    return 0.01 * (1 - torch.sqrt(spread))

@@ -12,9 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gcahng.reference import losses
-from gcahng.reference.graph_network import Dropout, diversity, graph_network
+from gcahng.reference import similarity
+from gcahng.reference.cross_entropy import negative_entropy
+from gcahng.reference.diversity import diversity
+from gcahng.reference.edge_update import Dropout
+from gcahng.reference.graph_network import graph_network
 from gcahng.reference.mix import mix
+from gcahng.reference.npair import synthetic_npair
 
 if TYPE_CHECKING:
     from gcahng.nn import GraphNetwork
@@ -86,7 +90,7 @@ def metric_pass(network: GraphNetwork, batch: Batch) -> MetricLosses:
     node_entropy = F.cross_entropy(graph.node_logits, batch.labels())
     with torch.autocast(batch.z.device.type, enabled=False):
         negatives = _negatives(batch, graph.coefficients.detach())
-        return MetricLosses(losses.synthetic_npair(batch.by_view(), negatives), node_entropy)
+        return MetricLosses(synthetic_npair(batch.by_view(), negatives), node_entropy)
 
 
 def generator_pass(
@@ -107,14 +111,14 @@ def generator_pass(
         coefficients = graph.coefficients.to(batch.z.dtype)
         negatives = _negatives(batch, coefficients)
         if official_order is None:
-            zeroed = losses.own_entries(batch.views, batch.classes.shape[0], batch.z.device)
+            zeroed = similarity.own_entries(batch.views, batch.classes.shape[0], batch.z.device)
         else:
-            zeroed = losses.official_own_entries(batch.views, official_order)
-        similarity = losses.dissimilarity(batch.by_view(), negatives, zeroed)
+            zeroed = similarity.official_own_entries(batch.views, official_order)
+        away = similarity.dissimilarity(batch.by_view(), negatives, zeroed)
         spread = diversity(coefficients)
-    entropy = losses.negative_entropy(classifier, negatives, batch.classes)
-    total = weights.soft * entropy + weights.similarity * similarity + weights.diversity * spread
-    return GeneratorLosses(total, entropy, similarity, spread)
+    entropy = negative_entropy(classifier, negatives, batch.classes)
+    total = weights.soft * entropy + weights.similarity * away + weights.diversity * spread
+    return GeneratorLosses(total, entropy, away, spread)
 
 
 def generate(network: GraphNetwork, batch: Batch, anchors: Tensor | None) -> tuple[Tensor, Tensor]:

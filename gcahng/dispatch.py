@@ -1,0 +1,260 @@
+"""Which code runs: the only place that decides it, for the loss and for the public ops.
+
+    reference   plain PyTorch, differentiated by autograd: what is meant
+    torch       the engine, with its stages in PyTorch, on any device
+    cpp         the engine, with its stages in C++ on the CPU (_C_cpu)
+    cuda        the engine, with its stages in CUDA C++ (_C_cuda)
+    triton      the engine, with its stages and the edge MLP's products in Triton (gcahng.kernels)
+
+"auto" takes the first of its list that is available for the tensors at hand. One asked for by name runs, or is an
+error. The environment variable GCAHNG_AUTO puts another one first in the list for CUDA, where a measurement says so:
+
+    GCAHNG_AUTO=triton                              # in the place of cuda+triton
+    GCAHNG_AUTO=cuda+triton,mix_fwd_=triton         # but for these ops (gcahng/engine/stages)
+
+`python benchmarks/gpu.py` prints the line that its figures speak for.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from gcahng import _native
+from gcahng.engine.schema import OPS
+from gcahng.engine.stages import split
+from gcahng.errors import UserError
+
+NAMES = ("reference", "torch", "cpp", "cuda", "triton")
+WHATS = ("loss", "edge_update", "channel_mix")
+"""What is dispatched."""
+
+# What "auto" tries, best first. "cuda+triton": CUDA C++ for what is row-wise, Triton for the edge MLP, whose products
+# carry their neighbors. On the CPU Triton is its interpreter, for tests, after all else.
+ORDER = {
+    "cpu": ("cpp", "torch", "reference", "triton"),
+    "cuda": ("cuda+triton", "cuda", "triton", "torch", "reference"),
+}
+ELSEWHERE = ("torch", "reference")  # on other devices
+
+MOST_VIEWS = 64  # samples a class that fused stages take (csrc/bindings/common.h)
+MOST_CHANNELS = {"cuda": 1024, "cuda+triton": 1024}  # csrc/cuda/rows.cuh
+OLDEST = (8, 0)  # compute capability that CMakeLists.txt builds for, and the first with bf16 products
+
+AUTO = "GCAHNG_AUTO"
+AUTO_BASES = ("cuda+triton", "cuda", "triton", "torch")
+
+_log = logging.getLogger("gcahng")
+_said: set[tuple[str, str, str]] = set()
+
+
+class Sizes(NamedTuple):
+    """What of a call decides which code can run; None where it is not known.
+
+    Attributes:
+        views: samples a class K.
+        dim: channels D.
+        compute: dtype of products.
+    """
+
+    views: int | None = None
+    dim: int | None = None
+    compute: torch.dtype | None = None
+
+
+class Choice(NamedTuple):
+    """What runs.
+
+    Attributes:
+        implementation: reference, torch, cpp, cuda, triton or cuda+triton; for CUDA perhaps with ",OP=IMPL…" behind.
+        passed: why each better one does not run, "NAME: reason".
+    """
+
+    implementation: str
+    passed: tuple[str, ...] = ()
+
+
+def choose(impl: str, device: torch.device | str, sizes: Sizes = Sizes(), what: str = "loss") -> Choice:  # noqa: B008
+    """Decides which code runs.
+
+    Args:
+        impl: "auto" or one of NAMES.
+        device: that of the tensors.
+        sizes: of the call.
+        what: one of WHATS, for messages.
+
+    Raises:
+        UserError: impl is no such name, or was asked for by name and is not available; GCAHNG_AUTO says what cannot be.
+    """
+    device = torch.device(device)
+    if impl == "auto":
+        passed: list[str] = []
+        for name in _candidates(device):
+            reason = _unavailable(name, device, sizes)
+            if reason is None:
+                return Choice(name, tuple(passed))
+            passed.append(f"{name}: {reason}")
+        raise UserError(f"{what} runs nowhere on {device}: {'; '.join(passed)}")
+    if impl not in NAMES:
+        raise UserError(f"impl is {impl!r}; it must be one of auto, {', '.join(NAMES)}")
+    if reason := _unavailable(impl, device, sizes):
+        raise UserError(f"impl is {impl!r}, which is not available for {what} on {device.type}: {reason}")
+    return Choice(impl)
+
+
+def chosen(what: str, impl: str, device: torch.device, views: int | None, dim: int, compute: torch.dtype | None) -> str:
+    """`choose` for a call that is about to run: what auto chose is said once, and torch.compile takes the answer as a
+    constant instead of tracing into the search."""
+    choice = choose(impl, device, Sizes(views, dim, compute), what)
+    if impl == "auto":
+        _say_once(what, device.type, choice)
+    return choice.implementation
+
+
+# The same mark as torch.compiler.assume_constant_result sets, which would import the whole compiler.
+chosen._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _candidates(device: torch.device) -> tuple[str, ...]:
+    order = ORDER.get(device.type, ELSEWHERE)
+    if device.type != "cuda" or (asked := auto_asks()) is None:
+        return order
+    _check_asked(asked, device)
+    return (asked, *order)
+
+
+def _say_once(what: str, device_type: str, choice: Choice) -> None:
+    """A warning where something better does not run, else for those who listen."""
+    key = (what, device_type, choice.implementation)
+    if key not in _said:
+        _said.add(key)
+        reasons = "".join(f"; not {reason}" for reason in choice.passed)
+        level = logging.WARNING if choice.passed else logging.INFO
+        _log.log(level, f"{what} on {device_type} uses impl={choice.implementation!r}{reasons}")
+
+
+# -- what is available
+
+
+def available(impl: str, device: torch.device | str, compute: torch.dtype | None = None) -> str | None:
+    """None where an implementation can run on this device, else the reason and the remedy, in one line.
+
+    Args:
+        impl: one of NAMES.
+        device: that of the tensors.
+        compute: dtype of products, if it matters.
+    """
+    device = torch.device(device)
+    if impl == "cpp":
+        return _native.load("_C_cpu").reason if device.type == "cpu" else "it runs on CPU tensors alone"
+    if impl == "triton" and device.type == "cpu":
+        return _interpreter_missing(compute)
+    if impl in ("cuda", "triton") and device.type != "cuda":
+        return "it runs on CUDA tensors alone"
+    missing = {"cuda": lambda: _native.load("_C_cuda").reason, "triton": _compiler_missing}.get(impl, lambda: None)
+    if reason := missing():
+        return reason
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    return _too_old(device) if impl in ("cuda", "triton") else None
+
+
+def _unavailable(implementation: str, device: torch.device, sizes: Sizes) -> str | None:
+    """As `available`, for all parts of an implementation and for the sizes that it takes."""
+    base, routes = split(implementation)
+    for part in dict.fromkeys([*base.split("+"), *routes.values()]):
+        if reason := available(part, device, sizes.compute):
+            return reason if part == implementation else f"{part} is not available ({reason})"
+    if base in ("reference", "torch"):
+        return None
+    if sizes.views is not None and sizes.views > MOST_VIEWS:
+        return f"it takes up to {MOST_VIEWS} samples a class, not {sizes.views}; impl='torch' takes any number"
+    most = MOST_CHANNELS.get(base)
+    if most is not None and sizes.dim is not None and sizes.dim > most:
+        return f"it takes up to {most} channels, not {sizes.dim}; impl='torch' takes any number"
+    return None
+
+
+def _too_old(device: torch.device) -> str | None:
+    have = torch.cuda.get_device_capability(device)
+    if have >= OLDEST:
+        return None
+    return f"it needs a GPU of compute capability {_version(OLDEST)} or newer, and this one has {_version(have)}"
+
+
+def _version(numbers: tuple[int, int]) -> str:
+    return ".".join(map(str, numbers))
+
+
+def _triton_missing() -> str | None:
+    return None if importlib.util.find_spec("triton") else 'triton is not installed; pip install "gcahng[triton]"'
+
+
+def _interpreter_missing(compute: torch.dtype | None) -> str | None:
+    if reason := _triton_missing():
+        return reason
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return "it runs on CUDA tensors; only TRITON_INTERPRET=1, for tests, interprets the kernels on the CPU"
+    if compute == torch.bfloat16:
+        return "Triton's interpreter computes bfloat16 wrongly; use float32 or float16"
+    return None
+
+
+def _compiler_missing() -> str | None:
+    """Triton compiles when a kernel is first launched: better to know before."""
+    return _triton_missing() or _no_c_compiler() or _no_cache_folder()
+
+
+@cache
+def _no_c_compiler() -> str | None:
+    names = [os.environ["CC"]] if os.environ.get("CC") else ["clang", "gcc", "cc"]
+    if any(shutil.which(name) for name in names):
+        return None
+    return f"Triton needs a C compiler to launch kernels, and there is no {' or '.join(names)}; install one, or set CC"
+
+
+@cache
+def _no_cache_folder() -> str | None:
+    folder = Path(os.environ.get("TRITON_CACHE_DIR") or Path(os.environ.get("TRITON_HOME") or Path.home()) / ".triton")
+    there = next((place for place in (folder, *folder.parents) if place.exists()), None)
+    if there is not None and there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return None
+    return f"Triton keeps compiled kernels in {folder}, which cannot be written to; set TRITON_CACHE_DIR to a folder"
+
+
+# -- GCAHNG_AUTO
+
+
+def auto_asks() -> str | None:
+    """What GCAHNG_AUTO asks for, or None.
+
+    Raises:
+        UserError: it says what cannot be.
+    """
+    text = os.environ.get(AUTO, "").replace(" ", "")
+    if not text:
+        return None
+    base, routes = split(text)
+    if base not in AUTO_BASES:
+        raise UserError(f"{AUTO} is {text}; it must begin with one of {', '.join(AUTO_BASES)}")
+    for op, impl in routes.items():
+        if op not in OPS or impl not in ("cuda", "triton") or base == "torch":
+            raise UserError(
+                f"{AUTO} is {text}; after cuda+triton, cuda or triton each part must be OP=cuda or OP=triton, with "
+                f"OP one of {', '.join(OPS)}"
+            )
+    return text
+
+
+def _check_asked(asked: str, device: torch.device) -> None:
+    base, routes = split(asked)
+    for part in dict.fromkeys([*base.split("+"), *routes.values()]):
+        if reason := available(part, device):
+            raise UserError(f"{AUTO} is {asked} and {part} is not available on {device.type}: {reason}")

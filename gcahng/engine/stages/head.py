@@ -1,0 +1,253 @@
+"""Coefficient head: BatchNorm over all n² edges, a linear map and a sigmoid, θ = sigmoid(ê Wᵀ + b) (docs/math/head.md).
+
+BatchNorm is a barrier each way: its statistics come before the head, its two gradient sums before the edges' gradient.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gcahng.engine.schedule import Schedule, Tile
+from gcahng.engine.schema import TileNumbers, Written, declare
+from gcahng.engine.stages.common import Edges, Stage
+from gcahng.engine.weights import EdgeWeights
+
+
+class HeadWeights(NamedTuple):
+    """θ = sigmoid(ê Wᵀ + b) of normalized edges ê = (e − mean)/σ, with BatchNorm's γ and β folded in: W = W_fc diag(γ),
+    b = b_fc + W_fc β.
+
+    Attributes:
+        weight, bias: W (D, D) in the dtype of products, b (D,).
+        weight_fc: W_fc (D, D) in the dtype of products, for the backward.
+        gamma, beta: of the BatchNorm (D,).
+        mean, rstd: the statistics in force, mean and 1/σ (D,).
+        scale: γ/σ (D,).
+    """
+
+    weight: Tensor
+    bias: Tensor
+    weight_fc: Tensor
+    gamma: Tensor
+    beta: Tensor
+    mean: Tensor
+    rstd: Tensor
+    scale: Tensor
+
+    def normalized(self, w: EdgeWeights) -> EdgeWeights:
+        """The last layer's weights, its closing norm changed so that normalized edges leave it. They are what products
+        in bf16 should round: e itself may lie far from 0 for its spread."""
+        return w._replace(gamma=w.gamma * self.rstd, beta=(w.beta - self.mean) * self.rstd)
+
+
+class EdgeNorm(NamedTuple):
+    """The edge BatchNorm's running mean and variance, count and frozen bias; momentum; ε; whether the running
+    statistics follow."""
+
+    mean: Tensor
+    variance: Tensor
+    count: Tensor
+    bias: Tensor
+    momentum: float
+    eps: float
+    update: bool
+
+
+def head_weights(
+    named: dict[str, Tensor], norm: EdgeNorm, moments: Tensor | None, edges: int, compute: torch.dtype
+) -> HeadWeights:
+    """Prepares the head.
+
+    Args:
+        named: the graph network's parameters.
+        norm: the edge BatchNorm.
+        moments: (2, D) float64, means of e and e² over the n² ordered pairs. Their statistics serve, and the running
+            ones follow if norm.update (unbiased, as torch's BatchNorm). None: the running statistics serve.
+        edges: n².
+        compute: dtype of products.
+    """
+    gamma, fc = named["edge_batch_norm.weight"], named["coefficient_head.weight"]
+    if moments is None:
+        mean, variance = norm.mean, norm.variance
+    else:
+        mean = moments[0]
+        variance = (moments[1] - mean * mean).clamp_min(0)
+        if norm.update:
+            norm.count.add_(1)
+            unbiased = variance * (edges / (edges - 1))
+            norm.mean.lerp_(mean.to(norm.mean.dtype), norm.momentum)
+            norm.variance.lerp_(unbiased.to(norm.variance.dtype), norm.momentum)
+    rstd = torch.rsqrt(variance + norm.eps).to(fc.dtype)
+    mean = mean.to(fc.dtype)
+    bias = named["coefficient_head.bias"] + fc @ norm.bias
+    return HeadWeights((fc * gamma).to(compute), bias, fc.to(compute), gamma, norm.bias, mean, rstd, gamma * rstd)
+
+
+class HeadGradients:
+    """Sums over all edges: Σ dpre ⊗ ê, Σ dpre, and BatchNorm's Σ dy and Σ dy ∘ ê (2, D)."""
+
+    def __init__(self, dim: int, like: Tensor) -> None:
+        self.pre_e = like.new_zeros(dim, dim)
+        self.pre = like.new_zeros(dim)
+        self.sums = like.new_zeros(2, dim)
+
+    def parts(self) -> tuple[Tensor, ...]:
+        """What is summed."""
+        return self.pre_e, self.pre, self.sums
+
+    def named(self, w: HeadWeights) -> dict[str, Tensor]:
+        """The parameters' gradients."""
+        return {
+            "coefficient_head.weight": self.pre_e * w.gamma + self.pre[:, None] * w.beta,
+            "coefficient_head.bias": self.pre,
+            "edge_batch_norm.weight": self.sums[1].clone(),
+        }
+
+
+# -- as ops
+
+
+class HeadMoments(NamedTuple):
+    """e (T, D); sums (2, D) float64 += Σ e and Σ e² over the ordered pairs that the tile stands for."""
+
+    tile: TileNumbers
+    e: Tensor
+    sums: Written
+
+
+class HeadForward(NamedTuple):
+    """product (T, D) in the dtype of products, bias (D,) → theta = sigmoid(product + bias) (T, D)."""
+
+    product: Tensor
+    bias: Tensor
+    theta: Written
+
+
+class HeadBackward(NamedTuple):
+    """theta, dtheta (T, D) → dpre (T, D) in the dtype of products; sum (D,) += Σ dpre."""
+
+    theta: Tensor
+    dtheta: Tensor
+    dpre: Written
+    sum: Written | None
+
+
+class HeadSums(NamedTuple):
+    """dy (T, D) in the dtype of products, e (T, D) → wide, dy in e's dtype; sums (2, D) += Σ dy and Σ dy ∘ e."""
+
+    dy: Tensor
+    e: Tensor
+    wide: Written
+    sums: Written
+
+
+class HeadNorm(NamedTuple):
+    """dy, e (T, D) → de = scale (dy − weight (a + b e)), which may be dy; the weight of a mirrored edge is 2, of
+    another 1; scale, a, b (D,)."""
+
+    tile: TileNumbers
+    dy: Tensor
+    e: Tensor
+    scale: Tensor
+    a: Tensor
+    b: Tensor
+    de: Written
+
+
+MOMENTS = declare("head_moments_", "head.moments", HeadMoments)
+FORWARD = declare("head_fwd_", "head.forward", HeadForward)
+BACKWARD = declare("head_bwd_", "head.backward", HeadBackward)
+SUMS = declare("head_sums_", "head.sums", HeadSums)
+NORM = declare("head_norm_", "head.norm", HeadNorm)
+
+
+# -- implementations
+
+
+def weighted_sum(schedule: Schedule, tile: Tile, x: Tensor) -> Tensor:
+    """Σ over the ordered pairs a tile stands for, of x (T, W) → (W,)."""
+    total = x.sum(dim=0)
+    if tile.mirrored >= tile.offsets:
+        return total
+    if tile.mirrored == 0:
+        return 2 * total
+    own = x.view(*schedule.shape(tile), x.shape[-1])[:, :, 0].sum(dim=(0, 1, 2))
+    return 2 * total - own
+
+
+class Head(Stage):
+    """In plain torch. Edges are normalized (see HeadWeights), but for add_moments."""
+
+    def moments(self) -> Tensor:
+        """(2, D) float64 zeros, for add_moments."""
+        return torch.zeros(2, self.dim, dtype=torch.float64, device=self.context.like.device)
+
+    def add_moments(self, tile: Tile, e: Edges, into: Tensor) -> None:
+        """Adds Σ e and Σ e² over the ordered pairs that a tile stands for."""
+        # In float64: variances are differences of these sums, and edges may lie far from 0 for their spread.
+        wide = e.full.double()
+        into[0] += weighted_sum(self.schedule, tile, wide)
+        into[1] += weighted_sum(self.schedule, tile, wide.square())
+
+    def forward(self, w: HeadWeights, e: Edges, out: Tensor | None = None) -> Tensor:
+        """ê (T, D) → θ (T, D)."""
+        pre = torch.mm(e.low, w.weight.T).to(w.bias.dtype)
+        return torch.sigmoid(pre.add_(w.bias), out=out)
+
+    def backward(self, w: HeadWeights, e: Edges, theta: Tensor, dtheta: Tensor, into: HeadGradients | None) -> Tensor:
+        """dθ (T, D), both directions of an edge together → dy, the gradient of BatchNorm's output (T, D)."""
+        dpre = dtheta * (theta * (1 - theta))
+        low = dpre.to(self.context.compute)
+        dy = torch.mm(low, w.weight_fc).to(e.full.dtype)
+        if into is not None:
+            into.pre_e += torch.mm(low.T, e.low)
+            into.pre += dpre.sum(dim=0)
+            into.sums[0] += dy.sum(dim=0)
+            into.sums[1] += (dy * e.full).sum(dim=0)
+        return dy
+
+    def norm_backward(self, tile: Tile, w: HeadWeights, e: Edges, dy: Tensor, sums: HeadGradients | None) -> Tensor:
+        """dy → de (T, D), both directions of an edge together. sums None: running statistics, no terms through them."""
+        if sums is None:
+            return dy * w.scale
+        edges = self.schedule.nodes**2
+        through = (sums.sums[0] + e.full * sums.sums[1]) / edges
+        if tile.mirrored < tile.offsets:
+            self.context.grid(tile, through)[:, :, tile.mirrored :].mul_(2)
+        return (dy - through).mul_(w.scale)
+
+
+class FusedHead(Head):
+    """The products are the library's; the row-wise ends are ops."""
+
+    def add_moments(self, tile: Tile, e: Edges, into: Tensor) -> None:
+        self.ops(MOMENTS, HeadMoments(self.context.numbers(tile), e.full, into))
+
+    def forward(self, w: HeadWeights, e: Edges, out: Tensor | None = None) -> Tensor:
+        rows, dim = e.full.shape
+        product = torch.mm(e.low, w.weight.T, out=self.context.scratch("head p", rows, dim))
+        theta = self.context.wide("head theta", rows, dim) if out is None else out
+        self.ops(FORWARD, HeadForward(product, w.bias, theta))
+        return theta
+
+    def backward(self, w: HeadWeights, e: Edges, theta: Tensor, dtheta: Tensor, into: HeadGradients | None) -> Tensor:
+        rows, dim = theta.shape
+        dpre = self.context.scratch("head p", rows, dim)
+        self.ops(BACKWARD, HeadBackward(theta, dtheta, dpre, None if into is None else into.pre))
+        dy = torch.mm(dpre, w.weight_fc, out=self.context.scratch("head dy", rows, dim))
+        if into is None:
+            return dy.to(theta.dtype)
+        into.pre_e += torch.mm(dpre.T, e.low)
+        wide = self.context.wide("head theta", rows, dim)
+        self.ops(SUMS, HeadSums(dy, e.full, wide, into.sums))
+        return wide
+
+    def norm_backward(self, tile: Tile, w: HeadWeights, e: Edges, dy: Tensor, sums: HeadGradients | None) -> Tensor:
+        if sums is None:
+            return dy * w.scale
+        a, b = sums.sums / self.schedule.nodes**2
+        self.ops(NORM, HeadNorm(self.context.numbers(tile), dy, e.full, w.scale, a, b, dy))
+        return dy

@@ -1,0 +1,17 @@
+"""The first half of an edge's MLP (paper section 3.2)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from gcahng.reference.edge_update import EdgeUpdateWeights
+
+
+def mlp_in(w: EdgeUpdateWeights, e: Tensor) -> Tensor:
+    """e¹ (..., D) → LayerNorm(GELU(Linear(e¹))) (..., 4D), the norm over the hidden channels."""
+    hidden = F.gelu(F.linear(e, w.mlp_in_weight, w.mlp_in_bias))
+    return F.layer_norm(hidden, hidden.shape[-1:], w.mlp_norm_weight, w.mlp_norm_bias)
