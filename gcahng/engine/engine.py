@@ -12,7 +12,7 @@ from gcahng.engine.coefficients import coefficients
 from gcahng.engine.cuda_graph import GraphCache
 from gcahng.engine.generator_pass import GeneratorTargets
 from gcahng.engine.operators import GeneratorPass, PassInputs, Settings, Wanted, graph_pass, metric_outputs
-from gcahng.engine.precision import compute_dtype, note_bf16
+from gcahng.engine.precision import compute_dtype, name_of, note_bf16
 from gcahng.engine.ranks import Ranks
 from gcahng.engine.weights import buffer_list, parameter_list
 from gcahng.errors import UserError
@@ -105,10 +105,10 @@ class Engine:
             training=batch.training,
             momentum=momentum(norm),
             eps=norm.eps,
-            compute=_name(compute_dtype(batch.z.device, dtype)),
+            compute=name_of(compute_dtype(batch.z.device, dtype)),
             implementation=self.implementation,
             edge_memory=options.edge_memory,
-            edge_dtype=_name(options.edge_dtype or dtype),
+            edge_dtype=name_of(options.edge_dtype or dtype),
             graphs=0 if options.graphs is None else options.graphs.number,
             ranks=0 if options.ranks is None else options.ranks.number,
         )
@@ -126,10 +126,6 @@ def refuse_transforms(what: str, *tensors: Tensor) -> None:
 def _inputs(network: GraphNetwork, batch: Batch, z: Tensor) -> PassInputs:
     draw = torch.zeros((), dtype=torch.int64, device=z.device) if batch.dropout is None else batch.dropout.draw
     return PassInputs(z, batch.classes, batch.pull, batch.u, draw, parameter_list(network), buffer_list(network))
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _store_statistics(network: GraphNetwork, statistics: list[Tensor]) -> None:

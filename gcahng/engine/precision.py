@@ -58,3 +58,8 @@ def _cpu_lacks_bf16() -> bool:
         return False
     flags = next((line for line in text.splitlines() if line.startswith("flags")), "")
     return bool(flags) and not {"avx512_bf16", "amx_bf16"} & set(flags.split())
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """A dtype's name, without "torch."."""
+    return str(dtype).removeprefix("torch.")

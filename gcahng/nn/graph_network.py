@@ -9,7 +9,7 @@ from gcahng.errors import UserError
 from gcahng.reference.edge_update import EdgeUpdateWeights
 
 
-def _attention_projection(dim: int) -> nn.Linear:
+def attention_projection(dim: int) -> nn.Linear:
     """A linear map as the authors start it: Xavier-uniform weight, bias zero."""
     linear = nn.Linear(dim, dim)
     nn.init.xavier_uniform_(linear.weight)
@@ -22,10 +22,10 @@ class NodeLayer(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.query = _attention_projection(dim)
-        self.key = _attention_projection(dim)
-        self.value = _attention_projection(dim)
-        self.output = _attention_projection(dim)
+        self.query = attention_projection(dim)
+        self.key = attention_projection(dim)
+        self.value = attention_projection(dim)
+        self.output = attention_projection(dim)
         self.edge_to_node = nn.Linear(dim, dim)
         self.mlp_in = nn.Linear(dim, 4 * dim)
         self.mlp_out = nn.Linear(4 * dim, dim)
@@ -42,9 +42,9 @@ class EdgeLayer(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.query = _attention_projection(dim)
-        self.key = _attention_projection(dim)
-        self.value = _attention_projection(dim)
+        self.query = attention_projection(dim)
+        self.key = attention_projection(dim)
+        self.value = attention_projection(dim)
         self.node_to_edge = nn.Linear(dim, dim)
         self.norm = nn.LayerNorm(dim)
         self.mlp_in = nn.Linear(dim, 4 * dim)

@@ -1,0 +1,145 @@
+"""The mixing of a whole batch, as autograd and torch.compile see it: what gcahng.ops.channel_mix runs, over tiles of
+all ordered pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gcahng.engine.once import once
+from gcahng.engine.operators import workspace_for
+from gcahng.engine.schedule import NodeSum, Schedule, Tile, default_tile_rows, make_schedule
+from gcahng.engine.schema import NATIVE, library, schema_of
+from gcahng.engine.stages import Stages, make_stages, ops_of
+from gcahng.engine.stages.common import StageContext
+from gcahng.engine.stages.mix import MixIndex, Mixing, MixUpstream, mix_index, mixing_of
+
+
+class MixTensors(NamedTuple):
+    """z (n, D), class by class; coefficients θ (n, n, D); draws u (K, K − 1); pull, 0-dim."""
+
+    z: Tensor
+    coefficients: Tensor
+    draws: Tensor
+    pull: Tensor
+
+
+class MixSettings(NamedTuple):
+    """K samples a class; implementation: of the stages."""
+
+    views: int
+    implementation: str
+
+
+class _Call:
+    """One call: its schedule, stage and operands."""
+
+    def __init__(self, tensors: MixTensors, s: MixSettings) -> None:
+        z = tensors.z.detach()
+        self.dim, classes = z.shape[1], z.shape[0] // s.views
+        rows = default_tile_rows(self.dim, z.dtype, "store", z.device.type)
+        self.schedule: Schedule = make_schedule(classes, s.views, symmetric=False, tile_rows=rows)
+        ops = ops_of(s.implementation)
+        fused = (workspace_for(z.device), ops) if ops is not None else (None, None)
+        self.stages: Stages = make_stages(StageContext(self.schedule, self.dim, z.dtype, z, None, 1, *fused))
+        self.mixing: Mixing = mixing_of(self.schedule, z, tensors.draws, tensors.pull)
+
+    def tiles(self) -> Iterator[tuple[Tile, MixIndex]]:
+        for tile in self.schedule.tiles:
+            yield tile, mix_index(self.schedule, tile, self.mixing.kappa.device)
+
+    def columns(self, tile: Tile) -> tuple[Tensor, Tensor]:
+        """The anchor classes (A, 1) and column classes (A, O) of a tile."""
+        device = self.mixing.kappa.device
+        first = torch.arange(tile.first_class, tile.first_class + tile.classes, device=device)[:, None]
+        return first, self.schedule.column_classes(tile, device)
+
+    def pairs(self, x: Tensor) -> Tensor:
+        """x (n, n, D) as (C, K, C, K, D)."""
+        classes, views = self.schedule.classes, self.schedule.views
+        return x.view(classes, views, classes, views, self.dim)
+
+    def theta(self, coefficients: Tensor, tile: Tile) -> Tensor:
+        """A tile's coefficients (T, D)."""
+        first, columns = self.columns(tile)
+        # Two index tensors apart put their dimensions first: (A, O, K, K, D).
+        grid = self.pairs(coefficients)[first, :, columns]
+        return grid.permute(0, 2, 1, 3, 4).reshape(tile.rows, self.dim)
+
+
+def _forward_op(*flat: Any) -> Tensor:
+    tensors, s = MixTensors(*flat[:4]), MixSettings(*flat[4:])
+    with torch.autocast(tensors.z.device.type, enabled=False):
+        call = _Call(tensors, s)
+        out = _forward_fake(*flat)
+        for tile, index in call.tiles():
+            theta = call.theta(tensors.coefficients, tile)
+            out[index.place] = call.stages.mix.negatives(call.mixing, tile, theta)
+        return out
+
+
+def _forward_fake(*flat: Any) -> Tensor:
+    z, views = flat[0], flat[4]
+    classes = z.shape[0] // views
+    return z.new_empty(views, classes, classes, z.shape[1])
+
+
+def _backward_op(upstream: Tensor, *flat: Any) -> tuple[Tensor, Tensor]:
+    tensors, s = MixTensors(*flat[:4]), MixSettings(*flat[4:])
+    with torch.autocast(upstream.device.type, enabled=False):
+        call = _Call(tensors, s)
+        d_coefficients = torch.empty_like(tensors.coefficients)
+        into, into_positive = (NodeSum(call.schedule, width, like=tensors.z) for width in (call.dim, 1))
+        for tile, index in call.tiles():
+            dn = upstream[index.place]
+            first, columns = call.columns(tile)
+            grid = call.stages.mix.backward_theta(call.mixing, tile, dn).view(*call.schedule.shape(tile), call.dim)
+            call.pairs(d_coefficients)[first, :, columns] = grid.permute(0, 2, 1, 3, 4)
+            given = MixUpstream(call.theta(tensors.coefficients, tile), None, 0.0, dn)
+            call.stages.mix.backward_z(call.mixing, tile, given, into, into_positive)
+        return into.total() + call.mixing.positive_backward(into_positive.total()), d_coefficients
+
+
+def _backward_fake(upstream: Tensor, *flat: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(flat[0]), torch.empty_like(flat[1])
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.settings = inputs[4:]
+    ctx.save_for_backward(*inputs[:4])
+
+
+def _grad(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+    settings = ctx.settings
+
+    def run(grad: Tensor, *saved: Tensor) -> tuple[Tensor, ...]:
+        return torch.ops.gcahng.channel_mix_backward(grad, *saved, *settings)
+
+    dz, d_coefficients = once("channel_mix", run, upstream, *ctx.saved_tensors)
+    return dz, d_coefficients, *[None] * (len(MixTensors._fields) - 2 + len(MixSettings._fields))
+
+
+class _Upstream(NamedTuple):
+    """Gradient of the negatives (K, C, C, D)."""
+
+    upstream: Tensor
+
+
+_library = library(NATIVE)
+for _name, _structs, _returns, _op, _fake in (
+    ("channel_mix", (MixTensors, MixSettings), "Tensor", _forward_op, _forward_fake),
+    ("channel_mix_backward", (_Upstream, MixTensors, MixSettings), "(Tensor, Tensor)", _backward_op, _backward_fake),
+):
+    _library.define(f"{_name}({schema_of(*_structs)}) -> {_returns}", tags=(torch.Tag.pt2_compliant_tag,))
+    for _key in ("CPU", "CUDA"):
+        _library.impl(_name, _op, _key)
+    torch.library.register_fake(f"{NATIVE}::{_name}", _fake, lib=_library)
+torch.library.register_autograd(f"{NATIVE}::channel_mix", _grad, setup_context=_setup, lib=_library)
+
+
+def run_channel_mix(tensors: MixTensors, settings: MixSettings) -> Tensor:
+    """Negatives (K, C, C, D)."""
+    return torch.ops.gcahng.channel_mix(*tensors, *settings)

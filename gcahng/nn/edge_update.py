@@ -1,0 +1,76 @@
+"""gcahng.ops.edge_update as a module that owns its parameters."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from gcahng.engine.masks import EdgeDropout
+from gcahng.errors import UserError
+from gcahng.nn.graph_network import attention_projection, edge_update_weights
+from gcahng.ops.edge_update import edge_update
+from gcahng.reference.edge_update import EdgeUpdateWeights
+
+
+class EdgeUpdate(nn.Module):
+    """One dense update of the edges between all pairs of nodes (see gcahng.ops.edge_update).
+
+    Args:
+        dim: channels D.
+        symmetric: whether e_ij = e_ji; half of the pairs are then computed.
+        dropout: p of the attention weights, in training mode.
+        impl, edge_memory: see gcahng.ops.edge_update.
+        seed: of dropout; None takes one from torch's generator.
+
+    Raises:
+        UserError: dim is no whole number of at least 1, or dropout is not in [0, 1).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        symmetric: bool = True,
+        dropout: float = 0.0,
+        impl: str = "auto",
+        edge_memory: str = "auto",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(dim, int) or isinstance(dim, bool) or dim < 1:
+            raise UserError(f"dim is {dim!r}; it must be a whole number of at least 1")
+        if not 0 <= dropout < 1:
+            raise UserError(f"dropout is {dropout!r}; it must be at least 0 and under 1")
+        self.symmetric, self.dropout, self.impl, self.edge_memory = symmetric, dropout, impl, edge_memory
+        self.seed = int(torch.randint(2**62, (), device="cpu")) if seed is None else seed
+        self.query = attention_projection(dim)
+        self.key = attention_projection(dim)
+        self.value = attention_projection(dim)
+        self.norm = nn.LayerNorm(dim)
+        self.mlp_in = nn.Linear(dim, 4 * dim)
+        self.mlp_norm = nn.LayerNorm(4 * dim)
+        self.mlp_out = nn.Linear(4 * dim, dim)
+        self.register_buffer("draw", torch.zeros((), dtype=torch.int64))
+
+    def weights(self) -> EdgeUpdateWeights:
+        """The parameters as the op takes them."""
+        return edge_update_weights(self)
+
+    def forward(self, edges: Tensor, nodes: Tensor) -> Tensor:
+        """edges (n, n, D), or in half-band storage; nodes (n, D) → the updated edges, in the same form.
+
+        In training mode with dropout, each call is one draw of masks.
+        """
+        dropout = None
+        if self.training and self.dropout:
+            dropout = EdgeDropout(self.dropout, self.seed, self.draw.clone())
+            self.draw.add_(1)
+        return edge_update(
+            edges,
+            nodes,
+            self.weights(),
+            symmetric=self.symmetric,
+            dropout=dropout,
+            impl=self.impl,
+            edge_memory=self.edge_memory,
+        )
