@@ -3,10 +3,9 @@ that it can take.
 
     python benchmarks/roofline.py
 
-docs/roofline.md says how it is counted and what follows. Everything is derived, nothing is measured. The numbers of
-sweeps are those of gcahng/engine/graph.py and passes.py, the products those of gcahng/engine/plan.py, and the tiles those
-of gcahng/engine/schedule.py. A kernel takes as long as its products at the chip's rate or its bytes at the memory's,
-whichever is longer.
+docs/roofline.md says how it is counted and what follows. Everything is derived, nothing is measured. Four modules of
+gcahng/engine give the numbers: graph.py and passes.py those of sweeps, plan.py those of products, and schedule.py the
+tiles. A kernel takes as long as its products at the chip's rate or its bytes at the memory's, whichever is longer.
 """
 
 from __future__ import annotations
@@ -40,8 +39,8 @@ class Step(NamedTuple):
     """One training step.
 
     batch is n and layers is L. dtype is that of the products. epilogues: the products do their neighbors' work.
-    The last two are what the engine does not do yet. gathered: J_div is formed within the kernels of head and mix, which
-    hold θ anyway. narrow: edges and their gradients are stored in the products' dtype everywhere.
+    The last two are what the engine does not do yet. gathered: J_div is formed within the kernels of head and mix,
+    which hold θ anyway. narrow: edges and their gradients are stored in the products' dtype everywhere.
     """
 
     batch: int
