@@ -1,12 +1,11 @@
-"""Prints the tables of docs/roofline.md: what the engine's stages do in a training step on a GPU, and the least time it
-can take.
+"""Writes benchmarks/results/roofline.md: what the engine's stages do in a training step on a GPU, and the least time
+that it can take.
 
-    python benchmarks/roofline.py           prints
-    python benchmarks/roofline.py --write   puts them into the page
+    python benchmarks/roofline.py
 
-Derived, not measured: numbers of sweeps are the engine's (gcahng/engine/graph.py, passes.py), products are those of
-gcahng/engine/plan.py, tiles those of its schedule; a kernel takes as long as its products at the chip's rate, or as its
-bytes at the memory's, whichever is longer.
+docs/roofline.md says how it is counted and what follows. Everything is derived, nothing is measured. Four modules of
+gcahng/engine give the numbers: graph.py and passes.py those of sweeps, plan.py those of products, and schedule.py the
+tiles. A kernel takes as long as its products at the chip's rate or its bytes at the memory's, whichever is longer.
 """
 
 from __future__ import annotations
@@ -23,10 +22,9 @@ from gcahng.engine.passes import LOGITS_AT_ONCE
 from gcahng.engine.plan import StepSize, work
 from gcahng.engine.schedule import Schedule, default_tile_rows, make_schedule
 
-PAGE = Path(__file__).parents[1] / "docs" / "roofline.md"
-BEGIN, END = "<!-- roofline -->\n", "<!-- /roofline -->\n"
+RESULTS = Path(__file__).parent / "results" / "roofline.md"
 
-# Assumptions, as the page states them.
+# Assumptions, as docs/roofline.md states them.
 RATE = {"bf16": 790e12, "fp32": 54e12}  # FLOP/s
 BANDWIDTH = 3e12  # bytes/s
 LAUNCH = 3e-6  # s
@@ -38,9 +36,12 @@ A = 4  # bytes of a number outside products: fp32
 
 
 class Step(NamedTuple):
-    """n, L, dtype of products, whether products carry their neighbours as epilogues, edge_memory; and what the engine
-    does not do yet. gathered: J_div within the kernels of head and mix, which hold θ anyway; narrow: edges and their
-    gradients in the products' dtype wherever they lie."""
+    """One training step.
+
+    batch is n and layers is L. dtype is that of the products. epilogues: the products do their neighbors' work.
+    The last two are what the engine does not do yet. gathered: J_div is formed within the kernels of head and mix,
+    which hold θ anyway. narrow: edges and their gradients are stored in the products' dtype everywhere.
+    """
 
     batch: int
     layers: int
@@ -63,8 +64,11 @@ class Step(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """One kernel, or a few that share their bytes: D x D products an edge, bytes an edge and channel, launches a tile,
-    and how often it goes over all edges."""
+    """One kernel, or a few that share their bytes.
+
+    times: how often it goes over all edges. products: D x D products for each edge. bytes: for each edge and channel.
+    launches: for each tile.
+    """
 
     stage: str
     times: int
@@ -88,7 +92,7 @@ def kernels(step: Step) -> Iterator[Kernel]:
 
 
 def _bytes(step: Step) -> tuple[int, int, int]:
-    """Of a number in a product; in an edge's vector; in its second copy, as operand of products."""
+    """Bytes of a number in a product, in an edge's vector, and in the vector's second copy that products read."""
     c = DTYPES[step.dtype].itemsize
     return (c, c, 0) if step.narrow else (c, A, c if c < A else 0)
 
@@ -96,21 +100,21 @@ def _bytes(step: Step) -> tuple[int, int, int]:
 def _forward(step: Step) -> Iterator[Kernel]:
     top, (c, e, low) = step.layers, _bytes(step)
     below = top - 1  # layers with a backward in phase 1
-    yield Kernel("edge start", 7 + (below > 0), 0, e + low)
+    yield Kernel("edge_start", 7 + (below > 0), 0, e + low)
     yield Kernel("N of stored sums", (2 * below + max(0, below - 1) + 1) + 3 * top, 0, 2 * e + low)
-    yield Kernel("edge to node: product", 2 * top, 1, 2 * c)
-    yield Kernel("edge to node: GELU, sums", 2 * top, 0, c, 2)
+    yield Kernel("edge_to_node: product", 2 * top, 1, 2 * c)
+    yield Kernel("edge_to_node: GELU, sums", 2 * top, 0, c, 2)
     yield Kernel("gate", 2 * top + below + top, 0, 2 * e + low)
-    kept = 4 * c if step.memory == "hidden" else 0
+    saved = 4 * c if step.memory == "hidden" else 0
     if step.epilogues:
-        yield Kernel("hidden: product, GELU, moments", 2 * top, 4, 5 * c + kept, 2)
-        yield Kernel("close: product, fold, residual", 2 * top, 4, 4 * c + 2 * e)
-        yield Kernel("close: N", 2 * top, 0, 2 * e + low)
+        yield Kernel("mlp_in: product, GELU, moments", 2 * top, 4, 5 * c + saved, 2)
+        yield Kernel("mlp_out: product, fold, residual", 2 * top, 4, 4 * c + 2 * e)
+        yield Kernel("mlp_out: N", 2 * top, 0, 2 * e + low)
     else:
-        yield Kernel("hidden: product", 2 * top, 4, 5 * c)
-        yield Kernel("hidden: GELU, moments", 2 * top, 0, 8 * c)
-        yield Kernel("close: product", 2 * top, 4, 5 * c)
-        yield Kernel("close: fold, residual, N", 2 * top, 0, c + 3 * e + low)
+        yield Kernel("mlp_in: product", 2 * top, 4, 5 * c)
+        yield Kernel("mlp_in: GELU, moments", 2 * top, 0, 8 * c)
+        yield Kernel("mlp_out: product", 2 * top, 4, 5 * c)
+        yield Kernel("mlp_out: fold, residual, N", 2 * top, 0, c + 3 * e + low)
     yield Kernel("head: BatchNorm's moments", 2, 0, e, 2)
     yield Kernel("head: product", 3, 1, 2 * c)
     yield Kernel("head: sigmoid", 3, 0, c + e)
@@ -123,8 +127,8 @@ def _losses(step: Step) -> Iterator[Kernel]:
     logits = CLASSES / DIM  # channels of an edge → classes of a negative
     chunks = -(-int(mixes * step.schedule.tile_rows) * CLASSES // LOGITS_AT_ONCE)
     cast = A + c if c < A else 0
-    kept = step.layers  # once θ or dy, and each edges' gradient that the next sweep takes
-    yield Kernel("θ and edges' gradients, kept", 2 * kept, 0, 2 * e)
+    stored = step.layers  # θ or dy once, and each gradient of edges that the next sweep reads
+    yield Kernel("θ and edges' gradients, stored", 2 * stored, 0, 2 * e)
     yield Kernel("mix: J_syn's logits", 1, 0, e, 20)
     yield Kernel("mix: backward to z", 1, 0, e, 24)
     yield Kernel("mix: negatives", 1, 0, e + mixes * A)
@@ -147,26 +151,26 @@ def _backward(step: Step) -> Iterator[Kernel]:
     top, (c, e, low) = step.layers, _bytes(step)
     sweeps = top + top - 1
     add, adds = (2 * c + 2 * e, 2) if low else (2 * e, 1)  # a product's result added to the edges' gradient
-    yield Kernel("close: backward", sweeps, 0, 4 * e + low + c, 2)
+    yield Kernel("mlp_out: backward", sweeps, 0, 4 * e + low + c, 2)
     if step.memory == "store":
-        yield Kernel("hidden: product again", sweeps, 4, 5 * c)
+        yield Kernel("mlp_in: product again", sweeps, 4, 5 * c)
     if step.epilogues:
-        yield Kernel("hidden: backward product, GELU'", sweeps, 4, c + 4 * c + 8 * c, 2)
+        yield Kernel("mlp_in: backward product, GELU'", sweeps, 4, c + 4 * c + 8 * c, 2)
     else:
-        yield Kernel("hidden: backward product", sweeps, 4, 5 * c)
-        yield Kernel("hidden: backward, row-wise", sweeps, 0, 16 * c, 2)
+        yield Kernel("mlp_in: backward product", sweeps, 4, 5 * c)
+        yield Kernel("mlp_in: backward, row-wise", sweeps, 0, 16 * c, 2)
     yield Kernel("edge MLP: weights' gradients", sweeps, 8, 10 * c, 2 if c == A else 4)
     yield Kernel("edge MLP: edges' gradient", sweeps, 4, 4 * c + add, adds)
     yield Kernel("gate: backward", sweeps, 0, 3 * e, 6)
-    yield Kernel("edge to node: product again", 2 * top, 1, 2 * c)
-    yield Kernel("edge to node: backward, row-wise", 2 * top, 0, 2 * c, 2)
-    yield Kernel("edge to node: weights' gradient", 2 * top, 1, 2 * c, 1 if c == A else 2)
-    yield Kernel("edge to node: edges' gradient", 2 * top - 1, 1, c + add, adds)
-    yield Kernel("edge start: backward", 1, 0, e, 2)
+    yield Kernel("edge_to_node: product again", 2 * top, 1, 2 * c)
+    yield Kernel("edge_to_node: backward, row-wise", 2 * top, 0, 2 * c, 2)
+    yield Kernel("edge_to_node: weights' gradient", 2 * top, 1, 2 * c, 1 if c == A else 2)
+    yield Kernel("edge_to_node: edges' gradient", 2 * top - 1, 1, c + add, adds)
+    yield Kernel("edge_start: backward", 1, 0, e, 2)
 
 
 def cost(step: Step, kernel: Kernel) -> Cost:
-    """Of all its sweeps."""
+    """The cost of all sweeps of a kernel."""
     size, tiles = step.size, step.schedule.tiles
     channels = kernel.times * size.rows * DIM
     flops, moved = 2 * channels * DIM * kernel.products, channels * kernel.bytes
@@ -175,7 +179,7 @@ def cost(step: Step, kernel: Kernel) -> Cost:
 
 
 def nodes(step: Step) -> Cost:
-    """The node side: its arithmetic at the full rate."""
+    """The cost of the node side, with its arithmetic at the full rate."""
     flops = 2 * work(step.size, step.memory).nodes
     launches = 2 * (NODE_LAUNCHES["pass"] + step.layers * NODE_LAUNCHES["layer"])
     return Cost(flops, 0, flops / RATE[step.dtype], launches)
@@ -187,12 +191,18 @@ def total(step: Step) -> Cost:
     return Cost(*map(sum, zip(*parts, strict=True)))
 
 
-# -- the page's tables
+# -- the tables
+
+HEADING = """# The least time of a step on a GPU: all tables
+
+Derived, not measured; [docs/roofline.md](../../docs/roofline.md) says how. `python benchmarks/roofline.py` writes this
+file.
+"""
 
 
-def page_tables() -> str:
+def tables() -> str:
     """All of them, as Markdown."""
-    parts = [whole_steps(), aims()]
+    parts = [HEADING, whole_steps(), aims()]
     for layers in AIMS:
         for dtype in RATE:
             for epilogues in (False, True):
@@ -203,7 +213,7 @@ def page_tables() -> str:
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     aligned = ["---:" if cell[:1].isdigit() or cell == "–" else "---" for cell in rows[0]]
     lines = [f"| {' | '.join(row)} |" for row in (columns, aligned, *rows)]
-    return "\n".join([f"### {title} (derived)", "", *lines, ""])
+    return "\n".join([f"## {title} (derived)", "", *lines, ""])
 
 
 def _version(epilogues: bool) -> str:
@@ -291,20 +301,12 @@ def _at(costs: Iterator[Cost]) -> list[str]:
     return cells
 
 
-def written(page: str) -> str:
-    """The page with its tables replaced."""
-    before, rest = page.split(BEGIN)
-    return before + BEGIN + "\n" + page_tables() + "\n" + END + rest.split(END)[1]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """See above."""
+    """Write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="into docs/roofline.md")
-    if parser.parse_args(argv).write:
-        PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    else:
-        print(page_tables())
+    parser.parse_args(argv)
+    RESULTS.write_text(tables(), encoding="utf-8")
+    print(f"wrote {RESULTS}")
     return 0
 
 

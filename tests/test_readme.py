@@ -1,6 +1,7 @@
 """README and docs say what is so: examples run, links lead somewhere, options and files exist."""
 
 import contextlib
+import importlib.util
 import inspect
 import io
 import os
@@ -20,6 +21,9 @@ from gcahng.ops._implementations import OPS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+LOSS_PAGE = ROOT / "docs" / "loss.md"
+COMMANDS_PAGE = ROOT / "docs" / "commands.md"
+OP_PAGES = [ROOT / "docs" / "edge_update.md", ROOT / "docs" / "channel_mix.md"]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -45,10 +49,10 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-def section(title: str) -> str:
-    """A README section's text, without its heading."""
+def section(page: Path, title: str) -> str:
+    """The text of a page's section, without its heading."""
     found = re.search(
-        rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+        rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
     )
     assert found, title
     return found[1]
@@ -90,23 +94,50 @@ def help_of_words(*words: str) -> str:
     return output.getvalue()
 
 
-@pytest.mark.parametrize("number", range(len(blocks(README, "python"))))
+def run_example(text: str, name: str, names: dict) -> None:
+    """Execute a block of Python with these names, which it may add to."""
+    with torch.random.fork_rng():
+        exec(compile(text, name, "exec"), names)
+
+
+def check_logs(names: dict) -> None:
+    assert {name: bool(value.isfinite()) for name, value in names["logs"].items()} == dict.fromkeys(
+        ("J_m", "J_syn", "J_gce", "J_cls", "J_soft", "J_sim", "J_div", "J_gen"), True
+    )
+
+
+def test_the_readmes_loop_runs_before_and_after() -> None:
+    before, after = blocks(README, "python")
+    names: dict = {"__name__": "example"}
+    run_example(before, "README, before", names)
+    assert "logs" not in names and names["loss"].isfinite()
+    run_example(after, "README, after", names)
+    check_logs(names)
+    assert len(before.splitlines()) + len(after.splitlines()) <= 25
+
+
+@pytest.mark.parametrize("number", range(len(blocks(LOSS_PAGE, "python"))))
 def test_examples_run(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict = {"__name__": "example"}
-    with torch.random.fork_rng():
-        exec(compile(blocks(README, "python")[number], f"README example {number}", "exec"), names)
-    assert {name: bool(value.isfinite()) for name, value in names["logs"].items()} == dict.fromkeys(
-        ("J_m", "J_syn", "J_gce", "J_cls", "J_soft", "J_sim", "J_div", "J_gen"), True
-    )
+    run_example(blocks(LOSS_PAGE, "python")[number], f"docs/loss.md, example {number}", names)
+    check_logs(names)
     assert re.search(r"\d\.\d{3}$", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("page", OP_PAGES, ids=name_of)
+def test_examples_of_ops_run(page: Path, capsys: pytest.CaptureFixture) -> None:
+    (text,) = blocks(page, "python")
+    run_example(text, name_of(page), {"__name__": "example"})
+    assert re.search(r"^\([\d, ]+\), gradient of the \w+ \d+\.\d+$", capsys.readouterr().out)
+    assert len([line for line in text.splitlines() if line]) <= 10
 
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="torch has no gloo")
 def test_the_example_for_several_processes_runs(tmp_path: Path) -> None:
-    (text,) = blocks(README, "py")
+    (text,) = blocks(LOSS_PAGE, "py")
     script = tmp_path / "shared.py"
     script.write_text(text, encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
@@ -117,7 +148,19 @@ def test_the_example_for_several_processes_runs(tmp_path: Path) -> None:
 
 
 def test_there_are_examples() -> None:
-    assert len(blocks(README, "python")) == 2
+    assert len(blocks(LOSS_PAGE, "python")) == 2
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_the_picture_is_what_its_script_draws() -> None:
+    script = ROOT / "docs" / "images" / "make_overview.py"
+    spec = importlib.util.spec_from_file_location("make_overview", script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.PICTURE.read_text(encoding="utf-8") == module.picture(), "run python docs/images/make_overview.py"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -145,8 +188,8 @@ def test_every_page_is_in_the_index() -> None:
     assert not [name_of(page) for page in PAGES if page.is_relative_to(index.parent) and page not in {*linked, index}]
 
 
-def test_every_command_is_in_the_readme() -> None:
-    assert {words[0] for words in gcahng_commands(README)} == set(COMMANDS)
+def test_every_command_has_an_example() -> None:
+    assert {words[0] for words in gcahng_commands(COMMANDS_PAGE)} == set(COMMANDS)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -165,8 +208,9 @@ def test_command_lines_exist(page: Path) -> None:
 def test_training_options_take_the_values_shown() -> None:
     from gcahng.commands.train import parse
 
-    shown = [words for command, *words in gcahng_commands(README) if command == "train" and "--help" not in words]
-    assert len(shown) >= 4
+    commands = [*gcahng_commands(README), *gcahng_commands(COMMANDS_PAGE), *gcahng_commands(LOSS_PAGE)]
+    shown = [words for command, *words in commands if command == "train" and "--help" not in words]
+    assert len(shown) >= 8
     for words in shown:
         if "--resume" in words:  # it takes the run's options
             continue
@@ -178,16 +222,19 @@ def test_training_options_take_the_values_shown() -> None:
 
 def test_options_and_their_defaults() -> None:
     parameters = inspect.signature(gcahng.GCAHNGLoss).parameters
-    _, *rows = table(section("Options that matter"))
+    _, *rows = table(section(LOSS_PAGE, "Options that matter"))
     shown = {row[0].strip("`"): row[1].strip("`") for row in rows}
     defaults = {name: parameters[name].default for name in shown}
     assert shown == {name: f'"{value}"' if isinstance(value, str) else str(value) for name, value in defaults.items()}
 
 
 def test_what_works_where() -> None:
-    columns = [OPS["loss"].cpu, OPS["loss"].cuda, OPS["edge_start"].cpu, OPS["edge_start"].cuda]
-    heading, *rows = table(section("What works where"))
-    assert heading[2:] == ["loss, CPU", "loss, CUDA", "`edge_start`, CPU", "`edge_start`, CUDA"]
+    ops = ("loss", "edge_update", "channel_mix")
+    columns = [implementations for op in ops for implementations in (OPS[op].cpu, OPS[op].cuda)]
+    heading, *rows = table(section(README, "What works where"))
+    names = ["loss", *(f"`{op}`" for op in ops[1:])]
+    assert heading[2:] == [f"{name}, {device}" for name in names for device in ("CPU", "CUDA")]
+    assert {row[0].strip("`") for row in rows} == {name for op in ops for name in (*OPS[op].cpu, *OPS[op].cuda)}
     for impl, _, *cells in rows:
         for implementations, cell in zip(columns, cells, strict=True):
             if cell.startswith("interpreter"):
@@ -197,8 +244,8 @@ def test_what_works_where() -> None:
             assert ("default" in cell) == (cell.startswith("yes") and name == implementations[0]), (impl, cell)
 
 
-@pytest.mark.parametrize("name", ["glyphs", "engine"])
-def test_places_for_results(name: str) -> None:
-    text = README.read_text(encoding="utf-8")
+@pytest.mark.parametrize(("page", "name"), [(README, "glyphs"), (ROOT / "docs" / "cost.md", "engine")], ids=str)
+def test_places_for_results(page: Path, name: str) -> None:
+    text = page.read_text(encoding="utf-8")
     start, end = f"<!-- results:{name} -->", f"<!-- /results:{name} -->"
     assert text.count(start) == text.count(end) == 1 and text.index(start) < text.index(end)

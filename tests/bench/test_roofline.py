@@ -1,4 +1,4 @@
-"""docs/roofline.md is what its script prints, and the script counts what the engine does."""
+"""benchmarks/results/roofline.md is what its script writes, and the script counts what the engine does."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ FREE = {
 }
 KERNELS = {"edge_to_node_fwd_": 2, "edge_to_node_bwd_": 2, "gate_bwd_": 6, "mlp_out_bwd_": 2, "mlp_in_bwd_": 2}
 KERNELS |= {"head_bwd_": 2, "head_moments_": 2, "head_sums_": 2, "mix_bwd_z_": 4, "diversity_fwd_": 2}
-KERNELS |= {"edge_start_tile_bwd_": 2}
+KERNELS |= {"edge_start_bwd_": 2}
 STAGES = {
-    "edge start": "edge_start_tile_",
+    "edge_start": "edge_start_fwd_",
     "N of stored sums": "norm_gelu_",
-    "edge to node: GELU, sums": "edge_to_node_fwd_",
+    "edge_to_node: GELU, sums": "edge_to_node_fwd_",
     "gate": "gate_fwd_",
-    "hidden: GELU, moments": "mlp_in_fwd_",
-    "close: fold, residual, N": "mlp_out_fwd_",
+    "mlp_in: GELU, moments": "mlp_in_fwd_",
+    "mlp_out: fold, residual, N": "mlp_out_fwd_",
     "head: BatchNorm's moments": "head_moments_",
     "head: sigmoid": "head_fwd_",
     "mix: backward to z": "mix_bwd_z_",
@@ -46,11 +46,11 @@ STAGES = {
     "J_div: sums": "diversity_fwd_",
     "J_div: gradient": "diversity_bwd_",
     "head: BatchNorm backward": "head_norm_",
-    "close: backward": "mlp_out_bwd_",
-    "hidden: backward, row-wise": "mlp_in_bwd_",
+    "mlp_out: backward": "mlp_out_bwd_",
+    "mlp_in: backward, row-wise": "mlp_in_bwd_",
     "gate: backward": "gate_bwd_",
-    "edge to node: backward, row-wise": "edge_to_node_bwd_",
-    "edge start: backward": "edge_start_tile_bwd_",
+    "edge_to_node: backward, row-wise": "edge_to_node_bwd_",
+    "edge_start: backward": "edge_start_bwd_",
 }
 
 
@@ -84,9 +84,28 @@ class Count(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_the_page_is_what_the_script_prints() -> None:
-    page = roofline.PAGE.read_text(encoding="utf-8")
-    assert page == roofline.written(page), "python benchmarks/roofline.py --write"
+def test_the_tables_are_what_the_script_writes() -> None:
+    assert roofline.RESULTS.read_text(encoding="utf-8") == roofline.tables(), "run python benchmarks/roofline.py"
+
+
+def test_the_page_repeats_rows_of_the_tables() -> None:
+    page = (SCRIPT.parents[1] / "docs" / "roofline.md").read_text(encoding="utf-8")
+    shown = [line for line in page.splitlines() if line.startswith("|")]
+    assert len(shown) == 10
+    assert set(shown) <= set(roofline.tables().splitlines())
+
+
+def test_the_page_states_the_assumptions() -> None:
+    page = " ".join((SCRIPT.parents[1] / "docs" / "roofline.md").read_text(encoding="utf-8").split())
+    rates = [f"{roofline.RATE[dtype] / 1e12:.0f} TFLOP/s in {dtype}" for dtype in ("bf16", "fp32")]
+    for stated in (*rates, f"{roofline.BANDWIDTH / 1e12:.0f} TB/s", f"{1e6 * roofline.LAUNCH:.0f} µs"):
+        assert stated in page
+    found = [
+        roofline.total(roofline.Step(1023, layers, "bf16", True, memory, True, True)).seconds / aim
+        for layers, aim in roofline.AIMS.items()
+        for memory in ("store", "hidden")
+    ]
+    assert f"{100 * min(found):.0f} to {100 * max(found):.0f} %" in page
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
