@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gcahng.nn import GraphNetwork
 
 
-class EngineOptions(NamedTuple):
+class PassOptions(NamedTuple):
     """How the engine runs a pass; nothing of it changes what is computed.
 
     Attributes:
@@ -45,10 +45,10 @@ class Engine:
 
     Args:
         implementation: of the stages, as gcahng.dispatch names it.
-        options: see EngineOptions.
+        options: see PassOptions.
     """
 
-    def __init__(self, implementation: str, options: EngineOptions = EngineOptions()) -> None:  # noqa: B008  immutable
+    def __init__(self, implementation: str, options: PassOptions = PassOptions()) -> None:  # noqa: B008  immutable
         self.implementation, self.options = implementation, options
 
     def metric_pass(self, network: GraphNetwork, batch: Batch) -> MetricLosses:

@@ -1,9 +1,11 @@
-"""What GCAHNGLoss accepts as options."""
+"""What GCAHNGLoss accepts as options, and how its passes are run."""
 
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from numbers import Integral
 from typing import Any
 
@@ -32,14 +34,77 @@ _COUNTS = {"num_per_class": 2, "epochs": 1, "steps_per_epoch": 1}
 _EDGE_DTYPES = (None, torch.float32, torch.float64, torch.bfloat16)
 
 
-def python_numbers(init: Callable[..., None]) -> Callable[..., None]:
-    """init, given numpy's scalars as Python's: `labels.max() + 1` is a number of classes, but a state that holds such
-    a scalar does not load with weights_only=True."""
+RATES = ("graph_lr", "graph_weight_decay", "classifier_lr", "classifier_weight_decay")
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How the passes of a training step are run; nothing of it changes what is computed, beyond rounding.
+
+    Attributes:
+        impl: auto, reference, torch, cpp, cuda or triton (gcahng.dispatch). One asked for by name that is not available
+            is an error.
+        edge_memory: what the engine saves of the edges: "store" (one D-vector a layer and pair), "hidden" (their 4D
+            hidden vectors too), "recompute" (nothing of size n²·D, for more arithmetic), or "auto", by free memory.
+        edge_dtype: of stored edges; None: the parameters' own. torch.bfloat16 halves their memory.
+        cuda_graph: on CUDA, capture the graph network's passes and replay them: for batches so small that launches
+            bound them. Each kind of batch (the last 4) then keeps the memory of its passes. A whole step may be
+            captured instead, in a graph of the user's (docs/gpu.md): the optimizers keep their rates on the device.
+            With check="deferred" and num_per_class a step then never waits for the device, and end_epoch raises.
+        process_group: "world" or a torch.distributed group: its processes hand in the parts of one batch, as large as
+            each other, and share the work on its pairs. Every call is then one of all processes, each gets the whole
+            batch's loss, and the gradient of its own embeddings is such that DistributedDataParallel's mean over
+            processes is that of the whole batch's loss. The loss keeps its weights equal by itself (around it,
+            DistributedDataParallel needs find_unused_parameters=True); the first process's state is copied to all
+            before the first batch.
+    """
+
+    impl: str = "auto"
+    edge_memory: str = "auto"
+    edge_dtype: torch.dtype | None = None
+    cuda_graph: bool = False
+    process_group: Any = None
+
+
+def engine_options(engine: EngineOptions | None, knobs: Mapping[str, Any]) -> EngineOptions:
+    """EngineOptions as they were given: whole, or field by field as keywords of GCAHNGLoss.
+
+    Raises:
+        TypeError: a keyword is none of its fields, as for any other function.
+        UserError: both were given.
+    """
+    names = [field.name for field in fields(EngineOptions)]
+    if unknown := [name for name in knobs if name not in names]:
+        raise TypeError(f"GCAHNGLoss() got an unexpected keyword argument {unknown[0]!r}")
+    if engine is None:
+        return EngineOptions(**knobs)
+    if not isinstance(engine, EngineOptions):
+        raise UserError(f"engine is a {type(engine).__name__}; it must be an EngineOptions")
+    if knobs:
+        raise UserError(
+            f"engine and {next(iter(knobs))} are given; options of the engine must be given in one of the ways"
+        )
+    return engine
+
+
+def plain_numbers(init: Callable[..., None]) -> Callable[..., None]:
+    """init, given numpy's scalars as Python's, and with the fields of EngineOptions in its signature.
+
+    `labels.max() + 1` is a number of classes, but a state that holds such a scalar does not load with
+    weights_only=True.
+    """
 
     @functools.wraps(init)
     def call(self: Any, *positional: Any, **named: Any) -> None:
         init(self, *map(_plain, positional), **{name: _plain(value) for name, value in named.items()})
 
+    signature = inspect.signature(init)
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    of_engine = [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
+        for f in fields(EngineOptions)
+    ]
+    call.__signature__ = signature.replace(parameters=[*own, *of_engine])  # type: ignore[attr-defined]
     return call
 
 
@@ -65,7 +130,7 @@ def check_options(given: Mapping[str, Any]) -> None:
         if not isinstance(given[name], bool):
             raise UserError(f"{name} is {given[name]!r}; it must be True or False")
     if given["cuda_graph"] and given["process_group"] is not None:
-        raise UserError("cuda_graph is True and process_group is given; a captured pass does not speak to others")
+        raise UserError("cuda_graph is True and process_group is given; process_group does not support cuda_graph")
     if given["base"] != "npair" and not callable(given["base"]):
         raise UserError(f'base is {given["base"]!r}; it must be "npair" or a module called as base(embeddings, labels)')
     seed = given["seed"]

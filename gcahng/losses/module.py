@@ -1,0 +1,305 @@
+"""What GCAHNGLoss is and keeps: its modules and optimizers, the running means, its state, and how a batch enters it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gcahng import dispatch
+from gcahng.engine.cuda_graph import GraphCache
+from gcahng.engine.engine import Engine, PassOptions
+from gcahng.engine.precision import compute_dtype
+from gcahng.engine.ranks import ranks_for
+from gcahng.errors import UserError
+from gcahng.losses.layout import ClassLayout, check_shapes, class_layout, describe, raise_for_problems, value_problems
+from gcahng.losses.optimizers import (
+    CapturableAdamW,
+    adamw,
+    check_state,
+    clipped_step,
+    move_state,
+    set_rate,
+)
+from gcahng.losses.options import EngineOptions
+from gcahng.nn import GraphNetwork
+from gcahng.reference import training_step as reference
+from gcahng.reference.edge_update import Dropout
+from gcahng.reference.philox import mixing_draws
+from gcahng.reference.training_step import Batch
+
+FIRST_MEAN = 1e6
+
+
+class LossModule(nn.Module):
+    """What every call of the loss works with. Nothing of a training step is here."""
+
+    graph_network: GraphNetwork
+    classifier: nn.Linear
+    graph_optimizer: torch.optim.AdamW
+    classifier_optimizer: torch.optim.AdamW
+
+    def _set_up(self, engine: EngineOptions, learning: dict[str, float]) -> None:
+        """Makes what does not follow from the method's own options. The modules are there.
+
+        Args:
+            engine: how passes are run.
+            learning: graph_lr, graph_weight_decay, classifier_lr and classifier_weight_decay.
+        """
+        self.engine = engine
+        self._graphs = GraphCache() if engine.cuda_graph else None
+        self._ranks, self._joined = ranks_for(engine.process_group), False
+        self.register_buffer("draw", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("_mean_metric", torch.tensor(FIRST_MEAN))
+        self.register_buffer("_mean_generator", torch.tensor(FIRST_MEAN))
+        self.register_buffer("_metric_sum", torch.tensor(0.0))
+        self.register_buffer("_generator_sum", torch.tensor(0.0))
+        # On the device, where a captured step counts on; _steps_in_epoch counts the steps that the host has seen.
+        self.register_buffer("_counted_steps", torch.zeros((), dtype=torch.int64), persistent=False)
+        # Numbers, not bools: averages of weights over a run (AveragedModel, use_buffers=True) take differences of all.
+        self.register_buffer("_problems", torch.zeros(4, dtype=torch.int32), persistent=False)
+        self._steps_in_epoch = 0
+        self._epoch = 0
+        self._pending: Any = None  # a training forward that waits for its generator step
+        # Called before gradients are clipped: with "graph_network" (twice a step) or "classifier", and the gradients.
+        self.gradient_hook: Callable[[str, list[Tensor]], None] | None = None
+        self.graph_lr = learning["graph_lr"]
+        self.graph_optimizer = adamw(
+            self.graph_network.trainable(), self.graph_lr, learning["graph_weight_decay"], engine.cuda_graph
+        )
+        rates = (learning["classifier_lr"], learning["classifier_weight_decay"])
+        self.classifier_optimizer = adamw(self.classifier.parameters(), *rates, engine.cuda_graph)
+
+    @property
+    def impl(self) -> str:
+        """Which implementation was asked for."""
+        return self.engine.impl
+
+    @property
+    def edge_memory(self) -> str:
+        """What of the edges the engine was asked to save."""
+        return self.engine.edge_memory
+
+    @property
+    def edge_dtype(self) -> torch.dtype | None:
+        """The dtype that was asked for stored edges."""
+        return self.engine.edge_dtype
+
+    # -- running means
+
+    @property
+    def mean_metric(self) -> Tensor:
+        """J̄_m, the mean of J_m over the previous epoch, 0-dim (1e6 in the first)."""
+        return self._mean_metric
+
+    @mean_metric.setter
+    def mean_metric(self, value: float | Tensor) -> None:
+        self._mean_metric.copy_(torch.as_tensor(value, dtype=torch.float64))
+
+    @property
+    def mean_generator(self) -> Tensor:
+        """J̄_gen, the mean of J_gen over the previous epoch, 0-dim (1e6 in the first)."""
+        return self._mean_generator
+
+    @mean_generator.setter
+    def mean_generator(self, value: float | Tensor) -> None:
+        self._mean_generator.copy_(torch.as_tensor(value, dtype=torch.float64))
+
+    # -- state
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {
+            "version": 1,
+            "seed": self.seed,
+            "epoch": self._epoch,
+            "steps_in_epoch": int(self._counted_steps),
+            "graph_optimizer": self.graph_optimizer.state_dict(),
+            "classifier_optimizer": self.classifier_optimizer.state_dict(),
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        if state.get("version") != 1:
+            raise UserError(
+                f"state_dict has extra state of version {state.get('version')!r}; this gcahng reads version 1"
+            )
+        (given,), (own,) = state["graph_optimizer"]["param_groups"], self.graph_optimizer.param_groups
+        if len(given["params"]) != len(own["params"]):
+            raise UserError(
+                f"state_dict is of a graph network of {len(given['params'])} weights, this one has "
+                f"{len(own['params'])} (layers={len(self.graph_network.layers)}); layers must be that of the state_dict"
+            )
+        check_state(state["graph_optimizer"], self.graph_optimizer)
+        check_state(state["classifier_optimizer"], self.classifier_optimizer)
+        self.seed = state["seed"]
+        self._epoch, self._steps_in_epoch = state["epoch"], state["steps_in_epoch"]
+        self._counted_steps.fill_(self._steps_in_epoch)
+        # Optimizer.load_state_dict keeps the tensors it is given: without a copy, two losses would share their moments.
+        self.graph_optimizer.load_state_dict(copy.deepcopy(state["graph_optimizer"]))
+        self.classifier_optimizer.load_state_dict(copy.deepcopy(state["classifier_optimizer"]))
+        self._pending = None
+        self._problems.zero_()
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, local_metadata: dict, *args: Any) -> None:
+        if local_metadata.get("assign_to_params_buffers"):
+            raise UserError("assign is True; it must be False: the optimisers would go on with the old parameters")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LossModule:
+        before = list(self.parameters())
+        super()._apply(fn, recurse)
+        # Most moves keep the parameter objects; to_empty, for one, replaces them.
+        moved = dict(zip(before, self.parameters(), strict=True))
+        for optimizer in (self.graph_optimizer, self.classifier_optimizer):
+            move_state(optimizer, moved, fn)
+        self._pending = None
+        return self
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Within, a batch is this process's own, as without a process_group: one process may `generate` or, in eval
+        mode, measure without the others. Not for training steps, which would let the processes' weights drift apart."""
+        ranks, self._ranks = self._ranks, None
+        try:
+            yield
+        finally:
+            self._ranks = ranks
+
+    # -- how a batch enters
+
+    def _whole_batch(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Checks what is handed in → the batch of which it is this process's part, or which it is."""
+        self._check_tensors(embeddings, labels)
+        if self._ranks is None:
+            return embeddings, labels
+        if not self._joined:
+            self.seed, self._joined = self._ranks.join(self, self.seed), True
+        wide, labels = embeddings.to(self.classifier.weight.dtype), labels.to(embeddings.device, torch.int64)
+        return self._ranks.whole_batch(wide, labels, self._check_for(embeddings.device) == "raise")
+
+    def _enter(self, embeddings: Tensor, labels: Tensor, at_once: bool = False) -> tuple[ClassLayout, Tensor]:
+        """Puts a batch in canonical order, in the parameters' dtype, and checks its values. at_once: defer no check."""
+        layout = class_layout(labels.to(embeddings.device, torch.int64), self.num_per_class)
+        z = embeddings.to(self.classifier.weight.dtype)[layout.order]
+        check = self._check_for(z.device)
+        if check == "raise" or (check == "deferred" and at_once):
+            raise_for_problems(value_problems(z, layout, self.num_classes).tolist(), self.num_classes, layout.views)
+        elif check == "deferred":
+            self._problems.logical_or_(value_problems(z, layout, self.num_classes))
+        return layout, z
+
+    def _check_tensors(self, embeddings: Tensor, labels: Tensor) -> None:
+        """UserError for what shapes, dtypes and devices alone show to be wrong."""
+        check_shapes(embeddings, labels, self.embedding_dim)
+        weight = self.classifier.weight
+        if weight.dtype not in (torch.float32, torch.float64):
+            raise UserError(
+                f"the loss's parameters are {weight.dtype}; keep them in float32, and use torch.autocast for less"
+            )
+        if embeddings.device != weight.device:
+            raise UserError(f"embeddings is on {embeddings.device}, the loss on {weight.device}; move one with .to()")
+        if embeddings.dtype is torch.float64 and weight.dtype is not torch.float64:
+            raise UserError(
+                "embeddings is float64 and the loss's parameters are float32; call gca.double(), or pass float32"
+            )
+
+    def _check_for(self, device: torch.device) -> str:
+        """What check stands for now."""
+        if self.check != "auto":
+            return self.check
+        return "deferred" if device.type != "cpu" or torch.compiler.is_compiling() else "raise"
+
+    def _raise_deferred(self) -> None:
+        if self.check == "off" or (
+            self.check == "auto" and self._problems.device.type == "cpu" and not self._problems.any()
+        ):
+            return
+        problems = self._problems.tolist()
+        self._problems.zero_()
+        if any(problems):
+            self._pending = None
+        raise_for_problems(problems, self.num_classes, self.num_per_class)
+
+    def _batch(self, z: Tensor, layout: ClassLayout, u: Tensor | None) -> Batch:
+        views = layout.views
+        draw = self.draw.clone()
+        check_draws(u, views)
+        if u is None:
+            u = mixing_draws(views, draw=draw, seed=self.seed, dtype=z.dtype)
+        dropout = None
+        if self.training and self.edge_dropout:
+            dropout = Dropout(self.edge_dropout, self.seed, draw, self.symmetric)
+        pull = torch.exp(-self.alpha / self._mean_metric)
+        u = u.to(device=z.device, dtype=z.dtype)
+        return Batch(z, self._in_range(layout.classes), views, pull.to(z.dtype), u, dropout, self.training)
+
+    def _in_range(self, labels: Tensor) -> Tensor:
+        """A label out of range is reported by the checks; it must not crash a device before they are read."""
+        return labels.clamp(0, self.num_classes - 1)
+
+    def _passes(self, batch: Batch) -> Any:
+        """What computes the passes of a step: an Engine, or the module gcahng.reference.training_step."""
+        device, graphs = batch.z.device, self._graphs
+        if graphs is not None and device.type != "cuda":
+            raise UserError(f"cuda_graph is True and the embeddings are on {device}; CUDA graphs need a CUDA device")
+        compute = compute_dtype(device, batch.z.dtype)
+        chosen = dispatch.chosen("loss", self.impl, device, batch.views, self.embedding_dim, compute)
+        if chosen != "reference":
+            return Engine(chosen, PassOptions(self.edge_memory, self.edge_dtype, graphs, self._ranks))
+        if graphs is not None:
+            raise UserError("cuda_graph is True and impl is 'reference'; the engine alone captures its passes")
+        return reference
+
+    # -- gradients and rates
+
+    def _agree_on_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Where the processes' gradients may differ in their rounding, their weights would drift apart."""
+        if self._ranks is not None:
+            self._ranks.copy_from_first([p.grad for p in parameters if p.grad is not None])
+
+    def _step_graph_network(self, scale: Tensor | None) -> None:
+        parameters = [p for p in self.graph_network.parameters() if p.grad is not None]
+        self._agree_on_gradients(parameters)
+        if not parameters:  # all that this phase would train is frozen
+            return
+        if scale is not None:
+            for parameter in parameters:
+                parameter.grad.div_(scale)
+            finite = torch.stack([parameter.grad.isfinite().all() for parameter in parameters]).all()
+            if isinstance(self.graph_optimizer, CapturableAdamW):
+                nn.utils.clip_grad_value_(parameters, self.clip_value)
+                self.graph_optimizer.step_unless(finite.logical_not().to(torch.float32))
+            elif bool(finite):
+                self._show_gradients("graph_network", parameters)
+                clipped_step(self.graph_optimizer, parameters, self.clip_value, None)
+        else:
+            self._show_gradients("graph_network", parameters)
+            clipped_step(self.graph_optimizer, parameters, self.clip_value, self._graphs)
+        self.graph_network.zero_grad(set_to_none=True)
+
+    def _show_gradients(self, module: str, parameters: list[nn.Parameter]) -> None:
+        if self.gradient_hook is not None:
+            self.gradient_hook(module, [p.grad for p in parameters if p.grad is not None])
+
+    def _apply_schedule(self) -> None:
+        if self.epochs is None:
+            return
+        progress = min(self._epoch, self.epochs) / self.epochs
+        set_rate(self.graph_optimizer, self.graph_lr * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def check_draws(u: Tensor | None, views: int) -> None:
+    if u is None:
+        return
+    if not isinstance(u, Tensor):
+        raise UserError(
+            f"u is {describe(u)}; it must be None or a tensor of mixing draws (pairs that a miner found go to base)"
+        )
+    if tuple(u.shape) != (views, views - 1):
+        raise UserError(
+            f"u has shape {tuple(u.shape)}; with K = {views} samples a class it must be ({views}, {views - 1})"
+        )
