@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import triton
 import triton.language as tl
 
-from gcahng.kernels._math import keeps, logistic
+from gcahng.kernels.functions import keeps, logistic
 
 DROPOUT = ("seed", "layer", "threshold")
 

@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gcahng.kernels._configs import CROSS_ENTROPY
-from gcahng.kernels._launch import compute_type, on_device_of
+from gcahng.kernels.configs import CROSS_ENTROPY
+from gcahng.kernels.launch import compute_type, on_device_of
 
 
 @triton.jit

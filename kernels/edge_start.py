@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gcahng.kernels._configs import EDGE_START, ENDS
-from gcahng.kernels._launch import compute_type, on_device_of
-from gcahng.kernels._tile import TILE, Tile, add_nodes, cut, node_parts, place_of, places
+from gcahng.kernels.configs import EDGE_START, ENDS
+from gcahng.kernels.launch import compute_type, on_device_of
+from gcahng.kernels.tiles import TILE, Tile, add_nodes, cut, node_parts, place_of, places
 
 
 @triton.jit(do_not_specialize=["K", "J", "first", "offset"])
@@ -60,7 +60,7 @@ def edge_start_backward_kernel(
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One program: a place (see _tile.py), BLOCK_D channels."""
+    """One program: a place (see tiles.py), BLOCK_D channels."""
     a, chunk, block, o_c, m_c = place_of(K, O, BLOCK_C, BLOCK_V)
     o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     m_d = o_d < D

@@ -8,11 +8,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gcahng.kernels._configs import ENDS
-from gcahng.kernels._launch import compute_type, on_device_of
-from gcahng.kernels._math import gelu, gelu_slope, normal_cdf
-from gcahng.kernels._sums import add_partials, partials
-from gcahng.kernels._tile import TILE, Tile, add_nodes, cut, node_parts, place_of, places
+from gcahng.kernels.configs import ENDS
+from gcahng.kernels.functions import gelu, gelu_slope, normal_cdf
+from gcahng.kernels.launch import compute_type, on_device_of
+from gcahng.kernels.sums import add_partials, partials
+from gcahng.kernels.tiles import TILE, Tile, add_nodes, cut, node_parts, place_of, places
 
 
 @triton.jit(do_not_specialize=TILE)
@@ -30,7 +30,7 @@ def edge_to_node_forward_kernel(
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One program: a place (see _tile.py), BLOCK_D channels."""
+    """One program: a place (see tiles.py), BLOCK_D channels."""
     a, chunk, block, o_c, m_c = place_of(K, O, BLOCK_C, BLOCK_V)
     o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     m_d = o_d < D
@@ -67,7 +67,7 @@ def edge_to_node_backward_kernel(
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One program: a place (see _tile.py), BLOCK_D channels."""
+    """One program: a place (see tiles.py), BLOCK_D channels."""
     a, chunk, block, o_c, m_c = place_of(K, O, BLOCK_C, BLOCK_V)
     o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     m_d = o_d < D

@@ -10,14 +10,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gcahng.kernels._configs import EDGE_UPDATE
 from gcahng.kernels._gate import DROPOUT, attention, dropout_arguments, factors, gate_sum
-from gcahng.kernels._launch import on_device_of
-from gcahng.kernels._math import NORM_EPS, gelu, inverse_root, normalised, row_moments
-from gcahng.kernels._product import column_parts, columns_joined, dot_precision
-from gcahng.kernels._sums import add_partials, partials
-from gcahng.kernels._tile import TILE, Tile
+from gcahng.kernels.configs import EDGE_UPDATE
+from gcahng.kernels.functions import NORM_EPS, gelu, inverse_root, normalised, row_moments
+from gcahng.kernels.launch import on_device_of
 from gcahng.kernels.mlp_in_product import forward_epilogue, merged
+from gcahng.kernels.product import column_parts, columns_joined, dot_precision
+from gcahng.kernels.sums import add_partials, partials
+from gcahng.kernels.tiles import TILE, Tile
 
 MAX_CHANNELS_KEPT = 64
 # What a block takes of it for 128 channels of 16 bits on compute capability 8; 8.6, 8.9 and 12.0 have 99 KB.

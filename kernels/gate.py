@@ -8,12 +8,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gcahng.kernels._configs import ENDS, GATE, GATE_BACKWARD
 from gcahng.kernels._gate import DROPOUT, attention, dropout_arguments, factors, gate_sum
-from gcahng.kernels._launch import compute_type, on_device_of, row_block
-from gcahng.kernels._math import norm_gelu, norm_gelu_backward
-from gcahng.kernels._sums import add_partials, partials
-from gcahng.kernels._tile import TILE, NodeParts, Tile, add_nodes, cut, node_parts, place_of
+from gcahng.kernels.configs import ENDS, GATE, GATE_BACKWARD
+from gcahng.kernels.functions import norm_gelu, norm_gelu_backward
+from gcahng.kernels.launch import compute_type, on_device_of, row_block
+from gcahng.kernels.sums import add_partials, partials
+from gcahng.kernels.tiles import TILE, NodeParts, Tile, add_nodes, cut, node_parts, place_of
 
 
 @triton.jit(do_not_specialize=[*TILE, *DROPOUT])
@@ -111,7 +111,7 @@ def gate_backward_kernel(
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One program: a place (see _tile.py)."""
+    """One program: a place (see tiles.py)."""
     a, chunk, block, o_c, m_c = place_of(K, O, BLOCK_C, BLOCK_V)
     o_d = tl.arange(0, BLOCK_D)
     m_d = o_d < D

@@ -9,11 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gcahng.kernels._configs import HEAD
-from gcahng.kernels._launch import compute_type, on_device_of
-from gcahng.kernels._math import logistic
-from gcahng.kernels._sums import add_partials, partials, rows_each
-from gcahng.kernels._tile import TILE, Tile
+from gcahng.kernels.configs import HEAD
+from gcahng.kernels.functions import logistic
+from gcahng.kernels.launch import compute_type, on_device_of
+from gcahng.kernels.sums import add_partials, partials, rows_each
+from gcahng.kernels.tiles import TILE, Tile
 
 
 @triton.jit(do_not_specialize=["T", "rows", *TILE])

@@ -8,10 +8,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gcahng.kernels._configs import ENDS, MIX
-from gcahng.kernels._launch import on_device_of, row_block
 from gcahng.kernels._mixing import SMALL, mix_of, shares_of
-from gcahng.kernels._tile import TILE, NodeParts, Tile, add_nodes, cut, node_parts, place_of
+from gcahng.kernels.configs import ENDS, MIX
+from gcahng.kernels.launch import on_device_of, row_block
+from gcahng.kernels.tiles import TILE, NodeParts, Tile, add_nodes, cut, node_parts, place_of
 
 
 @triton.jit(do_not_specialize=["mixes", *TILE])
@@ -192,7 +192,7 @@ def mix_backward_z_kernel(
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One program: a place (see _tile.py), BLOCK_D channels, both directions."""
+    """One program: a place (see tiles.py), BLOCK_D channels, both directions."""
     a, chunk, block, o_c, m_c = place_of(K, O, BLOCK_C, BLOCK_V)
     o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     m_d = o_d < D

@@ -8,16 +8,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gcahng.kernels._configs import MLP_IN_PRODUCT, MLP_IN_PRODUCT_BACKWARD, ROWS, ROWS_BACKWARD
-from gcahng.kernels._launch import on_device_of, row_block
-from gcahng.kernels._math import gelu, hidden_vjp, row_moments
-from gcahng.kernels._product import dot_precision
-from gcahng.kernels._sums import add_partials, partials, rows_each
+from gcahng.kernels.configs import MLP_IN_PRODUCT, MLP_IN_PRODUCT_BACKWARD, ROWS, ROWS_BACKWARD
+from gcahng.kernels.functions import gelu, hidden_vjp, row_moments
+from gcahng.kernels.launch import on_device_of, row_block
 from gcahng.kernels.mlp_in_product import (
     merge_moments_kernel,
     mlp_in_product_backward_kernel,
     mlp_in_product_forward_kernel,
 )
+from gcahng.kernels.product import dot_precision
+from gcahng.kernels.sums import add_partials, partials, rows_each
 
 _BACKWARD_COLUMNS = 512
 _MERGED_ROWS = 128

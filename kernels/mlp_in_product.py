@@ -6,8 +6,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gcahng.kernels._math import NORM_EPS, gelu, hidden_vjp, inverse_root
-from gcahng.kernels._product import block_of, block_product, column_parts
+from gcahng.kernels.functions import NORM_EPS, gelu, hidden_vjp, inverse_root
+from gcahng.kernels.product import block_of, block_product, column_parts
 
 
 @triton.jit

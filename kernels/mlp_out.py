@@ -7,11 +7,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gcahng.kernels._configs import MLP_OUT_PRODUCT, ROWS, ROWS_BACKWARD
-from gcahng.kernels._launch import on_device_of, row_block
-from gcahng.kernels._math import norm_gelu, norm_gelu_backward
-from gcahng.kernels._product import block_of, block_product, dot_precision
-from gcahng.kernels._sums import add_partials, partials, rows_each
+from gcahng.kernels.configs import MLP_OUT_PRODUCT, ROWS, ROWS_BACKWARD
+from gcahng.kernels.functions import norm_gelu, norm_gelu_backward
+from gcahng.kernels.launch import on_device_of, row_block
+from gcahng.kernels.product import block_of, block_product, dot_precision
+from gcahng.kernels.sums import add_partials, partials, rows_each
 
 
 @triton.jit(do_not_specialize=["T"])

@@ -6,9 +6,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gcahng.kernels._configs import ROWS
-from gcahng.kernels._launch import on_device_of, row_block
-from gcahng.kernels._math import norm_gelu
+from gcahng.kernels.configs import ROWS
+from gcahng.kernels.functions import norm_gelu
+from gcahng.kernels.launch import on_device_of, row_block
 
 
 @triton.jit(do_not_specialize=["T"])

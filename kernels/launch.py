@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gcahng.kernels._configs import RowWise
+from gcahng.kernels.configs import RowWise
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:

@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gcahng.kernels._configs import NODE_PARTS
-from gcahng.kernels._launch import compute_type, on_device_of
+from gcahng.kernels.configs import NODE_PARTS
+from gcahng.kernels.launch import compute_type, on_device_of
 
 # Sizes of tiles are many: a kernel is compiled for all of them.
 TILE = ("A", "K", "O", "first", "offset", "mirrored", "classes")
