@@ -1,75 +1,131 @@
 """How kernels cut up a tile of edges (A, K, O, K, D), and its sums at both ends of edges, in a fixed order.
 
 An anchor's columns are its O · K edges in the order of the rows; their nodes follow each other in a wrapped tensor. A
-program takes a block of columns for a chunk of an anchor class's views, and leaves what it adds to each of them in a
-place of its own; a second kernel adds these up node by node.
+program takes one place: a block of columns and a chunk of an anchor class's views. It leaves what it adds to each node
+in a place of its own (NodeParts); a second kernel adds these up node by node.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from gcahng.kernels.configs import NODE_PARTS
-from gcahng.kernels.launch import compute_type, on_device_of
+from gcahng.kernels.configs import ENDS, NODE_PARTS, RowWise
+from gcahng.kernels.launch import compute_type, on_device_of, row_block
 
-# Sizes of tiles are many: a kernel is compiled for all of them.
+if TYPE_CHECKING:
+    from gcahng.engine.schema import TileNumbers
+
+# The numbers of a tile, in the order of TileNumbers. Each kernel that knows tiles takes all of them. They take many
+# values, so that a kernel is compiled for all of them at once.
 TILE = ("A", "K", "O", "first", "offset", "mirrored", "classes")
 
 
-class Tile(NamedTuple):
-    """See gcahng/ops/_stages.py."""
+class Places(NamedTuple):
+    """How a kernel's programs share a tile: the columns, views and channels (of D) that one of them takes at most."""
 
-    A: int
-    K: int
-    O: int
-    first: int
-    offset: int
-    mirrored: int
-    classes: int
-
-    @property
-    def rows(self) -> int:
-        return self.A * self.K * self.O * self.K
+    tile: TileNumbers
+    channels: int
+    block_columns: int
+    block_views: int
+    block_channels: int
+    num_warps: int
 
     @property
-    def mixes(self) -> int:
-        return self.A * self.K * (2 * self.O - self.mirrored)
+    def blocks(self) -> int:
+        """How many blocks of columns an anchor class has."""
+        return triton.cdiv(self.tile.O * self.tile.K, self.block_columns)
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks of views an anchor class has."""
+        return triton.cdiv(self.tile.K, self.block_views)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Places, and blocks of channels."""
+        return self.tile.A * self.chunks * self.blocks, triton.cdiv(self.channels, self.block_channels)
 
 
-class Cut(NamedTuple):
-    """Columns and views that a program takes; how many such blocks and chunks an anchor class has."""
-
-    columns: int
-    views: int
-    blocks: int
-    chunks: int
+def _block_columns(tile: TileNumbers, most: int) -> int:
+    return min(most, triton.next_power_of_2(tile.O * tile.K))
 
 
-def cut(tile: Tile, columns: int, views: int, least: int = 1) -> Cut:
-    """At most so many columns and views a program, and at least so many columns (all powers of two)."""
-    columns = max(least, min(columns, triton.next_power_of_2(tile.O * tile.K)))
-    return Cut(columns, views, triton.cdiv(tile.O * tile.K, columns), triton.cdiv(tile.K, views))
+def channel_places(tile: TileNumbers, channels: int) -> Places:
+    """For kernels whose channels have nothing to do with each other: a program takes a block of them."""
+    return Places(
+        tile, channels, _block_columns(tile, ENDS.block_columns), ENDS.block_views, ENDS.block_channels, ENDS.num_warps
+    )
 
 
-def places(tile: Tile, by: Cut, channels: int, block: int) -> tuple[int, int]:
-    """The grid of programs that each take one place (see place_of) and a block of channels."""
-    return tile.A * by.chunks * by.blocks, triton.cdiv(channels, block)
+def row_places(tile: TileNumbers, channels: int, config: RowWise, views: int = 1, least: int = 1) -> Places:
+    """For kernels that need whole rows: a program takes all channels, and at least so many columns (a power of two)."""
+    most, block_channels = row_block(channels, config)
+    columns = max(least, _block_columns(tile, most))
+    return Places(tile, channels, columns, views, block_channels, config.num_warps)
+
+
+def launch_places(
+    kernel: Any, places: Places, pointers: Sequence[Tensor | None], numbers: Sequence[int] = (), **constants: Any
+) -> None:
+    """Launches a kernel whose programs take one place each (see place_of).
+
+    Args:
+        kernel: its arguments are the pointers, the tile's numbers (TILE), the channels' number, the numbers, and the
+            constants, BLOCK_C, BLOCK_V and BLOCK_D among them.
+        places: how programs share the tile.
+        pointers: the tensors, of which the first is not None.
+        numbers: further numbers that the kernel takes.
+        constants: further constants that the kernel takes.
+    """
+    with on_device_of(pointers[0]):
+        kernel[places.grid](
+            *pointers,
+            *places.tile,
+            places.channels,
+            *numbers,
+            BLOCK_C=places.block_columns,
+            BLOCK_V=places.block_views,
+            BLOCK_D=places.block_channels,
+            num_warps=places.num_warps,
+            **constants,
+        )
 
 
 @triton.jit
-def place_of(K, O, BLOCK_C: tl.constexpr, BLOCK_V: tl.constexpr):
-    """A program's anchor class, chunk of views and block of columns, and the columns o_c (a block) with their mask."""
+def place_of(K, O, D, first_d, BLOCK_C: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr):
+    """A program's place, and its channels from first_d on.
+
+    Returns:
+        a, chunk, block: the anchor class (int64), the chunk of its views and the block of its columns.
+        o_c, o_d: the columns (BLOCK_C,) and the channels (BLOCK_D,).
+        m_c, m_d, m_cd: which of them there are (BLOCK_C,), (BLOCK_D,), (BLOCK_C, BLOCK_D).
+    """
     blocks, chunks = tl.cdiv(O * K, BLOCK_C), tl.cdiv(K, BLOCK_V)
     block = tl.program_id(0) % blocks
     chunk = tl.program_id(0) // blocks % chunks
     a = tl.program_id(0) // (blocks * chunks)
     o_c = block * BLOCK_C + tl.arange(0, BLOCK_C)
-    return a.to(tl.int64), chunk, block, o_c, o_c < O * K
+    o_d = first_d + tl.arange(0, BLOCK_D)
+    m_c, m_d = o_c < O * K, o_d < D
+    return a.to(tl.int64), chunk, block, o_c, o_d, m_c, m_d, m_c[:, None] & m_d[None, :]
+
+
+@triton.jit
+def row_part(a, i, block, K, O, BLOCK_C: tl.constexpr):
+    """The place in NodeParts.rows of what a program adds to view i of its anchor class."""
+    return (a * K + i) * tl.cdiv(O * K, BLOCK_C) + block
+
+
+@triton.jit
+def column_part(a, chunk, o_c, skip, K, O, BLOCK_V: tl.constexpr):
+    """The places in NodeParts.columns of what a program adds to its columns, from column `skip` on."""
+    return (a * tl.cdiv(K, BLOCK_V) + chunk) * (O * K - skip) + o_c - skip
 
 
 class NodeParts(NamedTuple):
@@ -81,10 +137,11 @@ class NodeParts(NamedTuple):
     skip: int
 
 
-def node_parts(tile: Tile, by: Cut, width: int, like: Tensor, skip: int = 0) -> NodeParts:
-    """Room for them, contents undefined."""
-    rows = torch.empty(tile.A, tile.K, by.blocks, width, dtype=like.dtype, device=like.device)
-    columns = (tile.A, by.chunks, tile.O - skip, tile.K, width)
+def node_parts(places: Places, width: int, like: Tensor, skip: int = 0) -> NodeParts:
+    """Room for what the programs add to nodes, `width` values each; contents undefined."""
+    tile = places.tile
+    rows = torch.empty(tile.A, tile.K, places.blocks, width, dtype=like.dtype, device=like.device)
+    columns = (tile.A, places.chunks, tile.O - skip, tile.K, width)
     return NodeParts(rows, torch.empty(columns, dtype=like.dtype, device=like.device), skip)
 
 
@@ -131,8 +188,8 @@ def add_nodes_kernel(
     tl.store(p_at, tl.load(p_at, mask=m_w, other=0.0) + b_sum, mask=m_w)
 
 
-def add_nodes(tile: Tile, parts: NodeParts, into: Tensor) -> None:
-    """Adds a tile's sums at the ends of its edges to `into`, a wrapped node tensor."""
+def add_nodes(tile: TileNumbers, parts: NodeParts, into: Tensor) -> None:
+    """Adds a tile's sums at the ends of its edges to `into`, a wrapped node tensor (classes + reach, K, W)."""
     width = into.shape[-1]
     classes = tile.A + (tile.O - 1 + min(tile.offset, tile.A) if parts.skip < tile.O else 0)
     with on_device_of(into):
@@ -140,11 +197,7 @@ def add_nodes(tile: Tile, parts: NodeParts, into: Tensor) -> None:
             parts.rows,
             parts.columns,
             into,
-            tile.A,
-            tile.K,
-            tile.O,
-            tile.first,
-            tile.offset,
+            *tile[:5],
             parts.skip,
             parts.rows.shape[2],
             parts.columns.shape[1],
