@@ -1,4 +1,4 @@
-"""Cross entropy of rows of logits under a bias, and its gradient: two passes over a row, and no probabilities stored."""
+"""Cross entropy of rows of logits under a bias, and its gradient: two passes over a row; no probabilities are saved."""
 
 from __future__ import annotations
 

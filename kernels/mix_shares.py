@@ -99,7 +99,7 @@ def negatives_of(
     b_n = b_a
     for v in range(K):
         b_b, b_theta, b_kappa = view_of(p_z, p_kappa, p_theta, mix, v, m_m, K, D, BLOCK_D)
-        b_ratio, _, _ = shares_of(b_a, b_b, b_d_plus, is_positive(m_own, o_view, v, K), m_d)
+        b_ratio, b_away, m_easy = shares_of(b_a, b_b, b_d_plus, is_positive(m_own, o_view, v, K), m_d)
         b_rest = (1.0 - b_ratio) * pull
         b_n += b_kappa[:, None] * (b_b - b_a) * (b_ratio[:, None] + b_rest[:, None] * b_theta)
     return b_n
