@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
+
+from gcahng.kernels.configs import Product
 
 
 def dot_precision() -> str:
     """How fp32 operands are multiplied: as torch's own switch says. Narrower ones are multiplied as they are."""
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+def product_constants(config: Product, inner: int) -> dict[str, Any]:
+    """The constants of a kernel with a product over `inner` values, its warps and its stages."""
+    return {
+        "PRECISION": dot_precision(),
+        "EVEN_K": inner % config.block_k == 0,
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+        "GROUP": config.group,
+        "num_warps": config.num_warps,
+        "num_stages": config.num_stages,
+    }
 
 
 @triton.jit
@@ -65,12 +83,30 @@ def block_product(
 
 
 @triton.jit
+def block_places(block_m, first_n, T, W, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Where a block (BLOCK_M, BLOCK_N) of a (T, W) tensor lies: its row block, and its columns from first_n on.
+
+    Returns:
+        first_m: its first row (int64).
+        o_m, o_n: its rows (int64) and its columns.
+        m_m, m_n: which of them there are.
+        o: its values' places from the first row on, in 32 bits to spare registers.
+    """
+    first_m = block_m.to(tl.int64) * BLOCK_M
+    o_m = first_m + tl.arange(0, BLOCK_M)
+    o_n = first_n + tl.arange(0, BLOCK_N)
+    return first_m, o_m, o_n, o_m < T, o_n < W, tl.arange(0, BLOCK_M)[:, None] * W + o_n[None, :]
+
+
+@triton.jit
 def column_halves(x):
+    """The left and the right half of x (M, N)."""
     return tl.split(tl.permute(tl.reshape(x, (x.shape[0], 2, x.shape[1] // 2)), (0, 2, 1)))
 
 
 @triton.jit
 def column_quarters(x):
+    """x (M, N) as four parts of neighboring columns."""
     b_first, b_second = column_halves(x)
     b_0, b_1 = column_halves(b_first)
     b_2, b_3 = column_halves(b_second)
@@ -79,7 +115,7 @@ def column_quarters(x):
 
 @triton.jit
 def column_parts(x, PARTS: tl.constexpr):
-    """x (M, N) as a tuple of 1, 2, 4 or 8 parts of neighbouring columns: an epilogue that takes them one after the
+    """x (M, N) as a tuple of 1, 2, 4 or 8 parts of neighboring columns: an epilogue that takes them one after the
     other needs fewer registers."""
     if PARTS == 1:
         return (x,)
@@ -96,6 +132,7 @@ def column_parts(x, PARTS: tl.constexpr):
 
 @triton.jit
 def halves_joined(first, second):
+    """What column_halves took apart."""
     b_both = tl.permute(tl.join(first, second), (0, 2, 1))
     return tl.reshape(b_both, (first.shape[0], 2 * first.shape[1]))
 

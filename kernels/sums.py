@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gcahng.kernels._launch import compute_type, on_device_of
+from gcahng.kernels.launch import compute_type, on_device_of
 
 _BLOCK = 32
 _AT_ONCE = 64
