@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from gcahng.bench.agreement import Agreement
 from gcahng.bench.cases import Case, Problem
-from gcahng.bench.gate import Gate
 from gcahng.bench.peak import measure_peak
 from gcahng.bench.progress import Progress
 from gcahng.bench.system import ProductRate, seconds
@@ -72,7 +72,7 @@ def _measure_size(
     progress: Progress,
 ) -> list[dict[str, Any]]:
     baseline, *others = cases
-    disagrees = _gate(baseline, others, progress)
+    disagrees = _disagreements(baseline, others, progress)
     if not _fits(baseline, REFERENCE_BYTES):
         cases = others
         for _ in range(reps + peaks):
@@ -115,7 +115,7 @@ def _measure_size(
     return rows
 
 
-def _gate(baseline: Case, others: list[Case], progress: Progress) -> dict[Case, str | None]:
+def _disagreements(baseline: Case, others: list[Case], progress: Progress) -> dict[Case, str | None]:
     """By case, why it has no ratios (None: it agrees with the reference)."""
     found: dict[Case, str | None] = {baseline: None}
     if not _fits(baseline, 2 * REFERENCE_BYTES):
@@ -127,12 +127,12 @@ def _gate(baseline: Case, others: list[Case], progress: Progress) -> dict[Case, 
             progress.done()
         return found | dict.fromkeys(others, reason)
     progress.doing(f"n = {baseline.batch}, the reference in fp64")
-    gate = Gate(baseline)
+    agreement = Agreement(baseline)
     progress.done()
     progress.done()
     for case in others:
         progress.doing(f"n = {case.batch}, checking {case.name}")
-        found[case] = gate.problem(case)
+        found[case] = agreement.problem(case)
         progress.done()
     return found
 

@@ -3,7 +3,7 @@
 from gcahng.retrieval.clustering import clustering_metrics
 from gcahng.retrieval.index import IndexSettings, build_index, read_index, recall_against_exact
 from gcahng.retrieval.metrics import RetrievalResult, retrieval_metrics
-from gcahng.retrieval.neighbours import nearest
+from gcahng.retrieval.neighbors import nearest
 
 __all__ = [
     "IndexSettings",

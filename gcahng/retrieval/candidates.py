@@ -23,7 +23,7 @@ _GALLERY_BLOCK = 1 << 16
 # Distances of which `smallest` first looks at the least.
 _GROUP = 8
 # Neighbours that faiss's indices on a GPU give at the most, and cells that they look at.
-GPU_NEIGHBOURS = 2048
+GPU_NEIGHBORS = 2048
 
 _log = logging.getLogger("gcahng")
 _said: set[str] = set()
@@ -79,7 +79,7 @@ class FaissCandidates:
         self._most = sys.maxsize
         if gallery.values.is_cuda and faiss_sees_gpus():
             index = to_gpu(index, gallery.values.device)
-            self._most = GPU_NEIGHBOURS
+            self._most = GPU_NEIGHBORS
         index.add(gallery.all(torch.float32).cpu().numpy())
         self._index, self._gallery = index, gallery
 

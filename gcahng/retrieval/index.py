@@ -20,7 +20,7 @@ from gcahng.retrieval.candidates import choose_backend
 from gcahng.retrieval.index_base import KINDS, METRICS, Index, IndexSettings, Progress, SearchResult
 from gcahng.retrieval.index_faiss import FaissIndex
 from gcahng.retrieval.index_torch import TorchIndex
-from gcahng.retrieval.neighbours import nearest
+from gcahng.retrieval.neighbors import nearest
 from gcahng.retrieval.rows import check_embeddings
 
 __all__ = [

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gcahng.errors import UserError
-from gcahng.retrieval.candidates import GPU_NEIGHBOURS, faiss_sees_gpus, to_gpu
+from gcahng.retrieval.candidates import GPU_NEIGHBORS, faiss_sees_gpus, to_gpu
 from gcahng.retrieval.index_base import ROWS, Index, IndexSettings, prepared, write_rows
 
 # faiss warns below 39 training rows a k-means cell; 64 rather than its 256 save three quarters of the training.
@@ -97,9 +97,9 @@ class FaissIndex(Index):
         self.raw.add(rows.cpu().numpy())
 
     def _search(self, rows: Tensor, k: int, effort: int | None) -> tuple[Tensor, Tensor]:
-        if _on_gpu(self.raw) and k > GPU_NEIGHBOURS:
+        if _on_gpu(self.raw) and k > GPU_NEIGHBORS:
             raise UserError(
-                f"k must be at most {GPU_NEIGHBOURS} for faiss on a GPU, got {k}; search on the CPU for more"
+                f"k must be at most {GPU_NEIGHBORS} for faiss on a GPU, got {k}; search on the CPU for more"
             )
         # faiss.contrib.torch_utils, once anything imports it, puts a search without `params` over faiss's own.
         search = getattr(self.raw, "search_numpy", self.raw.search)
@@ -122,7 +122,7 @@ class FaissIndex(Index):
             # Room for every row is room enough, and faiss takes memory for what it is told.
             breadth = max(min(effort or self.raw.hnsw.efSearch, len(self)), k)
             return faiss.SearchParametersHNSW(efSearch=breadth)
-        most = min(self.raw.nlist, GPU_NEIGHBOURS) if _on_gpu(self.raw) else self.raw.nlist
+        most = min(self.raw.nlist, GPU_NEIGHBORS) if _on_gpu(self.raw) else self.raw.nlist
         return faiss.SearchParametersIVF(nprobe=min(effort or self.raw.nprobe, most))
 
     def _to(self, device: torch.device) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gcahng.errors import UserError
-from gcahng.retrieval.neighbours import NeighbourSearch, Ranking
+from gcahng.retrieval.neighbors import NeighborSearch, Ranking
 from gcahng.retrieval.plan import OFFICIAL_DEPTH, RetrievalPlan
 from gcahng.retrieval.ties import FirstMatch, first_match, gains, recall, tie_groups
 
@@ -55,7 +55,7 @@ class QueryMetrics:
             )
         # The first of the ranking is dropped by rank instead of by index.
         self._drops_first = plan.official and self._self_retrieval
-        self._search = NeighbourSearch(
+        self._search = NeighborSearch(
             embeddings, gallery, normalize=plan.normalize, backend=backend, keep_self=self._drops_first
         )
         available = self._search.available - int(self._drops_first)

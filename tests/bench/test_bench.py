@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from gcahng.bench import gate as gates
+from gcahng.bench import agreement as agreement_module
 from gcahng.bench import memory, step, system
+from gcahng.bench.agreement import Agreement, outputs
 from gcahng.bench.cases import Case, Problem
-from gcahng.bench.gate import Gate, outputs
 from gcahng.bench.peak import Peak, from_json, measure_peak, to_json
 from gcahng.cli import main
 from gcahng.commands.plan import parse_bytes
@@ -26,33 +26,33 @@ linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak 
 
 
 @pytest.fixture(scope="module")
-def gate() -> Gate:
-    return Gate(TINY)
+def agreement() -> Agreement:
+    return Agreement(TINY)
 
 
 @pytest.mark.parametrize("impl", ["reference", "torch", "cpp"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp64"])
-def test_the_gate_lets_right_results_through(gate: Gate, impl: str, precision: str) -> None:
+def test_the_gate_lets_right_results_through(agreement: Agreement, impl: str, precision: str) -> None:
     for kept in ("store", "hidden", "recompute") if impl != "reference" else ("store",):
-        assert gate.problem(Case(12, 3, 16, 1, impl=impl, precision=precision, memory=kept)) is None
+        assert agreement.problem(Case(12, 3, 16, 1, impl=impl, precision=precision, memory=kept)) is None
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_gate_refuses_planted_mistakes(gate: Gate, precision: str) -> None:
+def test_the_gate_refuses_planted_mistakes(agreement: Agreement, precision: str) -> None:
     right = outputs(Case(12, 3, 16, 1, impl="cpp", precision=precision))
-    assert gate.compare(right, precision) is None
+    assert agreement.compare(right, precision) is None
     for name in right:
         wrong = dict(right) | {name: right[name] * 1.5}
-        assert gate.compare(wrong, precision).startswith(f"{name} is off by 0.")
+        assert agreement.compare(wrong, precision).startswith(f"{name} is off by 0.")
     nan = dict(right) | {"dz": right["dz"].clone().fill_(float("nan"))}
-    assert gate.compare(nan, precision).startswith("dz is off by inf")
+    assert agreement.compare(nan, precision).startswith("dz is off by inf")
     cut = dict(right) | {"dz": right["dz"][1:]}
-    assert gate.compare(cut, precision).startswith("dz is off by inf")
+    assert agreement.compare(cut, precision).startswith("dz is off by inf")
     del right["dz"]
-    assert gate.compare(right, precision) == "it has other outputs: dz"
+    assert agreement.compare(right, precision) == "it has other outputs: dz"
     slight = outputs(Case(12, 3, 16, 1, impl="cpp"))
     slight["losses"][1] *= 1 + 2e-6
-    assert gate.compare(slight, "fp32").startswith("losses is off by 2e-06")
+    assert agreement.compare(slight, "fp32").startswith("losses is off by 2e-06")
 
 
 def test_a_wrong_stage_has_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +89,7 @@ def test_outputs_do_not_move_the_weights(monkeypatch: pytest.MonkeyPatch) -> Non
         made.append((problem, [p.detach().clone() for p in problem.gca.parameters()]))
         return problem
 
-    monkeypatch.setattr(gates, "Problem", make)
+    monkeypatch.setattr(agreement_module, "Problem", make)
     outputs(TINY)
     ((problem, before),) = made
     assert all(torch.equal(a, b) for a, b in zip(before, problem.gca.parameters(), strict=True))

@@ -79,7 +79,7 @@ def ranked_recall(request, monkeypatch):
     once."""
     if not request.param:
         monkeypatch.setattr(plan, "_RANKED_RECALL", 0)
-        monkeypatch.setattr("gcahng.retrieval.neighbours._DOUBT_WIDTH", 4)
+        monkeypatch.setattr("gcahng.retrieval.neighbors._DOUBT_WIDTH", 4)
     return request.param
 
 
@@ -87,7 +87,7 @@ def ranked_recall(request, monkeypatch):
 @pytest.mark.parametrize("ties", ["index", "expected", "optimistic", "pessimistic"])
 @pytest.mark.parametrize("margin", [0, 32])
 def test_ties_in_self_retrieval(ties, backend, margin, ranked_recall, monkeypatch):
-    monkeypatch.setattr("gcahng.retrieval.neighbours._MARGIN", margin)
+    monkeypatch.setattr("gcahng.retrieval.neighbors._MARGIN", margin)
     embeddings, labels = grid(14, 1, 4)
     expected = plain(embeddings, labels, embeddings, labels, ties, own=True)
     options = dict(normalize=False, ties=ties, backend=backend, **AT)

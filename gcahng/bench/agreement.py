@@ -44,7 +44,7 @@ def relative_errors(actual: dict[str, Tensor], truth: dict[str, Tensor]) -> dict
     return errors
 
 
-class Gate:
+class Agreement:
     """Holds cases of one size to the reference in fp64.
 
     Each error may be at most twice that of the reference at the case's precision, plus a rounding of the products'

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gcahng.errors import UserError
-from gcahng.retrieval import candidates, nearest, neighbours
+from gcahng.retrieval import candidates, nearest, neighbors
 
 faiss = pytest.importorskip("faiss")
 BACKENDS = ["torch", "faiss"]
@@ -161,9 +161,9 @@ def test_only_what_is_needed_is_searched(monkeypatch):
         raise AssertionError("the whole gallery was scanned again, for nobody")
 
     monkeypatch.setattr(candidates.TorchCandidates, "__call__", spy)
-    monkeypatch.setattr(neighbours.NeighbourSearch, "_rescan", never)
+    monkeypatch.setattr(neighbors.NeighborSearch, "_rescan", never)
     nearest(seeded(500, 8), 6, backend="torch", chunk=200)
-    assert asked == [(rows, 6 + 1 + neighbours._MARGIN) for rows in (200, 200, 100)]
+    assert asked == [(rows, 6 + 1 + neighbors._MARGIN) for rows in (200, 200, 100)]
 
 
 def test_gradients_and_inputs_are_left_alone():
@@ -225,7 +225,7 @@ def test_more_neighbours_than_a_gpus_index_gives(monkeypatch):
         asked.append(k)
         return search(index, queries, k)
 
-    monkeypatch.setattr(neighbours, "FaissCandidates", Few)
+    monkeypatch.setattr(neighbors, "FaissCandidates", Few)
     monkeypatch.setattr(faiss.IndexFlatL2, "search", counted)
     assert torch.equal(nearest(x, 40, backend="faiss"), wanted) and asked == []
     assert torch.equal(nearest(x, 5, backend="faiss"), wanted[:, :5]) and asked and max(asked) <= 50

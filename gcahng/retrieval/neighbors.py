@@ -79,7 +79,7 @@ def nearest(
         raise UserError(f"queries must be a 1-D tensor of row indices, got {tuple(queries.shape)} {queries.dtype}")
     elif len(queries) and not 0 <= int(queries.min()) <= int(queries.max()) < len(embeddings):
         raise UserError(f"queries must be in 0..{len(embeddings) - 1}, got {int(queries.min())}..{int(queries.max())}")
-    search = NeighbourSearch(embeddings, gallery_embeddings, normalize=normalize, backend=backend)
+    search = NeighborSearch(embeddings, gallery_embeddings, normalize=normalize, backend=backend)
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= search.available:
         raise UserError(f"k must be an integer in 1..{search.available} (the gallery rows to choose from), got {k!r}")
     found, done = [], 0
@@ -121,7 +121,7 @@ class Standing(NamedTuple):
     tied_before: Tensor
 
 
-class NeighbourSearch:
+class NeighborSearch:
     """Searches one gallery again and again, always exactly (see `nearest`).
 
     Args:
