@@ -8,7 +8,7 @@ The floor is what `gcahng bench step` divides by the step's time: the products t
 rate of one that is repeated with its operands in the caches. torch's profiler says what the main thread spends in
 products and in stages (both run on all threads); times are scaled to those of steps without the profiler. "at best" is
 the share that would be left if the step were its products and stages alone, or its products alone, as they run in it
-now: no dispatch, no optimiser, no losses.
+now: no dispatch, no optimizer, no losses.
 """
 
 from __future__ import annotations

@@ -51,12 +51,12 @@ def clustered(n: int, classes: int, dim: int = 512, seed: int = 0):
     spread = torch.arange(1, dim + 1).rsqrt()
     groups = torch.randn(50, dim, generator=generator)
     group = torch.randint(0, 50, (classes,), generator=generator)
-    centres = groups[group] + torch.randn(classes, dim, generator=generator)
+    centers = groups[group] + torch.randn(classes, dim, generator=generator)
     labels = torch.arange(n).remainder(classes)[torch.randperm(n, generator=generator)]
     embeddings = torch.randn(n, dim, generator=generator)
     for start in range(0, n, 1 << 16):
         part = slice(start, start + (1 << 16))
-        embeddings[part] = (1.5 * embeddings[part] + centres[labels[part]]) * spread
+        embeddings[part] = (1.5 * embeddings[part] + centers[labels[part]]) * spread
     return embeddings, labels
 
 
@@ -103,7 +103,7 @@ def run_clustering(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_exact(options: argparse.Namespace) -> dict[str, Any]:
-    """The exact neighbours of the queries, written to a file for the indices to be compared with."""
+    """The exact neighbors of the queries, written to a file for the indices to be compared with."""
     import torch
 
     from gcahng.retrieval import nearest
@@ -210,7 +210,7 @@ def compare_metrics(case: str, options: argparse.Namespace) -> list[dict[str, An
 
 
 def compare_indices(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every index of `INDICES` against the exact neighbours."""
+    """Every index of `INDICES` against the exact neighbors."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         exact = str(Path(folder) / "exact.pt")
@@ -246,7 +246,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, help=f"embeddings, or rows of the gallery ({SOP[0]}; index: 1000000)")
     parser.add_argument("--classes", type=int, help=f"({SOP[1]}; index: a fifth of the rows)")
     parser.add_argument("--queries", type=int, default=1000, help="of the index (1000)")
-    parser.add_argument("--k", type=int, default=10, help="neighbours of the index (10)")
+    parser.add_argument("--k", type=int, default=10, help="neighbors of the index (10)")
     parser.add_argument("--kinds", nargs="+", default=sorted({kind for kind, _, _ in INDICES}), help="of index (all)")
     parser.add_argument("--threads", type=int, default=2, help="(2)")
     parser.add_argument("--quick", action="store_true", help="small: only whether it runs")

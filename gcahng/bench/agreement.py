@@ -16,7 +16,7 @@ _HELD = {"graph_lr": 0.0, "graph_weight_decay": 0.0, "classifier_lr": 0.0, "clas
 
 def outputs(case: Case) -> dict[str, Tensor]:
     """What one step puts out: "losses" (the loss and all logs), the embeddings' gradient "dz", and by module the
-    gradients of graph network and classifier. Those of both phases together, as the optimisers' first moments have
+    gradients of graph network and classifier. Those of both phases together, as the optimizers' first moments have
     them: (1 - β₁)(β₁ g₁ + g₂). A module's weight and bias are one tensor: the bias is the weight of a constant
     input."""
     problem = Problem(case, **_HELD)

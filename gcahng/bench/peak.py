@@ -4,7 +4,7 @@
 
 prints one line of JSON. The peak is the process's high-water mark over STEPS steps, less its resident size after one
 warm-up step at n = 2 K, once freed memory has gone back to the system and a gradient lies beside every weight: weights,
-gradients, the optimisers' state and libraries do not count, and neither does what the allocator happened to keep. On
+gradients, the optimizers' state and libraries do not count, and neither does what the allocator happened to keep. On
 CUDA the same of what torch's allocator has given out.
 """
 

@@ -55,11 +55,11 @@ def find(root: Path, csv: Path | None) -> Found:
 
 
 def _find_devkit(base: Path) -> Found:
-    labelled = locate(base, _TEST_LABELS, "devkit")
-    if labelled is None:
+    labeled = locate(base, _TEST_LABELS, "devkit")
+    if labeled is None:
         lacks = [f"{_TEST_LABELS} (cars_test_annos.mat has no classes)"]
         raise not_here("cars196", base, lacks, _LAYOUT, _SOURCE)
-    train, test = base / "devkit" / "cars_train_annos.mat", labelled / _TEST_LABELS
+    train, test = base / "devkit" / "cars_train_annos.mat", labeled / _TEST_LABELS
     names = base / "devkit" / "cars_meta.mat"
 
     def entries(report: Report) -> Iterator[Entry]:

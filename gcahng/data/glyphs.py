@@ -156,7 +156,7 @@ def _drawing(font: FT2Font, code: int) -> tuple[bytes, ...]:
 
 
 def _draw(font: FT2Font, code: int) -> np.ndarray:
-    """One (32, 32) image: the ink centred along the line, on a common baseline; the few wider than 32 are cut."""
+    """One (32, 32) image: the ink centered along the line, on a common baseline; the few wider than 32 are cut."""
     from matplotlib.ft2font import LoadFlags
 
     font.set_text(chr(code), flags=LoadFlags.NO_HINTING)

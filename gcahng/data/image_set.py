@@ -14,7 +14,7 @@ class ImageSet:
     """Images of one split, held in memory.
 
     Attributes:
-        images: (N, H, W) uint8 grey images, or (N, C, H, W).
+        images: (N, H, W) uint8 gray images, or (N, C, H, W).
         labels: (N,) int64, 0 … classes - 1, counted within this split.
         class_names: the name of each label, so that `class_names[labels[i]]` is what image i shows.
     """

@@ -52,7 +52,7 @@ class UnreadableImage(UserError):
 
 
 def read_rgb(path: Path) -> PILImage:
-    """The image of a file in RGB: grey (of 8 or 16 bits), CMYK and palette images are converted, transparency is laid
+    """The image of a file in RGB: gray (of 8 or 16 bits), CMYK and palette images are converted, transparency is laid
     on white.
 
     Raises:

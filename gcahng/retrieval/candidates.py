@@ -1,4 +1,4 @@
-"""Candidates for the nearest neighbours, by float32 products with the whole gallery, and how far off those may be."""
+"""Candidates for the nearest neighbors, by float32 products with the whole gallery, and how far off those may be."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BACKENDS = ("auto", "torch", "faiss")
 _GALLERY_BLOCK = 1 << 16
 # Distances of which `smallest` first looks at the least.
 _GROUP = 8
-# Neighbours that faiss's indices on a GPU give at the most, and cells that they look at.
+# Neighbors that faiss's indices on a GPU give at the most, and cells that they look at.
 GPU_NEIGHBORS = 2048
 
 _log = logging.getLogger("gcahng")

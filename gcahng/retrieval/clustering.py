@@ -31,7 +31,7 @@ def clustering_metrics(
     iterations: int = _ITERATIONS,
     backend: str = "auto",
 ) -> dict[str, float]:
-    """Normalised and adjusted mutual information between the classes and the clusters that k-means finds.
+    """Normalized and adjusted mutual information between the classes and the clusters that k-means finds.
 
     Both divide by the arithmetic mean of the two entropies. NMI grows with the number of clusters even where these are
     random; AMI takes off what is expected of random clusters of the same sizes. k-means starts from random rows, so

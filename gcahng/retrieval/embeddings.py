@@ -37,7 +37,7 @@ class EmbeddingSet:
     """Embeddings and what their rows stand for.
 
     Attributes:
-        embeddings: (n, D) float32 as the network gave them, not normalised. Read from a file, they are mapped into
+        embeddings: (n, D) float32 as the network gave them, not normalized. Read from a file, they are mapped into
             memory: pages are loaded when they are touched.
         items: names and labels.
         model: the network; None: not known.

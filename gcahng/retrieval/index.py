@@ -2,7 +2,7 @@
 
 Four kinds. "flat" compares a query with every row and works without faiss; the other three look at part of the gallery
 and need it: "ivf_flat" at the rows of the nearest k-means cells, "ivf_pq" at the same rows, each compressed to a few
-bytes, "hnsw" along a graph of neighbours. How many of the true neighbours they find depends on the data: measure it
+bytes, "hnsw" along a graph of neighbors. How many of the true neighbors they find depends on the data: measure it
 with `recall_against_exact`. For the exact order, ties included, see `gcahng.retrieval.nearest`.
 """
 
@@ -109,13 +109,13 @@ def recall_against_exact(
     effort: int | None = None,
     progress: Progress | None = None,
 ) -> float:
-    """The part of the k exact nearest neighbours that the index finds among its first k, mean over the queries.
+    """The part of the k exact nearest neighbors that the index finds among its first k, mean over the queries.
 
     Args:
         index: of `embeddings`.
         embeddings: (n, D) the gallery.
         queries: (q, D).
-        k: neighbours a query, at most n.
+        k: neighbors a query, at most n.
         effort: as in `Index.search`.
         progress: called with the queries compared so far and all of them.
 

@@ -22,7 +22,7 @@ Progress = Callable[[int, int], None]
 _C_INT = 2**31 - 1
 _RANGES = {"seed": (0, _C_INT), "links": (2, 4096), "build_breadth": (1, _C_INT), "search_breadth": (1, _C_INT)}
 
-# Rows normalised, added or written at once: 64 MiB of float32 at 512 channels.
+# Rows normalized, added or written at once: 64 MiB of float32 at 512 channels.
 ROWS = 1 << 15
 
 
@@ -48,7 +48,7 @@ class IndexSettings:
         lists: k-means cells of "ivf_flat" and "ivf_pq"; None: 4 sqrt(n), but at least 39 rows a cell.
         probes: cells looked at in a search; None: one in 32.
         code_bytes: bytes a row of "ivf_pq", a divisor of D; None: the largest up to D / 4.
-        links: neighbours a node of the graph of "hnsw", from 2 to 4,096.
+        links: neighbors a node of the graph of "hnsw", from 2 to 4,096.
         build_breadth: nodes kept in view while the graph is built (efConstruction).
         search_breadth: nodes kept in view in a search (efSearch), at least k.
         seed: of the training sample and of k-means.
@@ -114,9 +114,9 @@ class Index:
 
         Args:
             queries: (q, D), any floating dtype.
-            k: neighbours a query, at most the rows of the index.
+            k: neighbors a query, at most the rows of the index.
             effort: in this search, the cells looked at ("ivf_flat", "ivf_pq") or the nodes kept in view ("hnsw"); None:
-                as the index was built. More finds more of the true neighbours and takes longer.
+                as the index was built. More finds more of the true neighbors and takes longer.
             chunk: queries searched at once.
             progress: called with the queries searched so far and all of them.
 

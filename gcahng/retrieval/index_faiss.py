@@ -16,7 +16,7 @@ from gcahng.retrieval.index_base import ROWS, Index, IndexSettings, prepared, wr
 # faiss warns below 39 training rows a k-means cell; 64 rather than its 256 save three quarters of the training.
 _ROWS_PER_LIST = 39
 _TRAINING_ROWS_PER_LIST = 64
-# Centroids of a one-byte code of a product quantiser, each of which needs a training row.
+# Centroids of a one-byte code of a product quantizer, each of which needs a training row.
 _PQ_CENTROIDS = 256
 
 _log = logging.getLogger("gcahng")
@@ -144,8 +144,8 @@ class FaissIndex(Index):
             generator = torch.Generator().manual_seed(settings.seed)
             chosen = torch.randperm(len(embeddings), generator=generator)[:sample_size].sort().values
             sample = embeddings[chosen.to(embeddings.device)]
-        quantisers = [self.raw.cp] + ([self.raw.pq.cp] if self.kind == "ivf_pq" else [])
-        for parameters in quantisers:
+        quantizers = [self.raw.cp] + ([self.raw.pq.cp] if self.kind == "ivf_pq" else [])
+        for parameters in quantizers:
             parameters.seed = settings.seed
             parameters.min_points_per_centroid = 1
         if self.kind == "ivf_pq":

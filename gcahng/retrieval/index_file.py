@@ -180,7 +180,7 @@ def save(path: Path | str, contents: IndexFile) -> None:
     header = {
         "kind": index.kind,
         "metric": index.metric,
-        "normalised": index.metric == "cosine",
+        "normalised": index.metric == "cosine",  # the key has this spelling in files already written
         "dim": index.dim,
         "rows": len(items),
         "model": None if contents.model is None else asdict(contents.model),

@@ -52,7 +52,7 @@ class TorchIndex(Index):
         if effort is not None:
             raise UserError(f'effort must be None for kind "flat", which compares all rows, got {effort}')
         rows = rows.to(self._device)
-        # Reduced precision (TF32, bfloat16) is for training, not for comparing neighbours.
+        # Reduced precision (TF32, bfloat16) is for training, not for comparing neighbors.
         dtype = torch.float32 if float32_products_are_float32(rows.device) else torch.float64
         best: list[tuple[Tensor, Tensor]] = []
         start = 0

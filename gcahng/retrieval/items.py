@@ -97,7 +97,7 @@ class Items:
         return len(self.names)
 
     @property
-    def labelled(self) -> bool:
+    def labeled(self) -> bool:
         """Whether every row has a label."""
         return len(self) > 0 and bool((self.labels >= 0).all())
 

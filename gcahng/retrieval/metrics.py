@@ -9,7 +9,7 @@ For a query whose class has R other items in the gallery, and right(i) = 1 if th
 - MAP@R: (1/R) * sum over i = 1..R of precision@i * right(i).
 
 Each is the mean over the queries with R > 0. Recall@K, R-Precision and MAP@R are those of Musgrave et al., "A Metric
-Learning Reality Check" (ECCV 2020), section 3.2. MAP@K is divided by the most that K neighbours can reach, so that 1
+Learning Reality Check" (ECCV 2020), section 3.2. MAP@K is divided by the most that K neighbors can reach, so that 1
 means perfect; pytorch-metric-learning divides it by R, torchmetrics by the right items found. With K the whole gallery
 the three are the same.
 """
@@ -76,7 +76,7 @@ def retrieval_metrics(
 ) -> dict[str, float] | RetrievalResult:
     """Retrieval metrics of `embeddings` among themselves, or of `embeddings` as queries against a gallery.
 
-    In self-retrieval a query is left out of its own neighbours by its index, so that a duplicate of it counts. The
+    In self-retrieval a query is left out of its own neighbors by its index, so that a duplicate of it counts. The
     result depends neither on `backend` nor on `chunk`.
 
     Args:

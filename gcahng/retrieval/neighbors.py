@@ -1,10 +1,10 @@
-"""Exact nearest neighbours: the same answer for every backend, chunk size and thread count.
+"""Exact nearest neighbors: the same answer for every backend, chunk size and thread count.
 
 The order is by squared Euclidean distance, summed channel by channel in float64, and by gallery index where two
 distances are equal. On rows of norm 1 (`normalize=True`) that is the order of the cosine similarity.
 
 A backend only proposes candidates, by float32 products. Their distances are then computed in float64, and a bound on
-the rounding of the products tells whether a row left out could still belong to the neighbours. Where it could
+the rounding of the products tells whether a row left out could still belong to the neighbors. Where it could
 (duplicates, ties, a collapsed embedding), the whole gallery is scanned again for that query.
 """
 
@@ -50,12 +50,12 @@ def nearest(
 ) -> Tensor:
     """The k nearest gallery rows of every query, nearest first; ties in the order of the gallery index.
 
-    Without `gallery_embeddings` the gallery is `embeddings` itself, and a row is never its own neighbour: it is removed
+    Without `gallery_embeddings` the gallery is `embeddings` itself, and a row is never its own neighbor: it is removed
     by its index, so that a duplicate of it stays.
 
     Args:
         embeddings: (n, D), any floating dtype.
-        k: neighbours a query, at most the gallery rows there are to choose from.
+        k: neighbors a query, at most the gallery rows there are to choose from.
         queries: (q,) indices of the rows to search for; all n by default.
         gallery_embeddings: (m, D), or None for self-retrieval.
         normalize: order by cosine similarity (rows scaled to norm 1); False orders by Euclidean distance of the rows as
@@ -128,7 +128,7 @@ class NeighborSearch:
         queries: (n, D). They are the gallery too where `gallery` is None.
         gallery: (m, D) or None.
         normalize, backend: as in `nearest`.
-        keep_self: without `gallery`, whether a row may be its own neighbour.
+        keep_self: without `gallery`, whether a row may be its own neighbor.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class NeighborSearch:
 
         Args:
             rows: (q,) indices of queries.
-            k: neighbours a query.
+            k: neighbors a query.
             right: for queries (t,) and gallery rows (t,), which pairs (t,) are of one class; for `beyond_right`.
         """
         rows = rows.to(self._queries.values.device, torch.int64)

@@ -4,15 +4,15 @@ Protocol "exact" is the definitions of `gcahng.retrieval.metrics`. Protocol "off
 does, for comparison with published numbers; cosine similarity only:
 
 - In self-retrieval, the first of a query's ranking is dropped, whoever it is, instead of the query by its index. A
-  duplicate of the query with a smaller index is dropped in its place, and the query then counts as its own neighbour.
-- Rankings end after 1,000 neighbours. A class with R > 1,000 loses what lies beyond in R-Precision and MAP@R, which
+  duplicate of the query with a smaller index is dropped in its place, and the query then counts as its own neighbor.
+- Rankings end after 1,000 neighbors. A class with R > 1,000 loses what lies beyond in R-Precision and MAP@R, which
   still divide by R; in self-retrieval, Recall@K beyond K = 1,000 is Recall@1000.
 - Against a gallery (In-Shop), Recall@K counts a query if fewer than K wrong items are strictly nearer than its nearest
   right one: a tie between the two is decided for the query. The other metrics take ties as everywhere.
 - A query without a match has no value: the authors divide zero by zero there, here it is an error.
 
 Where their code leaves the order of ties to the library, it is by index here. They compute similarities in float32, so
-that neighbours closer than its rounding may be swapped; the order here is the exact one.
+that neighbors closer than its rounding may be swapped; the order here is the exact one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gcahng.retrieval.ties import TIES
 METRICS = ("recall", "precision", "map", "map@r", "r_precision")
 PROTOCOLS = ("exact", "official")
 
-#: Neighbours in a ranking of the authors' evaluation.
+#: Neighbors in a ranking of the authors' evaluation.
 OFFICIAL_DEPTH = 1000
 # Recall@K up to this K is read from the ranking; beyond, the first match is counted out, which needs no sorted ranking.
 _RANKED_RECALL = 32
@@ -70,7 +70,7 @@ class RetrievalPlan:
         return names + [name for name in ("map@r", "r_precision") if name in self.metrics]
 
     def depth(self, largest: int, available: int) -> int:
-        """Neighbours a query that have to be ranked, with at most `largest` right ones and `available` rows."""
+        """Neighbors a query that have to be ranked, with at most `largest` right ones and `available` rows."""
         depth = 1
         if "map@r" in self.metrics or "r_precision" in self.metrics:
             depth = largest

@@ -10,7 +10,7 @@ from gcahng.retrieval.neighbors import NeighborSearch, Ranking
 from gcahng.retrieval.plan import OFFICIAL_DEPTH, RetrievalPlan
 from gcahng.retrieval.ties import FirstMatch, first_match, gains, recall, tie_groups
 
-# Ranked neighbours, or right items measured, at once.
+# Ranked neighbors, or right items measured, at once.
 _AT_ONCE = 1 << 22
 
 

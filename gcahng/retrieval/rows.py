@@ -64,7 +64,7 @@ def check_embeddings(name: str, embeddings: Tensor, dim: int | None = None) -> N
 
 
 def check_norms(name: str, norms: Tensor, normalize: bool, right_for: str = "normalize=True") -> None:
-    """UserError at a row whose norm (n,) is infinite, or zero where rows are normalised."""
+    """UserError at a row whose norm (n,) is infinite, or zero where rows are normalized."""
     wrong = norms.isinf() | (norms == 0 if normalize else False)
     if wrong.any():
         row = int(wrong.nonzero()[0])

@@ -59,8 +59,8 @@ def test_splits_are_by_class_and_all_files_are_there(tree: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("tree", MAKERS)
-def test_each_class_has_one_colour(tree: str, tmp_path: Path) -> None:
-    """The trees paint a class in its own colour: labels belong to the pixels, not only to the names."""
+def test_each_class_has_one_color(tree: str, tmp_path: Path) -> None:
+    """The trees paint a class in its own color: labels belong to the pixels, not only to the names."""
     name, make = MAKERS[tree]
     data = load(name, make(tmp_path / "data"))
     for split in (data.train, data.test):
@@ -165,11 +165,11 @@ def test_folder_skips_hidden_and_other_files(tmp_path: Path) -> None:
     assert len(load("folder", root).train) == 12
 
 
-@pytest.mark.parametrize("columns", [("path", "label", "split"), ("split", "colour", "path", "label")])
+@pytest.mark.parametrize("columns", [("path", "label", "split"), ("split", "color", "path", "label")])
 def test_csv_columns_in_any_order(columns: tuple[str, ...], tmp_path: Path) -> None:
     made = trees.make_csv(tmp_path / "images")
     rows = [line.split(",") for line in made.read_text().splitlines()[1:]]
-    named = [dict(zip(("path", "label", "split"), row, strict=True)) | {"colour": '"a, b"'} for row in rows]
+    named = [dict(zip(("path", "label", "split"), row, strict=True)) | {"color": '"a, b"'} for row in rows]
     elsewhere = tmp_path / "other.csv"
     lines = [",".join(columns), *(",".join(row[column] for column in columns) for row in named)]
     elsewhere.write_text("\ufeff" + "\r\n".join(lines) + "\r\n\r\n", encoding="utf-8")

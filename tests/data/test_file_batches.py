@@ -64,7 +64,7 @@ def test_batch_is_balanced_uint8_and_named(tree: ImageFiles) -> None:
     assert (labels[:, 0] != labels[:, 2]).all()
     for row, named in zip(labels.tolist(), names, strict=True):
         assert [tree.labels[tree.paths.index(name)] for name in named] == row
-    # A class has its own colour, so pixels belong to their labels.
+    # A class has its own color, so pixels belong to their labels.
     for step in range(4):
         for place in range(4):
             whole = torch.tensor(list(read_rgb(tree.root / names[step][place]).resize((1, 1)).tobytes())).float()

@@ -66,7 +66,7 @@ def _transparent_palette() -> Image.Image:
         (Image.fromarray(np.full((6, 8), 90 * 257, np.uint16)), "png", GREY),
         (Image.fromarray(np.full((6, 8), 90 * 257, np.uint16)), "tif", GREY),
     ],
-    ids=["RGB", "grey", "one bit", "CMYK", "palette", "transparent palette", "alpha", "transparent", "grey alpha",
+    ids=["RGB", "gray", "one bit", "CMYK", "palette", "transparent palette", "alpha", "transparent", "gray alpha",
          "16 bits", "16 bits, TIFF"],
 )  # fmt: skip
 def test_every_mode_becomes_rgb(

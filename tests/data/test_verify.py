@@ -27,7 +27,7 @@ def whole_cub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As many images and classes as CUB-200-2011 has, all of them one file."""
     root = tmp_path_factory.mktemp("CUB_200_2011")
     trees.write_image(root / "one.jpg")
-    listed, labelled = [], []
+    listed, labeled = [], []
     for first, images in ((1, 5864), (101, 5924)):
         for i in range(images):
             number = first + i % 100
@@ -36,9 +36,9 @@ def whole_cub(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 (root / "images" / f"{number:03}.Bird").mkdir(parents=True)
             os.link(root / "one.jpg", root / "images" / name)
             listed.append(f"{len(listed) + 1} {name}\n")
-            labelled.append(f"{len(labelled) + 1} {number}\n")
+            labeled.append(f"{len(labeled) + 1} {number}\n")
     (root / "images.txt").write_text("".join(listed))
-    (root / "image_class_labels.txt").write_text("".join(labelled))
+    (root / "image_class_labels.txt").write_text("".join(labeled))
     return root
 
 

@@ -47,7 +47,7 @@ def test_the_definition(backend, monkeypatch):
     information = entropy[1] + entropy[2] - entropy[0]
     assert 0.1 < found["nmi"] < 0.95
     assert found["nmi"] == pytest.approx(float(2 * information / (entropy[1] + entropy[2])), abs=1e-12)
-    # Of all relabellings, the expected information is that of the mean over many.
+    # Of all relabelings, the expected information is that of the mean over many.
     generator = torch.Generator().manual_seed(0)
     shuffled = []
     for _ in range(300):

@@ -106,7 +106,7 @@ def test_embeddings_made_elsewhere(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", values)  # float64
     found = read_embeddings(tmp_path / "x.npy")
     assert torch.equal(found.embeddings, torch.from_numpy(values).float())
-    assert found.items.names == ("0", "1", "2", "3") and not found.items.labelled and found.model is None
+    assert found.items.names == ("0", "1", "2", "3") and not found.items.labeled and found.model is None
     (tmp_path / "x.csv").write_text("id,path,label\n1,a.png,dog\n2,b.png,cat\n3,c.png,dog\n4,d.png,\n")
     items = read_embeddings(tmp_path / "x.npy").items
     assert items.names == ("a.png", "b.png", "c.png", "d.png") and items.class_names == ("dog", "cat")
@@ -220,7 +220,7 @@ def test_items_of_both_share_classes() -> None:
     b = Items(("3", "4", "5"), torch.tensor([0, -1, 1]), ("y", "z"), (Source(3),))
     both = a.followed_by(b)
     assert [both.class_name(i) for i in range(5)] == ["y", "x", "y", None, "z"] and both.class_names == ("x", "y", "z")
-    assert not both.labelled and a.labelled
+    assert not both.labeled and a.labeled
     with pytest.raises(UserError, match="of as many rows, got 2, 1 and 2"):
         Items(("1", "2"), torch.tensor([0]), ("x",), (Source(2),))
     assert unnamed(2).identities() == [(None, "0"), (None, "1")]

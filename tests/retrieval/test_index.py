@@ -27,8 +27,8 @@ EVERY = [*FLAT, ("ivf_flat", "faiss"), ("ivf_pq", "faiss"), ("hnsw", "faiss")]
 
 def clustered(n, dim=16, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    centres = torch.randn(40, dim, generator=torch.Generator().manual_seed(99))
-    return centres[torch.randint(0, 40, (n,), generator=generator)] + 0.5 * torch.randn(n, dim, generator=generator)
+    centers = torch.randn(40, dim, generator=torch.Generator().manual_seed(99))
+    return centers[torch.randint(0, 40, (n,), generator=generator)] + 0.5 * torch.randn(n, dim, generator=generator)
 
 
 GALLERY, QUERIES = clustered(1500), clustered(60, seed=1)
@@ -92,7 +92,7 @@ def test_what_settings_leave_open_follows_from_the_gallery(monkeypatch):
 
 
 def cells_of(seed, metric="euclidean"):
-    """The centres of 20 cells, trained on a hundred rows of a gallery in the order of their first channel."""
+    """The centers of 20 cells, trained on a hundred rows of a gallery in the order of their first channel."""
     gallery = GALLERY[GALLERY[:, 0].argsort()]
     index = build_index(gallery, "ivf_flat", metric=metric, settings=IndexSettings(lists=20, seed=seed))
     return torch.as_tensor(index.raw.quantizer.reconstruct_n(0, 20))

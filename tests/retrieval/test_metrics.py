@@ -21,10 +21,10 @@ def golden():
         return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["expected"])  # noqa: SIM118
 
 
-def plain_metrics(neighbours, labels, gallery_labels, sizes, recall_at):
+def plain_metrics(neighbors, labels, gallery_labels, sizes, recall_at):
     """The definitions, query by query, from the full ranking (lists of gallery indices)."""
     recall, map_at_r, r_precision = {k: [] for k in recall_at}, [], []
-    for ranking, label, size in zip(neighbours, labels, sizes, strict=True):
+    for ranking, label, size in zip(neighbors, labels, sizes, strict=True):
         if size == 0:
             continue
         right = [gallery_labels[j] == label for j in ranking]
@@ -78,8 +78,8 @@ def odd_data(seed):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.cat([torch.full((size,), 7 * size - 3) for size in range(1, 13)])
     labels = labels[torch.randperm(len(labels), generator=generator)]
-    centres = torch.randn(100, 6, generator=generator)
-    embeddings = centres[labels] + torch.randn(len(labels), 6, generator=generator)
+    centers = torch.randn(100, 6, generator=generator)
+    embeddings = centers[labels] + torch.randn(len(labels), 6, generator=generator)
     copies = torch.randint(0, len(labels), (40, 2), generator=generator)
     embeddings[copies[:, 0]] = embeddings[copies[:, 1]]
     return embeddings, labels
@@ -129,7 +129,7 @@ def test_chunks_and_backends_agree_to_the_last_bit():
 
 
 def test_the_order_of_the_rows_leaves_no_trace():
-    embeddings, labels = labelled(seed=13)
+    embeddings, labels = labeled(seed=13)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))
     options = dict(metrics=ALL, per_class=True)
     assert retrieval_metrics(embeddings[order], labels[order], **options) == retrieval_metrics(
@@ -137,7 +137,7 @@ def test_the_order_of_the_rows_leaves_no_trace():
     )
 
 
-def test_a_duplicate_of_another_class_is_a_wrong_neighbour():
+def test_a_duplicate_of_another_class_is_a_wrong_neighbor():
     # Removing the query by rank instead of by index would drop row 0 for query 1, and count row 2 first.
     embeddings = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.1, 1.0]])
     labels = torch.tensor([0, 1, 1, 0])
@@ -148,7 +148,7 @@ def test_a_duplicate_of_another_class_is_a_wrong_neighbour():
     assert metrics["recall@3"] == 1.0
 
 
-def labelled(seed=11, n=500, classes=40):
+def labeled(seed=11, n=500, classes=40):
     """Embeddings of norm 1 in float64 without duplicates, some classes larger than others."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, classes, (n,), generator=generator)
@@ -162,8 +162,8 @@ ALL = ("recall", "precision", "map", "map@r", "r_precision")
 def test_agrees_with_pytorch_metric_learning():
     """Precision@1, R-Precision and MAP@R are the same. Two differences are of definition:
 
-    - A query is removed from its own neighbours by rank there, by index here: no duplicates in these data.
-    - Their mean_average_precision at K divides by R, ours by min(R, K), the most that K neighbours can reach: theirs
+    - A query is removed from its own neighbors by rank there, by index here: no duplicates in these data.
+    - Their mean_average_precision at K divides by R, ours by min(R, K), the most that K neighbors can reach: theirs
       times R / min(R, K), query by query, is ours.
     """
     from pytorch_metric_learning.distances import LpDistance
@@ -175,7 +175,7 @@ def test_agrees_with_pytorch_metric_learning():
         knn = CustomKNN(LpDistance(normalize_embeddings=False), batch_size=100)
         return AccuracyCalculator(include=include, k=k, knn_func=knn).get_accuracy(*data)
 
-    embeddings, labels = labelled()
+    embeddings, labels = labeled()
     query, query_labels, gallery, gallery_labels = embeddings[:100], labels[:100], embeddings[100:], labels[100:]
     in_gallery = dict(gallery_embeddings=gallery, gallery_labels=gallery_labels)
     for ours, expected in [
@@ -213,7 +213,7 @@ def test_agrees_with_torchmetrics():
     from torchmetrics import retrieval
 
     n = 120
-    embeddings, labels = labelled(seed=12, n=n, classes=10)
+    embeddings, labels = labeled(seed=12, n=n, classes=10)
     # Theirs takes an item with a score of zero or less for a wrong one.
     similarities = 2 + embeddings @ embeddings.T
     others = ~torch.eye(n, dtype=torch.bool)

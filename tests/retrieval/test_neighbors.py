@@ -1,4 +1,4 @@
-"""Nearest neighbours against a plain search, with ties, duplicates and every way to split the work."""
+"""Nearest neighbors against a plain search, with ties, duplicates and every way to split the work."""
 
 import sys
 
@@ -59,7 +59,7 @@ def test_ties_are_in_the_order_of_the_index(backend, k):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_duplicates_tie_exactly_when_normalised(backend):
+def test_duplicates_tie_exactly_when_normalized(backend):
     # 60 copies of each of five rows, by powers of two: the same direction to the last bit.
     x = seeded(5, 24).repeat(60, 1) * 2.0 ** torch.arange(300).remainder(7).unsqueeze(1)
     expected = plain_nearest(x, x, 45, normalize=True, own_index=True)
@@ -210,7 +210,7 @@ def test_without_faiss(monkeypatch):
     assert torch.equal(nearest(x, 3, backend="auto"), nearest(x, 3, backend="torch"))
 
 
-def test_more_neighbours_than_a_gpus_index_gives(monkeypatch):
+def test_more_neighbors_than_a_gpus_index_gives(monkeypatch):
     x = seeded(300, 8, seed=10)
     wanted = nearest(x, 40, backend="faiss")
     search = faiss.IndexFlatL2.search

@@ -430,7 +430,7 @@ def test_an_index_leaves_the_embeddings_that_it_was_built_of(built: Path, run: s
 def test_sources(place: Path, tmp_path: Path) -> None:
     images, items = files_images([place / "pictures" / "b", place / "pictures" / "a" / "4.png"])
     assert images.root == place / "pictures" and items.names == tuple(f"b/{i}.png" for i in range(5)) + ("a/4.png",)
-    assert not items.labelled and items.class_names == ()
+    assert not items.labeled and items.class_names == ()
     (tmp_path / "list.lst").write_text(f"{place}/pictures/b/1.png\n{place}/pictures/a/0.png\n")
     images, items = files_images([tmp_path / "list.lst"], labels_from_folders=True)
     assert items.names == ("b/1.png", "a/0.png") and items.labels.tolist() == [1, 0]
