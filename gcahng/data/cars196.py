@@ -9,8 +9,8 @@ from typing import Any
 
 from gcahng._extras import require
 from gcahng.data.class_folders import ClassFolders, names_in, scan
-from gcahng.data.listing import Difference, Entry, Found, Report, Unfit, locate
-from gcahng.data.spec import Counts, DataSetSpec, key_of, not_here
+from gcahng.data.listing import DataMismatch, DataSetFiles, Difference, Entry, ReportDifference, locate
+from gcahng.data.spec import Counts, DataSetSpec, key_of, not_found
 
 CLASSES = 196
 TRAIN_CLASSES = 98
@@ -35,13 +35,15 @@ _SOURCE = (
 )
 
 
-def find(root: Path, csv: Path | None) -> Found:
+def find(root: Path, csv: Path | None) -> DataSetFiles:
     """The first layout that `root` has, or its folder stanford_cars or car_data."""
     below = ("stanford_cars", "car_data", "car_data/car_data")
     if (base := locate(root, "cars_annos.mat", *below)) is not None:
         annotations = base / "cars_annos.mat"
         key = key_of("cars196", "1", files=[annotations])
-        return Found(base, key, lambda report: _annotated(annotations, annotations, "relative_im_path", "", report))
+        return DataSetFiles(
+            base, key, lambda report: _annotated(annotations, annotations, "relative_im_path", "", report)
+        )
     if (base := locate(root, "devkit/cars_train_annos.mat", *below)) is not None:
         return _find_devkit(base)
     for base in (root, *(root / name for name in below)):
@@ -49,28 +51,28 @@ def find(root: Path, csv: Path | None) -> Found:
         scanned = [scan(base, name) for name in folders] if base.is_dir() else []
         if any(_class_of(name) is not None for each in scanned for name in each.classes):
             key = key_of("cars196", "3", *(line for each in scanned for line in names_in(each)))
-            return Found(base, key, lambda report, scanned=scanned: _foldered(scanned, report))
+            return DataSetFiles(base, key, lambda report, scanned=scanned: _foldered(scanned, report))
     lacks = ["cars_annos.mat", "devkit/cars_train_annos.mat", "class folders"]
-    raise not_here("cars196", root, lacks, _LAYOUT, _SOURCE)
+    raise not_found("cars196", root, lacks, _LAYOUT, _SOURCE)
 
 
-def _find_devkit(base: Path) -> Found:
+def _find_devkit(base: Path) -> DataSetFiles:
     labeled = locate(base, _TEST_LABELS, "devkit")
     if labeled is None:
         lacks = [f"{_TEST_LABELS} (cars_test_annos.mat has no classes)"]
-        raise not_here("cars196", base, lacks, _LAYOUT, _SOURCE)
+        raise not_found("cars196", base, lacks, _LAYOUT, _SOURCE)
     train, test = base / "devkit" / "cars_train_annos.mat", labeled / _TEST_LABELS
     names = base / "devkit" / "cars_meta.mat"
 
-    def entries(report: Report) -> Iterator[Entry]:
+    def entries(report: ReportDifference) -> Iterator[Entry]:
         yield from _annotated(train, names, "fname", "cars_train/", report)
         yield from _annotated(test, names, "fname", "cars_test/", report)
 
     files = [train, test, *([names] if names.is_file() else [])]
-    return Found(base, key_of("cars196", "2", files=files), entries)
+    return DataSetFiles(base, key_of("cars196", "2", files=files), entries)
 
 
-def _annotated(path: Path, names_from: Path, path_field: str, below: str, report: Report) -> Iterator[Entry]:
+def _annotated(path: Path, names_from: Path, path_field: str, below: str, report: ReportDifference) -> Iterator[Entry]:
     annotations = _load_mat(path).get("annotations")
     fields = annotations.dtype.names or () if annotations is not None else ()
     if path_field not in fields or "class" not in fields:
@@ -90,7 +92,7 @@ def _annotated(path: Path, names_from: Path, path_field: str, below: str, report
         yield Entry(_split_of(label), image, label, title, where)
 
 
-def _foldered(scanned: list[ClassFolders], report: Report) -> Iterator[Entry]:
+def _foldered(scanned: list[ClassFolders], report: ReportDifference) -> Iterator[Entry]:
     unknown = set()
     for each in scanned:
         for name, path in each.paths(report):
@@ -131,7 +133,7 @@ def _load_mat(path: Path) -> dict[str, Any]:
     try:
         return loadmat(path)
     except Exception as error:  # scipy raises what its decoders raise: ValueError, TypeError, zlib.error, OSError …
-        raise Unfit(
+        raise DataMismatch(
             Difference(f"{path} cannot be read as a MATLAB file: {error}", "restore the original file")
         ) from None
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gcahng.data.listing import Difference, Report, Unfit
+from gcahng.data.listing import DataMismatch, Difference, ReportDifference
 
 # As torchvision.datasets.folder.IMG_EXTENSIONS.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -27,7 +27,7 @@ class ClassFolders:
     classes: dict[str, list[str]]
     strays: list[str]
 
-    def paths(self, report: Report) -> Iterator[tuple[str, str]]:
+    def paths(self, report: ReportDifference) -> Iterator[tuple[str, str]]:
         """Class and path of every image; reports images outside of class folders, and class folders without images."""
         prefix = f"{self.below}/" if self.below else ""
         for stray in self.strays:
@@ -48,7 +48,7 @@ def scan(root: Path, below: str) -> ClassFolders:
     """List the class folders of `root`/`below`, sorted by name.
 
     Raises:
-        Unfit: a folder cannot be read.
+        DataMismatch: a folder cannot be read.
     """
     folder = root / below
     classes, strays = {}, []
@@ -79,4 +79,4 @@ def _sorted(folder: Path) -> list[os.DirEntry[str]]:
             return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
     except OSError as error:
         difference = Difference(f"{folder} cannot be read: {error.strerror}", "it must be a folder that you may read")
-        raise Unfit(difference) from None
+        raise DataMismatch(difference) from None

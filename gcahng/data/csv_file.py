@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from gcahng.data.listing import Difference, Entry, Found, Report, bad_line, read_bytes
+from gcahng.data.listing import DataSetFiles, Difference, Entry, ReportDifference, bad_line, read_bytes
 from gcahng.data.spec import DataSetSpec, key_of
 from gcahng.errors import UserError
 
@@ -19,15 +19,15 @@ split: train, val (optional), test (or query and gallery)"""
 _SOURCE = "Write one with the csv module of Python, or export one from a spreadsheet as UTF-8"
 
 
-def find(root: Path, csv: Path | None) -> Found:
+def find(root: Path, csv: Path | None) -> DataSetFiles:
     """The images below `root` that `csv` lists."""
     assert csv is not None
     if not csv.is_file():
         raise UserError(f"data.csv is {csv}, which is no file; it must be a CSV file of path, label and split")
-    return Found(root, key_of("csv", files=[csv]), lambda report: _entries(csv, report))
+    return DataSetFiles(root, key_of("csv", files=[csv]), lambda report: _entries(csv, report))
 
 
-def _entries(path: Path, report: Report) -> Iterator[Entry]:
+def _entries(path: Path, report: ReportDifference) -> Iterator[Entry]:
     content = read_bytes(path)
     try:
         text = content.decode("utf-8-sig")
@@ -63,7 +63,7 @@ def _entries(path: Path, report: Report) -> Iterator[Entry]:
         )
 
 
-def _rows(text: str, path: Path, report: Report) -> Iterator[tuple[int, list[str]]]:
+def _rows(text: str, path: Path, report: ReportDifference) -> Iterator[tuple[int, list[str]]]:
     """Line number and fields of the rows that are not blank."""
     rows = csv_module.reader(io.StringIO(text, newline=""))
     try:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from gcahng.data.listing import Difference, Entry, Found, Report, bad_line, lines_of, locate
-from gcahng.data.spec import Counts, DataSetSpec, key_of, missing_from, not_here
+from gcahng.data.listing import DataSetFiles, Difference, Entry, ReportDifference, bad_line, lines_of, locate
+from gcahng.data.spec import Counts, DataSetSpec, key_of, missing_from, not_found
 
 CLASSES = 200
 TRAIN_CLASSES = 100
@@ -16,23 +16,23 @@ images/: the files, below a folder a class"""
 _SOURCE = "Get CUB_200_2011.tgz from https://www.vision.caltech.edu/datasets/cub_200_2011/ and unpack it"
 
 
-def find(root: Path, csv: Path | None) -> Found:
+def find(root: Path, csv: Path | None) -> DataSetFiles:
     """`root`, or its folder CUB_200_2011, with the label files."""
     base = locate(root, "images.txt", "CUB_200_2011") or root
     if lacks := missing_from(base, ("images.txt", "image_class_labels.txt", "images/")):
-        raise not_here("cub200", base, lacks, _LAYOUT, _SOURCE)
+        raise not_found("cub200", base, lacks, _LAYOUT, _SOURCE)
     files = [base / "images.txt", base / "image_class_labels.txt"]
-    return Found(base, key_of("cub200", files=files), lambda report: _entries(*files, report))
+    return DataSetFiles(base, key_of("cub200", files=files), lambda report: _entries(*files, report))
 
 
-def _entries(images: Path, labels: Path, report: Report) -> Iterator[Entry]:
+def _entries(images: Path, labels: Path, report: ReportDifference) -> Iterator[Entry]:
     classes: dict[str, int] = {}
     for number, line in lines_of(labels, report):
         fields = line.split()
         if len(fields) != 2 or not all(field.isdecimal() for field in fields) or not 1 <= int(fields[1]) <= CLASSES:
             report(bad_line(labels, number, line, f"`image_id class_id` with a class from 1 to {CLASSES}"))
         elif fields[0] in classes:
-            report(_twice(labels, number, fields[0]))
+            report(_listed_before(labels, number, fields[0]))
         else:
             classes[fields[0]] = int(fields[1])
     listed = set()
@@ -42,7 +42,7 @@ def _entries(images: Path, labels: Path, report: Report) -> Iterator[Entry]:
             report(bad_line(images, number, line, "`image_id path`"))
             continue
         if image in listed:
-            report(_twice(images, number, image))
+            report(_listed_before(images, number, image))
             continue
         listed.add(image)
         where = f"{images.name} line {number}"
@@ -61,7 +61,7 @@ def _entries(images: Path, labels: Path, report: Report) -> Iterator[Entry]:
             )
 
 
-def _twice(path: Path, number: int, image: str) -> Difference:
+def _listed_before(path: Path, number: int, image: str) -> Difference:
     return Difference(f"{path.name} line {number}: image {image} is listed before", f"restore the original {path}")
 
 

@@ -59,7 +59,7 @@ class FileBatches:
         self._files, self._sampler, self._device, self._workers = files, sampler, device, workers
         self._part = part
         self._reader = _BatchReader(files, image_size, crop_scale_min, seed, skip_unreadable, part)
-        self._ahead: Iterator[_Read] | None = None
+        self._ahead: Iterator[_ReadPart] | None = None
         self._next_step = -1
         self._last = torch.empty(0, dtype=torch.int64)
         self.skipped = 0
@@ -78,7 +78,7 @@ class FileBatches:
         if self._ahead is None or step != self._next_step:
             self.close()
             # The workers are ahead of the run; this sampler stays with it, and so does the state that is saved.
-            jobs = _jobs(copy.deepcopy(self._sampler), step)
+            jobs = _number_steps(copy.deepcopy(self._sampler), step)
             self._ahead = read_in_order(self._reader, jobs, self._workers, pin_memory=self._device.type == "cuda")
         try:
             read = next(self._ahead)
@@ -115,7 +115,7 @@ class _Job(NamedTuple):
     indices: Tensor
 
 
-class _Read(NamedTuple):
+class _ReadPart(NamedTuple):
     """A part of a batch: the images, which they are, and how many of them stand for a file that cannot be read."""
 
     images: Tensor
@@ -123,7 +123,7 @@ class _Read(NamedTuple):
     skipped: int
 
 
-def _jobs(sampler: BalancedBatchSampler, step: int) -> Iterator[_Job]:
+def _number_steps(sampler: BalancedBatchSampler, step: int) -> Iterator[_Job]:
     for indices in sampler:
         yield _Job(step, indices)
         step += 1
@@ -147,7 +147,7 @@ class _BatchReader:
             ]
         )
 
-    def __getitem__(self, job: _Job) -> _Read | UserError:
+    def __getitem__(self, job: _Job) -> _ReadPart | UserError:
         batch = job.indices.tolist()
         places, wanted = range(len(batch))[self._part], batch[self._part]
         images, indices = [], []
@@ -160,7 +160,7 @@ class _BatchReader:
         except UserError as error:
             return error
         skipped = sum(read != index for read, index in zip(indices, wanted, strict=True))
-        return _Read(torch.stack(images), torch.tensor(indices), skipped)
+        return _ReadPart(torch.stack(images), torch.tensor(indices), skipped)
 
     def _read(self, index: int, avoid: list[int]) -> tuple[PILImage, int]:
         """The image `index`, or the one that stands for it: of its class, the next that the batch has not."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from gcahng.data.listing import Difference, Entry, Found, Report, bad_line, lines_of, locate
-from gcahng.data.spec import Counts, DataSetSpec, key_of, not_here
+from gcahng.data.listing import DataSetFiles, Difference, Entry, ReportDifference, bad_line, lines_of, locate
+from gcahng.data.spec import Counts, DataSetSpec, key_of, not_found
 
 _LIST = "list_eval_partition.txt"
 _HEADER = "image_name item_id evaluation_status"
@@ -19,18 +19,18 @@ _SOURCE = (
 )
 
 
-def find(root: Path, csv: Path | None) -> Found:
+def find(root: Path, csv: Path | None) -> DataSetFiles:
     """`root` with the list and the images; both may be in the folders that they were published in."""
     lists, base = locate(root, _LIST, "Eval"), locate(root, "img", "Img")
     if lists is None or base is None:
         lacks = [*([f"Eval/{_LIST}"] if lists is None else []), *(["img/"] if base is None else [])]
-        raise not_here("inshop", root, lacks, _LAYOUT, _SOURCE)
+        raise not_found("inshop", root, lacks, _LAYOUT, _SOURCE)
     path = lists / _LIST
     below = "" if base == root else f"{base.name}/"
-    return Found(root, key_of("inshop", below, files=[path]), lambda report: _entries(path, below, report))
+    return DataSetFiles(root, key_of("inshop", below, files=[path]), lambda report: _entries(path, below, report))
 
 
-def _entries(path: Path, below: str, report: Report) -> Iterator[Entry]:
+def _entries(path: Path, below: str, report: ReportDifference) -> Iterator[Entry]:
     lines = lines_of(path, report)
     number, count = next(lines, (1, ""))
     if not count.isdecimal():

@@ -45,7 +45,7 @@ class Difference:
         return f"{self.what}; {self.remedy}"
 
 
-class Unfit(UserError):
+class DataMismatch(UserError):
     """Files that differ from what the data set has; `difference` tells how."""
 
     def __init__(self, difference: Difference) -> None:
@@ -53,20 +53,20 @@ class Unfit(UserError):
         self.difference = difference
 
 
-Report = Callable[[Difference], None]
+ReportDifference = Callable[[Difference], None]
 
 
-def stop(difference: Difference) -> None:
-    """A `Report` that ends at the first difference.
+def raise_difference(difference: Difference) -> None:
+    """A `ReportDifference` that ends at the first difference.
 
     Raises:
-        Unfit: with the difference.
+        DataMismatch: with the difference.
     """
-    raise Unfit(difference)
+    raise DataMismatch(difference)
 
 
 @dataclass(frozen=True)
-class Found:
+class DataSetFiles:
     """A data set's files, before they are read.
 
     Attributes:
@@ -77,7 +77,7 @@ class Found:
 
     root: Path
     key: str
-    entries: Callable[[Report], Iterable[Entry]]
+    entries: Callable[[ReportDifference], Iterable[Entry]]
 
 
 @dataclass(frozen=True)
@@ -98,14 +98,14 @@ class Listing:
     splits: dict[str, SplitFiles]
 
 
-def collect(found: Found, report: Report) -> Listing:
+def collect(found: DataSetFiles, report: ReportDifference) -> Listing:
     """Read the label files and look at every file that they list.
 
     Reports paths that leave the folder, files listed twice, files that are not there, classes that are in two splits
     and splits without images. Where `report` returns, the listing has what remains.
 
     Raises:
-        Unfit: a label file cannot be read at all.
+        DataMismatch: a label file cannot be read at all.
     """
     folder = _Folder(found.root)
     seen: dict[str, str] = {}
@@ -132,18 +132,18 @@ def collect(found: Found, report: Report) -> Listing:
             kept.append((entry, size))
     _report_missing(missing, listed, report)
     _report_shared_classes([entry for entry, _ in kept], report)
-    splits = _number(kept)
+    splits = _number_classes(kept)
     for split in ("train", "test"):
         if split not in splits:
             report(Difference(f"{found.root} has no {split} images", "there must be some"))
     return Listing(found.root, splits)
 
 
-def lines_of(path: Path, report: Report) -> Iterator[tuple[int, str]]:
+def lines_of(path: Path, report: ReportDifference) -> Iterator[tuple[int, str]]:
     """Number and text of the lines of a UTF-8 file that are not blank; reports those that are no UTF-8.
 
     Raises:
-        Unfit: the file cannot be read.
+        DataMismatch: the file cannot be read.
     """
     for number, line in enumerate(read_bytes(path).split(b"\n"), start=1):
         try:
@@ -164,13 +164,13 @@ def read_bytes(path: Path) -> bytes:
     """The content of a label file.
 
     Raises:
-        Unfit: it cannot be read.
+        DataMismatch: it cannot be read.
     """
     try:
         return path.read_bytes()
     except OSError as error:
         difference = Difference(f"{path} cannot be read: {error.strerror}", "it must be a file that you may read")
-        raise Unfit(difference) from None
+        raise DataMismatch(difference) from None
 
 
 def locate(root: Path, marker: str, *below: str) -> Path | None:
@@ -187,7 +187,7 @@ class _Folder:
 
     def look_at(self, entry: Entry) -> tuple[Difference | None, int | None]:
         """What is wrong with the path of an entry, and the size of its file; None if that is missing."""
-        if leaves(entry.path):
+        if leaves_folder(entry.path):
             return self._outside(entry, "leaves the data set's folder"), None
         path = os.path.join(self._root, entry.path)
         parent = os.path.dirname(path)
@@ -213,7 +213,7 @@ class _Folder:
         return Difference(f"{entry.where}: {entry.path!r} {how}", remedy)
 
 
-def leaves(path: str) -> bool:
+def leaves_folder(path: str) -> bool:
     """Whether a listed path is absolute or climbs with `..`, on any system."""
     if path.startswith(("/", "\\")) or (":" in path and PureWindowsPath(path).drive):
         return True
@@ -224,7 +224,7 @@ def _parent(path: str) -> str:
     return path.rpartition("/")[0] or "."
 
 
-def _report_missing(missing: list[Entry], listed: Counter[str], report: Report) -> None:
+def _report_missing(missing: list[Entry], listed: Counter[str], report: ReportDifference) -> None:
     """One difference a file, or one a folder of which nothing is there."""
     lost = Counter(_parent(entry.path) for entry in missing)
     remedy = "unpack the original archive again, or correct the list"
@@ -244,7 +244,7 @@ def _report_missing(missing: list[Entry], listed: Counter[str], report: Report) 
             report(Difference(f"{entry.path} is missing (listed in {entry.where})", remedy))
 
 
-def _report_shared_classes(entries: list[Entry], report: Report) -> None:
+def _report_shared_classes(entries: list[Entry], report: ReportDifference) -> None:
     """Classes on both sides of a split: what an image-level split looks like."""
     sides: dict[str, dict[int | str, Entry]] = {}
     for entry in entries:
@@ -264,7 +264,7 @@ def _report_shared_classes(entries: list[Entry], report: Report) -> None:
             )
 
 
-def _number(kept: list[tuple[Entry, int]]) -> dict[str, SplitFiles]:
+def _number_classes(kept: list[tuple[Entry, int]]) -> dict[str, SplitFiles]:
     """Labels 0 … in the order of the entries' labels; test and gallery share them."""
     splits: dict[str, SplitFiles] = {}
     for group in (("train",), ("val",), ("test", "gallery")):

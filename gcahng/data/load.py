@@ -13,7 +13,7 @@ from gcahng.data import cars196, csv_file, cub200, folder, inshop, sop
 from gcahng.data.glyphs import load_glyphs
 from gcahng.data.image_set import DataSplits, ImageFiles
 from gcahng.data.index import read_index, write_index
-from gcahng.data.listing import SPLITS, Found, Listing, SplitFiles, Unfit, collect, stop
+from gcahng.data.listing import SPLITS, DataMismatch, DataSetFiles, Listing, SplitFiles, collect, raise_difference
 from gcahng.data.spec import DataSetSpec
 from gcahng.errors import UserError
 
@@ -41,21 +41,21 @@ def load_data(config: DataConfig) -> DataSplits:
         found = find_files(spec, config.root, config.csv)
         listing = read_index(spec.name, found)
         if listing is None:
-            listing = collect(found, stop)
+            listing = collect(found, raise_difference)
             write_index(spec.name, found, listing)
-    except Unfit as error:
+    except DataMismatch as error:
         options = [f"--{name} {value}" for name, value in (("root", config.root), ("csv", config.csv)) if value]
         command = " ".join(["gcahng data verify", spec.name, *options])
         raise UserError(f"{error}. `{command}` lists everything that differs") from None
     return _splits(spec, listing, config.val_classes)
 
 
-def find_files(spec: DataSetSpec, root: str | None, csv: str | None) -> Found:
+def find_files(spec: DataSetSpec, root: str | None, csv: str | None) -> DataSetFiles:
     """The files of a data set below `root`.
 
     Raises:
         UserError: `root` or `csv` does not fit the data set, or is not there.
-        Unfit: label files or folders are missing.
+        DataMismatch: label files or folders are missing.
     """
     if csv is not None and spec.name != "csv":
         raise UserError(f"data.csv is {csv} and data.name {spec.name}; a CSV file is for data.name=csv")
@@ -120,10 +120,10 @@ def _set_aside(train: SplitFiles, count: int) -> tuple[SplitFiles, SplitFiles]:
     order = np.random.RandomState(VAL_SEED).permutation(len(train.class_names))
     chosen = {int(label) for label in order[:count]}
     rest = set(range(len(train.class_names))) - chosen
-    return _only(train, rest), _only(train, chosen)
+    return _with_classes(train, rest), _with_classes(train, chosen)
 
 
-def _only(files: SplitFiles, classes: set[int]) -> SplitFiles:
+def _with_classes(files: SplitFiles, classes: set[int]) -> SplitFiles:
     numbers = {label: number for number, label in enumerate(sorted(classes))}
     kept = [i for i, label in enumerate(files.labels) if label in numbers]
     return SplitFiles(

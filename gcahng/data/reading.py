@@ -105,7 +105,7 @@ def evaluation_batches(
     if isinstance(images, ImageFiles):
         starts = range(0, len(images), batch_size)
         chunks = [range(start, min(start + batch_size, len(images))) for start in starts]
-        batches = read_in_order(_Chunks(images, preprocessing), chunks, usual_workers(workers))
+        batches = read_in_order(_ChunkReader(images, preprocessing), chunks, usual_workers(workers))
     else:
         batches = iter(images.images.split(batch_size))
     for batch in batches:
@@ -181,7 +181,7 @@ def _leave_signals_to_the_parent(worker: int) -> None:
         os.setpgrp()
 
 
-class _Chunks:
+class _ChunkReader:
     """Reader of runs of images, one batch each."""
 
     def __init__(self, files: ImageFiles, preprocessing: Preprocessing) -> None:

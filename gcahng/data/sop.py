@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from gcahng.data.listing import Entry, Found, Report, bad_line, lines_of, locate
-from gcahng.data.spec import Counts, DataSetSpec, key_of, missing_from, not_here
+from gcahng.data.listing import DataSetFiles, Entry, ReportDifference, bad_line, lines_of, locate
+from gcahng.data.spec import Counts, DataSetSpec, key_of, missing_from, not_found
 
 _HEADER = "image_id class_id super_class_id path"
 _FILES = {"train": "Ebay_train.txt", "test": "Ebay_test.txt"}
@@ -15,16 +15,16 @@ bicycle_final/ … toaster_final/: the files, below a folder a super class"""
 _SOURCE = "Get Stanford_Online_Products.zip from https://cvgl.stanford.edu/projects/lifted_struct/ and unpack it"
 
 
-def find(root: Path, csv: Path | None) -> Found:
+def find(root: Path, csv: Path | None) -> DataSetFiles:
     """`root`, or its folder Stanford_Online_Products, with the label files."""
     base = locate(root, _FILES["train"], "Stanford_Online_Products") or root
     if lacks := missing_from(base, _FILES.values()):
-        raise not_here("sop", base, lacks, _LAYOUT, _SOURCE)
+        raise not_found("sop", base, lacks, _LAYOUT, _SOURCE)
     files = [base / name for name in _FILES.values()]
-    return Found(base, key_of("sop", files=files), lambda report: _entries(base, report))
+    return DataSetFiles(base, key_of("sop", files=files), lambda report: _entries(base, report))
 
 
-def _entries(base: Path, report: Report) -> Iterator[Entry]:
+def _entries(base: Path, report: ReportDifference) -> Iterator[Entry]:
     for split, name in _FILES.items():
         lines = lines_of(base / name, report)
         number, header = next(lines, (1, ""))

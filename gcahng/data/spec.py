@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from gcahng.data.listing import Difference, Found, Unfit, read_bytes
+from gcahng.data.listing import DataMismatch, DataSetFiles, Difference, read_bytes
 
 
 class Counts(NamedTuple):
@@ -25,7 +25,7 @@ class DataSetSpec:
     Attributes:
         name: as `data.name` has it.
         title: what papers call it.
-        find: its files below (root, csv); raises `Unfit` where they are not.
+        find: its files below (root, csv); raises `DataMismatch` where they are not.
         layout: the files that are expected, a line each.
         source: where to get them.
         trap: the image-level split that is taken for this one, and how to tell.
@@ -35,7 +35,7 @@ class DataSetSpec:
 
     name: str
     title: str
-    find: Callable[[Path, Path | None], Found]
+    find: Callable[[Path, Path | None], DataSetFiles]
     layout: str
     source: str
     trap: str
@@ -43,10 +43,10 @@ class DataSetSpec:
     expected: Mapping[str, Counts] = field(default_factory=dict)
 
 
-def not_here(name: str, root: Path, lacks: Iterable[str], layout: str, source: str) -> Unfit:
+def not_found(name: str, root: Path, lacks: Iterable[str], layout: str, source: str) -> DataMismatch:
     """The error of a folder that has not the files of data set `name`."""
     expected = "; ".join(layout.splitlines())
-    return Unfit(
+    return DataMismatch(
         Difference(
             f"{root} is not the folder of {name}: it has no {', no '.join(lacks)}",
             f"expected there: {expected}. {source}",

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from gcahng.data.class_folders import scan
 from gcahng.data.index import write_index
-from gcahng.data.listing import SPLITS, Difference, Listing, Unfit, collect
+from gcahng.data.listing import SPLITS, DataMismatch, Difference, Listing, collect
 from gcahng.data.load import DATA_SETS, find_files
 from gcahng.data.reading import UnreadableImage, read_in_order, read_rgb, usual_workers
 from gcahng.data.spec import Counts, DataSetSpec
 
-_FILES_A_JOB = 16
+_FILES_PER_JOB = 16
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,13 @@ def verify_data(
     differences: list[Difference] = []
     try:
         found = find_files(spec, root, csv)
-    except Unfit as error:
+    except DataMismatch as error:
         differences.append(Difference(error.difference.what, "see the expected files and where to get them"))
         differences += _image_level_folders(Path(root or "."))
         return Verification(spec, {}, differences, 0, None)
     try:
         listing = collect(found, differences.append)
-    except Unfit as error:
+    except DataMismatch as error:
         return Verification(spec, {}, [*differences, error.difference], 0, None)
     # With any of these `load_data` stops; not with those that follow.
     index = None if differences else write_index(name, found, listing)
@@ -107,7 +107,7 @@ def _image_level_folders(root: Path) -> Iterator[Difference]:
 
 def _decode(paths: list[Path], workers: int) -> Iterator[tuple[int, list[UnreadableImage]]]:
     """How many images were decoded, and which of them cannot be, a few at a time."""
-    jobs = [paths[start : start + _FILES_A_JOB] for start in range(0, len(paths), _FILES_A_JOB)]
+    jobs = [paths[start : start + _FILES_PER_JOB] for start in range(0, len(paths), _FILES_PER_JOB)]
     for job, unreadable in zip(jobs, read_in_order(_Decoder(), jobs, workers), strict=True):
         yield len(job), unreadable
 

@@ -11,7 +11,7 @@ import trees
 from test_data_sets import config_of
 
 from gcahng.data import load_data
-from gcahng.data.listing import leaves
+from gcahng.data.listing import leaves_folder
 from gcahng.data.verify import verify_data
 from gcahng.errors import UserError
 
@@ -212,7 +212,7 @@ def test_bad_annotation_has_its_number(tmp_path: Path) -> None:
     ],
 )
 def test_paths_that_leave_on_any_system(path: str, expected: bool) -> None:
-    assert leaves(path) == expected
+    assert leaves_folder(path) == expected
 
 
 def test_image_level_tree_in_the_place_of_the_original(tmp_path: Path) -> None:
