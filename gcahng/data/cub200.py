@@ -1,4 +1,4 @@
-"""CUB-200-2011: classes 1–100 train, 101–200 test (its own train_test_split.txt is another split, and is not read)."""
+"""CUB-200-2011: classes 1–100 train and 101–200 test. Its own train_test_split.txt, another split, is not read."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ CLASSES = 200
 TRAIN_CLASSES = 100
 _LAYOUT = """images.txt: lines `image_id path`
 image_class_labels.txt: lines `image_id class_id`
-images/: the files, below a folder a class"""
+images/: the files, in one folder for each class"""
 _SOURCE = "Get CUB_200_2011.tgz from https://www.vision.caltech.edu/datasets/cub_200_2011/ and unpack it"
 
 
 def find(root: Path, csv: Path | None) -> DataSetFiles:
-    """`root`, or its folder CUB_200_2011, with the label files."""
+    """The label files in `root` or in its folder CUB_200_2011."""
     base = locate(root, "images.txt", "CUB_200_2011") or root
-    if lacks := missing_from(base, ("images.txt", "image_class_labels.txt", "images/")):
-        raise not_found("cub200", base, lacks, _LAYOUT, _SOURCE)
+    if missing := missing_from(base, ("images.txt", "image_class_labels.txt", "images/")):
+        raise not_found("cub200", base, missing, _LAYOUT, _SOURCE)
     files = [base / "images.txt", base / "image_class_labels.txt"]
     return DataSetFiles(base, key_of("cub200", files=files), lambda report: _entries(*files, report))
 
@@ -62,7 +62,7 @@ def _entries(images: Path, labels: Path, report: ReportDifference) -> Iterator[E
 
 
 def _listed_before(path: Path, number: int, image: str) -> Difference:
-    return Difference(f"{path.name} line {number}: image {image} is listed before", f"restore the original {path}")
+    return Difference(f"{path.name} line {number}: image {image} was listed before", f"restore the original {path}")
 
 
 SPEC = DataSetSpec(
@@ -71,7 +71,7 @@ SPEC = DataSetSpec(
     find=find,
     layout=_LAYOUT,
     source=_SOURCE,
-    trap="train_test_split.txt has all 200 classes on both sides (5,994 and 5,794 images): it is never read. "
-    "A tree with train/ and test/ folders that share classes was made from it",
+    trap="train_test_split.txt has all 200 classes on both sides (5,994 and 5,794 images). It is never read. "
+    "A tree whose train/ and test/ folders share classes was made from it",
     expected={"train": Counts(5864, 100), "test": Counts(5924, 100)},
 )

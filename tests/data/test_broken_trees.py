@@ -82,11 +82,11 @@ BROKEN = {
     ),
     "image of two classes": (
         *_cub(lambda r: edit(r / "image_class_labels.txt", "5 2\n", "5 2\n5 101\n")),
-        "image_class_labels.txt line 6: image 5 is listed before; restore the original",
+        "image_class_labels.txt line 6: image 5 was listed before; restore the original",
     ),
     "image of two files": (
         *_cub(lambda r: edit(r / "images.txt", "\n3 ", "\n2 ")),
-        "images.txt line 3: image 2 is listed before; restore the original",
+        "images.txt line 3: image 2 was listed before; restore the original",
     ),
     "not UTF-8": (
         *_cub(lambda r: (r / "images.txt").write_bytes(b"\xff\xfe" + (r / "images.txt").read_bytes())),
@@ -94,7 +94,7 @@ BROKEN = {
     ),
     "up and out": (
         *_cub(lambda r: edit(r / "images.txt", "001.Some_Bird/", "../../secret/")),
-        "images.txt line 1: 'images/../../secret/.*' leaves the data set's folder; every image must lie below",
+        "images.txt line 1: 'images/../../secret/.*' leaves the data set's folder; every image must be inside",
     ),
     "absolute": (
         *_cub(lambda r: edit(r / "images.txt", "2 001.Some_Bird/", "2 /etc/001.Some_Bird/")),
@@ -141,7 +141,7 @@ BROKEN = {
     ),
     "no class folder": (
         *_folder(lambda r: trees.write_image(r / "train" / "stray.png")),
-        "train/stray.png lies in no class folder; move it to train/CLASS/",
+        "train/stray.png is not in a class folder; move it to train/CLASS/",
     ),
     "empty class": (*_folder(lambda r: (r / "test" / "new").mkdir()), r"test/new/ has no images \(.jpg"),
     "no test": (*_folder(lambda r: (r / "test").rename(r / "held out")), "it has no test/"),

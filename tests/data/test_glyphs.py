@@ -110,7 +110,7 @@ def test_more_training_classes_only_add_some(splits: DataSplits) -> None:
     [
         ({"train_classes": 1}, "train_classes is 1"),
         ({"val_classes": 1}, "val_classes is 1; it must be at least 2, or 0 for none"),
-        ({"train_classes": 1000}, "at most 10.. together"),
+        ({"train_classes": 1000}, "together they must be at most 10.., the number"),
     ],
 )
 def test_sizes_out_of_range(sizes: dict[str, int], message: str) -> None:

@@ -135,7 +135,7 @@ def test_images_in_memory_are_given_out_as_they_are() -> None:
 
 
 def test_crop_larger_than_resize(seven: ImageFiles) -> None:
-    with pytest.raises(UserError, match="resize is 16 and crop 20; resize must be at least crop"):
+    with pytest.raises(UserError, match="resize is 16 and crop is 20; resize must be at least crop"):
         next(evaluation_batches(seven, Preprocessing(16, 20), 3))
 
 

@@ -134,8 +134,8 @@ def test_progress_reaches_all_images(tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (["data", "verify", "imagenet"], "argument NAME: invalid choice: 'imagenet'"),
-        (["data", "verify", "sop"], "data.root is not given; sop needs it"),
-        (["data", "verify", "sop", "--root", "nowhere"], "data.root is nowhere, which is no folder"),
+        (["data", "verify", "sop"], "data.root is not given; sop needs the folder of"),
+        (["data", "verify", "sop", "--root", "nowhere"], "data.root is nowhere, which is not a folder"),
         (["data", "verify", "csv"], "data.csv is not given"),
         (["data"], "{verify,list}"),
     ],
