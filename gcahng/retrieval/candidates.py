@@ -26,7 +26,7 @@ _GROUP = 8
 GPU_NEIGHBORS = 2048
 
 _log = logging.getLogger("gcahng")
-_said: set[str] = set()
+_warned: set[str] = set()
 
 
 class TorchCandidates:
@@ -152,7 +152,7 @@ def choose_backend(backend: str, device: torch.device) -> str:
         raise UserError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if backend == "auto":
         if importlib.util.find_spec("faiss") is None:
-            say_once_without_faiss()
+            warn_once_without_faiss()
             return "torch"
         return "faiss" if device.type == "cpu" or (device.type == "cuda" and faiss_sees_gpus()) else "torch"
     if backend == "faiss":
@@ -174,10 +174,10 @@ def to_gpu(index: Any, device: torch.device) -> Any:
     return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device.index or 0, index)
 
 
-def say_once_without_faiss() -> None:
+def warn_once_without_faiss() -> None:
     """The first time in a process, that faiss would be faster."""
-    if "faiss" not in _said:
-        _said.add("faiss")
+    if "faiss" not in _warned:
+        _warned.add("faiss")
         _log.warning(
             "retrieval searches in torch; faiss would be faster in large galleries: "
             'pip install "gcahng[faiss-cpu]" or "gcahng[faiss-gpu]"'

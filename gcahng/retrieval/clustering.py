@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gcahng._extras import require
 from gcahng.errors import UserError
-from gcahng.retrieval.candidates import faiss_sees_gpus, say_once_without_faiss
+from gcahng.retrieval.candidates import faiss_sees_gpus, warn_once_without_faiss
 from gcahng.retrieval.index_base import prepared
 from gcahng.retrieval.metrics import check_labels
 from gcahng.retrieval.rows import check_embeddings
@@ -84,7 +84,7 @@ def _choose(backend: str) -> str:
     if backend == "auto":
         if importlib.util.find_spec("faiss") is not None:
             return "faiss"
-        say_once_without_faiss()
+        warn_once_without_faiss()
         return "scikit-learn"
     if backend == "faiss":
         require("faiss", extra="faiss-cpu", purpose='backend="faiss"')

@@ -18,6 +18,7 @@ METRICS = ("cosine", "euclidean")
 
 Progress = Callable[[int, int], None]
 
+
 # Of settings: the least and the most. faiss keeps them in a C int; with one link a node it crashes.
 _C_INT = 2**31 - 1
 _RANGES = {"seed": (0, _C_INT), "links": (2, 4096), "build_breadth": (1, _C_INT), "search_breadth": (1, _C_INT)}
@@ -155,7 +156,7 @@ class Index:
 def prepared(name: str, embeddings: Tensor, metric: str, chunk: int = ROWS) -> Iterator[Tensor]:
     """Pieces of the rows (n, D) in float32, for "cosine" scaled to norm 1; UserError before the first at a zero row."""
     norms = [torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64) for rows in split(embeddings.detach(), ROWS)]
-    check_norms(name, torch.cat(norms), metric == "cosine", right_for=f'metric="{metric}"')
+    check_norms(name, torch.cat(norms), metric == "cosine", option=f'metric="{metric}"')
     for rows in split(embeddings.detach(), chunk):
         if metric == "cosine":
             rows = rows.double()

@@ -244,7 +244,7 @@ def _builder(kind: str) -> str:
     return "torch" if kind == "flat" else "auto"
 
 
-class _Digesting:
+class _HashingWriter:
     """A file that is written to and digested as it goes."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -266,7 +266,7 @@ def _write(file: BinaryIO, header: bytes, items: Items, index: Index) -> None:
     names = encode_names(items.names)
     header += b" " * (-(_START + len(header) + 8 * len(items) + len(names)) % _ALIGNMENT)
     file.write(MAGIC + bytes(_LENGTHS.size))
-    body = _Digesting(file)
+    body = _HashingWriter(file)
     body.write(header)
     body.write(items.labels.numpy().astype("<i8"))
     body.write(names)

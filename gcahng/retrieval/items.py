@@ -64,7 +64,7 @@ class Source:
     split: str | None = None
     first: int = 0
 
-    def takes(self, other: Source) -> bool:
+    def continues_with(self, other: Source) -> bool:
         """Whether the rows of `other` go on where these end."""
         alike = replace(other, rows=self.rows, first=self.first) == self
         return alike and (self.root is not None or other.first == self.first + self.rows)
@@ -143,7 +143,7 @@ class Items:
         for row in rows:
             source, place = self.place(row)
             one = replace(source, rows=1, first=place if source.root is None else source.first)
-            if sources and sources[-1].takes(one):
+            if sources and sources[-1].continues_with(one):
                 sources[-1] = replace(sources[-1], rows=sources[-1].rows + 1)
             else:
                 sources.append(one)

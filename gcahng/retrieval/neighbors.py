@@ -27,7 +27,7 @@ from gcahng.retrieval.candidates import (
 )
 from gcahng.retrieval.rows import Rows, blocks, check_embeddings, power_of_two, split
 
-Right = Callable[[Tensor, Tensor], Tensor]
+SameClass = Callable[[Tensor, Tensor], Tensor]
 
 # Candidates beyond k: enough that distances past the k-th differ by more than float32 rounding, unless there are ties.
 _MARGIN = 32
@@ -167,7 +167,7 @@ class NeighborSearch:
         return self._propose if isinstance(self._propose, TorchCandidates) else TorchCandidates(self._gallery)
 
     @torch.no_grad()
-    def ranked(self, rows: Tensor, k: int, right: Right | None = None) -> Ranking:
+    def ranked(self, rows: Tensor, k: int, same_class: SameClass | None = None) -> Ranking:
         """The k <= `available` nearest of the queries `rows` (q,).
 
         Args:
@@ -200,15 +200,15 @@ class NeighborSearch:
         candidates = candidates.gather(1, order)
         tied = distances[:, k:] == distances[:, k - 1 : k]
         beyond_right = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
-        if right is not None:
+        if same_class is not None:
             query, column = tied.nonzero(as_tuple=True)
-            beyond_right.index_add_(0, query, right(rows[query], candidates[query, k + column]).long())
+            beyond_right.index_add_(0, query, same_class(rows[query], candidates[query, k + column]).long())
         found = Ranking(candidates[:, :k], distances[:, :k], tied.sum(dim=1), beyond_right)
         if k_candidates < len(self._gallery):
             # A row that is no candidate is at least as far as the farthest candidate, but for rounding.
             off |= distances[:, k - 1] >= rough[:, -1] - slack
         for part in blocks(off.nonzero().squeeze(1), len(self._gallery)):
-            for ours, theirs in zip(found, self._rescan(rows[part], k, right), strict=True):
+            for ours, theirs in zip(found, self._rescan(rows[part], k, same_class), strict=True):
                 ours[part] = theirs
         return found
 
@@ -288,7 +288,7 @@ class NeighborSearch:
                 count.index_add_(0, query, which.long())
         return found
 
-    def _rescan(self, rows: Tensor, k: int, right: Right | None) -> Ranking:
+    def _rescan(self, rows: Tensor, k: int, same_class: SameClass | None) -> Ranking:
         """`ranked` out of the whole gallery, however many ties there are at the k-th."""
         dim = self._gallery.dim
         queries = self._queries.at(rows, torch.float64)
@@ -314,6 +314,6 @@ class NeighborSearch:
             found.indices[i], found.distances[i] = candidates[:k], distances[:k]
             tied = candidates[k:][distances[k:] == distances[k - 1]]
             found.beyond[i] = len(tied)
-            if right is not None:
-                found.beyond_right[i] = right(row[: len(tied)], tied).sum()
+            if same_class is not None:
+                found.beyond_right[i] = same_class(row[: len(tied)], tied).sum()
         return found

@@ -79,7 +79,7 @@ class QueryMetrics:
             met, match = first_match(right, groups, self._recall_ties)
             if max(self._cuts) > self._depth and not met.all():
                 unmet = met.logical_not().nonzero().squeeze(1)
-                for ours, theirs in zip(match, self._counted_out(rows[unmet], left_out[unmet]), strict=True):
+                for ours, theirs in zip(match, self._count_before_match(rows[unmet], left_out[unmet]), strict=True):
                     ours[unmet] = theirs
                 met[unmet] = True
             columns += [recall(match, k, self._recall_ties) * met for k in self._cuts]
@@ -109,7 +109,7 @@ class QueryMetrics:
         """Whether queries and gallery rows are of one class, pair by pair, where the pairs are."""
         return (self._labels[rows.cpu()] == self._gallery_labels[gallery_rows.cpu()]).to(gallery_rows.device)
 
-    def _counted_out(self, rows: Tensor, left_out: Tensor) -> FirstMatch:
+    def _count_before_match(self, rows: Tensor, left_out: Tensor) -> FirstMatch:
         """Where the first match of each of the queries stands, by counting who is nearer than it."""
         largest = int(self._classes.sizes(self._labels[rows]).max())
         size = max(1, _AT_ONCE // largest)

@@ -63,12 +63,12 @@ def check_embeddings(name: str, embeddings: Tensor, dim: int | None = None) -> N
         raise UserError(f"{name} must be finite, row {int(finite.logical_not().nonzero()[0])} is not")
 
 
-def check_norms(name: str, norms: Tensor, normalize: bool, right_for: str = "normalize=True") -> None:
+def check_norms(name: str, norms: Tensor, normalize: bool, option: str = "normalize=True") -> None:
     """UserError at a row whose norm (n,) is infinite, or zero where rows are normalized."""
     wrong = norms.isinf() | (norms == 0 if normalize else False)
     if wrong.any():
         row = int(wrong.nonzero()[0])
-        right = f"positive and finite with {right_for}" if normalize else "finite"
+        right = f"positive and finite with {option}" if normalize else "finite"
         raise UserError(f"{name} must have rows whose norm is {right}, row {row} has norm {norms[row].item()}")
 
 

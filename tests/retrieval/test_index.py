@@ -254,7 +254,7 @@ def test_smallest_is_topk(m, k):
 
 def test_without_faiss(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    monkeypatch.setattr(candidates, "_said", set())
+    monkeypatch.setattr(candidates, "_warned", set())
     with caplog.at_level(logging.WARNING, "gcahng"):
         assert build_index(GALLERY).backend == "torch"
         nearest(GALLERY[:20], 2)
