@@ -1,4 +1,4 @@
-"""Retrieval: exact nearest neighbors, the metrics made of them, and indices for large galleries."""
+"""Retrieval: exact nearest neighbors, retrieval metrics, and indices for large galleries."""
 
 from gcahng.retrieval.clustering import clustering_metrics
 from gcahng.retrieval.index import IndexSettings, build_index, read_index, recall_against_exact

@@ -1,11 +1,11 @@
-"""Exact nearest neighbors: the same answer for every backend, chunk size and thread count.
+"""Exact nearest neighbors: the same result for every backend, chunk size and number of threads.
 
-The order is by squared Euclidean distance, summed channel by channel in float64, and by gallery index where two
-distances are equal. On rows of norm 1 (`normalize=True`) that is the order of the cosine similarity.
+Neighbors are ordered by squared Euclidean distance, summed channel by channel in float64, and by gallery index if two
+distances are equal. For rows of norm 1 (`normalize=True`) this is the order of the cosine similarity.
 
-A backend only proposes candidates, by float32 products. Their distances are then computed in float64, and a bound on
-the rounding of the products tells whether a row left out could still belong to the neighbors. Where it could
-(duplicates, ties, a collapsed embedding), the whole gallery is scanned again for that query.
+A backend only proposes candidates from float32 products. Their distances are then computed in float64. A bound on the
+rounding of the products shows whether a row that was left out could still be a neighbor. If it could (because of
+duplicates, ties or a collapsed embedding), the whole gallery is scanned again for that query.
 """
 
 from __future__ import annotations
@@ -25,15 +25,17 @@ from gcahng.retrieval.candidates import (
     rounding,
     square_distances,
 )
-from gcahng.retrieval.rows import Rows, blocks, check_embeddings, power_of_two, split
+from gcahng.retrieval.rows import Rows, blocks, check_embeddings, dtype_name, power_of_two, split
 
+# For queries (t,) and gallery rows (t,): which pairs (t,) are of the same class.
 SameClass = Callable[[Tensor, Tensor], Tensor]
 
-# Candidates beyond k: enough that distances past the k-th differ by more than float32 rounding, unless there are ties.
+# Candidates beyond k. With so many, the last one is farther than the k-th by more than float32 rounding, unless there
+# are ties.
 _MARGIN = 32
-# Elements of pairs of rows at once: 2 MiB of float64, which stay in a core's cache from one operation to the next.
+# Elements of pairs of rows that are compared at once: 2 MiB of float64, which stay in a core's cache.
 _IN_CACHE = 1 << 18
-# Gallery rows at once where pairs in doubt are listed: in a collapsed embedding all of them are.
+# Gallery rows that are compared at once when pairs in doubt are listed. In a collapsed embedding these are all pairs.
 _DOUBT_WIDTH = 1 << 13
 
 
@@ -48,57 +50,65 @@ def nearest(
     chunk: int = 1024,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """The k nearest gallery rows of every query, nearest first; ties in the order of the gallery index.
+    """Find the k nearest gallery rows of every query, nearest first. Ties are in the order of the gallery.
 
-    Without `gallery_embeddings` the gallery is `embeddings` itself, and a row is never its own neighbor: it is removed
-    by its index, so that a duplicate of it stays.
+    Without `gallery_embeddings`, the gallery is `embeddings` itself, and a row is never its own neighbor. It is removed
+    by its index, so a duplicate of it remains.
 
     Args:
         embeddings: (n, D), any floating dtype.
-        k: neighbors a query, at most the gallery rows there are to choose from.
-        queries: (q,) indices of the rows to search for; all n by default.
-        gallery_embeddings: (m, D), or None for self-retrieval.
-        normalize: order by cosine similarity (rows scaled to norm 1); False orders by Euclidean distance of the rows as
-            they are.
-        backend: "torch" (on the device of the embeddings), "faiss" (on the CPU, or on a GPU where faiss has
-            it), or "auto": faiss where it is installed for that device, torch otherwise. The result is the same.
-        chunk: queries searched at once; memory is about chunk x min(m, 65,536).
-        progress: called with the queries searched so far and all of them.
+        k: neighbors per query, at most the number of gallery rows to choose from.
+        queries: (q,) indices of the rows to search for; None means all n.
+        gallery_embeddings: (m, D); None for self-retrieval.
+        normalize: order by cosine similarity, that is, scale rows to norm 1. False orders by Euclidean distance between
+            the rows as they are.
+        backend: "torch" on the device of the embeddings; "faiss" on a GPU if faiss supports it, else on the CPU; or
+            "auto", which is faiss if it is installed for that device, else torch. The result is the same.
+        chunk: queries that are searched at once. Memory is about chunk × min(m, 65,536) distances.
+        progress: called with the queries searched so far and in total.
 
     Returns:
         (q, k) int64 gallery indices, on the device of `embeddings`.
 
     Raises:
-        UserError: an argument of a wrong shape, type or range; non-finite values; a zero row with `normalize=True`;
-            "faiss" where it is not installed.
+        UserError: an argument has a wrong shape, type or range; a value is not finite; a row is zero with
+            `normalize=True`; or "faiss" is not installed.
     """
     check_embeddings("embeddings", embeddings)
     if queries is None:
         queries = torch.arange(len(embeddings))
     elif queries.ndim != 1 or queries.dtype not in (torch.int64, torch.int32):
-        raise UserError(f"queries must be a 1-D tensor of row indices, got {tuple(queries.shape)} {queries.dtype}")
+        raise UserError(
+            f"queries is {dtype_name(queries)} of shape {tuple(queries.shape)}; it must be int64 or int32 row indices "
+            "of shape (q,)"
+        )
     elif len(queries) and not 0 <= int(queries.min()) <= int(queries.max()) < len(embeddings):
-        raise UserError(f"queries must be in 0..{len(embeddings) - 1}, got {int(queries.min())}..{int(queries.max())}")
+        raise UserError(
+            f"queries has values from {int(queries.min())} to {int(queries.max())}; they must be from 0 to "
+            f"{len(embeddings) - 1}"
+        )
     search = NeighborSearch(embeddings, gallery_embeddings, normalize=normalize, backend=backend)
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= search.available:
-        raise UserError(f"k must be an integer in 1..{search.available} (the gallery rows to choose from), got {k!r}")
-    found, done = [], 0
+        raise UserError(
+            f"k is {k!r}; it must be an integer from 1 to {search.available}, the number of gallery rows to choose from"
+        )
+    neighbors, done = [], 0
     for rows in split(queries, chunk):
-        found.append(search.ranked(rows, k).indices)
+        neighbors.append(search.ranked(rows, k).indices)
         done += len(rows)
         if progress is not None:
             progress(done, len(queries))
-    return torch.cat(found).to(embeddings.device) if found else torch.empty(0, k, dtype=torch.int64)
+    return torch.cat(neighbors).to(embeddings.device) if neighbors else torch.empty(0, k, dtype=torch.int64)
 
 
 class Ranking(NamedTuple):
-    """The k nearest of some queries, and who else is as near as the k-th.
+    """The k nearest gallery rows of some queries, and how many more are as near as the k-th.
 
     Attributes:
-        indices: (q, k) int64 rows of the gallery, nearest first, ties by index.
+        indices: (q, k) int64 gallery rows, nearest first, ties in the order of the gallery.
         distances: (q, k) float64 squared distances.
-        beyond: (q,) int64 rows left out that tie with the k-th.
-        beyond_right: (q,) int64 how many of these are right (0 where the search was not told who is).
+        beyond: (q,) int64 number of further rows that tie with the k-th.
+        beyond_right: (q,) int64 how many of these are of the query's class; 0 if classes were not given.
     """
 
     indices: Tensor
@@ -111,9 +121,9 @@ class Standing(NamedTuple):
     """Where a gallery row stands in the ranking of a query.
 
     Attributes:
-        closer: (q,) int64 rows nearer than it.
-        tied: (q,) int64 rows at its distance, itself included.
-        tied_before: (q,) int64 of these with a smaller index.
+        closer: (q,) int64 number of rows that are nearer.
+        tied: (q,) int64 number of rows at the same distance, itself included.
+        tied_before: (q,) int64 how many of these have a smaller index.
     """
 
     closer: Tensor
@@ -122,13 +132,21 @@ class Standing(NamedTuple):
 
 
 class NeighborSearch:
-    """Searches one gallery again and again, always exactly (see `nearest`).
+    """Searches a gallery many times, always exactly (see `nearest`).
 
     Args:
-        queries: (n, D). They are the gallery too where `gallery` is None.
+        queries: (n, D); they are the gallery too if `gallery` is None.
         gallery: (m, D) or None.
-        normalize, backend: as in `nearest`.
-        keep_self: without `gallery`, whether a row may be its own neighbor.
+        normalize: as in `nearest`.
+        backend: as in `nearest`.
+        keep_self: whether a row may be its own neighbor if there is no `gallery`.
+
+    Attributes:
+        available: number of gallery rows that a query can be given.
+
+    Raises:
+        UserError: an argument has a wrong shape, type or device, a value is not finite, a row is zero with `normalize`,
+            or the backend is not installed.
     """
 
     def __init__(
@@ -144,9 +162,11 @@ class NeighborSearch:
         if gallery is not None:
             check_embeddings("gallery_embeddings", gallery, queries.shape[1])
             if gallery.device != queries.device:
-                raise UserError(f"gallery_embeddings must be on {queries.device} like embeddings, got {gallery.device}")
+                raise UserError(
+                    f"gallery_embeddings is on {gallery.device}; it must be on {queries.device}, like embeddings"
+                )
         backend = choose_backend(backend, queries.device)
-        # Only these devices have float64 for the exact distances.
+        # The exact distances need float64, which only these devices have.
         device = queries.device if queries.device.type in ("cpu", "cuda") else torch.device("cpu")
         self._without_self = gallery is None and not keep_self
         self._queries = Rows("embeddings", queries.detach().to(device), normalize)
@@ -157,23 +177,22 @@ class NeighborSearch:
             largest = max(self._queries.norms.max().item(), self._gallery.norms.max().item())
             divisor = torch.tensor(power_of_two(largest), dtype=torch.float64, device=device)
             self._queries.divisor = self._gallery.divisor = divisor
-        #: Gallery rows that a query can be given.
         self.available = len(self._gallery) - int(self._without_self)
         self._propose = (FaissCandidates if backend == "faiss" else TorchCandidates)(self._gallery)
 
     @cached_property
     def _products(self) -> TorchCandidates:
-        """Blocks of distances to the gallery, which faiss does not give."""
+        """Distances to the whole gallery in blocks, which faiss does not provide."""
         return self._propose if isinstance(self._propose, TorchCandidates) else TorchCandidates(self._gallery)
 
     @torch.no_grad()
     def ranked(self, rows: Tensor, k: int, same_class: SameClass | None = None) -> Ranking:
-        """The k <= `available` nearest of the queries `rows` (q,).
+        """Rank the nearest gallery rows of some queries.
 
         Args:
             rows: (q,) indices of queries.
-            k: neighbors a query.
-            right: for queries (t,) and gallery rows (t,), which pairs (t,) are of one class; for `beyond_right`.
+            k: neighbors per query, at most `available`.
+            same_class: says which pairs are of the same class, for `Ranking.beyond_right`.
         """
         rows = rows.to(self._queries.values.device, torch.int64)
         k_own = k + int(self._without_self)
@@ -182,20 +201,20 @@ class NeighborSearch:
             rough, candidates = self._propose(self._queries.at(rows, self._propose.dtype), k_candidates)
         rough = rough.double()
         slack = rounding(self._gallery.dim, self._propose.dtype)
-        # Rows farther than the k-th by more than both their errors are none of the k nearest.
+        # A row that is farther than the k-th by more than the errors of both cannot be one of the k nearest.
         needed = rough <= rough[:, k_own - 1 : k_own] + 2 * slack
         candidates, order = candidates.sort(dim=1)
         needed, rough_by_index = needed.gather(1, order), rough.gather(1, order)
         distances = torch.full_like(rough, torch.inf)
         query, column = needed.nonzero(as_tuple=True)
         exact = self.pair_distances(rows[query], candidates[query, column])
-        # Products less precise than promised, whatever computed them, are not relied on.
-        off = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
-        off[query[(exact - rough_by_index[query, column]).abs() > slack]] = True
+        # Queries to scan again. One reason is products that are less precise than the bound says, whatever the cause.
+        doubtful = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+        doubtful[query[(exact - rough_by_index[query, column]).abs() > slack]] = True
         distances[query, column] = exact
         if self._without_self:
             distances.masked_fill_(candidates == rows.unsqueeze(1), torch.inf)
-        # The candidates are in the order of their index, so a stable sort leaves ties in that order.
+        # The candidates are in gallery order, and a stable sort leaves ties in that order.
         distances, order = distances.sort(dim=1, stable=True)
         candidates = candidates.gather(1, order)
         tied = distances[:, k:] == distances[:, k - 1 : k]
@@ -203,70 +222,70 @@ class NeighborSearch:
         if same_class is not None:
             query, column = tied.nonzero(as_tuple=True)
             beyond_right.index_add_(0, query, same_class(rows[query], candidates[query, k + column]).long())
-        found = Ranking(candidates[:, :k], distances[:, :k], tied.sum(dim=1), beyond_right)
+        ranking = Ranking(candidates[:, :k], distances[:, :k], tied.sum(dim=1), beyond_right)
         if k_candidates < len(self._gallery):
-            # A row that is no candidate is at least as far as the farthest candidate, but for rounding.
-            off |= distances[:, k - 1] >= rough[:, -1] - slack
-        for part in blocks(off.nonzero().squeeze(1), len(self._gallery)):
-            for ours, theirs in zip(found, self._rescan(rows[part], k, same_class), strict=True):
-                ours[part] = theirs
-        return found
+            # Up to rounding, any other row is at least as far as the farthest candidate.
+            doubtful |= distances[:, k - 1] >= rough[:, -1] - slack
+        for again in blocks(doubtful.nonzero().squeeze(1), len(self._gallery)):
+            for field, exact_field in zip(ranking, self._rescan(rows[again], k, same_class), strict=True):
+                field[again] = exact_field
+        return ranking
 
     @torch.no_grad()
     def standing(
         self, rows: Tensor, target: Tensor, target_index: Tensor, cuts: Sequence[int], left_out: Tensor
     ) -> Standing:
-        """Where one gallery row for each of the queries `rows` stands, as exactly as `cuts` need.
+        """Find where one gallery row for each query stands in its ranking, as exactly as `cuts` require.
 
-        The whole gallery is compared by products. A query for which these leave open whether the target is among the
-        K nearest, for some K of `cuts`, is compared again, with exact distances to the rows in doubt; of the others,
-        the numbers are on the right side of every K, but not exact.
+        The whole gallery is compared by products. For some queries these leave open whether the target is among the K
+        nearest, for a K of `cuts`. Such a query is compared again, with exact distances to the rows in doubt. For the
+        others the counts are on the right side of every K, but not exact.
 
         Args:
             rows: (q,) indices of queries.
             target: (q,) float64 squared distances to the gallery rows in question.
-            target_index: (q,) these rows.
-            cuts: the K.
-            left_out: (q,) for each query a gallery row that does not count, never the target; -1 for none.
+            target_index: (q,) these gallery rows.
+            cuts: the values of K.
+            left_out: (q,) a gallery row for each query that does not count, never the target; -1 for none.
         """
         device = self._queries.values.device
-        rows, target, target_index, left_out = (x.to(device) for x in (rows, target, target_index, left_out))
+        rows, target, target_index, left_out = (tensor.to(device) for tensor in (rows, target, target_index, left_out))
         slack = rounding(self._gallery.dim, self._products.dtype)
         least, most = (torch.zeros(len(rows), dtype=torch.int64, device=device) for _ in range(2))
-        low, high = ((target + d).to(self._products.dtype).unsqueeze(1) for d in (-slack, slack))
+        low, high = ((target + error).to(self._products.dtype).unsqueeze(1) for error in (-slack, slack))
         below = None
         for _, distances in self._distances(rows, left_out):
-            # Counted as numbers of their own type, which takes a third of the time of counting truth values.
+            # Counting in the dtype of the distances takes a third of the time of counting booleans.
             if below is None or below.shape != distances.shape:
                 below = torch.empty_like(distances)
             least += torch.lt(distances, low, out=below).sum(dim=1).long()
             most += torch.le(distances, high, out=below).sum(dim=1).long()
-        # Without the target itself, which is always below `high`.
+        # `most` includes the target itself, which is always below `high`.
         undecided = ((least.unsqueeze(1) < (k := torch.tensor(cuts, device=device))) & (most.unsqueeze(1) > k)).any(1)
-        found = Standing(least, torch.ones_like(least), torch.zeros_like(least))
-        part = undecided.nonzero().squeeze(1)
-        if len(part):
-            exact = self._exact_standing(rows[part], target[part], target_index[part], left_out[part])
-            for ours, theirs in zip(found, exact, strict=True):
-                ours[part] = theirs
-        return found
+        standing = Standing(least, torch.ones_like(least), torch.zeros_like(least))
+        again = undecided.nonzero().squeeze(1)
+        if len(again):
+            exact = self._exact_standing(rows[again], target[again], target_index[again], left_out[again])
+            for field, exact_field in zip(standing, exact, strict=True):
+                field[again] = exact_field
+        return standing
 
     @torch.no_grad()
     def pair_distances(self, rows: Tensor, gallery_rows: Tensor) -> Tensor:
-        """(t,) float64 exact squared distances of queries `rows` (t,) to gallery rows (t,), pair by pair."""
+        """The exact squared distances (t,) float64 between queries `rows` (t,) and gallery rows (t,), pair by pair."""
         device = self._queries.values.device
         rows, gallery_rows = rows.to(device), gallery_rows.to(device)
         distances = torch.empty(len(rows), dtype=torch.float64, device=device)
-        for part in blocks(torch.arange(len(rows), device=device), self._gallery.dim, _IN_CACHE):
-            difference = self._gallery.at(gallery_rows[part], torch.float64)
-            difference -= self._queries.at(rows[part], torch.float64)
-            distances[part] = difference.square_().sum(dim=1)
+        for pairs in blocks(torch.arange(len(rows), device=device), self._gallery.dim, _IN_CACHE):
+            difference = self._gallery.at(gallery_rows[pairs], torch.float64)
+            difference -= self._queries.at(rows[pairs], torch.float64)
+            distances[pairs] = difference.square_().sum(dim=1)
         return distances
 
     def _distances(self, rows: Tensor, left_out: Tensor, width: int | None = None) -> Iterator[tuple[int, Tensor]]:
-        """Blocks of distances by products, infinite to the gallery row that is left out (-1: none)."""
+        """Yield blocks of distances from products. That to the gallery row that is left out (-1: none) is infinite."""
         every = torch.arange(len(rows), device=rows.device)
-        # Autocast leaves these products alone, as all that write into memory they are given.
+        # Autocast does not change products that write into a given tensor, as these do.
         for start, distances in self._products.distances(self._queries.at(rows, self._products.dtype), width):
             inside = (left_out >= start) & (left_out < start + distances.shape[1])
             distances[every[inside], left_out[inside] - start] = torch.inf
@@ -274,34 +293,34 @@ class NeighborSearch:
 
     def _exact_standing(self, rows: Tensor, target: Tensor, target_index: Tensor, left_out: Tensor) -> Standing:
         slack = rounding(self._gallery.dim, self._products.dtype)
-        found = Standing(*(torch.zeros(len(rows), dtype=torch.int64, device=rows.device) for _ in range(3)))
-        low, high = ((target + d).to(self._products.dtype).unsqueeze(1) for d in (-slack, slack))
+        standing = Standing(*(torch.zeros(len(rows), dtype=torch.int64, device=rows.device) for _ in range(3)))
+        low, high = ((target + error).to(self._products.dtype).unsqueeze(1) for error in (-slack, slack))
         for start, distances in self._distances(rows, left_out, _DOUBT_WIDTH):
             below = distances < low
-            found.closer.add_(below.sum(dim=1))
+            standing.closer.add_(below.sum(dim=1))
             query, column = ((distances <= high) & ~below).nonzero(as_tuple=True)
             gallery_row = column + start
             exact = self.pair_distances(rows[query], gallery_row)
             tied = exact == target[query]
             before = tied & (gallery_row < target_index[query])
-            for count, which in zip(found, (exact < target[query], tied, before), strict=True):
-                count.index_add_(0, query, which.long())
-        return found
+            for count, counted in zip(standing, (exact < target[query], tied, before), strict=True):
+                count.index_add_(0, query, counted.long())
+        return standing
 
     def _rescan(self, rows: Tensor, k: int, same_class: SameClass | None) -> Ranking:
-        """`ranked` out of the whole gallery, however many ties there are at the k-th."""
+        """The same as `ranked`, from the whole gallery, for any number of ties with the k-th."""
         dim = self._gallery.dim
         queries = self._queries.at(rows, torch.float64)
-        everything = torch.arange(len(self._gallery), device=rows.device)
+        all_rows = torch.arange(len(self._gallery), device=rows.device)
         rough = torch.cat(
-            [square_distances(queries, self._gallery.at(block, torch.float64)) for block in blocks(everything, dim)],
+            [square_distances(queries, self._gallery.at(block, torch.float64)) for block in blocks(all_rows, dim)],
             dim=1,
         )
         if self._without_self:
             rough.scatter_(1, rows.unsqueeze(1), torch.inf)
-        # Twice: once for the k-th distance, once for the row compared with it.
+        # Twice the error, of the k-th distance and of the row that is compared with it.
         reach = rough.kthvalue(k, dim=1).values + 2 * rounding(dim, torch.float64)
-        found = Ranking(
+        ranking = Ranking(
             torch.empty(len(rows), k, dtype=torch.int64, device=rows.device),
             torch.empty(len(rows), k, dtype=torch.float64, device=rows.device),
             *(torch.zeros(len(rows), dtype=torch.int64, device=rows.device) for _ in range(2)),
@@ -311,9 +330,9 @@ class NeighborSearch:
             row = rows[i].expand(len(candidates))
             distances, order = self.pair_distances(row, candidates).sort(stable=True)
             candidates = candidates[order]
-            found.indices[i], found.distances[i] = candidates[:k], distances[:k]
+            ranking.indices[i], ranking.distances[i] = candidates[:k], distances[:k]
             tied = candidates[k:][distances[k:] == distances[k - 1]]
-            found.beyond[i] = len(tied)
+            ranking.beyond[i] = len(tied)
             if same_class is not None:
-                found.beyond_right[i] = same_class(row[: len(tied)], tied).sum()
-        return found
+                ranking.beyond_right[i] = same_class(row[: len(tied)], tied).sum()
+        return ranking
