@@ -380,7 +380,7 @@ def test_cases_for_a_device() -> None:
     assert from_json(to_json(case)) == case
     with pytest.raises(UserError, match="precision is 'tf32'; it must be one of fp32, bf16, fp64"):
         Case(12, precision="tf32")
-    with pytest.raises(UserError, match="compiled is True and impl 'cpp'"):
+    with pytest.raises(UserError, match="compiled is True and impl is 'cpp'"):
         Case(12, impl="cpp", compiled=True)
     with pytest.raises(UserError, match="device is 'tpu'"):
         Case(12, device="tpu")
