@@ -1,10 +1,10 @@
-"""A whole training step and the graph network's forward, for every implementation of the loss that is available here.
+"""Times a training step and the graph network's forward pass, for every implementation that is available here.
 
     python -m pytest benchmarks/bench_step.py
 
 Each case is compared with the reference before it is timed (gcahng.bench.agreement). A case that disagrees fails and is
-not timed.
-`gcahng bench step` is the tool for ratios: it interleaves cases and prints the share of the measured product rate.
+not timed. For ratios, use `gcahng bench step`, which interleaves cases and prints the share of the measured rate of
+products.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CASES = [
 
 
 def size_id(case: Case) -> str:
-    """n, D and L beside the case's name."""
+    """n, D, L and the name of the case."""
     return f"{case.batch}-{case.dim}-{case.layers}-{case.name.replace(' ', '-')}"
 
 
