@@ -1,4 +1,4 @@
-"""Files that are not as the data set has them: one error at load, everything in one list from the verification."""
+"""Files that differ from the data set: loading stops at the first difference, and the verification lists them all."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def edit(path: Path, old: str, new: str) -> None:
 
 
 def searched(path: Path, shared: str) -> None:
-    """Queries and a gallery in the place of the test images, and a training class in one of the two."""
+    """Put queries and a gallery in place of the test images, and a training class into one of the two."""
     others = {"query": "gallery", "gallery": "query"}[shared]
     path.write_text(path.read_text().replace(",test", f",{others}"))
     edit(path, "0,train", f"0,{shared}")
@@ -57,7 +57,7 @@ def _csv(change: Callable[[Path], object]) -> tuple[str, Callable[[Path], Path],
 BIRD = "images/001.Some_Bird/Some_Bird_0001_100.jpg"
 ITEM = "img/WOMEN/Dresses/id_00000001/00_1_front.jpg"
 
-# What is done to a tree (given its root, of csv the list), and what is said of it, at load and by the verification.
+# How a tree is changed (given its root, or the list for csv), and what loading and the verification say about it.
 BROKEN = {
     "missing file": (*_cub(lambda r: (r / BIRD).unlink()), rf"{BIRD} is missing \(listed in images.txt line 1\)"),
     "folder for a file": (*_cub(lambda r: [(r / BIRD).unlink(), (r / BIRD).mkdir()]), rf"{BIRD} is missing \(listed"),

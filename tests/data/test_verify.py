@@ -1,4 +1,4 @@
-"""`gcahng data verify`: one list of everything that differs, each with its remedy, and an exit status."""
+"""`gcahng data verify`: one list of all differences, each with its remedy, and an exit status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small trees in the exact formats of the data sets: noisy images of random sizes, a color a class."""
+"""Small trees in the exact formats of the data sets: noisy images of random sizes, with one color for each class."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CAR_NAMES = {  # class numbers on both sides of 98, which is the last training c
 
 
 def write_image(path: Path, color_of: int = 0, seed: int = 0, size: int = 24) -> None:
-    """An image of about `size` pixels a side in the color of class `color_of`, with noise of its own."""
+    """Write an image with sides of about `size` pixels in the color of class `color_of`, with its own noise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng([color_of, seed])
     color = np.random.default_rng(color_of).integers(0, 256, 3)

@@ -1,4 +1,4 @@
-"""Files of embeddings: both forms give back what was written, in pieces, and say what is wrong with them."""
+"""Files of embeddings: both forms return what was written, and a broken file is a clear error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MODEL = EmbeddingModel("f" * 64, "glyph_conv", "runs/a/checkpoints/last.pt", 256
 
 
 def example(rows: int = 7, dim: int = 5) -> EmbeddingSet:
-    """Names that CSV and UTF-8 find hard: a comma, quotes, a line break, a byte that is no UTF-8."""
+    """Names that are hard for CSV and UTF-8: a comma, quotes, a line break, a byte that is not UTF-8."""
     names = ('a,b "c".png', "line\nbreak.png", "byte \udcff.png", *(f"sub/ü{i}.png" for i in range(rows - 3)))
     labels = torch.tensor([2, 0, -1, 0, 1, 2, 1][:rows])
     sources = (Source(3, "/pictures"), Source(rows - 3, None, {"name": "glyphs"}, "test", 4))

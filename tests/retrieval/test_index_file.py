@@ -1,4 +1,4 @@
-"""Index files: they answer as the index that was saved, and a file that is not whole is one clear line."""
+"""Index files: they answer like the index that was saved, and a broken file is one clear line."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_a_query_in_the_index_can_be_left_out(tmp_path: Path) -> None:
 
 
 def test_vectors_without_names_have_no_image_to_leave_out() -> None:
-    """Row 1 of the queries is not row 1 of the index for having its number."""
+    """Row 1 of the queries need not be row 1 of the index."""
     whole = replace(embeddings(6), items=unnamed(6), model=None)
     queries = replace(whole, embeddings=whole.embeddings[[3, 0]], items=whole.items.subset([3, 0]))
     contents = build(whole)
@@ -157,7 +157,7 @@ def test_vectors_without_names_have_no_image_to_leave_out() -> None:
 
 
 def test_every_byte_is_checked(saved: Path) -> None:
-    """Whatever byte is wrong, and wherever the file ends, it is one clear line that names the file."""
+    """Any wrong byte, and a file that ends anywhere, is one clear line that names the file."""
     content = saved.read_bytes()
     places = [*range(0, 40), *range(40, len(content), 37), len(content) - 1]
     for place in places:

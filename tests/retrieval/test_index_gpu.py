@@ -1,4 +1,4 @@
-"""Which indices go to a GPU, with a stand-in for faiss's; tests/gpu has the real one."""
+"""Which indices are moved to a GPU, with a stand-in for faiss on a GPU. tests/gpu has the real one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GPU = torch.device("cuda", 1)
 
 
 class GpuStandIn:
-    """An index as faiss's on a GPU: of another type, and all else as that on the CPU."""
+    """Looks like an index of faiss on a GPU: it has another type, and otherwise behaves like the one on the CPU."""
 
     def __init__(self, raw: Any) -> None:
         self.raw = raw

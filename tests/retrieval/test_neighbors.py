@@ -158,7 +158,7 @@ def test_only_what_is_needed_is_searched(monkeypatch):
         return propose(self, queries, k)
 
     def never(*_):
-        raise AssertionError("the whole gallery was scanned again, for nobody")
+        raise AssertionError("the whole gallery was scanned again, although no query needs it")
 
     monkeypatch.setattr(candidates.TorchCandidates, "__call__", spy)
     monkeypatch.setattr(neighbors.NeighborSearch, "_rescan", never)
