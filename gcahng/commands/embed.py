@@ -33,7 +33,7 @@ def run(arguments: list[str]) -> int:
     model = load_model(options.model, options.which)
     found = embed_sources(options, model, options.sources, options.out)
     rows, dim = found.embeddings.shape
-    classes = f", {len(found.items.class_names)} classes" if found.items.labelled else ", without labels"
+    classes = f", {len(found.items.class_names)} classes" if found.items.labeled else ", without labels"
     print(f"{rows} embeddings of {dim} channels{classes}")
     print(f"written     {options.out}")
     return 0

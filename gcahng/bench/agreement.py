@@ -1,7 +1,8 @@
-"""Whether a case computes what the reference computes: no ratio is printed for one that does not."""
+"""Checks whether a case computes what the reference computes. No ratio is printed for a case that does not."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -9,43 +10,54 @@ from torch import Tensor
 
 from gcahng.bench.cases import Case, Problem
 
-# With the weights held, both phases see the same network in every implementation: Adam's first step divides a
-# gradient by its own size, so that a weight whose gradient is mere rounding would move by a full learning rate.
-_HELD = {"graph_lr": 0.0, "graph_weight_decay": 0.0, "classifier_lr": 0.0, "classifier_weight_decay": 0.0}
+# With fixed weights, both phases see the same network in every implementation. Otherwise Adam's first step, which
+# divides a gradient by its own size, would move a weight whose gradient is only rounding by a full learning rate.
+_FIXED_WEIGHTS = {"graph_lr": 0.0, "graph_weight_decay": 0.0, "classifier_lr": 0.0, "classifier_weight_decay": 0.0}
 
 
 def outputs(case: Case) -> dict[str, Tensor]:
-    """What one step puts out: "losses" (the loss and all logs), the embeddings' gradient "dz", and by module the
-    gradients of graph network and classifier. Those of both phases together, as the optimisers' first moments have
-    them: (1 - β₁)(β₁ g₁ + g₂). A module's weight and bias are one tensor: the bias is the weight of a constant
-    input."""
-    problem = Problem(case, **_HELD)
+    """Run one step and collect its results.
+
+    Returns:
+        "losses" (the loss and all logs), "dz" (the gradient of the embeddings), and the gradient of each module of the
+        graph network and the classifier. The latter is the sum over both phases that Adam keeps as its first moment,
+        (1 - β₁)(β₁ g₁ + g₂). The weight and the bias of a module are in one tensor, because a bias is the weight of a
+        constant input.
+    """
+    problem = Problem(case, **_FIXED_WEIGHTS)
     logs = problem.step()
-    found = {"losses": torch.stack([value.double() for value in logs.values()]), "dz": problem.embeddings.grad.double()}
+    losses = torch.stack([value.double() for value in logs.values()])
+    results = {"losses": losses, "dz": problem.embeddings.grad.double()}
     gca = problem.gca
     names = {parameter: name for name, parameter in gca.named_parameters()}
     for optimizer in (gca.graph_optimizer, gca.classifier_optimizer):
         for parameter, state in optimizer.state.items():
             module = names[parameter].rpartition(".")[0]
             gradient = state["exp_avg"].double().flatten()
-            found[module] = torch.cat((found[module], gradient)) if module in found else gradient
-    return found
+            results[module] = torch.cat((results[module], gradient)) if module in results else gradient
+    return results
 
 
 def relative_errors(actual: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, float]:
-    """max |actual - truth| / max |truth| of each tensor; of the losses the largest of their own relative errors. NaN
-    counts as infinite, a tensor of another shape too."""
+    """The error of each tensor, max |actual - truth| / max |truth|.
+
+    For the losses, it is the largest of their own relative errors. NaN and another shape count as infinite.
+
+    Args:
+        actual: results of `outputs`.
+        truth: the exact results.
+    """
     errors = {}
-    for name, want in truth.items():
-        have = actual[name]
-        scale = want.abs() if name == "losses" else want.abs().max()
-        error = ((have - want).abs() / scale).max().item() if have.shape == want.shape else float("inf")
-        errors[name] = float("inf") if error != error else error
+    for name, expected in truth.items():
+        value = actual[name]
+        scale = expected.abs() if name == "losses" else expected.abs().max()
+        error = ((value - expected).abs() / scale).max().item() if value.shape == expected.shape else math.inf
+        errors[name] = math.inf if math.isnan(error) else error
     return errors
 
 
-class Gate:
-    """Holds cases of one size to the reference in fp64.
+class Agreement:
+    """Compares cases of one size with the reference in fp64.
 
     Each error may be at most twice that of the reference at the case's precision, plus a rounding of the products'
     dtype. What is small in number is taken together, since one run's rounding errors do not bound another's: all
@@ -59,7 +71,7 @@ class Gate:
         self._allowed: dict[str, dict[str, float]] = {}
 
     def allowed(self, precision: str) -> dict[str, float]:
-        """The relative error that each output may have."""
+        """The relative error that each output may have at this precision."""
         if precision == "fp64":
             # Rounding errors are as many as in fp32 and smaller; the truth, of this precision itself, has its own, so
             # that three times the reference's error is allowed in place of twice.
@@ -77,13 +89,13 @@ class Gate:
         return self._allowed[precision]
 
     def problem(self, case: Case) -> str | None:
-        """None for a case that agrees, else what does not, in one line."""
+        """Why a case does not agree, in one line; None if it does."""
         return self.compare(outputs(case), case.precision)
 
     def compare(self, actual: dict[str, Tensor], precision: str) -> str | None:
-        """As problem, for the outputs of a case of this precision."""
+        """The same as `problem`, for `outputs` of a case at this precision."""
         if actual.keys() != self._truth.keys():
-            return f"it has other outputs: {', '.join(sorted(actual.keys() ^ self._truth.keys()))}"
+            return f"its outputs differ in {', '.join(sorted(actual.keys() ^ self._truth.keys()))}"
         allowed = self.allowed(precision)
         for name, error in relative_errors(actual, self._truth).items():
             if error > allowed[name]:

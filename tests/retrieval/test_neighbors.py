@@ -1,4 +1,4 @@
-"""Nearest neighbours against a plain search, with ties, duplicates and every way to split the work."""
+"""Nearest neighbors against a plain search, with ties, duplicates and every way to split the work."""
 
 import sys
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gcahng.errors import UserError
-from gcahng.retrieval import candidates, nearest, neighbours
+from gcahng.retrieval import candidates, nearest, neighbors
 
 faiss = pytest.importorskip("faiss")
 BACKENDS = ["torch", "faiss"]
@@ -59,7 +59,7 @@ def test_ties_are_in_the_order_of_the_index(backend, k):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_duplicates_tie_exactly_when_normalised(backend):
+def test_duplicates_tie_exactly_when_normalized(backend):
     # 60 copies of each of five rows, by powers of two: the same direction to the last bit.
     x = seeded(5, 24).repeat(60, 1) * 2.0 ** torch.arange(300).remainder(7).unsqueeze(1)
     expected = plain_nearest(x, x, 45, normalize=True, own_index=True)
@@ -158,12 +158,12 @@ def test_only_what_is_needed_is_searched(monkeypatch):
         return propose(self, queries, k)
 
     def never(*_):
-        raise AssertionError("the whole gallery was scanned again, for nobody")
+        raise AssertionError("the whole gallery was scanned again, although no query needs it")
 
     monkeypatch.setattr(candidates.TorchCandidates, "__call__", spy)
-    monkeypatch.setattr(neighbours.NeighbourSearch, "_rescan", never)
+    monkeypatch.setattr(neighbors.NeighborSearch, "_rescan", never)
     nearest(seeded(500, 8), 6, backend="torch", chunk=200)
-    assert asked == [(rows, 6 + 1 + neighbours._MARGIN) for rows in (200, 200, 100)]
+    assert asked == [(rows, 6 + 1 + neighbors._MARGIN) for rows in (200, 200, 100)]
 
 
 def test_gradients_and_inputs_are_left_alone():
@@ -176,23 +176,35 @@ def test_gradients_and_inputs_are_left_alone():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(embeddings=seeded(8)), r"embeddings must have shape \(n, D\) with n, D >= 1, got \(8,\)"),
-        (dict(embeddings=torch.empty(0, 4)), r"embeddings must have shape .* got \(0, 4\)"),
-        (dict(embeddings=[[1.0, 2.0]]), "embeddings must be a tensor .* got list"),
-        (dict(embeddings=torch.ones(8, 4, dtype=torch.int64)), "embeddings must be floating point, got torch.int64"),
-        (dict(embeddings=seeded(8, 4).index_fill(0, torch.tensor([5]), torch.nan)), "embeddings must be finite, row 5"),
-        (dict(embeddings=seeded(8, 4).index_fill(0, torch.tensor([2]), 0.0)), "embeddings .* row 2 has norm 0.0"),
-        (dict(embeddings=seeded(8, 4).double().index_fill(0, torch.tensor([1]), 1e300)), "row 1 has norm inf"),
-        (dict(gallery_embeddings=seeded(8, 5)), "gallery_embeddings must have 4 channels like embeddings, got 5"),
-        (dict(gallery_embeddings=seeded(8, 4) / 0), "gallery_embeddings must be finite, row 0"),
-        (dict(k=0), r"k must be an integer in 1\.\.7 .* got 0"),
-        (dict(k=8), r"k must be an integer in 1\.\.7 .* got 8"),
-        (dict(k=2.0), r"k must be an integer in 1\.\.7 .* got 2\.0"),
-        (dict(queries=torch.tensor([0, 8])), r"queries must be in 0\.\.7, got 0\.\.8"),
-        (dict(queries=torch.tensor([-1])), r"queries must be in 0\.\.7, got -1\.\.-1"),
-        (dict(queries=torch.tensor([0.5])), "queries must be a 1-D tensor of row indices"),
-        (dict(backend="hnsw"), "backend must be one of auto, torch, faiss, got 'hnsw'"),
-        (dict(chunk=0), "chunk must be a positive integer, got 0"),
+        (dict(embeddings=seeded(8)), r"embeddings has shape \(8,\); it must have shape \(n, D\) with n, D >= 1"),
+        (dict(embeddings=torch.empty(0, 4)), r"embeddings has shape \(0, 4\); it must have shape"),
+        (dict(embeddings=[[1.0, 2.0]]), "embeddings is a list; it must be a tensor"),
+        (dict(embeddings=torch.ones(8, 4, dtype=torch.int64)), "embeddings is int64; it must be floating point"),
+        (
+            dict(embeddings=seeded(8, 4).index_fill(0, torch.tensor([5]), torch.nan)),
+            "embeddings .* in row 5; it must be finite",
+        ),
+        (
+            dict(embeddings=seeded(8, 4).index_fill(0, torch.tensor([2]), 0.0)),
+            "embeddings has norm 0.0 in row 2; it must",
+        ),
+        (
+            dict(embeddings=seeded(8, 4).double().index_fill(0, torch.tensor([1]), 1e300)),
+            "has norm inf in row 1; it must",
+        ),
+        (dict(gallery_embeddings=seeded(8, 5)), "gallery_embeddings has 5 channels; it must have 4, like the"),
+        (dict(gallery_embeddings=seeded(8, 4) / 0), "gallery_embeddings .* in row 0; it must be finite"),
+        (dict(k=0), "k is 0; it must be an integer from 1 to 7,"),
+        (dict(k=8), "k is 8; it must be an integer from 1 to 7,"),
+        (dict(k=2.0), r"k is 2\.0; it must be an integer from 1 to 7,"),
+        (dict(queries=torch.tensor([0, 8])), "queries has values from 0 to 8; they must be from 0 to 7"),
+        (dict(queries=torch.tensor([-1])), "queries has values from -1 to -1; they must be from 0 to 7"),
+        (
+            dict(queries=torch.tensor([0.5])),
+            r"queries is float32 of shape \(1,\); it must be int64 or int32 row indices",
+        ),
+        (dict(backend="hnsw"), "backend is 'hnsw'; it must be one of auto, torch, faiss"),
+        (dict(chunk=0), "chunk is 0; it must be a positive integer"),
     ],
 )
 def test_errors(arguments, message):
@@ -210,7 +222,7 @@ def test_without_faiss(monkeypatch):
     assert torch.equal(nearest(x, 3, backend="auto"), nearest(x, 3, backend="torch"))
 
 
-def test_more_neighbours_than_a_gpus_index_gives(monkeypatch):
+def test_more_neighbors_than_a_gpus_index_gives(monkeypatch):
     x = seeded(300, 8, seed=10)
     wanted = nearest(x, 40, backend="faiss")
     search = faiss.IndexFlatL2.search
@@ -225,7 +237,7 @@ def test_more_neighbours_than_a_gpus_index_gives(monkeypatch):
         asked.append(k)
         return search(index, queries, k)
 
-    monkeypatch.setattr(neighbours, "FaissCandidates", Few)
+    monkeypatch.setattr(neighbors, "FaissCandidates", Few)
     monkeypatch.setattr(faiss.IndexFlatL2, "search", counted)
     assert torch.equal(nearest(x, 40, backend="faiss"), wanted) and asked == []
     assert torch.equal(nearest(x, 5, backend="faiss"), wanted[:, :5]) and asked and max(asked) <= 50
