@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(kWarp* BlockSums<T, Shape, 2>::kWarps)
     norm_gelu_row_backward<T, N, Shape::V>(
         D, gamma, [&](int64_t d) { return attended<T, N>(n, x, w_i, w_j, d); },
         [&](int64_t d) { return read<T, N>(de1 + row * D + d); },
-        [&](int64_t d, const Pack<T, N>& value, Pack<T, N> dy, const Pack<T, N>& normalised) {
+        [&](int64_t d, const Pack<T, N>& value, Pack<T, N> dy, const Pack<T, N>& normalized) {
           const Pack<T, N> v_i = read<T, N>(n.v_i + d), v_j = read<T, N>(n.v_j + d);
 #pragma unroll
           for (int k = 0; k < N; ++k) {
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kWarp* BlockSums<T, Shape, 2>::kWarps)
           if (!part) return;
           sums.add(1, d, dy);
 #pragma unroll
-          for (int k = 0; k < N; ++k) dy.v[k] *= normalised.v[k];
+          for (int k = 0; k < N; ++k) dy.v[k] *= normalized.v[k];
           sums.add(0, d, dy);
         });
     const T dlogit = (warp_sum(dw_i) * mask_i - warp_sum(dw_j) * mask_j) * at_i * at_j * inverse_root(T(D));

@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kWarp* BlockSums<T, Shape, kSums>::kWarps, 1)
     const auto upstream = [&](int64_t d) { return read<T, N>(p.dy + at + d); };
     norm_gelu_row_backward<T, N, Shape::V>(
         D, p.gamma, in, upstream,
-        [&](int64_t d, const Pack<T, N>& dt, const Pack<T, N>& dy, const Pack<T, N>& normalised) {
+        [&](int64_t d, const Pack<T, N>& dt, const Pack<T, N>& dy, const Pack<T, N>& normalized) {
           const Pack<T, N> sum = in(d), residual = read<T, N>(e1 + at + d), fold = read<T, N>(p.w + d),
                            shift = read<T, N>(p.d + d);
           Pack<T, N> scaled, mean, dgamma;
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(kWarp* BlockSums<T, Shape, kSums>::kWarps, 1)
             second += dt.v[n] * (sum.v[n] - residual.v[n] - shift.v[n]);
             scaled.v[n] = dt.v[n] * inverse;
             mean.v[n] = scaled.v[n] * center;
-            dgamma.v[n] = dy.v[n] * normalised.v[n];
+            dgamma.v[n] = dy.v[n] * normalized.v[n];
           }
           write(p.ds + at + d, dt);
           if (p.low) write(p.low + at + d, dt);
