@@ -28,6 +28,9 @@ def test_stems_are_listed_for_the_build() -> None:
     others = {"dispatch"}
     assert sorted(listed["CPU"].split()) == sorted({p.stem for p in (CSRC / "cpu").glob("*.cpp")} - others)
     assert sorted(listed["CUDA"].split()) == sorted(p.stem for p in (CSRC / "cuda").glob("*.cu"))
+    for device in ("CPU", "CUDA"):
+        bindings = (CSRC / "bindings" / device.lower()).glob("*.cpp")
+        assert sorted(listed[device].split()) == sorted(p.stem for p in bindings)
 
 
 @pytest.mark.parametrize("arch", WIDE)
