@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gcahng.engine.differentiable_once import differentiable_once
 from gcahng.engine.free_memory import free_memory
 from gcahng.engine.masks import EdgeDropout
-from gcahng.engine.once import once
 from gcahng.engine.operators import workspace_for
 from gcahng.engine.plan import COMFORTABLE, FULL
 from gcahng.engine.precision import DTYPES
@@ -297,7 +297,7 @@ def _grad(ctx: Any, upstream: list[Tensor | None]) -> tuple[Any, ...]:
         *plain, weights = *saved[:9], list(saved[9:])
         return tuple(torch.ops.gcahng.edge_update_backward(grad, *plain, weights, *settings))
 
-    d_edges, du, dc, dv, *weights = once("edge_update", run, upstream[0], *ctx.saved_tensors)
+    d_edges, du, dc, dv, *weights = differentiable_once("edge_update", run, upstream[0], *ctx.saved_tensors)
     return d_edges, du, dc, dv, None, weights, *nothing
 
 

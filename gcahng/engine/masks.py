@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gcahng.engine.schedule import Schedule, Tile
-from gcahng.reference.philox import edge_keeps
+from gcahng.reference.philox import edge_masks
 
 MASKS_AT_ONCE = 1 << 15
 
@@ -24,7 +24,7 @@ class EdgeDropout(NamedTuple):
 class MaskSource:
     """One layer's masks, tile by tile in the order of the schedule; a few tiles are drawn at a time.
 
-    A mask depends on the edge, the layer and the draw alone (gcahng.reference.philox.edge_keeps).
+    A mask depends on the edge, the layer and the draw alone (gcahng.reference.philox.edge_masks).
     """
 
     def __init__(self, schedule: Schedule, layer: int, dropout: EdgeDropout, dtype: torch.dtype) -> None:
@@ -48,7 +48,7 @@ class MaskSource:
         i = torch.cat([pair[0] for pair in pairs])
         j = torch.cat([pair[1] for pair in pairs])
         p, seed, draw = self._dropout
-        kept = edge_keeps(i, j, layer=self._layer, draw=draw, seed=seed, p=p, symmetric=self._schedule.symmetric)
+        kept = edge_masks(i, j, layer=self._layer, draw=draw, seed=seed, p=p, symmetric=self._schedule.symmetric)
         mask = kept.to(self._dtype) / (1 - p)
         parts = mask.split([tile.rows for tile in tiles[first:last]])
         return {

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from gcahng.engine import cuda_graph
+from gcahng.engine.differentiable_once import differentiable_once
 from gcahng.engine.free_memory import free_memory
 from gcahng.engine.generator_pass import GeneratorTargets, generator_pass
 from gcahng.engine.graph import GraphOptions, GraphPass
 from gcahng.engine.masks import EdgeDropout
 from gcahng.engine.metric_pass import metric_pass
-from gcahng.engine.once import once
 from gcahng.engine.plan import MODES, StepSize, choose_memory
 from gcahng.engine.precision import DTYPES
 from gcahng.engine.ranks import ranks_of
@@ -268,7 +268,9 @@ def _metric_setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> No
 def _metric_backward(ctx: Any, upstream: list[Tensor | None]) -> tuple[Any, ...]:
     nothing, given = ctx.saved_tensors[0].new_zeros(()), metric_outputs(upstream)
     d_synthetic, d_entropy = (nothing if d is None else d for d in (given.synthetic, given.entropy))
-    dz_synthetic, dz_entropy, *scaled = once("the engine", _scale, *ctx.saved_tensors, d_synthetic, d_entropy)
+    dz_synthetic, dz_entropy, *scaled = differentiable_once(
+        "the engine", _scale, *ctx.saved_tensors, d_synthetic, d_entropy
+    )
     named = dict(zip(metric_names(ctx.layers), scaled, strict=True)) if ctx.wanted.want_parameters else {}
     gradients = PassInputs(
         z=dz_synthetic + dz_entropy if ctx.wanted.want_z else None,
@@ -351,7 +353,9 @@ class GeneratorPass(torch.autograd.Function):
     def backward(ctx: Any, d_total: Tensor, *_: Any) -> Any:
         if ctx.gradients is None:
             raise RuntimeError("the generator pass was differentiated before: its gradients were scaled where they lay")
-        scaled = once("the engine", lambda *g: tuple(x.mul_(g[-1]) for x in g[:-1]), *ctx.gradients, d_total)
+        scaled = differentiable_once(
+            "the engine", lambda *g: tuple(x.mul_(g[-1]) for x in g[:-1]), *ctx.gradients, d_total
+        )
         ctx.gradients = None
         named = dict(zip(generator_names(ctx.layers), scaled, strict=False))
         return None, None, None, *(named.get(name) for name in parameter_names(ctx.layers))
