@@ -114,24 +114,24 @@ class ToNodeSums(NamedTuple):
 
 
 def edge_weights(named: dict[str, Tensor], layer: int, compute: torch.dtype) -> EdgeWeights:
-    at = f"layers.{layer}.edge"
-    gamma4, beta4 = named[f"{at}.mlp_norm.weight"], named[f"{at}.mlp_norm.bias"]
-    w2 = named[f"{at}.mlp_out.weight"]
+    prefix = f"layers.{layer}.edge"
+    gamma4, beta4 = named[f"{prefix}.mlp_norm.weight"], named[f"{prefix}.mlp_norm.bias"]
+    w2 = named[f"{prefix}.mlp_out.weight"]
     folded = (w2 * gamma4).to(compute)
     return EdgeWeights(
-        w1=named[f"{at}.mlp_in.weight"].to(compute),
-        b1=named[f"{at}.mlp_in.bias"],
+        w1=named[f"{prefix}.mlp_in.weight"].to(compute),
+        b1=named[f"{prefix}.mlp_in.bias"],
         w2=folded,
         w=folded.to(w2.dtype).sum(dim=1),
-        d=w2 @ beta4 + named[f"{at}.mlp_out.bias"],
-        gamma=named[f"{at}.norm.weight"],
-        beta=named[f"{at}.norm.bias"],
+        d=w2 @ beta4 + named[f"{prefix}.mlp_out.bias"],
+        gamma=named[f"{prefix}.norm.weight"],
+        beta=named[f"{prefix}.norm.bias"],
     )
 
 
 def to_node_weights(named: dict[str, Tensor], layer: int, compute: torch.dtype) -> ToNodeWeights:
-    at = f"layers.{layer}.node.edge_to_node"
-    return ToNodeWeights(named[f"{at}.weight"].to(compute), named[f"{at}.bias"])
+    prefix = f"layers.{layer}.node.edge_to_node"
+    return ToNodeWeights(named[f"{prefix}.weight"].to(compute), named[f"{prefix}.bias"])
 
 
 class EdgeGradients:
@@ -153,16 +153,16 @@ class EdgeGradients:
     def named(self, named: dict[str, Tensor], layer: int) -> dict[str, Tensor]:
         """The gradients of mlp_in, mlp_norm, mlp_out and norm, none a view of another (an operator must not return
         such)."""
-        at = f"layers.{layer}.edge"
-        gamma4, beta4, w2 = (named[f"{at}.{name}"] for name in ("mlp_norm.weight", "mlp_norm.bias", "mlp_out.weight"))
+        prefix = f"layers.{layer}.edge"
+        gamma4, beta4, w2 = (named[f"{prefix}.{name}"] for name in ("mlp_norm.weight", "mlp_norm.bias", "mlp_out.weight"))
         normalized = self.out_g - self.out_mean[:, None]  # Σ ds ⊗ (g - μ) / σ
         return {
-            f"{at}.mlp_in.weight": self.w1,
-            f"{at}.mlp_in.bias": self.b1,
-            f"{at}.mlp_out.weight": normalized * gamma4 + self.out[:, None] * beta4,
-            f"{at}.mlp_out.bias": self.out.clone(),
-            f"{at}.mlp_norm.weight": (w2 * normalized).sum(dim=0),
-            f"{at}.mlp_norm.bias": self.out @ w2,
-            f"{at}.norm.weight": self.norm.gamma.clone(),
-            f"{at}.norm.bias": self.norm.beta.clone(),
+            f"{prefix}.mlp_in.weight": self.w1,
+            f"{prefix}.mlp_in.bias": self.b1,
+            f"{prefix}.mlp_out.weight": normalized * gamma4 + self.out[:, None] * beta4,
+            f"{prefix}.mlp_out.bias": self.out.clone(),
+            f"{prefix}.mlp_norm.weight": (w2 * normalized).sum(dim=0),
+            f"{prefix}.mlp_norm.bias": self.out @ w2,
+            f"{prefix}.norm.weight": self.norm.gamma.clone(),
+            f"{prefix}.norm.bias": self.norm.beta.clone(),
         }
