@@ -11,7 +11,8 @@ from torch.autograd import forward_ad
 from gcahng.engine.coefficients import coefficients
 from gcahng.engine.cuda_graph import GraphCache
 from gcahng.engine.generator_pass import GeneratorTargets
-from gcahng.engine.operators import GeneratorPass, PassInputs, Settings, Wanted, graph_pass, metric_outputs
+from gcahng.engine.operands import PassInputs, Settings, Wanted, metric_outputs
+from gcahng.engine.operators import GeneratorPass, graph_pass
 from gcahng.engine.precision import compute_dtype, name_of, note_bf16
 from gcahng.engine.ranks import Ranks
 from gcahng.engine.weights import buffer_list, parameter_list

@@ -154,7 +154,9 @@ class EdgeGradients:
         """The gradients of mlp_in, mlp_norm, mlp_out and norm, none a view of another (an operator must not return
         such)."""
         prefix = f"layers.{layer}.edge"
-        gamma4, beta4, w2 = (named[f"{prefix}.{name}"] for name in ("mlp_norm.weight", "mlp_norm.bias", "mlp_out.weight"))
+        gamma4, beta4, w2 = (
+            named[f"{prefix}.{name}"] for name in ("mlp_norm.weight", "mlp_norm.bias", "mlp_out.weight")
+        )
         normalized = self.out_g - self.out_mean[:, None]  # Σ ds ⊗ (g - μ) / σ
         return {
             f"{prefix}.mlp_in.weight": self.w1,
