@@ -9,7 +9,7 @@ import torch
 from engine_cases import Case, run_step
 from torch import Tensor
 
-from gcahng import UserError, _native
+from gcahng import UserError, native
 from gcahng.ops import _stages
 
 
@@ -22,18 +22,18 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=_native.CPU_ARCHES)
+@pytest.fixture(params=native.CPU_ARCHES)
 def arch(request) -> Iterator[str]:
     """Each instruction set that this processor has, in force."""
-    before = _native.cpu_arch()
-    assert before is not None, _native.load("_C_cpu").reason
+    before = native.cpu_arch()
+    assert before is not None, native.load("_C_cpu").reason
     try:
-        _native.set_cpu_arch(request.param)
+        native.set_cpu_arch(request.param)
     except UserError as error:
         pytest.skip(str(error))
-    assert _native.cpu_arch() == request.param
+    assert native.cpu_arch() == request.param
     yield request.param
-    _native.set_cpu_arch(before)
+    native.set_cpu_arch(before)
 
 
 @pytest.fixture

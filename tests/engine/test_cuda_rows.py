@@ -23,7 +23,7 @@ from stage_checks import (
     wanted,
 )
 
-from gcahng import _native
+from gcahng import native
 from gcahng.testing import assert_close_to_truth, seeded
 
 STAGES = ("norm_gelu", "mlp", "mlp_backward", "head_forward", "head_backward", "norm_backward")
@@ -234,7 +234,7 @@ def test_what_the_kernels_do_not_take_is_an_error():
 def library() -> Path:
     if torch.version.cuda is None:
         pytest.skip("torch is a CPU build")
-    found = _native.load("_C_cuda")
+    found = native.load("_C_cuda")
     if found.path is None and "no nvcc" in (found.reason or ""):
         pytest.skip(found.reason)
     assert found.path is not None, found.reason

@@ -15,7 +15,7 @@ from stage_checks import (
     run_of,
 )
 
-from gcahng import _native
+from gcahng import native
 from gcahng.engine.masks import EdgeDropout
 from gcahng.engine.schedule import make_schedule
 
@@ -152,7 +152,7 @@ def test_too_many_channels_are_an_error(emulated):
 def test_cuda_library_has_the_ops():
     if torch.version.cuda is None:
         pytest.skip("torch is a CPU build")
-    library = _native.load("_C_cuda")
+    library = native.load("_C_cuda")
     if library.path is None and "no nvcc" in (library.reason or ""):
         pytest.skip(library.reason)
     assert library.path is not None, library.reason

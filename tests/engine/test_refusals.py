@@ -11,7 +11,7 @@ from gcahng import UserError
 from gcahng.engine.engine import Engine
 
 CASE = Case()
-ALONE = "the engine has backward-mode derivatives alone, outside torch.func; impl='reference' has all"
+ALONE = "the engine supports backward-mode derivatives only, outside torch.func; impl='reference' supports all"
 
 engines = pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 

@@ -27,7 +27,7 @@ from stage_checks import (
 from torch import Tensor
 from torch.nn import functional as F
 
-from gcahng import _native
+from gcahng import native
 from gcahng.testing import seeded
 
 PRECISIONS = ("float64", "float32", "bfloat16")
@@ -38,8 +38,8 @@ MOST_VIEWS = Some(3, 64, 3, 0, p=0.2, tiles=((0, 1, 1, 2, 1),))
 
 # The instruction set in force on every setup, the others on the first (on all: -m slow).
 ON_SETUPS = [
-    pytest.param(arch, setup, marks=[pytest.mark.slow] if arch != _native.cpu_arch() and number > 0 else [])
-    for arch in _native.CPU_ARCHES
+    pytest.param(arch, setup, marks=[pytest.mark.slow] if arch != native.cpu_arch() and number > 0 else [])
+    for arch in native.CPU_ARCHES
     for number, setup in enumerate(SETUPS)
 ]
 

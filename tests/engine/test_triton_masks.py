@@ -13,7 +13,7 @@ from mask_cases import CHANCES, DRAWS, LAYERS, SEEDS, assert_a_draw_at_the_thres
 from gcahng.engine.masks import EdgeDropout
 from gcahng.engine.schedule import make_schedule
 from gcahng.kernels.gate import dropout_arguments, factors
-from gcahng.reference.philox import dropout_threshold, edge_keeps
+from gcahng.reference.philox import dropout_threshold, edge_masks
 
 
 @triton.jit
@@ -59,8 +59,8 @@ def test_factors(tied, dtype):
         draw = torch.tensor(draw, device=DEVICE)
         compute = tl.float64 if dtype == torch.float64 else tl.float32
         factors_kernel[(1,)](i, wrapped, found, draw, 300, NODES, *numbers, **constants, COMPUTE=compute, BLOCK=512)
-        keep = edge_keeps(i, j, layer=layer, draw=draw, seed=seed, p=p, symmetric=tied)
-        assert torch.equal(found, (keep.double() / (1 - p)).to(dtype).T), (layer, seed, draw, p)
+        mask = edge_masks(i, j, layer=layer, draw=draw, seed=seed, p=p, symmetric=tied)
+        assert torch.equal(found, (mask.double() / (1 - p)).to(dtype).T), (layer, seed, draw, p)
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["gate", "update"])
