@@ -3,8 +3,11 @@
 The rule is that a result's error against the truth in fp64 is at most twice plain PyTorch's at the same precision, and
 a rounding. Rounding errors are as good as random, though, and every processor draws others: of two implementations that
 are equally exact, one run may find either of them several times as far off as the other. So no single error of plain
-PyTorch bounds another. What is compared are root mean squares over elements and draws, and peaks over many elements,
-which hardly vary; and the bound is widened by what chance alone explains (`chance_ratio`): nothing, for many elements.
+PyTorch bounds another: twice the worst of six runs would refuse one correct training step in thirteen. What is compared
+are root mean squares over elements and draws, and peaks over many elements, which hardly vary; and the bound is widened
+by what chance alone explains (`chance_ratio`): nothing, for many elements.
+
+`tests/processors.py` runs tests with vendor libraries' code for other processors.
 """
 
 from __future__ import annotations
