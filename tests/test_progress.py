@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from gcahng.commands._progress import progress
+from gcahng.commands.progress_bar import progress
 
 
 class Terminal(io.StringIO):

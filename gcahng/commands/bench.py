@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gcahng.commands._arguments import Parser
+from gcahng.commands.arguments import Parser
 from gcahng.errors import UserError
 
 
@@ -136,7 +136,7 @@ def _check_place(path: Path | None) -> None:
 def _write(path: Path | None, values: dict[str, Any]) -> None:
     if path is None:
         return
-    from gcahng.train.files import write_text
+    from gcahng.files import write_text
 
     with _writing(path):
         write_text(path, json.dumps(values, indent=1) + "\n")

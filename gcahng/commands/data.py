@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gcahng._extras import require
-from gcahng.commands._arguments import Parser
+from gcahng.commands.arguments import Parser
+from gcahng.extras import require
 
 _SETS = ("cub200", "cars196", "sop", "inshop", "folder", "csv")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gcahng.commands._arguments import Parser
-from gcahng.commands._images import add_image_options, add_stream_options, embed_sources
+from gcahng.commands.arguments import Parser
+from gcahng.commands.image_options import add_image_options, add_stream_options, embed_sources
 
 
 def run(arguments: list[str]) -> int:
@@ -26,8 +26,8 @@ def run(arguments: list[str]) -> int:
     add_image_options(parser)
     options = parser.parse_intermixed_args(arguments)
 
+    from gcahng.models.model_file import load_model
     from gcahng.retrieval.embeddings import check_suffix
-    from gcahng.train.models import load_model
 
     check_suffix("--out", options.out)
     model = load_model(options.model, options.which)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gcahng.commands._arguments import Parser
+from gcahng.commands.arguments import Parser
 
 
 def run(arguments: list[str]) -> int:

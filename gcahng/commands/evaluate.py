@@ -8,12 +8,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gcahng.commands._arguments import Parser, data_options
-from gcahng.commands._progress import progress
+from gcahng.commands.arguments import Parser, data_options
+from gcahng.commands.progress_bar import progress
 from gcahng.errors import UserError
 
 if TYPE_CHECKING:
-    from gcahng.train.evaluate import EvalOptions
+    from gcahng.evaluation.evaluate import EvalOptions
 
 # --per_class without a file.
 _IN_JSON = Path()
@@ -91,7 +91,7 @@ def _add_metric_options(parser: Parser) -> None:
 
 
 def _metric_options(options: argparse.Namespace) -> EvalOptions:
-    from gcahng.train.evaluate import EvalOptions
+    from gcahng.evaluation.evaluate import EvalOptions
 
     return EvalOptions(
         metrics=tuple(options.metrics),
@@ -107,7 +107,7 @@ def _metric_options(options: argparse.Namespace) -> EvalOptions:
 
 
 def _evaluate_network(options: argparse.Namespace) -> dict[str, Any]:
-    from gcahng.train.evaluate import evaluate_checkpoint
+    from gcahng.evaluation.evaluate import evaluate_checkpoint
 
     with ExitStack() as bars:
 
@@ -133,7 +133,7 @@ def _evaluate_network(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _evaluate_file(options: argparse.Namespace) -> dict[str, Any]:
-    from gcahng.train.evaluate import evaluate_embeddings
+    from gcahng.evaluation.evaluate import evaluate_embeddings
 
     with progress("searching") as bar:
         return evaluate_embeddings(options.embeddings, options.gallery, options=_metric_options(options), progress=bar)
@@ -141,8 +141,8 @@ def _evaluate_file(options: argparse.Namespace) -> dict[str, Any]:
 
 def _report(options: argparse.Namespace, result: dict[str, Any], name: str, default_json: Path) -> int:
     """Print the table and write the files; `name` is the key of the metrics in `result`."""
-    from gcahng.train.files import write_json, writing
-    from gcahng.train.report import metrics_table
+    from gcahng.files import write_json, writing
+    from gcahng.train.terminal import metrics_table
 
     classes = None
     if options.per_class not in (None, _IN_JSON):
@@ -171,7 +171,7 @@ def _write_classes(path: Path, classes: dict[str, dict[str, float]]) -> None:
     import csv
     import io
 
-    from gcahng.train.files import write_text
+    from gcahng.files import write_text
 
     names = list(next(iter(classes.values())))
     text = io.StringIO(newline="")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gcahng.commands._arguments import Parser
+from gcahng.commands.arguments import Parser
 
 
 def run(arguments: list[str]) -> int:
@@ -21,8 +21,8 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--check", action=argparse.BooleanOptionalAction, default=True, help="compare outputs (yes)")
     options = parser.parse_args(arguments)
 
-    from gcahng.train.export import CHECKED_BATCHES, export_model
-    from gcahng.train.models import load_model
+    from gcahng.models.export import CHECKED_BATCHES, export_model
+    from gcahng.models.model_file import load_model
 
     model = load_model(options.model, options.which)
     worst = export_model(model, options.out, opset=options.opset, check=options.check)

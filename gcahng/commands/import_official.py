@@ -6,24 +6,24 @@ import shlex
 from pathlib import Path
 from typing import get_args
 
-from gcahng.commands._arguments import Parser
+from gcahng.commands.arguments import Parser
 
 
 def run(arguments: list[str]) -> int:
     """Make a model of gcahng from a checkpoint of the authors' code, full or with the feature extractor alone."""
-    from gcahng.train.config import DataName
+    from gcahng.config import DataName
 
     sets = get_args(DataName)
     parser = Parser(prog="gcahng import-official", description=run.__doc__)
     parser.add_argument("file", type=Path, metavar="FILE", help="the checkpoint, .pth or .safetensors")
     parser.add_argument("out", type=Path, metavar="OUT", help="the model's file, .safetensors")
-    # As in gcahng.train.official.BACKBONES, which imports torch.
+    # As in gcahng.models.official.BACKBONES, which imports torch.
     parser.add_argument("--backbone", choices=("googlenet", "resnet50", "dino"), required=True, help="its network")
     parser.add_argument("--data", choices=sets, help="what it was trained on (by its number of classes)")
     options = parser.parse_args(arguments)
 
-    from gcahng.train.official import import_official
-    from gcahng.train.pretrained import listed
+    from gcahng.models.official import import_official
+    from gcahng.models.pretrained import listed
 
     found = import_official(options.file, options.out, options.backbone, options.data)
     print(f"network   {found.config.backbone.name}, embedding_dim {found.config.backbone.embedding_dim}")

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gcahng.commands._arguments import Parser
-from gcahng.commands._images import add_image_options, add_stream_options, embed_sources, is_embeddings
-from gcahng.commands._progress import progress
+from gcahng.commands.arguments import Parser
+from gcahng.commands.image_options import add_image_options, add_stream_options, embed_sources, is_embeddings
+from gcahng.commands.progress_bar import progress
 from gcahng.errors import UserError
 
 if TYPE_CHECKING:
@@ -172,8 +172,8 @@ def _embeddings(
 
     `like` and `check` are those of `embed_sources`.
     """
+    from gcahng.models.model_file import load_model
     from gcahng.retrieval.embeddings import read_embeddings
-    from gcahng.train.models import load_model
 
     if options.model is None:
         if len(options.sources) != 1 or not is_embeddings(options.sources[0]):

@@ -6,7 +6,7 @@ import math
 import re
 from typing import TYPE_CHECKING
 
-from gcahng.commands._arguments import Parser
+from gcahng.commands.arguments import Parser
 from gcahng.errors import UserError
 
 if TYPE_CHECKING:

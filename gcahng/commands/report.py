@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from gcahng.commands._arguments import Parser
+from gcahng.commands.arguments import Parser
 
 
 def run(arguments: list[str]) -> int:
@@ -29,7 +29,7 @@ def run(arguments: list[str]) -> int:
     )
     options = parser.parse_args(arguments)
 
-    from gcahng._extras import require
+    from gcahng.extras import require
 
     require("rich", extra="train", purpose="gcahng report")
     from rich.progress import Progress

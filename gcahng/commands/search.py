@@ -8,15 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gcahng.commands._arguments import Parser, data_options
-from gcahng.commands._images import add_image_options, is_embeddings, load_images
-from gcahng.commands._progress import progress
+from gcahng.commands.arguments import Parser, data_options
+from gcahng.commands.image_options import add_image_options, is_embeddings, load_images
+from gcahng.commands.progress_bar import progress
 from gcahng.errors import UserError
 
 if TYPE_CHECKING:
+    from gcahng.evaluation.search_plot import Hit
     from gcahng.retrieval.embeddings import EmbeddingSet
     from gcahng.retrieval.index_file import IndexFile
-    from gcahng.train.search_plot import Hit
 
 
 def run(arguments: list[str]) -> int:
@@ -45,8 +45,8 @@ def run(arguments: list[str]) -> int:
     add_image_options(parser)
     options = parser.parse_intermixed_args(arguments)
 
+    from gcahng.devices import resolve_device
     from gcahng.retrieval.index_file import load
-    from gcahng.train.devices import resolve_device
 
     if options.k < 1:
         raise UserError(f"--k is {options.k}; it must be at least 1")
@@ -67,7 +67,7 @@ def run(arguments: list[str]) -> int:
         )
     hits = _hits(contents, queries, result.indices.tolist(), result.values.tolist())
     if options.picture is not None:
-        from gcahng.train.search_plot import plot_search
+        from gcahng.evaluation.search_plot import plot_search
 
         plot_search(queries.items, contents.items, hits, contents.index.metric, options.picture)
     print(_as_json(contents, queries, hits) if options.json else _as_table(contents, queries, hits))
@@ -95,11 +95,11 @@ def _embedded(options: argparse.Namespace, contents: IndexFile) -> EmbeddingSet:
     import torch
 
     from gcahng.data import usual_workers
+    from gcahng.devices import resolve_device
+    from gcahng.evaluation.embed import embedding_model
+    from gcahng.evaluation.evaluate import embed
+    from gcahng.models.model_file import load_model
     from gcahng.retrieval.embeddings import EmbeddingSet
-    from gcahng.train.devices import resolve_device
-    from gcahng.train.embedding import embedding_model
-    from gcahng.train.evaluate import embed
-    from gcahng.train.models import load_model
 
     where = options.model
     if where is None:
@@ -134,7 +134,7 @@ def _rows(options: argparse.Namespace, count: int) -> list[int]:
 def _hits(
     contents: IndexFile, queries: EmbeddingSet, indices: list[list[int]], values: list[list[float]]
 ) -> list[list[Hit]]:
-    from gcahng.train.search_plot import Hit
+    from gcahng.evaluation.search_plot import Hit
 
     def right(query: int, row: int) -> bool | None:
         asked, found = queries.items.class_name(query), contents.items.class_name(row)

@@ -10,14 +10,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gcahng._extras import require
-from gcahng.commands._arguments import Parser
+from gcahng.commands.arguments import Parser
 from gcahng.errors import UserError
+from gcahng.extras import require
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-    from gcahng.train.config import TrainConfig
+    from gcahng.config import TrainConfig
 
 
 def _truth(text: str) -> bool:
@@ -109,7 +109,7 @@ def _wants_resume(arguments: list[str]) -> bool:
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
-    from gcahng.train.report import metrics_table
+    from gcahng.train.terminal import metrics_table
 
     out, best = Path(summary["out"]), summary["best"]
     rows = {"test (per cent)": summary["test"]}
@@ -141,7 +141,7 @@ def parse(arguments: list[str]) -> TrainConfig:
 
     from jsonargparse import ArgumentParser
 
-    from gcahng.train.config import TrainConfig, config_from_dict
+    from gcahng.config import TrainConfig, config_from_dict
 
     parser = ArgumentParser(prog="gcahng train", description=run.__doc__, exit_on_error=False)
     parser.add_argument("--config", action="config", help="a YAML file of these options, or the name of a recipe")

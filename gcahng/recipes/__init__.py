@@ -6,8 +6,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gcahng._extras import require
 from gcahng.errors import UserError
+from gcahng.extras import require
 
 if TYPE_CHECKING:
     from gcahng.train import TrainConfig
@@ -44,6 +44,6 @@ def load(name: str) -> TrainConfig:
     require("yaml", extra="train", purpose="recipes are YAML")
     import yaml
 
-    from gcahng.train.config import config_from_dict
+    from gcahng.config import config_from_dict
 
     return config_from_dict(yaml.safe_load(path.read_text()))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-from gcahng.train.records import running_mean
+from gcahng.runs.records import running_mean
 
 WIDTH, HEIGHT = 380, 230
 MAX_POINTS = 400

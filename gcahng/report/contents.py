@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from gcahng.data import DataSplits, LabeledImages, load_data, usual_workers
+from gcahng.devices import resolve_device, torch_threads
 from gcahng.errors import UserError
+from gcahng.evaluation.evaluate import Gallery, embed, metrics_of
+from gcahng.models.model_file import Model, load_model
 from gcahng.report.embedding_map import EmbeddingMap, embedding_map
 from gcahng.report.ranking import Ranking, rank
-from gcahng.train.devices import resolve_device, torch_threads
-from gcahng.train.evaluate import Gallery, embed, metrics_of
-from gcahng.train.models import Model, load_model
-from gcahng.train.records import read_records
+from gcahng.runs.records import read_records
 
 NEIGHBOURS = 8
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from gcahng._extras import require
 from gcahng.errors import UserError
+from gcahng.extras import require
 
 METHODS = ("auto", "umap", "pca")
 UMAP_NEIGHBOURS = 15

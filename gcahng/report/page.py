@@ -9,10 +9,10 @@ from html import escape
 from importlib.resources import files
 
 import gcahng
+from gcahng.config import config_to_dict
 from gcahng.report import sections
 from gcahng.report.contents import Contents, Run
-from gcahng.train.config import config_to_dict
-from gcahng.train.report import metric_title
+from gcahng.train.terminal import metric_title
 
 
 def page(contents: Contents) -> str:

@@ -6,9 +6,9 @@ import base64
 import io
 from typing import TYPE_CHECKING
 
-from gcahng._extras import require
 from gcahng.data import ImageFiles, LabeledImages, read_rgb
 from gcahng.errors import UserError
+from gcahng.extras import require
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gcahng._extras import require
 from gcahng.errors import UserError
+from gcahng.extras import require
+from gcahng.files import check_folder, write_text
 from gcahng.report.contents import Progress, gather
 from gcahng.report.embedding_map import METHODS
 from gcahng.report.page import page
-from gcahng.train.files import check_folder, write_text
 
 
 def write_report(

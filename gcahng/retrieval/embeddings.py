@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gcahng._extras import require
 from gcahng.errors import UserError
+from gcahng.extras import require
+from gcahng.files import atomic_write, write_json
 from gcahng.retrieval.items import EmbeddingModel, Items, Source, items_from, model_from, unnamed
-from gcahng.train.files import atomic_write, write_json
 
 FORMAT = "gcahng-embeddings-1"
 SUFFIXES = (".safetensors", ".npy")
@@ -41,7 +41,7 @@ class EmbeddingSet:
             memory: pages are loaded when they are touched.
         items: names and labels.
         model: the network; None: not known.
-        key: what tells this file from one of other images or options, see `gcahng.train.embedding`; None: not known.
+        key: what tells this file from one of other images or options, see `gcahng.evaluation.embed`; None: not known.
     """
 
     embeddings: Tensor

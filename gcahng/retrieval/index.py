@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gcahng._extras import require
 from gcahng.errors import UserError
+from gcahng.extras import require
 from gcahng.retrieval.candidates import choose_backend
 from gcahng.retrieval.index_base import KINDS, METRICS, Index, IndexSettings, Progress, SearchResult
 from gcahng.retrieval.index_faiss import FaissIndex

@@ -137,7 +137,7 @@ class Index:
         return SearchResult(indices, values)
 
     def write(self, file: BinaryIO) -> None:
-        """Write the index to an open binary file, in pieces (`gcahng.train.files.atomic_write` takes this method)."""
+        """Write the index to an open binary file, in pieces (`gcahng.files.atomic_write` takes this method)."""
         raise NotImplementedError
 
     def _add(self, rows: Tensor) -> None:

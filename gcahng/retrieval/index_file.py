@@ -21,10 +21,10 @@ import numpy as np
 import torch
 
 from gcahng.errors import UserError
+from gcahng.files import atomic_write
 from gcahng.retrieval.embeddings import EmbeddingSet, decode_names, encode_names
 from gcahng.retrieval.index import Index, IndexSettings, SearchResult, build_index, read_index
 from gcahng.retrieval.items import EmbeddingModel, Items, items_from, model_from
-from gcahng.train.files import atomic_write
 
 MAGIC = b"GCAHNGIX"
 VERSION = 1

@@ -1,6 +1,6 @@
 """Training and evaluation of embedding networks."""
 
-from gcahng.train.config import BackboneConfig, DataConfig, GcaConfig, OptimizerConfig, TrainConfig
+from gcahng.config import BackboneConfig, DataConfig, GcaConfig, OptimizerConfig, TrainConfig
 from gcahng.train.finite import NonFinite
 from gcahng.train.loop import fit, resume
 from gcahng.train.session import TrainingInterrupted

@@ -11,19 +11,19 @@ from typing import Any
 
 import torch
 
-from gcahng._extras import require
+from gcahng.config import TrainConfig, config_from_dict, config_to_dict
 from gcahng.data import DataSplits, load_data
+from gcahng.devices import deterministic, resolve_device, torch_threads
 from gcahng.errors import UserError
-from gcahng.train.checkpoint import FOLDER, newest_checkpoint
-from gcahng.train.config import TrainConfig, config_from_dict, config_to_dict
-from gcahng.train.devices import deterministic, resolve_device, torch_threads
-from gcahng.train.files import check_run_folder, make_run_folder, remove_temporaries, run_lock, write_text, writing
-from gcahng.train.measure import check_matches
+from gcahng.extras import require
+from gcahng.files import check_run_folder, make_run_folder, remove_temporaries, run_lock, write_text, writing
+from gcahng.runs.checkpoint import FOLDER, newest_checkpoint
+from gcahng.runs.versions import versions
 from gcahng.train.processes import Processes, run_processes
-from gcahng.train.report import Reporter, reporter
 from gcahng.train.session import SUMMARY, Session, selects_on
+from gcahng.train.split_metrics import check_matches
+from gcahng.train.terminal import Reporter, reporter
 from gcahng.train.trainer import Trainer
-from gcahng.train.versions import versions
 
 CONFIG = "config.yaml"
 

@@ -9,14 +9,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from gcahng._extras import require
+from gcahng.config import TrainConfig
 from gcahng.engine.ranks import Ranks
 from gcahng.errors import UserError
+from gcahng.extras import require
 from gcahng.losses import GCAHNGLoss, npair_loss
 from gcahng.losses.official import load_official_state_dict
-from gcahng.train.config import TrainConfig
+from gcahng.models.pretrained import read_tensors
 from gcahng.train.finite import largest
-from gcahng.train.pretrained import read_tensors
 
 PROXY_LR_FACTORS = {"proxy_anchor": 100.0, "arcface": 10.0}
 

@@ -6,8 +6,8 @@ import math
 
 import torch
 
-from gcahng.train.backbones import Backbone
-from gcahng.train.config import TrainConfig
+from gcahng.config import TrainConfig
+from gcahng.models.backbones import Backbone
 from gcahng.train.losses import Objective, proxy_lr
 
 

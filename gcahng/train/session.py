@@ -12,22 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gcahng.config import TrainConfig
 from gcahng.data import DataSplits, ImageFiles, LabeledImages
 from gcahng.data.reading import read_rgb
 from gcahng.errors import UserError
-from gcahng.train.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
-from gcahng.train.config import TrainConfig
-from gcahng.train.files import CannotWrite, write_json, writing
+from gcahng.evaluation.hardness import NegativesProbe
+from gcahng.files import CannotWrite, write_json, writing
+from gcahng.models.model_file import save_model
+from gcahng.runs.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
+from gcahng.runs.log import NONFINITE, NoLog, RunLog
+from gcahng.runs.versions import versions
 from gcahng.train.finite import NonFinite
-from gcahng.train.hardness import NegativesProbe
-from gcahng.train.log import NONFINITE, NoLog, RunLog
-from gcahng.train.measure import Measured, Split, measure
-from gcahng.train.meter import Meter
-from gcahng.train.models import save_model
-from gcahng.train.report import Reporter
 from gcahng.train.signals import StopSignals
+from gcahng.train.split_metrics import Measured, Split, measure
+from gcahng.train.terminal import Reporter
+from gcahng.train.throughput import Meter
 from gcahng.train.trainer import Trainer
-from gcahng.train.versions import versions
 
 SUMMARY = "summary.json"
 # What chooses the best checkpoint, by the classes it is measured on.
@@ -168,7 +168,7 @@ class Session:
     def _write_step(self, log: RunLog, losses: Mapping[str, Tensor], writes: bool) -> None:
         step, left_out = self.trainer.step, self.trainer.last_left_out
         if not losses and left_out is not None:
-            log.nonfinite(left_out)
+            log.nonfinite(left_out.step, left_out.values, left_out.images)
             self.report.status(f"left out: {left_out}")
         if not writes:
             return
@@ -240,7 +240,7 @@ class Session:
         )
 
     def _stop_for(self, found: NonFinite, log: RunLog) -> NoReturn:
-        log.nonfinite(found)
+        log.nonfinite(found.step, found.values, found.images)
         in_row = max(self.config.skip_nonfinite, 2)
         raise found.with_advice(
             f"all are in {self.run / NONFINITE}; {self._way_back()} and repeats these steps, with --skip_nonfinite "
@@ -312,7 +312,7 @@ class Session:
 
 def _draw(run: Path, data: DataSplits, embeddings: Tensor, config: TrainConfig) -> None:
     """Curves, and a picture of retrieval among all test images, those of a gallery included."""
-    from gcahng.train.plots import plot_curves, plot_retrieval_grid
+    from gcahng.runs.plots import plot_curves, plot_retrieval_grid
 
     parts = [data.test] if data.gallery is None else [data.test, data.gallery]
 

@@ -10,17 +10,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gcahng.config import TrainConfig, config_to_dict
 from gcahng.data import DataSplits, build_batches
 from gcahng.errors import UserError
+from gcahng.models.backbones import build_backbone
 from gcahng.ops._implementations import resolve
-from gcahng.train.backbones import build_backbone
+from gcahng.runs.versions import versions
 from gcahng.train.batch_norm import share_batch_norm
-from gcahng.train.config import TrainConfig, config_to_dict
 from gcahng.train.finite import FiniteWatch, NonFinite, largest
 from gcahng.train.losses import build_objective
 from gcahng.train.optim import build_optimizer, prepare_step
 from gcahng.train.processes import ALONE, Processes
-from gcahng.train.versions import versions
 
 _AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # As they arise in a step: the first one that is not finite is then the one to blame.

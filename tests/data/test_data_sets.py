@@ -11,10 +11,10 @@ import pytest
 import torch
 import trees
 
+from gcahng.config import DataConfig
 from gcahng.data import DataSplits, ImageFiles, load_data, read_rgb
 from gcahng.data.cars196 import TEST_MAKES, TRAIN_MAKES
 from gcahng.errors import UserError
-from gcahng.train.config import DataConfig
 
 MAKERS: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "cub200": ("cub200", trees.make_cub200),

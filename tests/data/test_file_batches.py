@@ -14,6 +14,7 @@ import trees
 from PIL import Image
 from torch import Tensor
 
+from gcahng.config import DataConfig
 from gcahng.data import (
     BalancedBatchSampler,
     FileBatches,
@@ -27,7 +28,6 @@ from gcahng.data import (
     read_rgb,
 )
 from gcahng.errors import UserError
-from gcahng.train.config import DataConfig
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores

@@ -64,7 +64,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gcahng.train.loop.load_data", lambda config: data)
         for name in ("plot_curves", "plot_retrieval_grid"):  # pictures that nobody looks at here
-            patch.setattr(f"gcahng.train.plots.{name}", lambda *arguments, **options: None)
+            patch.setattr(f"gcahng.runs.plots.{name}", lambda *arguments, **options: None)
         fit(small_config(run))
         fit(small_config(baseline, "npair"))
     return Runs(run, baseline, data)

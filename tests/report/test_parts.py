@@ -57,7 +57,7 @@ def test_umap_where_it_is_installed_else_pca(monkeypatch: pytest.MonkeyPatch) ->
     assert embedding_map(points[:10], labels[:10]).method == "pca"  # too few for neighbourhoods
     monkeypatch.setattr(maps, "find_spec", lambda name: None)
     assert embedding_map(points, labels).method == "pca"
-    monkeypatch.setattr("gcahng._extras.find_spec", lambda name: None)
+    monkeypatch.setattr("gcahng.extras.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'UMAP: umap is not installed; pip install "gcahng\[umap\]"'):
         embedding_map(points, labels, method="umap")
     with pytest.raises(UserError, match="map is 'tsne'; it must be one of auto, umap, pca"):

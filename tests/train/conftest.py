@@ -30,8 +30,8 @@ def small_data() -> DataSplits:
 @contextmanager
 def _every_run_sees(data: DataSplits) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("loop", "evaluate", "sources", "search_plot"):
-            patch.setattr(f"gcahng.train.{module}.load_data", lambda config: data)
+        for module in ("train.loop", "evaluation.evaluate", "evaluation.image_inputs", "evaluation.search_plot"):
+            patch.setattr(f"gcahng.{module}.load_data", lambda config: data)
         yield
 
 

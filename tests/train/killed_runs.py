@@ -24,9 +24,10 @@ from typing import Any
 
 import torch
 
+from gcahng import files
 from gcahng.data import DataSplits, ImageSet, load_glyphs
-from gcahng.train import BackboneConfig, DataConfig, GcaConfig, TrainConfig, files, fit, loop, resume, session
-from gcahng.train.checkpoint import load_checkpoint
+from gcahng.runs.checkpoint import load_checkpoint
+from gcahng.train import BackboneConfig, DataConfig, GcaConfig, TrainConfig, fit, loop, resume, session
 
 KILLS_A_RUN = 3
 Event = tuple[str, int]  # write, fsync or rename, and which of them

@@ -21,22 +21,22 @@ from torch import Tensor, nn
 from gcahng.data import load_data
 from gcahng.engine.ranks import Ranks
 from gcahng.errors import UserError
+from gcahng.evaluation import evaluate
 from gcahng.train import (
     BackboneConfig,
     DataConfig,
     GcaConfig,
     TrainConfig,
     TrainingInterrupted,
-    evaluate,
     fit,
     loop,
-    measure,
     resume,
     session,
+    split_metrics,
 )
 from gcahng.train.batch_norm import share_batch_norm
 from gcahng.train.processes import Processes, run_processes
-from gcahng.train.report import Mute, Reporter, reporter
+from gcahng.train.terminal import Mute, Reporter, reporter
 from gcahng.train.trainer import Trainer
 
 COUNT, STEPS = 2, 4
@@ -82,9 +82,9 @@ def measured(processes: Processes) -> tuple[dict[str, float], Tensor]:
     trainer = Trainer(made, data, processes=processes)
     trainer.start_together()
     with pytest.MonkeyPatch.context() as patch:
-        for module in (measure, evaluate):
+        for module in (split_metrics, evaluate):
             patch.setattr(module, "EVAL_BATCH", 16)
-        return measure.measure(trainer.model, data, "test", made, trainer.device, processes)
+        return split_metrics.measure(trainer.model, data, "test", made, trainer.device, processes)
 
 
 def norm_case(processes: Processes, momentum: float | None, affine: bool) -> dict[str, Tensor]:

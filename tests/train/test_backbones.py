@@ -12,8 +12,8 @@ import torchvision
 from torch import Tensor, nn
 
 from gcahng.errors import UserError
+from gcahng.models.backbones import Backbone, build_backbone
 from gcahng.train import BackboneConfig
-from gcahng.train.backbones import Backbone, build_backbone
 
 GOOGLENET, RESNET50, DINO = "torchvision:googlenet", "torchvision:resnet50", "timm:vit_small_patch16_224.dino"
 TINY_VIT, TINY_NET = "timm:test_vit", "timm:test_resnet"  # timm's own for tests: 160 pixels, 2 blocks
@@ -347,6 +347,6 @@ def test_mistakes(fields: dict[str, object], message: str) -> None:
     ("name", "module"), [(RESNET50, "torchvision"), (DINO, "timm"), ("efficientnet_lite0", "timm")]
 )
 def test_a_missing_library_names_the_extra(name: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gcahng._extras.find_spec", lambda asked: None if asked == module else object())
+    monkeypatch.setattr("gcahng.extras.find_spec", lambda asked: None if asked == module else object())
     with pytest.raises(UserError, match=rf'{module} is not installed; pip install "gcahng\[train\]"'):
         fresh(name)

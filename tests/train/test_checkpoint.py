@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from gcahng.errors import UserError
-from gcahng.train.checkpoint import SCHEMA, find_checkpoint, load_checkpoint, save_checkpoint
-from gcahng.train.files import atomic_write, write_json
+from gcahng.files import atomic_write, write_json
+from gcahng.runs.checkpoint import SCHEMA, find_checkpoint, load_checkpoint, save_checkpoint
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ import yaml
 import gcahng
 from gcahng.cli import main
 from gcahng.commands.train import parse
+from gcahng.config import config_to_dict
+from gcahng.runs.checkpoint import load_checkpoint
 from gcahng.train import DataConfig, GcaConfig, TrainConfig
-from gcahng.train.checkpoint import load_checkpoint
-from gcahng.train.config import config_to_dict
 
 ROOT = Path(gcahng.__file__).parents[1]
 SMALL = "--steps 3 --eval_every 2 --device cpu --threads 1 --data.classes_per_batch 4 --backbone.width 4 "
@@ -153,7 +153,7 @@ def test_eval_says_when_the_images_differ(
     from dataclasses import replace
 
     other = replace(small_data, digest="0" * 16)
-    monkeypatch.setattr("gcahng.train.evaluate.load_data", lambda config: other)
+    monkeypatch.setattr("gcahng.evaluation.evaluate.load_data", lambda config: other)
     assert main(["eval", str(finished_run[0]), "--json", str(tmp_path / "x.json")]) == 0
     assert capsys.readouterr().err.startswith("gcahng: note: these images differ from those of the training run")
 
@@ -172,7 +172,7 @@ def test_the_bar_shows_losses_and_time_left(monkeypatch: pytest.MonkeyPatch) -> 
 
     from rich.console import Console
 
-    from gcahng.train.report import Bar
+    from gcahng.train.terminal import Bar
 
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=140)
@@ -194,7 +194,7 @@ def test_a_narrow_bar_keeps_the_count_and_the_times(width: int, monkeypatch: pyt
 
     from rich.console import Console
 
-    from gcahng.train.report import Bar
+    from gcahng.train.terminal import Bar
 
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=width, color_system=None)

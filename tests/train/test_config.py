@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from gcahng.config import config_from_dict, config_to_dict
+from gcahng.devices import resolve_device
 from gcahng.errors import UserError
 from gcahng.train import BackboneConfig, DataConfig, GcaConfig, OptimizerConfig, TrainConfig, fit
-from gcahng.train.config import config_from_dict, config_to_dict
-from gcahng.train.devices import resolve_device
 
 
 def test_round_trip() -> None:

@@ -20,12 +20,12 @@ import torch
 import gcahng
 from gcahng.data import DataSplits, ImageFiles, Preprocessing, UnreadableImage
 from gcahng.errors import UserError
+from gcahng.evaluation import partial_embeddings
+from gcahng.evaluation.embed import EmbedOptions, embed_to_file, fingerprint
+from gcahng.evaluation.evaluate import embed
+from gcahng.evaluation.image_inputs import files_images
+from gcahng.models.model_file import Model, load_model
 from gcahng.retrieval.embeddings import read_embeddings
-from gcahng.train import unfinished
-from gcahng.train.embedding import EmbedOptions, embed_to_file, fingerprint
-from gcahng.train.evaluate import embed
-from gcahng.train.models import Model, load_model
-from gcahng.train.sources import files_images
 
 PIL_Image = pytest.importorskip("PIL.Image")
 ROOT = Path(gcahng.__file__).parents[1]
@@ -56,7 +56,7 @@ def run(model: Model, folder: Path, out: Path, **fields: Any):
 
 
 def test_a_data_set_in_memory_is_embedded_as_by_eval(model: Model, small_data: DataSplits, tmp_path: Path) -> None:
-    from gcahng.train.sources import dataset_images
+    from gcahng.evaluation.image_inputs import dataset_images
 
     images, items = dataset_images(model.config.data, "test")
     result = embed_to_file(model, images, items, str(tmp_path / "x.safetensors"), options=EmbedOptions(device="cpu"))
@@ -94,12 +94,14 @@ def test_rows_reach_the_disk_before_they_are_noted(
     small_data: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[tuple[str, int]] = []
-    note = unfinished.write_json
-    monkeypatch.setattr(unfinished.os, "fsync", lambda file: events.append(("synced", os.fstat(file).st_size)))
+    note = partial_embeddings.write_json
+    monkeypatch.setattr(partial_embeddings.os, "fsync", lambda file: events.append(("synced", os.fstat(file).st_size)))
     monkeypatch.setattr(
-        unfinished, "write_json", lambda path, values: (events.append(("noted", values["rows"])), note(path, values))
+        partial_embeddings,
+        "write_json",
+        lambda path, values: (events.append(("noted", values["rows"])), note(path, values)),
     )
-    with unfinished.UnfinishedRows(tmp_path / "x.npy", unfinished.ImagesKey("", small_data.train)) as part:
+    with partial_embeddings.PartialRows(tmp_path / "x.npy", partial_embeddings.ImagesKey("", small_data.train)) as part:
         part.append(torch.ones(2, 3), [], 2)
         part.note()
         assert events[:2] == [("synced", 2 * 3 * 4), ("noted", 2)]
@@ -128,10 +130,10 @@ def test_a_stopped_try_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(model.network, "forward", stop)
         if killed:
-            patch.setattr(unfinished, "_NOTE_EVERY", 0.0)
-            patch.setattr(unfinished.UnfinishedRows, "__exit__", lambda self, *_: self._file.close())
+            patch.setattr(partial_embeddings, "_NOTE_EVERY", 0.0)
+            patch.setattr(partial_embeddings.PartialRows, "__exit__", lambda self, *_: self._file.close())
         if stop_after == 6:  # all batches are there, and the file is not
-            patch.setattr("gcahng.train.embedding.write_embeddings", lambda *_: stop(images))
+            patch.setattr("gcahng.evaluation.embed.write_embeddings", lambda *_: stop(images))
         with pytest.raises(Stopped):
             embed_to_file(model, images, items, out, preprocessing=SMALL, options=OPTIONS)
     assert not out.exists() and Path(f"{out}.part").exists()
@@ -208,7 +210,7 @@ def test_rows_of_something_else_are_not_gone_on_with(model: Model, tmp_path: Pat
 
 def test_what_tells_images_apart(small_data: DataSplits, tmp_path: Path) -> None:
     def key(images: Any, about: str = "", count: int = 6) -> str:
-        return unfinished.ImagesKey(about, images).of_first(count)
+        return partial_embeddings.ImagesKey(about, images).of_first(count)
 
     images = small_data.train.subset(torch.arange(6))
     drawn, named = replace(images, images=images.images.clone()), replace(images, labels=images.labels.clone())
@@ -336,7 +338,7 @@ def test_a_killed_process_goes_on(tmp_path: Path, small_config: Callable[..., An
 _OFTEN = """
 import sys
 from gcahng.cli import main
-from gcahng.train import unfinished
-unfinished._NOTE_EVERY = 0.0
+from gcahng.evaluation import partial_embeddings
+partial_embeddings._NOTE_EVERY = 0.0
 sys.exit(main(sys.argv[1:]))
 """

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from gcahng.cli import main
 from gcahng.data import DataSplits
 from gcahng.errors import UserError
+from gcahng.evaluation.evaluate import embed, evaluate_checkpoint, metrics_of
+from gcahng.models.backbones import build_backbone
+from gcahng.models.export import ABOUT_FILE, about, export_model, onnx_network
+from gcahng.models.model_file import Model, load_model, save_model
 from gcahng.train import BackboneConfig, DataConfig, TrainConfig
-from gcahng.train.backbones import build_backbone
-from gcahng.train.evaluate import embed, evaluate_checkpoint, metrics_of
-from gcahng.train.export import ABOUT_FILE, about, export_model, onnx_network
-from gcahng.train.models import Model, load_model, save_model
 
 
 def make_model(data: DataConfig) -> Model:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from gcahng.cli import main
 from gcahng.data import DataSplits
+from gcahng.runs.checkpoint import load_checkpoint
 from gcahng.train import GcaConfig, NonFinite, TrainConfig, fit, resume
-from gcahng.train.checkpoint import load_checkpoint
 from gcahng.train.finite import FiniteWatch
 from gcahng.train.losses import GcaObjective
 from gcahng.train.trainer import Trainer

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from gcahng.data import DataSplits, ImageFiles, UnreadableImage
+from gcahng.evaluation.hardness import THETA_BINS, NegativesProbe, _fixed_rows, _spread, negatives_record
 from gcahng.losses import GCAHNGLoss
 from gcahng.train import DataConfig, TrainConfig, fit
-from gcahng.train.hardness import THETA_BINS, NegativesProbe, _fixed_rows, _spread, negatives_record
 from gcahng.train.trainer import Trainer
 
 FinishedRun = tuple[Path, dict[str, Any]]
@@ -110,7 +110,7 @@ def test_it_measures_in_evaluation_mode(small_data: DataSplits, small_config: Ca
 def test_a_run_has_the_same_bits_without_it(
     finished_run: FinishedRun, small_config: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gcahng.train.hardness.NegativesProbe.measure", lambda *_: {})
+    monkeypatch.setattr("gcahng.evaluation.hardness.NegativesProbe.measure", lambda *_: {})
     without = fit(small_config(out=str(tmp_path / "run")))
     assert without["test"] == finished_run[1]["test"]
     assert '"negatives"' not in (tmp_path / "run" / "metrics.jsonl").read_text()

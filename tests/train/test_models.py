@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from gcahng.errors import UserError
-from gcahng.train.models import FORMAT, load_model, save_model
+from gcahng.models.model_file import FORMAT, load_model, save_model
 
 FinishedRun = tuple[Path, dict[str, Any]]
 

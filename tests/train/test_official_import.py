@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from gcahng import recipes
 from gcahng.cli import main
+from gcahng.config import BackboneConfig
 from gcahng.losses import GCAHNGLoss
 from gcahng.losses.official import load_official_state_dict, official_state_dict
-from gcahng.train.backbones import build_backbone
-from gcahng.train.config import BackboneConfig
-from gcahng.train.models import load_model
+from gcahng.models.backbones import build_backbone
+from gcahng.models.model_file import load_model
 
 KEYS = json.loads((Path(__file__).parents[1] / "golden" / "official_checkpoint_keys.json").read_text())
 NETWORKS = {"googlenet": "Googlenet", "resnet50": "Resnet50", "dino": "DINO"}

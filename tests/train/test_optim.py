@@ -15,8 +15,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, S
 
 from gcahng.errors import UserError
 from gcahng.losses.official import official_state_dict
+from gcahng.models.backbones import Backbone, build_backbone
 from gcahng.train import BackboneConfig, GcaConfig, OptimizerConfig, TrainConfig
-from gcahng.train.backbones import Backbone, build_backbone
 from gcahng.train.losses import GcaObjective, build_objective
 from gcahng.train.optim import build_optimizer, prepare_step
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from gcahng.errors import UserError
-from gcahng.train import plots
-from gcahng.train.plots import plot_curves, plot_retrieval_grid
-from gcahng.train.records import running_mean
+from gcahng.runs import plots
+from gcahng.runs.plots import plot_curves, plot_retrieval_grid
+from gcahng.runs.records import running_mean
 
 GREEN, RED = (0, 158, 115), (213, 94, 0)
 
@@ -211,7 +211,7 @@ def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch):
 def test_matplotlib_loads_late_and_without_pyplot(tmp_path):
     log = write_records(tmp_path / "metrics.jsonl")
     code = (
-        "import sys; from pathlib import Path; from gcahng.train import plots; "
+        "import sys; from pathlib import Path; from gcahng.runs import plots; "
         "assert 'matplotlib' not in sys.modules; "
         f"plots.plot_curves(Path({str(log)!r}), Path({str(tmp_path / 'curves.png')!r})); "
         "assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules"

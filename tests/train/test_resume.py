@@ -23,11 +23,12 @@ import gcahng
 from gcahng.cli import main
 from gcahng.data import DataSplits
 from gcahng.errors import UserError
-from gcahng.train import BackboneConfig, TrainConfig, TrainingInterrupted, fit, log, resume, session
+from gcahng.files import CannotWrite, run_lock
+from gcahng.runs import log
+from gcahng.runs.checkpoint import find_checkpoint, load_checkpoint
+from gcahng.train import BackboneConfig, TrainConfig, TrainingInterrupted, fit, resume, session
 from gcahng.train import trainer as trainer_module
-from gcahng.train.checkpoint import find_checkpoint, load_checkpoint
-from gcahng.train.files import CannotWrite, run_lock
-from gcahng.train.measure import Measured
+from gcahng.train.split_metrics import Measured
 
 ROOT = Path(gcahng.__file__).parents[1]
 MakeConfig = Callable[..., TrainConfig]
@@ -223,7 +224,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_only_one_process_trains_a_run(config_of_whole: TrainConfig) -> None:
     run = interrupted(config_of_whole, 4)
-    code = "import sys, time; from pathlib import Path; from gcahng.train.files import run_lock\n"
+    code = "import sys, time; from pathlib import Path; from gcahng.files import run_lock\n"
     code += "with run_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     other = subprocess.Popen([sys.executable, "-c", code, str(run)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     try:

@@ -18,6 +18,7 @@ from PIL import Image
 
 import gcahng
 from gcahng.cli import main
+from gcahng.config import config_to_dict
 from gcahng.data import load_data
 from gcahng.errors import UserError
 from gcahng.train import (
@@ -31,7 +32,6 @@ from gcahng.train import (
     fit,
     resume,
 )
-from gcahng.train.config import config_to_dict
 from gcahng.train.trainer import Trainer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))

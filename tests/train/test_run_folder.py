@@ -16,10 +16,10 @@ import torch
 from killed_runs import differences, outcome
 from stopped_runs import interrupted, lines_of
 
+from gcahng.devices import deterministic
 from gcahng.errors import UserError
+from gcahng.runs.checkpoint import load_checkpoint
 from gcahng.train import TrainConfig, fit, resume, session
-from gcahng.train.checkpoint import load_checkpoint
-from gcahng.train.devices import deterministic
 
 MakeConfig = Callable[..., TrainConfig]
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -45,7 +45,7 @@ def test_last_is_written_last(config_of_whole: TrainConfig, monkeypatch: pytest.
 
 
 def test_weights_as_safetensors(whole: Path) -> None:
-    from gcahng.train.models import load_model
+    from gcahng.models.model_file import load_model
 
     for which in ("last", "best", "step-4", "step-8"):
         state = load_checkpoint(whole / "checkpoints" / f"{which}.pt")
@@ -111,7 +111,7 @@ def test_seconds_add_up(config_of_whole: TrainConfig) -> None:
 
 def test_weights_and_biases(config_of_whole: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gcahng._extras.find_spec", lambda name: None if name == "wandb" else True)
+        patch.setattr("gcahng.extras.find_spec", lambda name: None if name == "wandb" else True)
         with pytest.raises(UserError, match=r'wandb is not installed; pip install "gcahng\[wandb\]"'):
             fit(replace(config_of_whole, wandb="glyphs"))
     started: list[dict[str, Any]] = []

@@ -16,12 +16,12 @@ import torch
 from gcahng.cli import main
 from gcahng.data import DataSplits
 from gcahng.errors import UserError
+from gcahng.evaluation.evaluate import evaluate_embeddings
+from gcahng.evaluation.image_inputs import files_images
 from gcahng.retrieval import nearest, retrieval_metrics
 from gcahng.retrieval.embeddings import EmbeddingSet, read_embeddings, write_embeddings
 from gcahng.retrieval.index_file import load
 from gcahng.retrieval.items import EmbeddingModel, Items, Source
-from gcahng.train.evaluate import evaluate_embeddings
-from gcahng.train.sources import files_images
 
 PIL_Image = pytest.importorskip("PIL.Image")
 SIZE = ["--data.resize", "32", "--data.image_size", "32", "--data.workers", "0", "--device", "cpu"]
@@ -98,7 +98,7 @@ def test_a_picture_shows_the_images_that_were_found(
     """Each cell holds the pixels of its file; frames say right, wrong, or nothing where a label is missing."""
     from matplotlib.colors import to_hex
 
-    from gcahng.train import search_plot
+    from gcahng.evaluation import search_plot
 
     figures = []
     save = search_plot.save_png
@@ -257,7 +257,7 @@ def test_mistakes_are_one_line(
 
 def other_network(run: str, out: Path) -> None:
     """The network of a run with one weight changed."""
-    from gcahng.train.models import load_model, save_model
+    from gcahng.models.model_file import load_model, save_model
 
     model = load_model(Path(run))
     tensors = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
@@ -334,8 +334,8 @@ def test_eval_of_a_data_set_with_a_gallery(
     test = small_data.test
     queries, gallery = test.subset(torch.arange(0, 480, 3)), test.subset(torch.arange(1, 480, 2))
     data = replace(small_data, test=queries, gallery=gallery, recall_at=(1, 10), digest="0" * 16)
-    for module in ("evaluate", "sources"):
-        monkeypatch.setattr(f"gcahng.train.{module}.load_data", lambda config: data)
+    for module in ("evaluate", "image_inputs"):
+        monkeypatch.setattr(f"gcahng.evaluation.{module}.load_data", lambda config: data)
     assert main(["eval", run, "--data.name", "inshop", "--data.root", "x", "--device", "cpu"]) == 0
     out, err = capsys.readouterr()
     assert err == "" and "Recall@10" in out and "Recall@8" not in out

@@ -13,9 +13,9 @@ from stopped_runs import lines_of
 
 from gcahng.data import DataSplits
 from gcahng.errors import UserError
+from gcahng.runs.checkpoint import find_checkpoint, load_checkpoint
 from gcahng.train import DataConfig, TrainConfig, fit
-from gcahng.train.checkpoint import find_checkpoint, load_checkpoint
-from gcahng.train.measure import Measured
+from gcahng.train.split_metrics import Measured
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
@@ -100,9 +100,9 @@ def test_a_gallery(config_of_whole: TrainConfig, small_data: DataSplits, monkeyp
     config = replace(config_of_whole, steps=2, loss="npair")
     summary, run = fitted(config, data, monkeypatch)
     assert summary["test"]["queries"] == 2 * 40 and {"recall@1", "recall@10"} <= set(summary["test"])
+    from gcahng.evaluation.evaluate import embed
+    from gcahng.models.model_file import load_model
     from gcahng.retrieval import retrieval_metrics
-    from gcahng.train.evaluate import embed
-    from gcahng.train.models import load_model
 
     network = load_model(run).network
     z = [embed(network, images, torch.device("cpu")) for images in (queries, gallery)]

@@ -12,8 +12,8 @@ import torch
 
 from gcahng.data import DataSplits
 from gcahng.errors import UserError
+from gcahng.runs.checkpoint import load_checkpoint, save_checkpoint
 from gcahng.train import GcaConfig, OptimizerConfig, TrainConfig
-from gcahng.train.checkpoint import load_checkpoint, save_checkpoint
 from gcahng.train.trainer import Trainer
 
 MakeConfig = Callable[..., TrainConfig]

@@ -8,15 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gcahng.commands._arguments import Parser, data_options
-from gcahng.commands._progress import progress
+from gcahng.commands.arguments import Parser, data_options
+from gcahng.commands.progress_bar import progress
 from gcahng.errors import UserError
 
 if TYPE_CHECKING:
     from gcahng.data import LabeledImages, Preprocessing
+    from gcahng.models.model_file import Model
     from gcahng.retrieval.embeddings import EmbeddingSet
     from gcahng.retrieval.items import EmbeddingModel, Items
-    from gcahng.train.models import Model
 
 
 def add_image_options(parser: Parser) -> None:
@@ -50,7 +50,7 @@ def load_images(
         like: what the embeddings will be compared with: images are resized as for it where no option says otherwise.
     """
     from gcahng.data import Preprocessing
-    from gcahng.train.sources import dataset_images, files_images, with_data
+    from gcahng.evaluation.image_inputs import dataset_images, files_images, with_data
 
     given = data_options(options)
     if like is not None:
@@ -79,7 +79,7 @@ def embed_sources(
         out: the file.
         check: may refuse the images before they are embedded.
     """
-    from gcahng.train.embedding import EmbedOptions, embed_to_file
+    from gcahng.evaluation.embed import EmbedOptions, embed_to_file
 
     images, items, preprocessing = load_images(options, model, sources, like)
     check(items)

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from gcahng.data import LabeledImages, Preprocessing, evaluation_batches, load_data, usual_workers
+from gcahng.devices import resolve_device, torch_threads
 from gcahng.errors import UserError
+from gcahng.evaluation.image_inputs import choose_split, with_data
+from gcahng.models.model_file import load_model
 from gcahng.retrieval import retrieval_metrics
-from gcahng.train.devices import resolve_device, torch_threads
-from gcahng.train.models import load_model
-from gcahng.train.sources import choose_split, with_data
 
 # Fixed, so that an evaluation repeats bit for bit: products of other batch sizes may round otherwise.
 EVAL_BATCH = 256

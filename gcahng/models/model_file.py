@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gcahng._extras import require
+from gcahng.config import TrainConfig, config_from_dict, config_to_dict
 from gcahng.data import Preprocessing
 from gcahng.errors import UserError
-from gcahng.train.backbones import build_backbone
-from gcahng.train.checkpoint import find_checkpoint, load_checkpoint
-from gcahng.train.config import TrainConfig, config_from_dict, config_to_dict
-from gcahng.train.files import atomic_write
+from gcahng.extras import require
+from gcahng.files import atomic_write
+from gcahng.models.backbones import build_backbone
+from gcahng.runs.checkpoint import find_checkpoint, load_checkpoint
 
 FORMAT = "gcahng-model-1"
 
@@ -57,7 +57,7 @@ def load_model(source: Path | str, which: str = "last") -> Model:
     if source.suffix == ".safetensors":
         return _load_safetensors(source)
     if source.suffix == ".onnx":
-        from gcahng.train.export import load_onnx
+        from gcahng.models.export import load_onnx
 
         return load_onnx(source)
     path = find_checkpoint(source, which)

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import torch
 
 from gcahng.errors import UserError
-from gcahng.train.files import atomic_write, writing
+from gcahng.files import atomic_write, writing
 
 # What a checkpoint of this schema holds:
 #   schema int, versions dict[str, str], config dict, data_digest str, data_listing str | None, step int;

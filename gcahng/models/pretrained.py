@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gcahng._extras import require
 from gcahng.errors import UserError
+from gcahng.extras import require
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 import gcahng
-from gcahng._extras import require
+from gcahng.config import config_to_dict
 from gcahng.data.glyphs import IMAGE_SIZE
 from gcahng.errors import UserError
-from gcahng.train.config import config_to_dict
-from gcahng.train.files import atomic_write, check_folder
-from gcahng.train.models import FORMAT, Model, how_made
+from gcahng.extras import require
+from gcahng.files import atomic_write, check_folder
+from gcahng.models.model_file import FORMAT, Model, how_made
 
 INPUT, OUTPUT = "images", "embeddings"
 CHECKED_BATCHES = (1, 2, 5)

@@ -7,11 +7,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gcahng.config import TrainConfig
 from gcahng.data import DataSplits, LabeledImages, Preprocessing, usual_workers
+from gcahng.devices import deterministic
 from gcahng.errors import UserError
-from gcahng.train.config import TrainConfig
-from gcahng.train.devices import deterministic
-from gcahng.train.evaluate import EVAL_BATCH, Gallery, embed, metrics_of
+from gcahng.evaluation.evaluate import EVAL_BATCH, Gallery, embed, metrics_of
 from gcahng.train.processes import ALONE, Processes
 
 Split = Literal["val", "test"]

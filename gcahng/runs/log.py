@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gcahng._extras import require
-from gcahng.train.config import TrainConfig, config_to_dict
-from gcahng.train.files import atomic_write, write_text, writing
-from gcahng.train.finite import NonFinite
+from gcahng.config import TrainConfig, config_to_dict
+from gcahng.extras import require
+from gcahng.files import atomic_write, write_text, writing
 
 METRICS, NONFINITE = "metrics.jsonl", "nonfinite.jsonl"
 
@@ -27,7 +26,7 @@ class RunLog:
 
     A line is {"step": …, "kind": "train", "loss": …, "J_m": …, …}, each the mean over the steps since the line before;
     {"step": …, "kind": "system", "images_per_second": …, …}; {"step": …, "kind": "negatives", …}, see
-    `gcahng.train.hardness`; or {"step": …, "kind": "val" or "test", "recall@1": …,
+    `gcahng.evaluation.hardness`; or {"step": …, "kind": "val" or "test", "recall@1": …,
     "map@r": …, …}. Steps that were not finite are lines of nonfinite.jsonl.
 
     What a run wrote after the checkpoint that it goes on from is taken back when this is made.
@@ -99,11 +98,11 @@ class RunLog:
         if self._wandb is not None:
             self._wandb.log({f"{kind}/{name}": value for name, value in scalars.items()}, step=step)
 
-    def nonfinite(self, found: NonFinite) -> None:
-        """Note a step that was not finite, with all its images."""
-        values = {name: str(value) for name, value in found.values.items()}
+    def nonfinite(self, step: int, values: Mapping[str, float], images: list[str]) -> None:
+        """Write a line of nonfinite.jsonl: the values of a step that are not finite, and all images of its batch."""
+        texts = {name: str(value) for name, value in values.items()}
         with writing(self._run / NONFINITE), open(self._run / NONFINITE, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": found.step, "values": values, "images": found.images}) + "\n")
+            file.write(json.dumps({"step": step, "values": texts, "images": images}) + "\n")
 
     def flush(self) -> None:
         """All lines so far reach the disk: a checkpoint never knows more than they do."""
@@ -128,7 +127,7 @@ class NoLog(RunLog):
     def __exit__(self, *_: object) -> None: ...
     def add(self, losses: Mapping[str, Tensor]) -> None: ...
     def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None: ...
-    def nonfinite(self, found: NonFinite) -> None: ...
+    def nonfinite(self, step: int, values: Mapping[str, float], images: list[str]) -> None: ...
     def flush(self) -> None: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 

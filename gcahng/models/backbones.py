@@ -10,10 +10,10 @@ from torch.nn.functional import interpolate
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from gcahng.config import BackboneConfig
 from gcahng.errors import UserError
-from gcahng.train.bodies import Body, build_body
-from gcahng.train.config import BackboneConfig
-from gcahng.train.pretrained import check_names, read_tensors
+from gcahng.models.feature_extractors import Body, build_body
+from gcahng.models.pretrained import check_names, read_tensors
 
 _LUMA = (0.299, 0.587, 0.114)  # of RGB, ITU-R BT.601, as PIL turns colour into grey
 

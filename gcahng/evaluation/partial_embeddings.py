@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gcahng.data import ImageFiles, LabeledImages
 from gcahng.errors import UserError
-from gcahng.train.files import lock, write_json
+from gcahng.files import lock, write_json
 
 # Seconds between notes of how far the rows are; a kill loses at most so much work.
 _NOTE_EVERY = 5.0
@@ -64,7 +64,7 @@ class _Note:
     skipped: list[int] = field(default_factory=list)
 
 
-class UnfinishedRows:
+class PartialRows:
     """X.part, raw float32 rows, and X.part.json, the note of how many are safely there. Use as a context manager.
 
     Args:
@@ -95,7 +95,7 @@ class UnfinishedRows:
         """Places of the images that were left out."""
         return self._note.skipped
 
-    def __enter__(self) -> UnfinishedRows:
+    def __enter__(self) -> PartialRows:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             file = open(self._path, "ab")  # closed below or by __exit__

@@ -17,13 +17,13 @@ from torch import nn
 
 from gcahng.data import ImageFiles, LabeledImages, Preprocessing, evaluation_batches, usual_workers
 from gcahng.data.reading import UnreadableImage, read_rgb
+from gcahng.devices import resolve_device
 from gcahng.errors import UserError
+from gcahng.evaluation.evaluate import EVAL_BATCH
+from gcahng.evaluation.partial_embeddings import ImagesKey, PartialRows
+from gcahng.models.model_file import Model
 from gcahng.retrieval.embeddings import EmbeddingSet, check_free, check_suffix, read_embeddings, write_embeddings
 from gcahng.retrieval.items import EmbeddingModel, Items
-from gcahng.train.devices import resolve_device
-from gcahng.train.evaluate import EVAL_BATCH
-from gcahng.train.models import Model
-from gcahng.train.unfinished import ImagesKey, UnfinishedRows
 
 Progress = Callable[[int, int], None]
 
@@ -131,10 +131,10 @@ def embed_to_file(
                 f"{out} exists, without {len(left_out_before)} images that could not be read, such as "
                 f"{left_out_before[0]}; remove it first, or leave them out with --skip_unreadable"
             )
-        UnfinishedRows(out, key).remove()
+        PartialRows(out, key).remove()
         return EmbedResult(there, left_out_before, resumed=len(there))
     check_free(out)
-    with UnfinishedRows(out, key) as part:
+    with PartialRows(out, key) as part:
         resumed = part.rows_done
         with torch.no_grad(), _Embedder(model.network, options) as embedder:
             for rows, left_out, done in embedder.run(images, preprocessing, part.images_done):

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from gcahng._extras import require
+from gcahng.extras import require
 
 
 @contextmanager

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gcahng.config import DataConfig
 from gcahng.data import DataSplits, ImageFiles, load_data
 from gcahng.data.reading import read_rgb
 from gcahng.errors import UserError
+from gcahng.evaluation.image_inputs import choose_split
 from gcahng.retrieval.items import Items
-from gcahng.train.config import DataConfig
-from gcahng.train.plots import draw_head, draw_picture, new_figure, save_png
-from gcahng.train.sources import choose_split
+from gcahng.runs.plots import draw_head, draw_picture, new_figure, save_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

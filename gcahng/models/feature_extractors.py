@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d
 
-from gcahng._extras import require
+from gcahng.config import BackboneConfig
 from gcahng.errors import UserError
-from gcahng.train.config import BackboneConfig
-from gcahng.train.pretrained import (
+from gcahng.extras import require
+from gcahng.models.pretrained import (
     convert_efficientnet_lite0,
     efficientnet_lite0_file,
     from_hub,

@@ -10,10 +10,10 @@ from typing import Any, get_args
 
 import torch
 
+from gcahng.config import DataConfig, DataName
 from gcahng.data import DataSplits, ImageFiles, LabeledImages, load_data
 from gcahng.errors import UserError
 from gcahng.retrieval.items import Items, Source
-from gcahng.train.config import DataConfig, DataName
 
 SPLITS = ("test", "train", "val", "gallery")
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gcahng._extras import require
 from gcahng.errors import UserError
+from gcahng.extras import require
+from gcahng.files import atomic_write
 from gcahng.retrieval import nearest
-from gcahng.train.files import atomic_write
-from gcahng.train.records import LOSSES, metric_names, read_records, running_mean, series
-from gcahng.train.report import metric_title
+from gcahng.runs.records import LOSSES, metric_names, read_records, running_mean, series
+from gcahng.train.terminal import metric_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

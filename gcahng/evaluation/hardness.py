@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gcahng.config import TrainConfig
 from gcahng.data import ImageFiles, LabeledImages, Preprocessing, UnreadableImage, evaluation_batches
 from gcahng.losses import GCAHNGLoss
-from gcahng.train.config import TrainConfig
 
 MAX_IMAGES = 64
 THETA_BINS = 25

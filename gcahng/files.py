@@ -16,8 +16,8 @@ try:
 except ImportError:  # Windows: nothing keeps two processes from writing the same
     fcntl = None  # type: ignore[assignment]
 
+from gcahng.config import TrainConfig
 from gcahng.errors import UserError
-from gcahng.train.config import TrainConfig
 
 
 class CannotWrite(UserError):

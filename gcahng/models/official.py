@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from gcahng import recipes
+from gcahng.config import DataName, TrainConfig
 from gcahng.errors import UserError
+from gcahng.files import atomic_write, writing
 from gcahng.losses import GCAHNGLoss
 from gcahng.losses.official import official_state_dict
-from gcahng.train.backbones import build_backbone
-from gcahng.train.config import DataName, TrainConfig
-from gcahng.train.files import atomic_write, writing
-from gcahng.train.models import save_model
-from gcahng.train.pretrained import check_names, read_tensors
+from gcahng.models.backbones import build_backbone
+from gcahng.models.model_file import save_model
+from gcahng.models.pretrained import check_names, read_tensors
 
 _EXTRACTOR, _HEAD = "feature_extractor.", "feature_extractor.fc."
 _CLASSIFIER = "softmax_classifier."
