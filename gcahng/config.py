@@ -6,58 +6,11 @@ import math
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
+from gcahng.data.config import DataConfig
 from gcahng.errors import UserError
 
-DataName = Literal["glyphs", "cub200", "cars196", "sop", "inshop", "folder", "csv"]
 LossName = Literal["gca_hng", "npair", "proxy_anchor", "supcon", "arcface"]
 BaseName = Literal["npair", "proxy_anchor", "supcon", "arcface"]
-
-
-@dataclass
-class DataConfig:
-    """Data: the set, the balanced batches, the augmentation.
-
-    Attributes:
-        name: data set. glyphs: 2,135 characters in the 12 faces of DejaVu, 32x32 grey, no download. cub200, cars196,
-            sop, inshop: the original files. folder: train/CLASS/ and test/CLASS/ under root. csv: path, label, split.
-        root: folder of the data set's files.
-        csv: file of path, label and split (csv); its paths are relative to root, or to its own folder.
-        classes_per_batch: C, classes in a batch.
-        samples_per_class: K, samples of each of them; the batch has n = C·K.
-        train_classes: classes that train (glyphs).
-        val_classes: training classes that are set aside to choose the best checkpoint; 0: none; null: 100 of glyphs, a
-            tenth elsewhere.
-        max_shift: training images are shifted by up to so many pixels each way (glyphs).
-        image_size: side of the square that the network sees, in pixels (image files).
-        resize: in evaluation the shorter side is first scaled to this, in pixels (image files).
-        crop_scale_min: least part of the image's area that a training crop keeps (image files).
-        workers: processes that read image files, of each process that trains; null: one less than it has cores, at
-            most 8.
-        skip_unreadable: in training, put another image of the class in the place of a file that cannot be read, and
-            count it; false: stop and name the file.
-    """
-
-    name: DataName = "glyphs"
-    root: str | None = None
-    csv: str | None = None
-    classes_per_batch: int = 16
-    samples_per_class: int = 3
-    train_classes: int = 200
-    val_classes: int | None = None
-    max_shift: int = 2
-    image_size: int = 224
-    resize: int = 256
-    crop_scale_min: float = 0.08
-    workers: int | None = None
-    skip_unreadable: bool = False
-
-    def check_sizes(self) -> None:
-        """Raises UserError where the square that evaluation cuts out does not fit into the scaled image."""
-        if self.name != "glyphs" and self.resize < self.image_size:
-            raise UserError(
-                f"data.resize is {self.resize} and data.image_size {self.image_size}; data.resize must be at least "
-                "data.image_size"
-            )
 
 
 @dataclass

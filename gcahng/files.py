@@ -1,10 +1,9 @@
-"""Files of a run folder: written whole or not at all, and never over another run."""
+"""Files that are written whole or not at all, and by one process at a time."""
 
 from __future__ import annotations
 
 import json
 import os
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ try:
 except ImportError:  # Windows: nothing keeps two processes from writing the same
     fcntl = None  # type: ignore[assignment]
 
-from gcahng.config import TrainConfig
 from gcahng.errors import UserError
 
 
@@ -96,22 +94,6 @@ def remove_temporaries(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-@contextmanager
-def run_lock(run: Path) -> Iterator[None]:
-    """Hold a run folder for this process; the system lets go of it when the process ends, however it does.
-
-    Raises:
-        UserError: another process holds it.
-        CannotWrite: the folder is read-only.
-    """
-    path = run / ".lock"
-    with writing(path):
-        file = open(path, "a")  # noqa: SIM115  # closed below
-    with file:
-        lock(file, run, "trained")
-        yield
-
-
 def lock(file: IO[Any], path: Path, done: str) -> None:
     """Hold an open file for this process until it is closed.
 
@@ -130,47 +112,3 @@ def lock(file: IO[Any], path: Path, done: str) -> None:
         raise UserError(f"{path} is being {done} by another process; wait for its end, or end it") from None
     except OSError as error:  # some network file systems know no locks
         warnings.warn(f"{path} cannot be locked ({error.strerror}); let no second process use it", stacklevel=4)
-
-
-def check_run_folder(out: str) -> Path:
-    """The path of a run folder that is not there yet, or empty.
-
-    Raises:
-        UserError: it holds something, or is a file.
-    """
-    path = Path(out)
-    if path.exists() and not path.is_dir():
-        raise UserError(f"out is {out}, a file; it must be a folder that is new or empty")
-    if path.is_dir() and any(path.iterdir()):
-        raise UserError(f"out is {out}, which is not empty; a run is never overwritten: name a new folder or remove it")
-    return path
-
-
-def make_run_folder(config: TrainConfig) -> Path:
-    """Create the folder of `config.out`, or runs/DATA-LOSS-TIME.
-
-    Raises:
-        UserError: it holds something, or cannot be made.
-    """
-    if config.out is not None:
-        path = check_run_folder(config.out)
-        _make(path, exist_ok=True)
-        return path
-    stem = f"{config.data.name}-{config.loss_title}-{time.strftime('%Y%m%d-%H%M%S')}"
-    for suffix in ("", *(f"-{i}" for i in range(2, 100))):
-        path = Path("runs") / f"{stem}{suffix}"
-        try:
-            _make(path, exist_ok=False)
-        except FileExistsError:  # another run that started within this second
-            continue
-        return path
-    raise UserError(f"out is not given and runs/{stem} and 98 names like it are taken; give out")
-
-
-def _make(path: Path, *, exist_ok: bool) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=exist_ok)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        raise UserError(f"out is {path}, which cannot be made: {error.strerror}; name a folder that can") from error

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from gcahng.commands.arguments import Parser
+from gcahng.commands.progress_bar import progress_bar
 from gcahng.extras import require
 
 _SETS = ("cub200", "cars196", "sop", "inshop", "folder", "csv")
@@ -35,7 +34,7 @@ def _verify(options: argparse.Namespace) -> int:
     require("rich", "PIL", extra="train", purpose="images are decoded, with a progress bar")
     from gcahng.data.verify import describe, verify_data
 
-    with _progress_bar() as progress:
+    with progress_bar("decoding images") as progress:
         found = verify_data(options.name, options.root, options.csv, images=not options.no_images, progress=progress)
     print(describe(found, Path(options.root) if options.root else Path(options.csv).parent))
     return 1 if found.differences else 0
@@ -47,15 +46,3 @@ def _list(options: argparse.Namespace) -> int:
 
     print(table())
     return 0
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Callable[[int, int], object]]:
-    """A bar on standard error if that is a terminal; called with how many of how many images are decoded."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("decoding images", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

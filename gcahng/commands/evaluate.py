@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gcahng.commands.arguments import Parser, data_options
-from gcahng.commands.progress_bar import progress
+from gcahng.commands.progress_bar import progress_bar
 from gcahng.errors import UserError
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _evaluate_network(options: argparse.Namespace) -> dict[str, Any]:
 
         def bar(what: str) -> Any:
             bars.close()  # the bar before
-            return bars.enter_context(progress(what))
+            return bars.enter_context(progress_bar(what))
 
         result = evaluate_checkpoint(
             options.run,
@@ -135,14 +135,14 @@ def _evaluate_network(options: argparse.Namespace) -> dict[str, Any]:
 def _evaluate_file(options: argparse.Namespace) -> dict[str, Any]:
     from gcahng.evaluation.evaluate import evaluate_embeddings
 
-    with progress("searching") as bar:
+    with progress_bar("searching") as bar:
         return evaluate_embeddings(options.embeddings, options.gallery, options=_metric_options(options), progress=bar)
 
 
 def _report(options: argparse.Namespace, result: dict[str, Any], name: str, default_json: Path) -> int:
     """Print the table and write the files; `name` is the key of the metrics in `result`."""
     from gcahng.files import write_json, writing
-    from gcahng.train.terminal import metrics_table
+    from gcahng.runs.metrics_table import metrics_table
 
     classes = None
     if options.per_class not in (None, _IN_JSON):

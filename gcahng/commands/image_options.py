@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gcahng.commands.arguments import Parser, data_options
-from gcahng.commands.progress_bar import progress
+from gcahng.commands.progress_bar import progress_bar
 from gcahng.errors import UserError
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def embed_sources(
     check(items)
     workers = data_options(options).get("workers")
     how = EmbedOptions(options.device, options.batch_size, workers, options.skip_unreadable)
-    with progress("embedding") as bar:
+    with progress_bar("embedding") as bar:
         result = embed_to_file(model, images, items, out, preprocessing=preprocessing, options=how, progress=bar)
     if result.resumed:
         print(f"{result.resumed} rows were there already", file=sys.stderr)

@@ -11,7 +11,7 @@ from gcahng.commands.arguments import Parser
 
 def run(arguments: list[str]) -> int:
     """Make a model of gcahng from a checkpoint of the authors' code, full or with the feature extractor alone."""
-    from gcahng.config import DataName
+    from gcahng.data.config import DataName
 
     sets = get_args(DataName)
     parser = Parser(prog="gcahng import-official", description=run.__doc__)

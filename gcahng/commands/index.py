@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from gcahng.commands.arguments import Parser
 from gcahng.commands.image_options import add_image_options, add_stream_options, embed_sources, is_embeddings
-from gcahng.commands.progress_bar import progress
+from gcahng.commands.progress_bar import progress_bar
 from gcahng.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _build(arguments: list[str]) -> int:
         raise UserError(f"--out {options.out} exists; gcahng index add adds to it, or remove it first")
     settings = IndexSettings(**{n: getattr(options, n) for n in _SETTINGS if getattr(options, n) is not None})
     found, temporary = _embeddings(options, options.out)
-    with progress("indexing") as bar:
+    with progress_bar("indexing") as bar:
         contents = build(found, options.kind, options.metric, settings, bar)
     _save(options.out, contents, temporary)
     print(f"{len(contents)} rows of {contents.index.dim} channels, {options.kind}, {options.metric}")
@@ -82,7 +82,7 @@ def _add(arguments: list[str]) -> int:
     from gcahng.retrieval.index_file import load
 
     version = _version(options.index)
-    with progress("checking", unit="bytes") as bar:
+    with progress_bar("checking", unit="bytes") as bar:
         contents = load(options.index, to_add=True, progress=bar)
     before = len(contents)
     what = " ".join(map(str, options.sources)) or "the data set"
@@ -93,7 +93,7 @@ def _add(arguments: list[str]) -> int:
 
     found, temporary = _embeddings(options, options.index, contents.model, check)
     check(found.items)
-    with progress("adding") as bar:
+    with progress_bar("adding") as bar:
         contents = contents.add(what, found, allow_duplicates=True, progress=bar)
     if _version(options.index) != version:
         raise UserError(f"{options.index} was written by another process meanwhile; run this command again")
@@ -112,7 +112,7 @@ def _info(arguments: list[str]) -> int:
     from gcahng.retrieval.index_file import read_header
     from gcahng.retrieval.items import model_from
 
-    with progress("checking", unit="bytes") as bar:
+    with progress_bar("checking", unit="bytes") as bar:
         header, items = read_header(options.index, bar)
     model = model_from(header["model"])
     print(f"kind        {header['kind']}, {header['metric']}{', rows normalised' if header['normalised'] else ''}")

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from gcahng.extras import require
+from gcahng.progress import Progress, no_progress
 
 
 @contextmanager
-def progress(what: str, *, unit: str = "count") -> Iterator[Callable[[int, int], None]]:
-    """Gives a function that takes what is done and all there is to do, and draws it; silent without a terminal.
+def progress_bar(what: str, *, unit: str = "count") -> Iterator[Progress]:
+    """Gives a `Progress` that draws a bar; it draws nothing where standard error is no terminal.
 
     Args:
-        what: written before the bar.
-        unit: "count", or "bytes".
+        what: the text before the bar.
+        unit: what is counted, "count" or "bytes".
     """
     if not sys.stderr.isatty():
-        yield lambda done, total: None
+        yield no_progress
         return
     require("rich", extra="train", purpose="the progress bar")
     from rich.console import Console
@@ -26,15 +27,15 @@ def progress(what: str, *, unit: str = "count") -> Iterator[Callable[[int, int],
         BarColumn,
         DownloadColumn,
         MofNCompleteColumn,
-        Progress,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.progress import Progress as Bar
 
     amount = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), amount)
     times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, *times, console=Console(stderr=True), transient=True) as bar:
+    with Bar(*columns, *times, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

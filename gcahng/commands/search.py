@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gcahng.commands.arguments import Parser, data_options
 from gcahng.commands.image_options import add_image_options, is_embeddings, load_images
-from gcahng.commands.progress_bar import progress
+from gcahng.commands.progress_bar import progress_bar
 from gcahng.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,11 +52,11 @@ def run(arguments: list[str]) -> int:
         raise UserError(f"--k is {options.k}; it must be at least 1")
     if options.picture is not None and options.picture.suffix != ".png":
         raise UserError(f"--picture is {options.picture}; its name must end in .png")
-    with progress("checking", unit="bytes") as bar:
+    with progress_bar("checking", unit="bytes") as bar:
         contents = load(options.index, device=resolve_device(options.device), progress=bar)
     queries = _queries(options, contents)
     what = " ".join(map(str, options.queries)) or "the data set"
-    with progress("searching") as bar:
+    with progress_bar("searching") as bar:
         result = contents.search(
             what,
             queries,
@@ -96,8 +96,7 @@ def _embedded(options: argparse.Namespace, contents: IndexFile) -> EmbeddingSet:
 
     from gcahng.data import usual_workers
     from gcahng.devices import resolve_device
-    from gcahng.evaluation.embed import embedding_model
-    from gcahng.evaluation.evaluate import embed
+    from gcahng.evaluation.embed import embed, embedding_model
     from gcahng.models.model_file import load_model
     from gcahng.retrieval.embeddings import EmbeddingSet
 
@@ -117,7 +116,7 @@ def _embedded(options: argparse.Namespace, contents: IndexFile) -> EmbeddingSet:
     workers = usual_workers(data_options(options).get("workers")) if len(images) > 64 else 0
     # A network that does not fit is refused before it embeds anything.
     contents.check(str(where), EmbeddingSet(torch.empty(0, contents.index.dim), items.subset([]), identity))
-    with progress("embedding") as bar:
+    with progress_bar("embedding") as bar:
         rows_found = embed(model.network.to(device), images, device, preprocessing, workers, bar)
     return EmbeddingSet(rows_found.cpu(), items, identity)
 

@@ -109,7 +109,7 @@ def _wants_resume(arguments: list[str]) -> bool:
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
-    from gcahng.train.terminal import metrics_table
+    from gcahng.runs.metrics_table import metrics_table
 
     out, best = Path(summary["out"]), summary["best"]
     rows = {"test (per cent)": summary["test"]}

@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gcahng.data import ImageFiles, LabeledImages, Preprocessing, evaluation_batches, usual_workers
 from gcahng.data.reading import UnreadableImage, read_rgb
 from gcahng.devices import resolve_device
 from gcahng.errors import UserError
-from gcahng.evaluation.evaluate import EVAL_BATCH
 from gcahng.evaluation.partial_embeddings import ImagesKey, PartialRows
 from gcahng.models.model_file import Model
+from gcahng.progress import Progress
 from gcahng.retrieval.embeddings import EmbeddingSet, check_free, check_suffix, read_embeddings, write_embeddings
 from gcahng.retrieval.items import EmbeddingModel, Items
 
-Progress = Callable[[int, int], None]
+# Fixed, so that an evaluation repeats bit for bit: products of other batch sizes may round otherwise.
+EVAL_BATCH = 256
 
 
 @dataclass
@@ -58,6 +58,32 @@ class EmbedResult:
     embeddings: EmbeddingSet
     skipped: list[str] = field(default_factory=list)
     resumed: int = 0
+
+
+def embed(
+    model: nn.Module,
+    images: LabeledImages,
+    device: torch.device,
+    preprocessing: Preprocessing = Preprocessing(),  # noqa: B008  # frozen
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> Tensor:
+    """(N, D) fp32 embeddings of N images on `device`, in evaluation mode; the model's mode is restored.
+
+    `progress` is called with the images embedded so far and all of them.
+    """
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            rows: list[Tensor] = []
+            for batch in evaluation_batches(images, preprocessing, EVAL_BATCH, workers):
+                rows.append(model(batch.to(device)).float())
+                if progress is not None:
+                    progress(min(len(rows) * EVAL_BATCH, len(images)), len(images))
+            return torch.cat(rows)
+    finally:
+        model.train(training)
 
 
 def embedding_model(model: Model, preprocessing: Preprocessing) -> EmbeddingModel:
@@ -194,7 +220,7 @@ class _Embedder:
         chosen = images.subset(torch.tensor(list(places)))
         return evaluation_batches(chosen, preprocessing, self._options.batch_size, usual_workers(self._options.workers))
 
-    def _embed(self, batch: torch.Tensor) -> torch.Tensor:
+    def _embed(self, batch: Tensor) -> Tensor:
         rows = self._network(batch.to(self._device)).float().cpu()
         if not rows.isfinite().all():
             raise UserError("the network gives embeddings that are not finite; its weights are damaged")

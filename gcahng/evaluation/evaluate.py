@@ -11,18 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gcahng.data import LabeledImages, Preprocessing, evaluation_batches, load_data, usual_workers
+from gcahng.data import LabeledImages, Preprocessing, load_data, usual_workers
 from gcahng.devices import resolve_device, torch_threads
 from gcahng.errors import UserError
+from gcahng.evaluation.embed import embed
 from gcahng.evaluation.image_inputs import choose_split, with_data
 from gcahng.models.model_file import load_model
+from gcahng.progress import Progress, no_progress
 from gcahng.retrieval import retrieval_metrics
 
-# Fixed, so that an evaluation repeats bit for bit: products of other batch sizes may round otherwise.
-EVAL_BATCH = 256
 RECALL_AT = (1, 2, 4, 8)
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -77,32 +75,6 @@ class Gallery:
 
     embeddings: Tensor
     labels: Tensor
-
-
-def embed(
-    model: nn.Module,
-    images: LabeledImages,
-    device: torch.device,
-    preprocessing: Preprocessing = Preprocessing(),  # noqa: B008  # frozen
-    workers: int = 0,
-    progress: Progress | None = None,
-) -> Tensor:
-    """(N, D) fp32 embeddings of N images on `device`, in evaluation mode; the model's mode is restored.
-
-    `progress` is called with the images embedded so far and all of them.
-    """
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            rows: list[Tensor] = []
-            for batch in evaluation_batches(images, preprocessing, EVAL_BATCH, workers):
-                rows.append(model(batch.to(device)).float())
-                if progress is not None:
-                    progress(min(len(rows) * EVAL_BATCH, len(images)), len(images))
-            return torch.cat(rows)
-    finally:
-        model.train(training)
 
 
 def evaluate(
@@ -205,7 +177,7 @@ def evaluate_checkpoint(
     gallery = splits.gallery if split == "test" else None
     preprocessing = Preprocessing(config.resize, config.image_size)
     workers = usual_workers(config.workers)
-    note = progress or (lambda what: lambda done, total: None)
+    note = progress or (lambda what: no_progress)
     # The training run's number of threads, so that the sums are rounded alike; more than there are cores only wait.
     threads = min(model.config.threads or torch.get_num_threads(), os.cpu_count() or 1)
     with torch_threads(threads):

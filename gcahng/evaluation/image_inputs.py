@@ -10,8 +10,8 @@ from typing import Any, get_args
 
 import torch
 
-from gcahng.config import DataConfig, DataName
 from gcahng.data import DataSplits, ImageFiles, LabeledImages, load_data
+from gcahng.data.config import DataConfig, DataName
 from gcahng.errors import UserError
 from gcahng.retrieval.items import Items, Source
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gcahng.config import DataConfig
 from gcahng.data import DataSplits, ImageFiles, load_data
+from gcahng.data.config import DataConfig
 from gcahng.data.reading import read_rgb
 from gcahng.errors import UserError
 from gcahng.evaluation.image_inputs import choose_split

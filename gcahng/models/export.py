@@ -24,9 +24,9 @@ from gcahng.data.glyphs import IMAGE_SIZE
 from gcahng.errors import UserError
 from gcahng.extras import require
 from gcahng.files import atomic_write, check_folder
-from gcahng.models.model_file import FORMAT, Model, how_made
+from gcahng.models.model_file import FORMAT, Model, load_onnx
+from gcahng.models.onnx_network import INPUT, OUTPUT, OnnxNetwork
 
-INPUT, OUTPUT = "images", "embeddings"
 CHECKED_BATCHES = (1, 2, 5)
 TOLERANCE = 1e-5
 OLDEST_OPSET = 18  # that the exporter writes itself, without converting
@@ -56,7 +56,7 @@ def export_model(model: Model, out: Path | str, *, opset: int | None = None, che
         raise UserError(f"opset is {opset} and out is {out}; only ONNX has operator sets: leave opset out")
     if opset is not None and opset < OLDEST_OPSET:
         raise UserError(f"opset is {opset}; it must be at least {OLDEST_OPSET}")
-    if isinstance(model.network, _Session):
+    if isinstance(model.network, OnnxNetwork):
         raise UserError(f"model is {model.path}, which is ONNX already; name a run folder or a checkpoint")
     check_folder(out)
     network = model.network.cpu().eval()
@@ -77,7 +77,7 @@ def export_model(model: Model, out: Path | str, *, opset: int | None = None, che
         ) from error
     worst = None
     if check:
-        exported = _Session(content) if onnx else torch.export.load(io.BytesIO(content)).module()
+        exported = OnnxNetwork(content) if onnx else torch.export.load(io.BytesIO(content)).module()
         worst = _difference(network, exported, model)
     try:
         atomic_write(out, lambda file: file.write(content))
@@ -112,50 +112,6 @@ def onnx_network(path: Path | str) -> nn.Module:
         UserError: ONNX Runtime is missing; the file cannot be read, or `gcahng export` did not write it.
     """
     return load_onnx(Path(path)).network
-
-
-def load_onnx(path: Path) -> Model:
-    """The network of an ONNX file with the configuration that it carries; raises like `onnx_network`."""
-    require("onnxruntime", extra="export", purpose=f"{path} is run")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    try:
-        session = _Session(content)
-    except Exception as error:  # ONNX Runtime's exceptions have no common class of their own
-        raise UserError(f"{path} is no ONNX file or is damaged ({str(error).splitlines()[0][:200]})") from None
-    known = session.about()
-    if known.get("format") != FORMAT:
-        raise UserError(f"{path} was not written by gcahng export; its format is {known.get('format')!r}")
-    config, step, digest = how_made(known, path)
-    return Model(session.eval(), config, path, step, digest)
-
-
-class _Session(nn.Module):
-    """An ONNX network, as a module without parameters."""
-
-    def __init__(self, content: bytes) -> None:
-        super().__init__()
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3
-        usable = onnxruntime.get_available_providers()
-        providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in usable]
-        self._session = onnxruntime.InferenceSession(content, options, providers=providers)
-
-    def about(self) -> dict[str, str]:
-        return self._session.get_modelmeta().custom_metadata_map
-
-    def forward(self, images: Tensor) -> Tensor:
-        wanted = self._session.get_inputs()[0].shape
-        if images.dtype != torch.uint8 or list(images.shape[1:]) != wanted[1:]:
-            sizes = ", ".join(map(str, wanted))
-            raise UserError(f"images are {images.dtype} {tuple(images.shape)}; the ONNX file takes uint8 ({sizes})")
-        (embeddings,) = self._session.run([OUTPUT], {INPUT: images.cpu().numpy()})
-        return torch.from_numpy(embeddings).to(images.device)
 
 
 def _to_onnx(network: nn.Module, images: Tensor, known: dict[str, str], opset: int | None) -> bytes:

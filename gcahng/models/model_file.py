@@ -16,6 +16,7 @@ from gcahng.errors import UserError
 from gcahng.extras import require
 from gcahng.files import atomic_write
 from gcahng.models.backbones import build_backbone
+from gcahng.models.onnx_network import OnnxNetwork
 from gcahng.runs.checkpoint import find_checkpoint, load_checkpoint
 
 FORMAT = "gcahng-model-1"
@@ -57,8 +58,6 @@ def load_model(source: Path | str, which: str = "last") -> Model:
     if source.suffix == ".safetensors":
         return _load_safetensors(source)
     if source.suffix == ".onnx":
-        from gcahng.models.export import load_onnx
-
         return load_onnx(source)
     path = find_checkpoint(source, which)
     state = load_checkpoint(path)
@@ -101,6 +100,28 @@ def _load_safetensors(path: Path) -> Model:
         raise UserError(f"{path} was not written by gcahng; its format is {about.get('format')!r}, not {FORMAT!r}")
     config, step, digest = how_made(about, path)
     return Model(_network(config, tensors, path), config, path, step, digest)
+
+
+def load_onnx(path: Path) -> Model:
+    """The network of an ONNX file with the configuration that it carries; ONNX Runtime runs it.
+
+    Raises:
+        UserError: ONNX Runtime is missing; the file cannot be read, or `gcahng export` did not write it.
+    """
+    require("onnxruntime", extra="export", purpose=f"{path} is run")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    try:
+        session = OnnxNetwork(content)
+    except Exception as error:  # ONNX Runtime's exceptions have no common class of their own
+        raise UserError(f"{path} is no ONNX file or is damaged ({str(error).splitlines()[0][:200]})") from None
+    known = session.about()
+    if known.get("format") != FORMAT:
+        raise UserError(f"{path} was not written by gcahng export; its format is {known.get('format')!r}")
+    config, step, digest = how_made(known, path)
+    return Model(session.eval(), config, path, step, digest)
 
 
 def how_made(about: Mapping[str, str], path: Path) -> tuple[TrainConfig, int | None, str | None]:

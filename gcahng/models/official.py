@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from gcahng import recipes
-from gcahng.config import DataName, TrainConfig
+from gcahng.config import TrainConfig
+from gcahng.data.config import DataName
 from gcahng.errors import UserError
 from gcahng.files import atomic_write, writing
 from gcahng.losses import GCAHNGLoss

@@ -15,15 +15,15 @@ from torch import Tensor
 from gcahng.data import DataSplits, LabeledImages, load_data, usual_workers
 from gcahng.devices import resolve_device, torch_threads
 from gcahng.errors import UserError
-from gcahng.evaluation.evaluate import Gallery, embed, metrics_of
+from gcahng.evaluation.embed import embed
+from gcahng.evaluation.evaluate import Gallery, metrics_of
 from gcahng.models.model_file import Model, load_model
+from gcahng.progress import Progress
 from gcahng.report.embedding_map import EmbeddingMap, embedding_map
 from gcahng.report.ranking import Ranking, rank
 from gcahng.runs.records import read_records
 
 NEIGHBOURS = 8
-
-Progress = Callable[[int, int], None]  # images embedded so far, and all of them
 
 
 @dataclass(frozen=True)

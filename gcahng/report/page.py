@@ -12,7 +12,7 @@ import gcahng
 from gcahng.config import config_to_dict
 from gcahng.report import sections
 from gcahng.report.contents import Contents, Run
-from gcahng.train.terminal import metric_title
+from gcahng.runs.metrics_table import metric_title
 
 
 def page(contents: Contents) -> str:

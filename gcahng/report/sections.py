@@ -14,8 +14,8 @@ from gcahng.report.charts import Line, bar_chart, line_chart
 from gcahng.report.contents import NEIGHBOURS, Contents, Run
 from gcahng.report.ranking import confused_pairs
 from gcahng.report.thumbnails import SPRITE_COLUMNS, data_uri, sprite
+from gcahng.runs.metrics_table import metric_title
 from gcahng.runs.records import LOSSES, metric_names, series
-from gcahng.train.terminal import metric_title
 
 PAIRS = 12
 COLOURS = 6

@@ -8,7 +8,8 @@ from pathlib import Path
 from gcahng.errors import UserError
 from gcahng.extras import require
 from gcahng.files import check_folder, write_text
-from gcahng.report.contents import Progress, gather
+from gcahng.progress import Progress, no_progress
+from gcahng.report.contents import gather
 from gcahng.report.embedding_map import METHODS
 from gcahng.report.page import page
 
@@ -25,7 +26,7 @@ def write_report(
     device: str = "auto",
     data_root: Path | str | None = None,
     say: Callable[[str], None] = lambda text: None,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> Path:
     """Write one HTML page about a run, with everything in it; the same as `gcahng report`.
 

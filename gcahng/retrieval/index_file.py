@@ -12,7 +12,6 @@ import json
 import os
 import struct
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +21,7 @@ import torch
 
 from gcahng.errors import UserError
 from gcahng.files import atomic_write
+from gcahng.progress import Progress
 from gcahng.retrieval.embeddings import EmbeddingSet, decode_names, encode_names
 from gcahng.retrieval.index import Index, IndexSettings, SearchResult, build_index, read_index
 from gcahng.retrieval.items import EmbeddingModel, Items, items_from, model_from
@@ -35,8 +35,6 @@ _DIGEST_SIZE = hashlib.sha256().digest_size
 _BLOCK = 1 << 22
 # Of the payload, so that its rows can be mapped into memory: as numpy aligns the data of its files.
 _ALIGNMENT = 64
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

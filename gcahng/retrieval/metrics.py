@@ -17,7 +17,7 @@ the three are the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, overload
 
@@ -25,11 +25,10 @@ import torch
 from torch import Tensor
 
 from gcahng.errors import UserError
+from gcahng.progress import Progress
 from gcahng.retrieval.plan import RetrievalPlan
 from gcahng.retrieval.queries import QueryMetrics
 from gcahng.retrieval.rows import check_embeddings, split
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

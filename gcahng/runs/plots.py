@@ -17,8 +17,8 @@ from gcahng.errors import UserError
 from gcahng.extras import require
 from gcahng.files import atomic_write
 from gcahng.retrieval import nearest
+from gcahng.runs.metrics_table import metric_title
 from gcahng.runs.records import LOSSES, metric_names, read_records, running_mean, series
-from gcahng.train.terminal import metric_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

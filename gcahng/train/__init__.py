@@ -1,6 +1,7 @@
 """Training and evaluation of embedding networks."""
 
-from gcahng.config import BackboneConfig, DataConfig, GcaConfig, OptimizerConfig, TrainConfig
+from gcahng.config import BackboneConfig, GcaConfig, OptimizerConfig, TrainConfig
+from gcahng.data.config import DataConfig
 from gcahng.train.finite import NonFinite
 from gcahng.train.loop import fit, resume
 from gcahng.train.session import TrainingInterrupted

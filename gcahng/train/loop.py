@@ -16,13 +16,14 @@ from gcahng.data import DataSplits, load_data
 from gcahng.devices import deterministic, resolve_device, torch_threads
 from gcahng.errors import UserError
 from gcahng.extras import require
-from gcahng.files import check_run_folder, make_run_folder, remove_temporaries, run_lock, write_text, writing
+from gcahng.files import remove_temporaries, write_text, writing
 from gcahng.runs.checkpoint import FOLDER, newest_checkpoint
+from gcahng.runs.run_folder import check_run_folder, make_run_folder, run_lock
 from gcahng.runs.versions import versions
 from gcahng.train.processes import Processes, run_processes
 from gcahng.train.session import SUMMARY, Session, selects_on
 from gcahng.train.split_metrics import check_matches
-from gcahng.train.terminal import Reporter, reporter
+from gcahng.train.terminal import Terminal, terminal_for
 from gcahng.train.trainer import Trainer
 
 CONFIG = "config.yaml"
@@ -65,11 +66,11 @@ def fit(config: TrainConfig, *, verbose: bool = False) -> dict[str, Any]:
         processes.on_first(lambda: _hold(open_now, run))
         config = trainer.config = replace(trainer.config, out=str(run))
         processes.on_first(lambda: _write_config(run, config))
-        report = reporter(verbose, processes.first)
-        open_now.callback(report.close)
+        terminal = terminal_for(verbose, processes.first)
+        open_now.callback(terminal.close)
         with processes.together():
-            _announce(report, trainer, data, f"writes {run}")
-        return Session(trainer, data, report, {}, resumed=0).finish()
+            _announce(terminal, trainer, data, f"writes {run}")
+        return Session(trainer, data, terminal, {}, resumed=0).finish()
 
 
 def resume(
@@ -107,9 +108,9 @@ def resume(
         summary = processes.on_first(lambda: _finished_or_begun(run))
         if summary is not None:
             return summary
-        report = reporter(verbose, processes.first)
-        open_now.callback(report.close)
-        before, state = processes.on_first(lambda: _take_up(run, report, open_now))
+        terminal = terminal_for(verbose, processes.first)
+        open_now.callback(terminal.close)
+        before, state = processes.on_first(lambda: _take_up(run, terminal, open_now))
         with processes.together():
             config = replace(
                 before,
@@ -127,7 +128,7 @@ def resume(
             config.check()
             _require_extras(config)
         for difference in _differences(before, config, state, processes):
-            report.warning(f"{difference}; the last bits may differ from those of an uninterrupted run")
+            terminal.warning(f"{difference}; the last bits may differ from those of an uninterrupted run")
         open_now.enter_context(_surroundings(config))
         data, trainer = _begin(config, processes, pretrained=not state)
         open_now.callback(trainer.close)
@@ -135,13 +136,13 @@ def resume(
             if state:
                 trainer.load_state_dict(state)
         if state and state["data_digest"] != data.digest:
-            report.warning(
+            terminal.warning(
                 "files of the data set have other sizes than when the checkpoint was written; the run goes on with them"
             )
         with processes.together():
-            _announce(report, trainer, data, f"goes on in {run} after step {trainer.step}")
+            _announce(terminal, trainer, data, f"goes on in {run} after step {trainer.step}")
         resumed = state.get("resumed", 0) + 1
-        return Session(trainer, data, report, state, resumed).finish()
+        return Session(trainer, data, terminal, state, resumed).finish()
 
 
 def finished(run: Path) -> dict[str, Any] | None:
@@ -181,14 +182,14 @@ def _finished_or_begun(run: Path) -> dict[str, Any] | None:
     return finished(run)
 
 
-def _take_up(run: Path, report: Reporter, open_now: ExitStack) -> tuple[TrainConfig, dict[str, Any]]:
+def _take_up(run: Path, terminal: Terminal, open_now: ExitStack) -> tuple[TrainConfig, dict[str, Any]]:
     """Holds a run folder until `open_now` ends → its options, and the newest checkpoint's state."""
     _hold(open_now, run)
     for folder in (run, run / FOLDER):
         remove_temporaries(folder)
     path, state, damaged = newest_checkpoint(run)
     for error in damaged:
-        report.warning(f"{error}; going on from {path}, step {state['step']}")
+        terminal.warning(f"{error}; going on from {path}, step {state['step']}")
     return config_from_dict(state["config"]) if state else _read_config(run / CONFIG), state
 
 
@@ -219,16 +220,16 @@ def _require_extras(config: TrainConfig) -> None:
         require("wandb", extra="wandb", purpose=f"wandb is {config.wandb!r}")
 
 
-def _announce(report: Reporter, trainer: Trainer, data: DataSplits, where: str) -> None:
+def _announce(terminal: Terminal, trainer: Trainer, data: DataSplits, where: str) -> None:
     config, count = trainer.config, trainer.processes.count
     places = f"{count} processes on {config.device}" if count > 1 else config.device
-    report.start(
+    terminal.start(
         f"{config.loss_title} on {config.data.name}, {data.train.num_classes} classes; {config.steps} steps of "
         f"{config.data.classes_per_batch} x {config.data.samples_per_class} on {places}; {where}",
         config.steps,
     )
     if selects_on(config, data) == "test":
-        report.warning(
+        terminal.warning(
             "select is 'test': the best checkpoint is chosen on the test classes, as the authors do; its numbers are "
             "too good, select 'val' or 'last' for honest ones"
         )

@@ -25,7 +25,7 @@ from gcahng.runs.versions import versions
 from gcahng.train.finite import NonFinite
 from gcahng.train.signals import StopSignals
 from gcahng.train.split_metrics import Measured, Split, measure
-from gcahng.train.terminal import Reporter
+from gcahng.train.terminal import Terminal
 from gcahng.train.throughput import Meter
 from gcahng.train.trainer import Trainer
 
@@ -76,7 +76,7 @@ class Session:
     Args:
         trainer: fresh, or with a checkpoint's state; its config's `out` is the run folder.
         data: the splits.
-        report: hears of the progress.
+        terminal: is told of the progress.
         state: of the checkpoint; {} at the start of a run.
         resumed: how often the run was resumed.
 
@@ -84,9 +84,9 @@ class Session:
     """
 
     def __init__(
-        self, trainer: Trainer, data: DataSplits, report: Reporter, state: dict[str, Any], resumed: int
+        self, trainer: Trainer, data: DataSplits, terminal: Terminal, state: dict[str, Any], resumed: int
     ) -> None:
-        self.config, self.trainer, self.data, self.report = trainer.config, trainer, data, report
+        self.config, self.trainer, self.data, self.terminal = trainer.config, trainer, data, terminal
         self.processes = trainer.processes
         self.signals = StopSignals()
         self._probe = NegativesProbe(self.config, data.train, trainer.device)
@@ -169,13 +169,13 @@ class Session:
         step, left_out = self.trainer.step, self.trainer.last_left_out
         if not losses and left_out is not None:
             log.nonfinite(left_out.step, left_out.values, left_out.images)
-            self.report.status(f"left out: {left_out}")
+            self.terminal.status(f"left out: {left_out}")
         if not writes:
             return
         with self.meter.timing():  # here a GPU is waited for
             means = log.train(step)
         log.write(step, "system", self.meter.interval())
-        self.report.losses(step, means)
+        self.terminal.losses(step, means)
 
     def _evaluate(self, log: RunLog) -> None:
         step = self.trainer.step
@@ -183,7 +183,7 @@ class Session:
             self.latest[split] = metrics = self._measure(split).metrics
             with self.processes.together():
                 log.write(step, split, metrics)
-                self.report.evaluation(step, split, metrics)
+                self.terminal.evaluation(step, split, metrics)
         self.processes.on_first(lambda: self._measure_negatives(log))
         if self.selects_on is None:
             return
@@ -261,13 +261,13 @@ class Session:
                 lambda: load_checkpoint(path)["best"] if path.is_file() or self.best else {}
             )
         except UserError as error:  # damaged, or no longer there
-            self.report.warning(f"{error}; the best checkpoint is chosen anew from step {self.trainer.step} on")
+            self.terminal.warning(f"{error}; the best checkpoint is chosen anew from step {self.trainer.step} on")
             self.best = {}
 
     def _conclude(self) -> dict[str, Any]:
         config, trainer = self.config, self.trainer
         with self.processes.together():
-            self.report.status("evaluating on the test classes")
+            self.terminal.status("evaluating on the test classes")
         test, embeddings = self._measure("test")
         self.processes.on_first(lambda: _draw(self.run, self.data, embeddings, config))
         of_best = test

@@ -11,7 +11,8 @@ from gcahng.config import TrainConfig
 from gcahng.data import DataSplits, LabeledImages, Preprocessing, usual_workers
 from gcahng.devices import deterministic
 from gcahng.errors import UserError
-from gcahng.evaluation.evaluate import EVAL_BATCH, Gallery, embed, metrics_of
+from gcahng.evaluation.embed import EVAL_BATCH, embed
+from gcahng.evaluation.evaluate import Gallery, metrics_of
 from gcahng.train.processes import ALONE, Processes
 
 Split = Literal["val", "test"]

@@ -11,8 +11,8 @@ from typing import Protocol
 _SHOWN = ("loss", "J_m", "J_syn", "J_gen")
 
 
-class Reporter(Protocol):
-    """Hears of a run's progress."""
+class Terminal(Protocol):
+    """Is told of a run's progress, and prints what it is for."""
 
     def start(self, title: str, steps: int) -> None: ...
     def losses(self, step: int, logs: Mapping[str, float]) -> None: ...
@@ -115,32 +115,18 @@ class Bar(Silent):
         self._progress.stop()
 
 
-def reporter(verbose: bool, speaks: bool = True) -> Reporter:
-    """A bar on a terminal, lines elsewhere, only warnings unless `verbose`, nothing unless this process `speaks`."""
+def terminal_for(verbose: bool, speaks: bool = True) -> Terminal:
+    """A progress bar where standard output is a terminal, and lines elsewhere.
+
+    Args:
+        verbose: whether anything but warnings is printed.
+        speaks: whether this process prints anything at all; of several processes one does.
+    """
     if not speaks:
         return Mute()
     if not verbose:
         return Silent()
     return Bar() if sys.stdout.isatty() else Lines()
-
-
-def metrics_table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """A small table in per cent: a row each of `rows`, a column each metric."""
-    counts = ("queries", "queries_without_match", "clusters")
-    names = [name for name in next(iter(rows.values())) if name not in counts]
-    width = max(len(row) for row in rows)
-    head = " " * width + "".join(f"{metric_title(name):>13}" for name in names)
-    lines = [
-        f"{row:<{width}}" + "".join(f"{100 * values[name]:13.2f}" for name in names) for row, values in rows.items()
-    ]
-    return "\n".join([head, *lines])
-
-
-def metric_title(name: str) -> str:
-    """recall@1 → Recall@1, map@r → MAP@R, r_precision → R-Precision …"""
-    if name == "r_precision":
-        return "R-Precision"
-    return name.capitalize() if name.startswith(("recall", "precision")) else name.upper()
 
 
 def _losses(logs: Mapping[str, float], shown: tuple[str, ...] = _SHOWN) -> str:

@@ -11,9 +11,9 @@ import pytest
 import torch
 import trees
 
-from gcahng.config import DataConfig
 from gcahng.data import DataSplits, ImageFiles, load_data, read_rgb
 from gcahng.data.cars196 import TEST_MAKES, TRAIN_MAKES
+from gcahng.data.config import DataConfig
 from gcahng.errors import UserError
 
 MAKERS: dict[str, tuple[str, Callable[[Path], Path]]] = {

@@ -14,7 +14,6 @@ import trees
 from PIL import Image
 from torch import Tensor
 
-from gcahng.config import DataConfig
 from gcahng.data import (
     BalancedBatchSampler,
     FileBatches,
@@ -27,6 +26,7 @@ from gcahng.data import (
     random_shifts,
     read_rgb,
 )
+from gcahng.data.config import DataConfig
 from gcahng.errors import UserError
 
 CPU = torch.device("cpu")

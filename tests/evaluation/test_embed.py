@@ -21,8 +21,7 @@ import gcahng
 from gcahng.data import DataSplits, ImageFiles, Preprocessing, UnreadableImage
 from gcahng.errors import UserError
 from gcahng.evaluation import partial_embeddings
-from gcahng.evaluation.embed import EmbedOptions, embed_to_file, fingerprint
-from gcahng.evaluation.evaluate import embed
+from gcahng.evaluation.embed import EmbedOptions, embed, embed_to_file, fingerprint
 from gcahng.evaluation.image_inputs import files_images
 from gcahng.models.model_file import Model, load_model
 from gcahng.retrieval.embeddings import read_embeddings

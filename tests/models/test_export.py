@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from gcahng.cli import main
 from gcahng.data import DataSplits
 from gcahng.errors import UserError
-from gcahng.evaluation.evaluate import embed, evaluate_checkpoint, metrics_of
+from gcahng.evaluation.embed import embed
+from gcahng.evaluation.evaluate import evaluate_checkpoint, metrics_of
 from gcahng.models.backbones import build_backbone
 from gcahng.models.export import ABOUT_FILE, about, export_model, onnx_network
 from gcahng.models.model_file import Model, load_model, save_model

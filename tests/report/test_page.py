@@ -281,7 +281,7 @@ def test_a_full_disk_leaves_the_old_page(runs, tmp_path: Path, monkeypatch: pyte
 
 def test_images_that_have_moved_and_progress(runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     roots, heard = [], []
-    monkeypatch.setattr("gcahng.evaluation.evaluate.EVAL_BATCH", 20)
+    monkeypatch.setattr("gcahng.evaluation.embed.EVAL_BATCH", 20)
     monkeypatch.setattr("gcahng.report.contents.load_data", lambda config: (roots.append(config.root), runs.data)[1])
     whole = write(runs, tmp_path)[1]
     parts = write(runs, tmp_path, data_root=Path("/elsewhere"), progress=lambda *places: heard.append(places))[1]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from gcahng.data import load_data
 from gcahng.engine.ranks import Ranks
 from gcahng.errors import UserError
-from gcahng.evaluation import evaluate
+from gcahng.evaluation import embed
 from gcahng.train import (
     BackboneConfig,
     DataConfig,
@@ -36,7 +36,7 @@ from gcahng.train import (
 )
 from gcahng.train.batch_norm import share_batch_norm
 from gcahng.train.processes import Processes, run_processes
-from gcahng.train.terminal import Mute, Reporter, reporter
+from gcahng.train.terminal import Mute, Terminal, terminal_for
 from gcahng.train.trainer import Trainer
 
 COUNT, STEPS = 2, 4
@@ -82,7 +82,7 @@ def measured(processes: Processes) -> tuple[dict[str, float], Tensor]:
     trainer = Trainer(made, data, processes=processes)
     trainer.start_together()
     with pytest.MonkeyPatch.context() as patch:
-        for module in (split_metrics, evaluate):
+        for module in (split_metrics, embed):
             patch.setattr(module, "EVAL_BATCH", 16)
         return split_metrics.measure(trainer.model, data, "test", made, trainer.device, processes)
 
@@ -152,7 +152,7 @@ def failures(folder: Path, rank: int) -> dict[str, str]:
         patch.setattr(Trainer, "_learn", spoilt_in(Trainer._learn, rank == COUNT - 1))
         found["not finite"] = error_of(lambda: fit(replace(made, out=str(folder / "spoilt"))))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "reporter", deaf_reader)
+        patch.setattr(loop, "terminal_for", deaf_reader)
         try:
             found["broken pipe"] = error_of(lambda: fit(replace(made, out=str(folder / "unread"))))
         except BrokenPipeError:
@@ -162,9 +162,9 @@ def failures(folder: Path, rank: int) -> dict[str, str]:
     return found | {"written": spoilt}
 
 
-def deaf_reader(verbose: bool, speaks: bool) -> Reporter:
+def deaf_reader(verbose: bool, speaks: bool) -> Terminal:
     """Of a run whose output nobody reads: the first process finds it out, with the first line."""
-    return Unread() if speaks else reporter(verbose, speaks)
+    return Unread() if speaks else terminal_for(verbose, speaks)
 
 
 class Unread(Mute):

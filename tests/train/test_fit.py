@@ -223,7 +223,7 @@ def test_out_must_be_a_folder_that_can_be_made(small_config: MakeConfig, tmp_pat
 
 
 def test_default_folders_do_not_collide(small_config: MakeConfig, tmp_path: Path, monkeypatch: Any) -> None:
-    from gcahng.files import make_run_folder
+    from gcahng.runs.run_folder import make_run_folder
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("time.strftime", lambda _: "20260102-030405")

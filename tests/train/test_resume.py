@@ -23,9 +23,10 @@ import gcahng
 from gcahng.cli import main
 from gcahng.data import DataSplits
 from gcahng.errors import UserError
-from gcahng.files import CannotWrite, run_lock
+from gcahng.files import CannotWrite
 from gcahng.runs import log
 from gcahng.runs.checkpoint import find_checkpoint, load_checkpoint
+from gcahng.runs.run_folder import run_lock
 from gcahng.train import BackboneConfig, TrainConfig, TrainingInterrupted, fit, resume, session
 from gcahng.train import trainer as trainer_module
 from gcahng.train.split_metrics import Measured
@@ -224,7 +225,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_only_one_process_trains_a_run(config_of_whole: TrainConfig) -> None:
     run = interrupted(config_of_whole, 4)
-    code = "import sys, time; from pathlib import Path; from gcahng.files import run_lock\n"
+    code = "import sys, time; from pathlib import Path; from gcahng.runs.run_folder import run_lock\n"
     code += "with run_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     other = subprocess.Popen([sys.executable, "-c", code, str(run)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     try:

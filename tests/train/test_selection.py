@@ -100,7 +100,7 @@ def test_a_gallery(config_of_whole: TrainConfig, small_data: DataSplits, monkeyp
     config = replace(config_of_whole, steps=2, loss="npair")
     summary, run = fitted(config, data, monkeypatch)
     assert summary["test"]["queries"] == 2 * 40 and {"recall@1", "recall@10"} <= set(summary["test"])
-    from gcahng.evaluation.evaluate import embed
+    from gcahng.evaluation.embed import embed
     from gcahng.models.model_file import load_model
     from gcahng.retrieval import retrieval_metrics
 
