@@ -10,7 +10,7 @@ from gcahng.errors import UserError
 from gcahng.extras import require
 
 if TYPE_CHECKING:
-    from gcahng.train import TrainConfig
+    from gcahng.config import TrainConfig
 
 _FOLDER = Path(__file__).parent
 
