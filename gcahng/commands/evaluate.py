@@ -149,7 +149,7 @@ def _report(options: argparse.Namespace, result: dict[str, Any], name: str, defa
         classes = result.pop("per_class")
     written = options.json or default_json
     metrics = result[name]
-    print(metrics_table({f"{name} (per cent)": metrics}))
+    print(metrics_table({f"{name} (percent)": metrics}))
     if metrics["queries_without_match"]:
         print(f"left out    {metrics['queries_without_match']} queries without another image of their class")
     if "checkpoint" in result:

@@ -22,7 +22,7 @@ _SETTINGS = {
     "lists": "k-means cells of ivf_flat and ivf_pq (4 √rows, at least 39 rows a cell)",
     "probes": "cells looked at in a search (one in 32)",
     "code_bytes": "bytes a row of ivf_pq; divides the channels (up to a quarter of them)",
-    "links": "neighbours a node of hnsw's graph, 2 to 4096 (32)",
+    "links": "neighbors a node of hnsw's graph, 2 to 4096 (32)",
     "build_breadth": "nodes of hnsw kept in view while it is built (80)",
     "search_breadth": "nodes of hnsw kept in view in a search (128)",
     "seed": "of k-means and its sample (0)",
@@ -51,7 +51,7 @@ def _build(arguments: list[str]) -> int:
         help="flat compares all rows; the others look at a part of them and need faiss (flat)",
     )
     parser.add_argument(
-        "--metric", choices=("cosine", "euclidean"), default="cosine", help="cosine normalises the rows (cosine)"
+        "--metric", choices=("cosine", "euclidean"), default="cosine", help="cosine normalizes the rows (cosine)"
     )
     for name, meaning in _SETTINGS.items():
         parser.add_argument(f"--{name}", type=int, metavar="N", help=meaning)
@@ -115,7 +115,7 @@ def _info(arguments: list[str]) -> int:
     with progress_bar("checking", unit="bytes") as bar:
         header, items = read_header(options.index, bar)
     model = model_from(header["model"])
-    print(f"kind        {header['kind']}, {header['metric']}{', rows normalised' if header['normalised'] else ''}")
+    print(f"kind        {header['kind']}, {header['metric']}{', rows normalized' if header['normalised'] else ''}")
     print(f"rows        {header['rows']} of {header['dim']} channels, {options.index.stat().st_size} bytes")
     print(f"labels      {f'{len(items.class_names)} classes' if items.class_names else 'none'}")
     if model is None:

@@ -122,7 +122,7 @@ def report(size: StepSize, limit: int | None, given: bool, rate: float | None, m
         *("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]),
         "",
         f"peak: a step's beyond its state, which is {_bytes(plan.state_bytes(size))} of weights, gradients and "
-        "optimisers' moments.",
+        "optimizers' moments.",
     ]
     if rate is not None:
         where = "measured here" if measured else "given"

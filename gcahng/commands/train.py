@@ -112,7 +112,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
     from gcahng.runs.metrics_table import metrics_table
 
     out, best = Path(summary["out"]), summary["best"]
-    rows = {"test (per cent)": summary["test"]}
+    rows = {"test (percent)": summary["test"]}
     if best and best["step"] != summary["steps"]:
         rows[f"test, best checkpoint (step {best['step']})"] = summary["test_best"]
     print()

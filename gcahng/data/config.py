@@ -15,7 +15,7 @@ class DataConfig:
     """Data: the set, the balanced batches, the augmentation.
 
     Attributes:
-        name: data set. glyphs: 2,135 characters in the 12 faces of DejaVu, 32x32 grey, no download. cub200, cars196,
+        name: data set. glyphs: 2,135 characters in the 12 faces of DejaVu, 32x32 gray, no download. cub200, cars196,
             sop, inshop: the original files. folder: train/CLASS/ and test/CLASS/ under root. csv: path, label, split.
         root: folder of the data set's files.
         csv: file of path, label and split (csv); its paths are relative to root, or to its own folder.

@@ -106,7 +106,7 @@ def negatives_record(
 ) -> dict[str, Any]:
     """Distances of synthetic and real negatives to their anchors, and the distribution of θ.
 
-    Distances are Euclidean, between embeddings as the loss sees them: not normalised. Every sample is an anchor.
+    Distances are Euclidean, between embeddings as the loss sees them: not normalized. Every sample is an anchor.
 
     Args:
         gca: the loss, in the mode that `generate` is meant to have.

@@ -78,7 +78,7 @@ def plot_search(
     """Draw the queries, one a row, each followed by what was found, nearest first, with its value and its class.
 
     Found images of the query's class have a green solid frame, others a red dashed frame with a cross; where a label is
-    missing, a grey one. An image that is not known is an empty cell with its name.
+    missing, a gray one. An image that is not known is an empty cell with its name.
 
     Args:
         queries: what was searched for.

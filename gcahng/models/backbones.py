@@ -15,13 +15,13 @@ from gcahng.errors import UserError
 from gcahng.models.feature_extractors import Body, build_body
 from gcahng.models.pretrained import check_names, read_tensors
 
-_LUMA = (0.299, 0.587, 0.114)  # of RGB, ITU-R BT.601, as PIL turns colour into grey
+_LUMA = (0.299, 0.587, 0.114)  # of RGB, ITU-R BT.601, as PIL turns color into gray
 
 
 class Backbone(nn.Module):
     """A body that finds features and a head that embeds them: (n, H, W) or (n, 3, H, W) uint8 → (n, D).
 
-    The head is BatchNorm1d → Linear, as in the authors' networks. The embeddings are not normalised. A subclass says
+    The head is BatchNorm1d → Linear, as in the authors' networks. The embeddings are not normalized. A subclass says
     what `pooled` features are.
 
     Attributes:
@@ -94,11 +94,11 @@ class Backbone(nn.Module):
 
 
 class GlyphConv(Backbone):
-    """A small convolutional network for grey images: five 3×3 convolutions and a global mean.
+    """A small convolutional network for gray images: five 3×3 convolutions and a global mean.
 
     Each convolution is followed by BatchNorm and ReLU, the first, second and fourth also by a 2×2 maximum; their widths
     are `width` times 1, 2, 4, 4, 8. The head on top is BatchNorm1d → Linear, as in the authors' networks. The
-    embeddings are not normalised.
+    embeddings are not normalized.
 
     Args:
         embedding_dim: D.
@@ -134,7 +134,7 @@ class GlyphConv(Backbone):
 class ImageBackbone(Backbone):
     """A network of torchvision or timm with the authors' head on top.
 
-    Images are scaled to 0 … 1 and normalised with the mean and deviation that the network was trained with. Grey ones
+    Images are scaled to 0 … 1 and normalized with the mean and deviation that the network was trained with. Gray ones
     get three equal channels. Those whose shorter side is below `min_size` are scaled up to it (bilinear); a network
     with one input size gets that size.
 

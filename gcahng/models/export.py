@@ -1,8 +1,8 @@
 """Networks for other programs: ONNX, and PyTorch's exported programs (.pt2).
 
-An exported file takes "images", uint8 (batch, 3, H, W) RGB, or (batch, H, W) grey for a network of glyphs, as they come
+An exported file takes "images", uint8 (batch, 3, H, W) RGB, or (batch, H, W) gray for a network of glyphs, as they come
 from decoding, resizing and cropping; scaling to the network's mean and deviation is part of it. It gives "embeddings",
-fp32 (batch, D), not normalised. The batch size is free.
+fp32 (batch, D), not normalized. The batch size is free.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class Body:
     """A network without its classifier.
 
     Attributes:
-        network: (n, 3, H, W) normalised images → (n, features).
+        network: (n, 3, H, W) normalized images → (n, features).
         features: F, of the vector.
         mean: of the channels of the images it was trained on, of 1.
         std: of the channels.

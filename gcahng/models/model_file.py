@@ -27,7 +27,7 @@ class Model:
     """A trained network and how it was made.
 
     Attributes:
-        network: (n, H, W) or (n, 3, H, W) uint8 images → (n, D) embeddings, not normalised; in evaluation mode.
+        network: (n, H, W) or (n, 3, H, W) uint8 images → (n, D) embeddings, not normalized; in evaluation mode.
         config: of the run; of an imported network only data, backbone and loss options mean something.
         path: the file it came from.
         step: of its training; None where unknown.

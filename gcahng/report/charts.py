@@ -1,4 +1,4 @@
-"""Charts as inline SVG whose colours the page's style sheet sets, so that they follow light and dark.
+"""Charts as inline SVG whose colors the page's style sheet sets, so that they follow light and dark.
 
 Text that comes in is escaped here; what comes out is markup.
 """
@@ -27,7 +27,7 @@ class Line:
     Attributes:
         name: in the key; "" for none.
         points: (x, y) by ascending x; values that are not finite leave a gap.
-        colour: 1 … 6, of the style sheet.
+        color: 1 … 6, of the style sheet.
         dashed: instead of solid.
         band: (x, low, high) around the line.
         smooth: points are drawn thin, and their running mean over a twentieth of them thick.
@@ -36,7 +36,7 @@ class Line:
 
     name: str
     points: Sequence[Point]
-    colour: int = 1
+    color: int = 1
     dashed: bool = False
     band: Sequence[tuple[float, float, float]] = field(default=())
     smooth: bool = False
@@ -83,7 +83,7 @@ def line_chart(
     for line in lines:
         parts.append(_drawn(line, x_of, y_of))
     key = "".join(
-        f'<li class="c{line.colour}{" dashed" if line.dashed else ""}">{escape(line.name)}</li>'
+        f'<li class="c{line.color}{" dashed" if line.dashed else ""}">{escape(line.name)}</li>'
         for line in lines
         if line.name
     )
@@ -150,13 +150,13 @@ def number(value: float) -> str:
 
 
 def _drawn(line: Line, x_of: Callable[[float], float], y_of: Callable[[float], float]) -> str:
-    style = f"line c{line.colour}{' dashed' if line.dashed else ''}"
+    style = f"line c{line.color}{' dashed' if line.dashed else ''}"
     points = _thinned(line.points)
     parts = []
     if line.band:
         edge = [(x, high) for x, _, high in line.band] + [(x, low) for x, low, _ in reversed(line.band)]
         places = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in edge)
-        parts.append(f'<polygon class="band c{line.colour}" points="{places}"/>')
+        parts.append(f'<polygon class="band c{line.color}" points="{places}"/>')
     window = max(1, len(points) // 20) if line.smooth else 1
     if window > 1:
         parts.append(_path(points, x_of, y_of, style + " thin"))
@@ -165,7 +165,7 @@ def _drawn(line: Line, x_of: Callable[[float], float], y_of: Callable[[float], f
     parts.append(_path(points, x_of, y_of, style))
     if line.dots or len(points) == 1:
         parts += [
-            f'<circle class="dot c{line.colour}" cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="3"/>'
+            f'<circle class="dot c{line.color}" cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="3"/>'
             for x, y in points
             if math.isfinite(y)
         ]
@@ -173,7 +173,7 @@ def _drawn(line: Line, x_of: Callable[[float], float], y_of: Callable[[float], f
 
 
 def _thinned(points: Sequence[Point]) -> list[Point]:
-    """At most `MAX_POINTS` points, each the mean of as many neighbours."""
+    """At most `MAX_POINTS` points, each the mean of as many neighbors."""
     group = -(-len(points) // MAX_POINTS)
     if group <= 1:
         return list(points)

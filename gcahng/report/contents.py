@@ -23,7 +23,7 @@ from gcahng.report.embedding_map import EmbeddingMap, embedding_map
 from gcahng.report.ranking import Ranking, rank
 from gcahng.runs.records import read_records
 
-NEIGHBOURS = 8
+NEIGHBORS = 8
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Contents:
         baselines: runs it is compared with.
         model: the run's network, where it came from and its options.
         images, gallery: the queries, and what they are searched in (the same where there is no gallery).
-        ranking: neighbours of every query.
+        ranking: neighbors of every query.
         map: some queries in the plane.
         queries: how many the grids show, each.
         seed: of random choices.
@@ -108,7 +108,7 @@ def gather(
         model=model,
         images=data.test,
         gallery=data.test if data.gallery is None else data.gallery,
-        ranking=rank(embeddings, labels, NEIGHBOURS, gallery, gallery_labels),
+        ranking=rank(embeddings, labels, NEIGHBORS, gallery, gallery_labels),
         map=embedding_map(embeddings, labels, method=map_method, seed=seed),
         queries=queries,
         seed=seed,

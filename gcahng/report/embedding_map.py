@@ -14,7 +14,7 @@ from gcahng.errors import UserError
 from gcahng.extras import require
 
 METHODS = ("auto", "umap", "pca")
-UMAP_NEIGHBOURS = 15
+UMAP_NEIGHBORS = 15
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class EmbeddingMap:
 def embedding_map(
     embeddings: Tensor, labels: Tensor, *, method: str = "auto", images: int = 1200, classes: int = 100, seed: int = 0
 ) -> EmbeddingMap:
-    """Place images of some random classes, all images of each, by their normalised embeddings.
+    """Place images of some random classes, all images of each, by their normalized embeddings.
 
     Args:
         embeddings: (n, D).
@@ -56,8 +56,8 @@ def embedding_map(
     rows = _choose(labels.cpu(), images, classes, seed)
     points = normalize(embeddings.detach().cpu()[rows], dim=1)
     explained = None
-    # UMAP's neighbourhoods need more points than this; PCA does not.
-    if method == "umap" or (method == "auto" and find_spec("umap") and len(rows) > 2 * UMAP_NEIGHBOURS):
+    # UMAP's neighborhoods need more points than this; PCA does not.
+    if method == "umap" or (method == "auto" and find_spec("umap") and len(rows) > 2 * UMAP_NEIGHBORS):
         method, places = "umap", _umap(points, seed)
     else:
         method, (places, explained) = "pca", _pca(points)
@@ -79,8 +79,8 @@ def _choose(labels: Tensor, images: int, classes: int, seed: int) -> Tensor:
 
 def _pca(points: Tensor) -> tuple[Tensor, float]:
     """(p, 2) scores on the two first principal components, and their share of the variance."""
-    centred = (points - points.mean(dim=0)).double()
-    u, s, _ = torch.linalg.svd(centred, full_matrices=False)
+    centered = (points - points.mean(dim=0)).double()
+    u, s, _ = torch.linalg.svd(centered, full_matrices=False)
     scores = u[:, :2] * s[:2]
     if scores.shape[1] < 2:
         scores = torch.nn.functional.pad(scores, (0, 2 - scores.shape[1]))
@@ -96,6 +96,6 @@ def _umap(points: Tensor, seed: int) -> Tensor:
         from umap import UMAP
 
         # The distance keeps the images of a close class from lying on one another.
-        umap = UMAP(n_neighbors=UMAP_NEIGHBOURS, min_dist=0.6, metric="cosine", random_state=seed)
+        umap = UMAP(n_neighbors=UMAP_NEIGHBORS, min_dist=0.6, metric="cosine", random_state=seed)
         found = umap.fit_transform(points.numpy())
     return torch.from_numpy(found).double()

@@ -90,7 +90,7 @@ def _results(contents: Contents) -> str:
 
 
 def _comparison(runs: Sequence[Run]) -> str:
-    """Recall@K, MAP@R and R-Precision of all runs: a table, in per cent, the best of each column bold; and a chart."""
+    """Recall@K, MAP@R and R-Precision of all runs: a table, in percent, the best of each column bold; and a chart."""
     names = [name for name in runs[0].metrics if name not in ("queries", "queries_without_match")]
     top = {name: max(run.metrics.get(name, -1.0) for run in runs) for name in names}
     rows = []
@@ -107,7 +107,7 @@ def _comparison(runs: Sequence[Run]) -> str:
             f'<tr><th>{escape(run.name)}<br><span class="note">{escape(about)}</span></th>{"".join(cells)}</tr>'
         )
     head = "".join(f"<th>{metric_title(name)}</th>" for name in names)
-    table = f"<table><thead><tr><th>per cent</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    table = f"<table><thead><tr><th>percent</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     table = f'<div class="scroll" tabindex="0">{table}</div>'
     return f'<h3>Recall@K against baseline runs</h3><div class="two">{table}{sections.recall_chart(runs)}</div>'
 

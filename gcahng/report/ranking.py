@@ -12,17 +12,17 @@ from torch.nn.functional import normalize
 from gcahng.errors import UserError
 from gcahng.retrieval import nearest
 
-GATHERED = 2**24  # numbers of neighbours at once
+GATHERED = 2**24  # numbers of neighbors at once
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """The nearest neighbours of every query.
+    """The nearest neighbors of every query.
 
     Attributes:
         labels: (n,) of the queries.
         gallery_labels: (m,) of what they are searched in.
-        neighbours: (n, k) gallery indices, nearest first.
+        neighbors: (n, k) gallery indices, nearest first.
         similarities: (n, k) cosines.
         matches: (n,) R, how many other items of the query's class the gallery has.
         precision: (n,) average precision at R, whose mean is MAP@R; NaN where R = 0.
@@ -30,23 +30,23 @@ class Ranking:
 
     labels: Tensor
     gallery_labels: Tensor
-    neighbours: Tensor
+    neighbors: Tensor
     similarities: Tensor
     matches: Tensor
     precision: Tensor
 
     @property
     def right(self) -> Tensor:
-        """(n, k) whether a neighbour is of the query's class."""
-        return self.gallery_labels[self.neighbours] == self.labels[:, None]
+        """(n, k) whether a neighbor is of the query's class."""
+        return self.gallery_labels[self.neighbors] == self.labels[:, None]
 
     def best(self, count: int) -> list[int]:
         """Queries of the highest precision, one a class; of equal ones those with the widest gap behind the last right
-        neighbour."""
+        neighbor."""
         return self._first_of_classes(torch.stack([-self.precision, -self._gap()]), count)
 
     def worst(self, count: int) -> list[int]:
-        """Queries of the lowest precision, one a class; of equal ones those most similar to a wrong neighbour."""
+        """Queries of the lowest precision, one a class; of equal ones those most similar to a wrong neighbor."""
         wrong = self.similarities.masked_fill(self.right, -torch.inf).amax(dim=1)
         return self._first_of_classes(torch.stack([self.precision, -wrong]), count)
 
@@ -56,7 +56,7 @@ class Ranking:
         return self._first_of_classes(order[None], count)
 
     def _gap(self) -> Tensor:
-        """(n,) similarity of the R-th neighbour less that of the next; 0 where that is not known."""
+        """(n,) similarity of the R-th neighbor less that of the next; 0 where that is not known."""
         if self.similarities.shape[1] == 1:
             return torch.zeros(len(self.labels))
         last = self.matches.clamp(1, self.similarities.shape[1] - 1)[:, None]
@@ -85,9 +85,9 @@ class ConfusedPair:
 
     Attributes:
         classes: both labels, the one with more errors first.
-        errors: images of either whose nearest neighbour is of the other.
+        errors: images of either whose nearest neighbor is of the other.
         images: queries of both classes.
-        example: a query and its nearest neighbour, the most similar such pair (gallery index).
+        example: a query and its nearest neighbor, the most similar such pair (gallery index).
     """
 
     classes: tuple[int, int]
@@ -99,16 +99,16 @@ class ConfusedPair:
 def rank(
     embeddings: Tensor,
     labels: Tensor,
-    neighbours: int,
+    neighbors: int,
     gallery_embeddings: Tensor | None = None,
     gallery_labels: Tensor | None = None,
 ) -> Ranking:
-    """Find the neighbours of every query, at least `neighbours` and as many as its average precision needs.
+    """Find the neighbors of every query, at least `neighbors` and as many as its average precision needs.
 
     Args:
         embeddings: (n, D) of the queries.
         labels: (n,).
-        neighbours: fewer only where the gallery is smaller.
+        neighbors: fewer only where the gallery is smaller.
         gallery_embeddings, gallery_labels: (m, D) and (m,); None: the queries themselves, each without itself.
 
     Raises:
@@ -122,7 +122,7 @@ def rank(
     matches = torch.bincount(gallery_labels, minlength=classes)[labels] - int(own)
     if not (matches > 0).any():
         raise UserError("labels must give some query another item of its class to find, all have R = 0")
-    k = min(max(neighbours, int(matches.max()) + 1), len(gallery) - int(own))
+    k = min(max(neighbors, int(matches.max()) + 1), len(gallery) - int(own))
     found = nearest(embeddings, k, gallery_embeddings=None if own else gallery)
     queries, items = normalize(embeddings, dim=1), normalize(gallery, dim=1)
     at_once = max(1, GATHERED // (k * items.shape[1]))
@@ -139,8 +139,8 @@ def rank(
 
 
 def confused_pairs(ranking: Ranking, count: int) -> list[ConfusedPair]:
-    """The pairs of classes with the most images whose nearest neighbour is of the other class."""
-    nearest_label = ranking.gallery_labels[ranking.neighbours[:, 0]]
+    """The pairs of classes with the most images whose nearest neighbor is of the other class."""
+    nearest_label = ranking.gallery_labels[ranking.neighbors[:, 0]]
     wrong = ((nearest_label != ranking.labels) & (ranking.matches > 0)).nonzero().squeeze(1)
     errors: dict[tuple[int, int], list[int]] = defaultdict(list)
     for query in wrong.tolist():
@@ -156,7 +156,7 @@ def confused_pairs(ranking: Ranking, count: int) -> list[ConfusedPair]:
                 classes=(a, b) if 2 * from_a >= len(queries) else (b, a),
                 errors=len(queries),
                 images=int(sizes[a] + sizes[b]),
-                example=(shown, int(ranking.neighbours[shown, 0])),
+                example=(shown, int(ranking.neighbors[shown, 0])),
             )
         )
     return pairs

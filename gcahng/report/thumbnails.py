@@ -37,7 +37,7 @@ def sprite(images: LabeledImages, indices: list[int]) -> tuple[str, int]:
 
 
 def _square(images: LabeledImages, index: int, side: int) -> Image:
-    """Grey or RGB; small images keep their size, all others are scaled to `side`."""
+    """Gray or RGB; small images keep their size, all others are scaled to `side`."""
     require("PIL", extra="train", purpose="pictures are drawn")
     from PIL import Image, ImageOps
 

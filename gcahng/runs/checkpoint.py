@@ -14,7 +14,7 @@ from gcahng.files import atomic_write, writing
 
 # What a checkpoint of this schema holds:
 #   schema int, versions dict[str, str], config dict, data_digest str, data_listing str | None, step int;
-#   model, loss (with the graph network's and the classifier's optimisers, running means and draws), optimizer, scaler,
+#   model, loss (with the graph network's and the classifier's optimizers, running means and draws), optimizer, scaler,
 #   batches: state dicts; rng {"torch": Tensor, "cuda": Tensor | None}; rng_of_others: the same of processes 1, 2 …;
 #   left_out {"all": int, "in_row": int}: steps left out because something was not finite;
 #   best {"step": int, KIND: dict[str, float]}: of the best checkpoint so far, empty before the first; KIND is what

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 
 def metrics_table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """A small table in per cent: a row each of `rows`, a column each metric."""
+    """A small table in percent: a row each of `rows`, a column each metric."""
     counts = ("queries", "queries_without_match", "clusters")
     names = [name for name in next(iter(rows.values())) if name not in counts]
     width = max(len(row) for row in rows)

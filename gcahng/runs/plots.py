@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, told apart with every kind of colour blindness.
+# Okabe and Ito's palette, told apart with every kind of color blindness.
 _GREEN, _RED, _BLUE, _ORANGE, _PURPLE, _SKY = "#009E73", "#D55E00", "#0072B2", "#E69F00", "#CC79A7", "#56B4E9"
-_INK, _GREY = "#222222", "#767676"
+_INK, _GRAY = "#222222", "#767676"
 _DASHES = (0, (2.0, 1.0))
 
 
@@ -56,7 +56,7 @@ def plot_curves(metrics_jsonl: Path, out_png: Path) -> None:
     rows = max(1, math.ceil(places / columns))
     figure = new_figure(0.6 + 4.1 * columns, 0.5 + 2.75 * rows)
     if not places:
-        figure.text(0.5, 0.5, "Nothing was recorded.", ha="center", va="center", color=_GREY, fontsize=11)
+        figure.text(0.5, 0.5, "Nothing was recorded.", ha="center", va="center", color=_GRAY, fontsize=11)
     grid = figure.add_gridspec(rows, columns)
     if metrics:
         _draw_metrics(figure.add_subplot(grid[0, :2]), metrics)
@@ -74,13 +74,13 @@ def plot_retrieval_grid(
     embeddings: Tensor,
     out_png: Path,
     queries: int = 8,
-    neighbours: int = 8,
+    neighbors: int = 8,
     seed: int = 0,
     class_names: Sequence[str] | None = None,
 ) -> None:
-    """Draw random queries, one a row, each followed by its nearest neighbours (by cosine similarity).
+    """Draw random queries, one a row, each followed by its nearest neighbors (by cosine similarity).
 
-    Right neighbours, those of the query's class, have a green solid frame, wrong ones a red dashed frame with a cross.
+    Right neighbors, those of the query's class, have a green solid frame, wrong ones a red dashed frame with a cross.
     Queries are drawn from the samples that have another one of their class, each of another class as long as there are
     classes.
 
@@ -89,7 +89,7 @@ def plot_retrieval_grid(
         labels: (N,) integers.
         embeddings: (N, D).
         out_png: where to write; replaced as a whole or not at all.
-        queries, neighbours: rows, and images after the query; fewer where there are not as many samples.
+        queries, neighbors: rows, and images after the query; fewer where there are not as many samples.
         seed: of the choice of queries.
         class_names: the name of each label, written under the images; the label itself without.
 
@@ -99,11 +99,11 @@ def plot_retrieval_grid(
     """
     labels = torch.as_tensor(labels).cpu()
     picture = _pictures(images, labels, embeddings)
-    for name, value in (("queries", queries), ("neighbours", neighbours)):
+    for name, value in (("queries", queries), ("neighbors", neighbors)):
         if value < 1:
             raise UserError(f"{name} must be at least 1, got {value}")
     chosen = _choose_queries(labels, queries, seed)
-    found = nearest(embeddings, min(neighbours, len(labels) - 1), queries=chosen).cpu()
+    found = nearest(embeddings, min(neighbors, len(labels) - 1), queries=chosen).cpu()
     right = labels[found] == labels[chosen].unsqueeze(1)
     rows, columns = found.shape[0], 1 + found.shape[1]
 
@@ -123,32 +123,32 @@ def plot_retrieval_grid(
     grid.update(wspace=0.12, hspace=0.3)
     for row, query in enumerate(chosen.tolist()):
         draw_picture(figure.add_subplot(grid[row, 0]), picture(query), _name(labels[query], class_names), None)
-        for column, neighbour in enumerate(found[row].tolist()):
+        for column, neighbor in enumerate(found[row].tolist()):
             ax = figure.add_subplot(grid[row, column + 2])
             is_right = bool(right[row, column])
-            draw_picture(ax, picture(neighbour), _name(labels[neighbour], class_names), is_right)
+            draw_picture(ax, picture(neighbor), _name(labels[neighbor], class_names), is_right)
     text = "Random query (left), then its nearest samples, nearest first."
     counts = f"{int(right.sum())} of {right.numel()} are of the query's class."
-    draw_head(figure, head / height, "Nearest neighbours", f"{text} {counts}")
+    draw_head(figure, head / height, "Nearest neighbors", f"{text} {counts}")
     save_png(figure, Path(out_png))
 
 
 def _draw_metrics(ax: Axes, metrics: dict[str, list[tuple[int, float]]]) -> None:
-    """One line a metric, in per cent, with its last value."""
-    colours = [_BLUE, _RED, _GREEN, _ORANGE, _PURPLE, _SKY]
+    """One line a metric, in percent, with its last value."""
+    colors = [_BLUE, _RED, _GREEN, _ORANGE, _PURPLE, _SKY]
     for i, (name, points) in enumerate(metrics.items()):
         steps, values = zip(*points, strict=True)
         ax.plot(
             steps,
             [100 * value for value in values],
-            color=colours[i % len(colours)],
-            linestyle=("-", "--", ":")[i // len(colours) % 3],
+            color=colors[i % len(colors)],
+            linestyle=("-", "--", ":")[i // len(colors) % 3],
             linewidth=1.6,
             marker="o",
             markersize=3,
             label=f"{metric_title(name)}  {100 * values[-1]:.1f}",
         )
-    _style(ax, "Validation", "per cent, classes not trained on")
+    _style(ax, "Validation", "percent, classes not trained on")
     ax.legend(
         loc="center left",
         bbox_to_anchor=(1.0, 0.5),
@@ -164,28 +164,28 @@ def _draw_metrics(ax: Axes, metrics: dict[str, list[tuple[int, float]]]) -> None
 def _draw_loss(ax: Axes, name: str, points: list[tuple[int, float]]) -> None:
     """The recorded values, thin, and their running mean over a twentieth of the records."""
     steps, values = zip(*points, strict=True)
-    colour = _BLUE if name in ("loss", "J_m", "J_syn", "J_gce") else _RED
+    color = _BLUE if name in ("loss", "J_m", "J_syn", "J_gce") else _RED
     window = max(1, len(values) // 20)
     ax.plot(
         steps,
         values,
-        color=colour,
+        color=color,
         linewidth=0.8,
         alpha=0.35 if window > 1 else 1.0,
         marker="o" if len(values) == 1 else None,
     )
     if window > 1:
-        ax.plot(steps, running_mean(values, window), color=colour, linewidth=1.6)
+        ax.plot(steps, running_mean(values, window), color=color, linewidth=1.6)
     symbol, _, index = name.partition("_")
     _style(ax, rf"${symbol}_\mathrm{{{index}}}$" if index else name.capitalize(), LOSSES[name])
 
 
 def _style(ax: Axes, title: str, meaning: str) -> None:
     ax.set_title(title, loc="left", fontsize=10, color=_INK)
-    ax.set_title(meaning, loc="right", fontsize=7.5, color=_GREY)
+    ax.set_title(meaning, loc="right", fontsize=7.5, color=_GRAY)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set_color(_GREY)
-    ax.tick_params(labelsize=8, colors=_INK, color=_GREY)
+    ax.spines[["left", "bottom"]].set_color(_GRAY)
+    ax.tick_params(labelsize=8, colors=_INK, color=_GRAY)
     ax.grid(True, color="#E6E6E6", linewidth=0.6)
     ax.set_axisbelow(True)
 
@@ -244,15 +244,15 @@ def draw_picture(ax: Axes, picture: Tensor, name: str, right: bool | None) -> No
     )
     ax.set_xticks([])
     ax.set_yticks([])
-    colour = {None: _GREY, True: _GREEN, False: _RED}[right]
+    color = {None: _GRAY, True: _GREEN, False: _RED}[right]
     for spine in ax.spines.values():
-        spine.set(color=colour, linewidth=1.0 if right is None else 3.0)
+        spine.set(color=color, linewidth=1.0 if right is None else 3.0)
         if right is False:
             spine.set(linestyle=_DASHES, capstyle="butt")
     name = name.encode("utf-8", "replace").decode()  # of file names that are no UTF-8, matplotlib draws nothing
     ax.set_xlabel(name, fontsize=7.5, color=_INK, labelpad=3, parse_math=False)
     if right is False:
-        # A cross as well: the frame's colour is not all that tells.
+        # A cross as well: the frame's color is not all that tells.
         place = {"transform": ax.transAxes, "clip_on": False, "zorder": 4}
         ax.plot(0.9, 0.9, "o", markersize=11, color=_RED, markeredgecolor="white", **place)
         ax.plot(0.9, 0.9, "x", markersize=4.5, color="white", markeredgewidth=1.4, **place)
@@ -263,7 +263,7 @@ def draw_head(figure: Figure, height: float, title: str, text: str, key: bool = 
     from matplotlib.lines import Line2D
 
     figure.text(0.02, 1 - 0.3 * height, title, fontsize=13, fontweight="bold", color=_INK, va="center")
-    figure.text(0.02, 1 - 0.78 * height, text, fontsize=8.5, color=_GREY, va="center")
+    figure.text(0.02, 1 - 0.78 * height, text, fontsize=8.5, color=_GRAY, va="center")
     if not key:
         return
     figure.legend(

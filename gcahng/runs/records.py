@@ -12,11 +12,11 @@ from gcahng.errors import UserError
 
 # The losses of a run that get a curve, in this order, and what they are.
 LOSSES = {
-    "loss": "what the embedding network minimises",
+    "loss": "what the embedding network minimizes",
     "J_m": "base loss on real samples",
     "J_syn": "synthetic negatives, weighted",
     "J_gce": "classes from graph nodes",
-    "J_gen": "what the generator minimises",
+    "J_gen": "what the generator minimizes",
     "J_soft": "synthetic negatives keep their class",
     "J_sim": "synthetic negatives near the anchor",
     "J_div": "coefficients differ",

@@ -15,7 +15,7 @@ _SHAREABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class SharedBatchNorm(_BatchNorm):
-    """nn.SyncBatchNorm, which knows GPUs alone, for the CPU: in training it normalises by mean and variance over the
+    """nn.SyncBatchNorm, which knows GPUs alone, for the CPU: in training it normalizes by mean and variance over the
     parts of all processes, which are equally large.
 
     Args:
@@ -38,13 +38,13 @@ class SharedBatchNorm(_BatchNorm):
         others = [0, *range(2, x.ndim)]
         shape = (1, -1, *[1] * (x.ndim - 2))
         mean = self._mean(x.mean(others))
-        centred = x - mean.view(shape)
-        variance = self._mean(centred.square().mean(others))
+        centered = x - mean.view(shape)
+        variance = self._mean(centered.square().mean(others))
         self._follow(mean.detach(), variance.detach(), self._ranks.count * x.numel() // x.shape[1])
         scale = torch.rsqrt(variance + self.eps)
         if self.weight is not None:
             scale = scale * self.weight
-        found = centred * scale.view(shape)
+        found = centered * scale.view(shape)
         if self.bias is not None:
             found = found + self.bias.view(shape)
         return found.to(input.dtype)

@@ -45,7 +45,7 @@ class Objective(nn.Module):
         yield
 
     def proxies(self) -> list[nn.Parameter]:
-        """The loss's parameters that the loop's optimiser steps."""
+        """The loss's parameters that the loop's optimizer steps."""
         raise NotImplementedError
 
 
@@ -74,7 +74,7 @@ class PlainObjective(Objective):
 
 
 class GcaObjective(Objective):
-    """GCA-HNG: the loss owns its generator, and the optimisers of it."""
+    """GCA-HNG: the loss owns its generator, and the optimizers of it."""
 
     def __init__(self, gca: GCAHNGLoss) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ def proxy_lr(config: TrainConfig) -> float:
 
 
 def _pml_loss(name: str, num_classes: int, embedding_dim: int) -> nn.Module:
-    """pytorch-metric-learning's loss with its own defaults; all three normalise the embeddings themselves."""
+    """pytorch-metric-learning's loss with its own defaults; all three normalize the embeddings themselves."""
     require("pytorch_metric_learning", extra="train", purpose=f"the loss {name} is pytorch-metric-learning's")
     from pytorch_metric_learning import losses
 

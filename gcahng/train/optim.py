@@ -1,4 +1,4 @@
-"""The loop's optimiser: its groups, its schedule, and what is frozen when."""
+"""The loop's optimizer: its groups, its schedule, and what is frozen when."""
 
 from __future__ import annotations
 

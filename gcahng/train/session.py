@@ -142,7 +142,7 @@ class Session:
                 losses = self.meter.train_step()
                 evaluates = trainer.step % config.eval_every == 0 or trainer.step == config.steps
                 writes = evaluates or trainer.step % config.log_every == 0
-                if writes:  # nothing of a spoilt network is written or searched
+                if writes:  # nothing of a spoiled network is written or searched
                     trainer.settle()
             except NonFinite as found:
                 self._stop_for(found, log)

@@ -39,7 +39,7 @@ _CAUSES_FIRST = (
 
 
 class Trainer:
-    """A run in progress: network, loss, optimiser, batches, and the step they have reached.
+    """A run in progress: network, loss, optimizer, batches, and the step they have reached.
 
     Fresh weights come from torch's global generator, which the constructor seeds; `gcahng.train.fit` keeps the caller's
     generator out of it. A trainer that loads another's `state_dict` goes on with the same bits (on the CPU with the
@@ -94,7 +94,7 @@ class Trainer:
                 ranks.copy_from_first(t.detach() for t in (*part.parameters(), *part.buffers()))
 
     def train_step(self) -> dict[str, Tensor]:
-        """One optimiser step on the next batch; its losses, detached and 0-dim.
+        """One optimizer step on the next batch; its losses, detached and 0-dim.
 
         Returns:
             The losses; nothing where the step was left out (config.skip_nonfinite), which left everything as it was but
@@ -102,7 +102,7 @@ class Trainer:
 
         Raises:
             NonFinite: a loss or a gradient is not finite. On CUDA without skip_nonfinite it may be that of the step
-                before; the weights are spoilt then, but `state_dict` never gives them away.
+                before; the weights are spoiled then, but `state_dict` never gives them away.
         """
         kept = self._keep() if self.config.skip_nonfinite else None
         prepare_step(self.config, self.step, self.model, self.optimizer)
@@ -147,7 +147,7 @@ class Trainer:
             stepped = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
             gradients: list[Tensor] = [p.grad for p in stepped]  # type: ignore[misc]
             self.processes.average(gradients)
-            # Before the optimiser's step: what is found here can still keep the network as it is.
+            # Before the optimizer's step: what is found here can still keep the network as it is.
             logs = {"loss": loss.detach(), **self.objective.finish_step(self.scaler)}
         except UserError:  # GCA-HNG refuses such embeddings by itself, but knows neither step nor images
             self._watch.settle()

@@ -65,7 +65,7 @@ def test_train_embed_index_search(
     assert main(["index", "build", str(file), "--out", str(index)]) == 0
     assert main(["index", "info", str(index)]) == 0
     info = capsys.readouterr().out
-    assert "kind        flat, cosine, rows normalised" in info and "source      480 rows: glyphs, test" in info
+    assert "kind        flat, cosine, rows normalized" in info and "source      480 rows: glyphs, test" in info
     search = ["search", str(index), str(file), "--rows", "0", "77", "200", "--k", "5", "--leave_out_same"]
     assert main([*search, "--json", "--picture", str(picture)]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -73,10 +73,10 @@ def test_train_embed_index_search(
     rows = (0, 77, 200)
     exact = nearest(embeddings, 5, queries=torch.tensor(rows)).tolist()
     unit = torch.nn.functional.normalize(embeddings.double(), dim=1)
-    for query, row, neighbours in zip(found["queries"], rows, exact, strict=True):
+    for query, row, neighbors in zip(found["queries"], rows, exact, strict=True):
         similarities = [hit["similarity"] for hit in query["results"]]
         # The index compares in float32: rows that are equally near to its precision may be swapped.
-        assert similarities == pytest.approx([float(unit[row] @ unit[i]) for i in neighbours], abs=1e-6)
+        assert similarities == pytest.approx([float(unit[row] @ unit[i]) for i in neighbors], abs=1e-6)
         assert query["name"] == small_data.test.name(row) and query["path"] is None
         for rank, hit in enumerate(query["results"], start=1):
             assert hit["rank"] == rank and hit["similarity"] == pytest.approx(
@@ -128,20 +128,20 @@ def test_adding_images_and_searching_by_folder_and_list(
 ) -> None:
     more = tmp_path / "more"
     more.mkdir()
-    PIL_Image.fromarray(np.full((50, 40, 3), 200, np.uint8)).save(more / "grey.png")
+    PIL_Image.fromarray(np.full((50, 40, 3), 200, np.uint8)).save(more / "gray.png")
     capsys.readouterr()
     # Resized as for the index, without being told.
     assert main(["index", "add", str(built), str(more), "--model", run, "--device", "cpu"]) == 0
     assert capsys.readouterr().out == f"11 rows, 1 of them new\nwritten     {built}\n"
-    (tmp_path / "list.txt").write_text("more/grey.png\n\nmore/../more/grey.png\n")
-    for queries in ([str(more)], [str(tmp_path / "list.txt")], [str(more / "grey.png")]):
+    (tmp_path / "list.txt").write_text("more/gray.png\n\nmore/../more/gray.png\n")
+    for queries in ([str(more)], [str(tmp_path / "list.txt")], [str(more / "gray.png")]):
         assert main(["search", str(built), *queries, "--k", "1", "--json", "--device", "cpu"]) == 0
         found = json.loads(capsys.readouterr().out)["queries"]
         assert len(found) == (2 if queries[0].endswith(".txt") else 1)
         hit = found[0]["results"][0]
-        assert (hit["row"], hit["path"], hit["label"], hit["right"]) == (10, str(more / "grey.png"), None, None)
+        assert (hit["row"], hit["path"], hit["label"], hit["right"]) == (10, str(more / "gray.png"), None, None)
     before = built.read_bytes()
-    assert main(["index", "add", str(built), str(more / "grey.png"), "--model", run, "--device", "cpu"]) == 2
+    assert main(["index", "add", str(built), str(more / "gray.png"), "--model", run, "--device", "cpu"]) == 2
     assert "1 of the 1 images" in capsys.readouterr().err and built.read_bytes() == before
     assert not list(tmp_path.glob("x.index.embeddings*"))
 
@@ -392,7 +392,7 @@ def test_eval_shows_what_it_measured_even_if_it_cannot_write_it(
     written = tmp_path / "file" / "x.json"
     assert main(["eval", run, "--json", str(written)]) == 2
     out, err = capsys.readouterr()
-    assert "test (per cent)" in out and "written" not in out
+    assert "test (percent)" in out and "written" not in out
     assert err == f"gcahng: error: {written} cannot be written: Not a directory\n"
 
 

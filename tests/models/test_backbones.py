@@ -130,13 +130,13 @@ def test_the_sum_of_poolings_in_timms_networks(name: str) -> None:
 
 
 @torch.no_grad()
-def test_grey_images_are_expanded_and_small_ones_scaled_up() -> None:
+def test_gray_images_are_expanded_and_small_ones_scaled_up() -> None:
     network = shared(RESNET50)
-    grey = some_images(32)[:, 0]
-    colour = grey[:, None].expand(-1, 3, -1, -1)
-    assert torch.equal(network(grey), network(colour))
-    up = nn.functional.interpolate(colour / 255, size=(64, 64), mode="bilinear")
-    torch.testing.assert_close(network(grey), network.head(network.body((up - MEAN) / STD)))
+    gray = some_images(32)[:, 0]
+    color = gray[:, None].expand(-1, 3, -1, -1)
+    assert torch.equal(network(gray), network(color))
+    up = nn.functional.interpolate(color / 255, size=(64, 64), mode="bilinear")
+    torch.testing.assert_close(network(gray), network.head(network.body((up - MEAN) / STD)))
 
     wide = some_images(32)[:, :, :, :24]
     assert network._scaled(wide.float()).shape == (2, 3, 85, 64)

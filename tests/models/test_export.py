@@ -36,14 +36,14 @@ def make_model(data: DataConfig) -> Model:
 
 
 @pytest.fixture(scope="module")
-def grey() -> Model:
+def gray() -> Model:
     return make_model(DataConfig())
 
 
 @pytest.fixture(scope="module")
-def grey_onnx(grey: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("export") / "grey.onnx"
-    worst = export_model(grey, out)
+def gray_onnx(gray: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("export") / "gray.onnx"
+    worst = export_model(gray, out)
     assert worst is not None and worst <= 1e-5
     return out
 
@@ -54,21 +54,21 @@ def images_for(model: Model, count: int) -> Tensor:
 
 
 @pytest.mark.parametrize("count", [1, 3, 16])
-def test_onnx_gives_the_networks_outputs(grey: Model, grey_onnx: Path, count: int) -> None:
+def test_onnx_gives_the_networks_outputs(gray: Model, gray_onnx: Path, count: int) -> None:
     """Run by ONNX Runtime as a stranger would, by the documented names."""
     import onnxruntime
 
-    images = images_for(grey, count)
-    session = onnxruntime.InferenceSession(str(grey_onnx), providers=["CPUExecutionProvider"])
+    images = images_for(gray, count)
+    session = onnxruntime.InferenceSession(str(gray_onnx), providers=["CPUExecutionProvider"])
     (got,) = session.run(["embeddings"], {"images": images.numpy()})
     with torch.no_grad():
-        torch.testing.assert_close(torch.from_numpy(got), grey.network(images), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(torch.from_numpy(got), gray.network(images), rtol=1e-5, atol=1e-5)
 
 
-def test_onnx_says_what_it_is(grey: Model, grey_onnx: Path) -> None:
+def test_onnx_says_what_it_is(gray: Model, gray_onnx: Path) -> None:
     import onnx
 
-    model = onnx.load(grey_onnx)
+    model = onnx.load(gray_onnx)
     onnx.checker.check_model(model)
     (given,), (taken,) = model.graph.output, model.graph.input
     assert (taken.name, given.name) == ("images", "embeddings")
@@ -77,15 +77,15 @@ def test_onnx_says_what_it_is(grey: Model, grey_onnx: Path) -> None:
     assert dimensions == ["batch", 32, 32]
     assert [d.dim_param or d.dim_value for d in given.type.tensor_type.shape.dim] == ["batch", 16]
     known = {entry.key: entry.value for entry in model.metadata_props}
-    assert about(grey).items() <= known.items()
+    assert about(gray).items() <= known.items()
     assert (known["embedding_dim"], known["normalised"], known["input"]) == ("16", "false", "uint8 (batch, 32, 32)")
 
 
-def test_colour_and_another_operator_set(tmp_path: Path) -> None:
+def test_color_and_another_operator_set(tmp_path: Path) -> None:
     import onnx
 
     model = make_model(DataConfig(name="folder", image_size=24, resize=30))
-    out = tmp_path / "colour.onnx"
+    out = tmp_path / "color.onnx"
     export_model(model, out, opset=18)
     assert [entry.version for entry in onnx.load(out).opset_import if entry.domain == ""] == [18]
     images = images_for(model, 4)
@@ -97,54 +97,54 @@ def test_colour_and_another_operator_set(tmp_path: Path) -> None:
         loaded.network(images[:2, 0])
 
 
-def test_a_program_gives_the_networks_outputs(grey: Model, tmp_path: Path) -> None:
-    out = tmp_path / "new folder" / "grey.pt2"
-    assert export_model(grey, out) <= 1e-5
+def test_a_program_gives_the_networks_outputs(gray: Model, tmp_path: Path) -> None:
+    out = tmp_path / "new folder" / "gray.pt2"
+    assert export_model(gray, out) <= 1e-5
     extra = {ABOUT_FILE: ""}
     program = torch.export.load(out, extra_files=extra).module()
-    assert json.loads(extra[ABOUT_FILE]) == about(grey)
+    assert json.loads(extra[ABOUT_FILE]) == about(gray)
     with torch.no_grad():
         for count in (1, 6):
-            images = images_for(grey, count)
-            torch.testing.assert_close(program(images), grey.network(images), rtol=1e-5, atol=1e-5)
+            images = images_for(gray, count)
+            torch.testing.assert_close(program(images), gray.network(images), rtol=1e-5, atol=1e-5)
 
 
-def test_it_is_evaluated_in_the_place_of_its_model(grey: Model, grey_onnx: Path, small_data: DataSplits) -> None:
-    loaded = load_model(grey_onnx)
-    assert (loaded.config, loaded.step, loaded.data_digest) == (grey.config, grey.step, grey.data_digest)
+def test_it_is_evaluated_in_the_place_of_its_model(gray: Model, gray_onnx: Path, small_data: DataSplits) -> None:
+    loaded = load_model(gray_onnx)
+    assert (loaded.config, loaded.step, loaded.data_digest) == (gray.config, gray.step, gray.data_digest)
     device = torch.device("cpu")
     got = embed(loaded.network, small_data.test, device)
-    torch.testing.assert_close(got, embed(grey.network, small_data.test, device), rtol=1e-5, atol=1e-5)
-    result = evaluate_checkpoint(grey_onnx, device="cpu")
-    assert result["test"] == metrics_of(got, small_data.test) and result["checkpoint"] == str(grey_onnx)
+    torch.testing.assert_close(got, embed(gray.network, small_data.test, device), rtol=1e-5, atol=1e-5)
+    result = evaluate_checkpoint(gray_onnx, device="cpu")
+    assert result["test"] == metrics_of(got, small_data.test) and result["checkpoint"] == str(gray_onnx)
 
 
-def test_gcahng_eval_takes_it(grey: Model, grey_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    weights, values = tmp_path / "grey.safetensors", {}
-    save_model(weights, grey.network.state_dict(), grey.config)
-    for name, words in (("onnx", ["--onnx", str(grey_onnx)]), ("model", [str(weights)])):
+def test_gcahng_eval_takes_it(gray: Model, gray_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights, values = tmp_path / "gray.safetensors", {}
+    save_model(weights, gray.network.state_dict(), gray.config)
+    for name, words in (("onnx", ["--onnx", str(gray_onnx)]), ("model", [str(weights)])):
         written = tmp_path / f"{name}.json"
         assert main(["eval", *words, "--split", "val", "--device", "cpu", "--json", str(written)]) == 0
         values[name] = json.loads(written.read_text())["val"]
-    assert values["onnx"] == pytest.approx(values["model"], abs=1e-3)  # rounding may swap neighbours
-    assert main(["eval", str(weights), "--onnx", str(grey_onnx)]) == 2
+    assert values["onnx"] == pytest.approx(values["model"], abs=1e-3)  # rounding may swap neighbors
+    assert main(["eval", str(weights), "--onnx", str(gray_onnx)]) == 2
     assert main(["eval", "--onnx", str(tmp_path / "x.pt")]) == 2
     first, second = capsys.readouterr().err.splitlines()[-2:]
     assert first.endswith("are given; evaluate one") and "it must be a .onnx file that gcahng export wrote" in second
 
 
-def test_paths_may_be_strings(grey: Model, grey_onnx: Path, tmp_path: Path) -> None:
-    images = images_for(grey, 2)
-    out = str(tmp_path / "grey.pt2")
-    assert export_model(grey, out) is not None and Path(out).is_file()
-    assert torch.equal(onnx_network(str(grey_onnx))(images), onnx_network(grey_onnx)(images))
-    assert load_model(str(grey_onnx)).path == grey_onnx
-    assert evaluate_checkpoint(str(grey_onnx), split="val", device="cpu")["checkpoint"] == str(grey_onnx)
+def test_paths_may_be_strings(gray: Model, gray_onnx: Path, tmp_path: Path) -> None:
+    images = images_for(gray, 2)
+    out = str(tmp_path / "gray.pt2")
+    assert export_model(gray, out) is not None and Path(out).is_file()
+    assert torch.equal(onnx_network(str(gray_onnx))(images), onnx_network(gray_onnx)(images))
+    assert load_model(str(gray_onnx)).path == gray_onnx
+    assert evaluate_checkpoint(str(gray_onnx), split="val", device="cpu")["checkpoint"] == str(gray_onnx)
 
 
-def test_the_command(grey: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(gray: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, out = tmp_path / "model.safetensors", tmp_path / "model.pt2"
-    save_model(file, grey.network.state_dict(), grey.config)
+    save_model(file, gray.network.state_dict(), gray.config)
     assert main(["export", str(file), str(out)]) == 0
     said = capsys.readouterr().out
     assert "outputs agree to" in said and f"written     {out}, from {file}" in said and out.is_file()
@@ -166,16 +166,16 @@ class Unfaithful(nn.Module):
     ("suffix", "factor", "by"), [(".onnx", 1.001, "0.001"), (".pt2", 1.001, "0.001"), (".pt2", float("nan"), "nan")]
 )
 def test_a_network_that_differs_is_not_written(
-    grey: Model, tmp_path: Path, suffix: str, factor: float, by: str
+    gray: Model, tmp_path: Path, suffix: str, factor: float, by: str
 ) -> None:
     out = tmp_path / f"x{suffix}"
     out.write_text("old")
-    network = Unfaithful(grey.network, factor)
+    network = Unfaithful(gray.network, factor)
     with pytest.raises(UserError, match=f"differs from the original by {by} of .* nothing was written"):
-        export_model(replace(grey, network=network), out)
+        export_model(replace(gray, network=network), out)
     assert out.read_text() == "old" and list(tmp_path.iterdir()) == [out]
     if suffix == ".pt2":
-        assert export_model(replace(grey, network=network), out, check=False) is None
+        assert export_model(replace(gray, network=network), out, check=False) is None
 
 
 @pytest.mark.parametrize(
@@ -187,26 +187,26 @@ def test_a_network_that_differs_is_not_written(
         ("x.pt2", {"opset": 18}, "only ONNX has operator sets"),
     ],
 )
-def test_mistakes(grey: Model, tmp_path: Path, out: str, options: dict[str, int], message: str) -> None:
+def test_mistakes(gray: Model, tmp_path: Path, out: str, options: dict[str, int], message: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=message):
-        export_model(grey, tmp_path / out, **options)
+        export_model(gray, tmp_path / out, **options)
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
-def test_what_is_no_export_of_ours(grey_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_export_of_ours(gray_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import onnx
 
     with pytest.raises(UserError, match="which is ONNX already"):
-        export_model(load_model(grey_onnx), tmp_path / "x.onnx")
+        export_model(load_model(gray_onnx), tmp_path / "x.onnx")
     file = tmp_path / "x.onnx"
     with pytest.raises(UserError, match="cannot be read: No such file"):
         onnx_network(file)
-    file.write_bytes(grey_onnx.read_bytes()[:-500])
+    file.write_bytes(gray_onnx.read_bytes()[:-500])
     with pytest.raises(UserError, match="is no ONNX file or is damaged") as error:
         onnx_network(file)
     assert "\n" not in str(error.value)
-    model = onnx.load(grey_onnx)
+    model = onnx.load(gray_onnx)
     for entry in model.metadata_props:
         entry.value = "{" if entry.key == "gcahng" else entry.value
     onnx.save(model, file)
@@ -218,14 +218,14 @@ def test_what_is_no_export_of_ours(grey_onnx: Path, tmp_path: Path, monkeypatch:
         onnx_network(file)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match=r'onnxruntime is not installed; pip install "gcahng\[export\]"'):
-        onnx_network(grey_onnx)
+        onnx_network(gray_onnx)
 
 
-def test_a_full_disk(grey: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk(gray: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="cannot be written: No space left on device"):
-        export_model(grey, tmp_path / "x.pt2", check=False)
+        export_model(gray, tmp_path / "x.pt2", check=False)
     assert not list(tmp_path.iterdir())

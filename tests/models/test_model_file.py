@@ -29,12 +29,12 @@ def test_a_network_from_a_run_and_from_safetensors(finished_run: FinishedRun, tm
     assert torch.equal(again.network(images), model.network(images))
 
 
-def test_colour_is_turned_grey(finished_run: FinishedRun) -> None:
+def test_color_is_turned_gray(finished_run: FinishedRun) -> None:
     network = load_model(finished_run[0]).network
-    grey = torch.randint(256, (2, 32, 32), dtype=torch.uint8)
-    colour = grey[:, None].expand(-1, 3, -1, -1)
-    torch.testing.assert_close(network(colour), network(grey), rtol=1e-4, atol=1e-5)
-    # Colours whose luma (ITU-R BT.601) is a whole number, and that number.
+    gray = torch.randint(256, (2, 32, 32), dtype=torch.uint8)
+    color = gray[:, None].expand(-1, 3, -1, -1)
+    torch.testing.assert_close(network(color), network(gray), rtol=1e-4, atol=1e-5)
+    # Colors whose luma (ITU-R BT.601) is a whole number, and that number.
     palette = torch.tensor([[0, 88, 196, 74], [0, 202, 109, 131], [255, 255, 255, 255], [0, 226, 117, 146]])
     painted = palette[torch.randint(4, (2, 32, 32))].to(torch.uint8)
     torch.testing.assert_close(network(painted[..., :3].movedim(-1, 1)), network(painted[..., 3]), rtol=1e-4, atol=1e-5)

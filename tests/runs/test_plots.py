@@ -105,7 +105,7 @@ def test_no_log(tmp_path):
 
 
 def clusters(classes=6, size=5, seed=0):
-    """Embeddings whose neighbours are right but for the last sample of each class, which lies in the next class."""
+    """Embeddings whose neighbors are right but for the last sample of each class, which lies in the next class."""
     labels = torch.arange(classes).repeat_interleave(size)
     centre = torch.where(torch.arange(len(labels)) % size == size - 1, (labels + 1) % classes, labels)
     noise = torch.randn(len(labels), classes, generator=torch.Generator().manual_seed(seed))
@@ -117,21 +117,21 @@ def test_frames_tell_right_from_wrong(tmp_path, monkeypatch, shape):
     figures = drawn(monkeypatch)
     labels, embeddings = clusters()
     images = torch.rand(len(labels), *shape, generator=torch.Generator().manual_seed(1))
-    plot_retrieval_grid(images, labels, embeddings, tmp_path / "grid.png", queries=4, neighbours=3)
+    plot_retrieval_grid(images, labels, embeddings, tmp_path / "grid.png", queries=4, neighbors=3)
     axes = figures[0].axes
     assert len(axes) == 4 * (1 + 3)
     counts = {GREEN: 0, RED: 0}
     for row in range(4):
         query, *found = axes[4 * row : 4 * row + 4]
         for ax in found:
-            colour = tuple(round(255 * c) for c in matplotlib.colors.to_rgb(ax.spines["left"].get_edgecolor()))
-            assert colour == (GREEN if ax.get_xlabel() == query.get_xlabel() else RED)
-            assert bool(ax.lines) == (colour == RED)
-            counts[colour] += 1
+            color = tuple(round(255 * c) for c in matplotlib.colors.to_rgb(ax.spines["left"].get_edgecolor()))
+            assert color == (GREEN if ax.get_xlabel() == query.get_xlabel() else RED)
+            assert bool(ax.lines) == (color == RED)
+            counts[color] += 1
     assert min(counts.values()) > 0
     assert f"{counts[GREEN]} of 12 are" in "".join(text.get_text() for text in figures[0].texts)
-    for colour in counts:
-        assert (np.abs(pixels(tmp_path / "grid.png") - colour).sum(axis=2) <= 6).sum() > 500
+    for color in counts:
+        assert (np.abs(pixels(tmp_path / "grid.png") - color).sum(axis=2) <= 6).sum() > 500
 
 
 def test_pictures_are_those_of_the_nearest(tmp_path, monkeypatch):
@@ -140,7 +140,7 @@ def test_pictures_are_those_of_the_nearest(tmp_path, monkeypatch):
     # Every pixel of image i is i / N.
     images = (torch.arange(len(labels)) / len(labels)).view(-1, 1, 1).expand(-1, 4, 4)
     names = [f"class {i} with a long name" for i in range(6)]
-    plot_retrieval_grid(images, labels, embeddings, tmp_path / "grid.png", queries=6, neighbours=2, class_names=names)
+    plot_retrieval_grid(images, labels, embeddings, tmp_path / "grid.png", queries=6, neighbors=2, class_names=names)
     unit = torch.nn.functional.normalize(embeddings.double(), dim=1)
     cosine = (unit @ unit.T).fill_diagonal_(-2)
     seen = []
@@ -172,7 +172,7 @@ def test_seeds_choose_the_queries(tmp_path):
     labels, embeddings = clusters()
     images = torch.rand(len(labels), 8, 8, generator=torch.Generator().manual_seed(2))
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        plot_retrieval_grid(images, labels, embeddings, tmp_path / name, queries=2, neighbours=2, seed=seed)
+        plot_retrieval_grid(images, labels, embeddings, tmp_path / name, queries=2, neighbors=2, seed=seed)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert (tmp_path / "a").read_bytes() != (tmp_path / "c").read_bytes()
 
@@ -187,7 +187,7 @@ def test_seeds_choose_the_queries(tmp_path):
         (dict(images=torch.full((30, 8, 8), torch.nan)), r"images must be in \[0, 1\], got values from nan"),
         (dict(labels=torch.arange(30)), "labels must have a class with at least two samples"),
         (dict(queries=0), "queries must be at least 1, got 0"),
-        (dict(neighbours=-2), "neighbours must be at least 1, got -2"),
+        (dict(neighbors=-2), "neighbors must be at least 1, got -2"),
     ],
 )
 def test_grid_errors(tmp_path, changes, message):

@@ -149,8 +149,8 @@ def failures(folder: Path, rank: int) -> dict[str, str]:
         patch.setattr(os, "fsync", full_disk_after(os.fsync, lambda _: rank == 0, errno.ENOSPC))
         found["full disk"] = error_of(lambda: fit(made))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_learn", spoilt_in(Trainer._learn, rank == COUNT - 1))
-        found["not finite"] = error_of(lambda: fit(replace(made, out=str(folder / "spoilt"))))
+        patch.setattr(Trainer, "_learn", spoiled_in(Trainer._learn, rank == COUNT - 1))
+        found["not finite"] = error_of(lambda: fit(replace(made, out=str(folder / "spoiled"))))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "terminal_for", deaf_reader)
         try:
@@ -158,8 +158,8 @@ def failures(folder: Path, rank: int) -> dict[str, str]:
         except BrokenPipeError:
             found["broken pipe"] = "BrokenPipeError"
     dist.barrier()
-    spoilt = (folder / "spoilt" / "nonfinite.jsonl").read_text()
-    return found | {"written": spoilt}
+    spoiled = (folder / "spoiled" / "nonfinite.jsonl").read_text()
+    return found | {"written": spoiled}
 
 
 def deaf_reader(verbose: bool, speaks: bool) -> Terminal:
@@ -172,7 +172,7 @@ class Unread(Mute):
         raise BrokenPipeError
 
 
-def spoilt_in(real: Callable[..., Any], here: bool) -> Callable[..., Any]:
+def spoiled_in(real: Callable[..., Any], here: bool) -> Callable[..., Any]:
     def learn(self: Trainer, images: Tensor, labels: Tensor) -> Any:
         if here and self.step == 2:
             self.model.head[1].register_forward_hook(lambda *arguments: arguments[-1] * float("inf"))

@@ -79,7 +79,7 @@ class Oracle:
 
 
 def batches(size: int) -> list[tuple[Tensor, Tensor]]:
-    """Classes that differ a little: twelve images of a grey each, with noise."""
+    """Classes that differ a little: twelve images of a gray each, with noise."""
     generator = torch.Generator().manual_seed(5)
     labels = torch.arange(4).repeat_interleave(3)
     made = []

@@ -54,7 +54,7 @@ def make_tree(root: Path) -> None:
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_training_steps_are_those_of_one_process(loss: str, found: list[dict[str, Any]]) -> None:
-    """Nothing but the order of sums differs: BatchNorm, graph, losses, gradients, proxies, optimisers."""
+    """Nothing but the order of sums differs: BatchNorm, graph, losses, gradients, proxies, optimizers."""
     wanted = steps_in_double(loss, ALONE)
     assert any(name.startswith("model ") for name in wanted) and "loss of step 3" in wanted
     for rank in range(COUNT):

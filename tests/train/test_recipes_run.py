@@ -1,4 +1,4 @@
-"""The networks of the recipes train for a few steps on a small tree in CUB's format, from files to the optimiser."""
+"""The networks of the recipes train for a few steps on a small tree in CUB's format, from files to the optimizer."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ def test_learning_rates(small_config: MakeConfig, small_data: DataSplits) -> Non
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_gradients_are_clipped_by_value(precision: str, small_config: MakeConfig, small_data: DataSplits) -> None:
-    """Before the optimiser sees them, and after a scaler has divided them by its scale."""
+    """Before the optimizer sees them, and after a scaler has divided them by its scale."""
     seen = {}
     for clip in (1e-3, 10.0):
         options = OptimizerConfig(clip_value=clip)
