@@ -22,10 +22,10 @@ class EmbeddingMap:
     """Some images as points in the plane.
 
     Attributes:
-        rows: (p,) which images.
-        places: (p, 2), both axes in one unit.
+        rows: (p,) the rows of the images.
+        places: (p, 2) where they lie, both axes in one unit.
         method: "umap" or "pca".
-        explained: share of the variance that the two components of PCA hold; None for UMAP.
+        explained: the share of the variance that the two components of PCA hold; None for UMAP.
     """
 
     rows: Tensor
@@ -37,17 +37,21 @@ class EmbeddingMap:
 def embedding_map(
     embeddings: Tensor, labels: Tensor, *, method: str = "auto", images: int = 1200, classes: int = 100, seed: int = 0
 ) -> EmbeddingMap:
-    """Place images of some random classes, all images of each, by their normalized embeddings.
+    """Place the images of some random classes in the plane by their normalized embeddings.
 
     Args:
         embeddings: (n, D).
         labels: (n,).
         method: "umap", "pca", or "auto": UMAP where it is installed.
-        images, classes: at most so many; one class is shown in any case, cut to `images`.
+        images: the most images that are shown. All images of a class are shown, but for a first class that is larger.
+        classes: the most classes that are shown.
         seed: of the choice and of UMAP.
 
+    Returns:
+        Where each image lies.
+
     Raises:
-        UserError: another method, or UMAP is asked for and missing.
+        UserError: the method is unknown, or UMAP is asked for and missing.
     """
     if method not in METHODS:
         raise UserError(f"map is {method!r}; it must be one of {', '.join(METHODS)}")
@@ -65,7 +69,7 @@ def embedding_map(
 
 
 def _choose(labels: Tensor, images: int, classes: int, seed: int) -> Tensor:
-    """Ascending rows of random classes."""
+    """The rows of random classes, ascending."""
     present = labels.unique()
     order = present[torch.randperm(len(present), generator=torch.Generator().manual_seed(seed))]
     chosen: list[Tensor] = []
@@ -92,10 +96,10 @@ def _pca(points: Tensor) -> tuple[Tensor, float]:
 
 def _umap(points: Tensor, seed: int) -> Tensor:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a seed rules parallel code out, and of numba's own
+        warnings.simplefilter("ignore")  # a seed rules parallel code out; others are numba's own
         from umap import UMAP
 
-        # The distance keeps the images of a close class from lying on one another.
+        # The distance spreads the images of a tight class, which would lie on one another.
         umap = UMAP(n_neighbors=UMAP_NEIGHBORS, min_dist=0.6, metric="cosine", random_state=seed)
-        found = umap.fit_transform(points.numpy())
-    return torch.from_numpy(found).double()
+        places = umap.fit_transform(points.numpy())
+    return torch.from_numpy(places).double()

@@ -1,4 +1,4 @@
-"""The report's page: head, summary and foot around the sections; all in one file, without any address in it."""
+"""The report's page: head, summary and foot around the sections. It is one file and names no other address."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def page(contents: Contents) -> str:
     )
     style, script = _resource("page.css"), _resource("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    # Nothing but this script runs and nothing is loaded, whatever a class or a file may be called.
+    # Only this script runs and nothing is loaded, whatever a class or a file is called.
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -54,7 +54,7 @@ def page(contents: Contents) -> str:
 </div></header>
 <main>
 {body}
-<footer>Written by gcahng {escape(gcahng.__version__)}. The page needs nothing beside itself.</footer>
+<footer>Written by gcahng {escape(gcahng.__version__)}. The page needs no other file.</footer>
 </main>
 <script>{script}</script>
 </body>
@@ -90,7 +90,7 @@ def _results(contents: Contents) -> str:
 
 
 def _comparison(runs: Sequence[Run]) -> str:
-    """Recall@K, MAP@R and R-Precision of all runs: a table, in percent, the best of each column bold; and a chart."""
+    """Recall@K, MAP@R and R-Precision of all runs, in percent: a table with the best of each column bold, and a chart."""
     names = [name for name in runs[0].metrics if name not in ("queries", "queries_without_match")]
     top = {name: max(run.metrics.get(name, -1.0) for run in runs) for name in names}
     rows = []

@@ -23,12 +23,12 @@ MAP_WIDTH, MAP_HEIGHT, MAP_MARGIN = 900, 640, 20
 
 
 def empty(reason: str) -> str:
-    """In the place of a part that has nothing to show."""
+    """What a part shows that has nothing else to show."""
     return f'<p class="empty">{escape(reason)}</p>'
 
 
 def recall_chart(runs: Sequence[Run]) -> str:
-    """Recall@K over K, a line a run."""
+    """Recall@K over K, one line for each run."""
     ks = sorted(int(name.removeprefix("recall@")) for name in runs[0].metrics if name.startswith("recall@"))
     lines = [
         Line(
@@ -82,7 +82,7 @@ def negatives(run: Run) -> str:
     if not records:
         if run.loss.startswith("gca_hng"):
             return empty(
-                "The run did not record its negatives: it is older than this record, or its metrics.jsonl is not here."
+                "The run did not record its negatives: it is older than this record, or its metrics.jsonl is missing."
             )
         return empty(f"The loss {run.loss} generates no negatives.")
 
@@ -152,8 +152,8 @@ def queries(contents: Contents) -> str:
         ("Random", "one query a class", ranking.random(count, contents.seed)),
     )
     about = (
-        "A query with its average precision at R (their mean is MAP@R), then its nearest images, nearest first, each "
-        "with its cosine similarity. "
+        "Each row is a query with its average precision at R (the mean of all is MAP@R), then its nearest images, "
+        "nearest first, each with its cosine similarity. "
         '<span class="right"><b class="mark">✓</b></span> and a solid frame: of the query’s class. '
         '<span class="wrong"><b class="mark">✗</b></span> and a dashed frame: of another class.'
     )
@@ -172,8 +172,8 @@ def confused(contents: Contents) -> str:
     names = contents.images.class_names
     cards = []
     for pair in pairs:
-        query, found = pair.example
-        pictures = _picture(contents.images, query, "query") + _picture(contents.gallery, found, "its nearest")
+        query, nearest = pair.example
+        pictures = _picture(contents.images, query, "query") + _picture(contents.gallery, nearest, "its nearest")
         a, b = (escape(names[label]) for label in pair.classes)
         share = f"{pair.errors} of {pair.images} images find the other class first"
         cards.append(f'<div class="pair">{pictures}<div><b>{a}</b> / <b>{b}</b><span>{share}</span></div></div>')
@@ -183,16 +183,16 @@ def confused(contents: Contents) -> str:
 
 def embedding_map(contents: Contents) -> str:
     """Points in the plane, colored by class; the page's script shows a point's image."""
-    found, images = contents.map, contents.images
-    rows = found.rows.tolist()
-    labels = images.labels[found.rows]
+    points, images = contents.map, contents.images
+    rows = points.rows.tolist()
+    labels = images.labels[points.rows]
     present = labels.unique()
     places = {int(label): place for place, label in enumerate(present)}
     ranking = contents.ranking
-    lost = ~ranking.right[found.rows, 0] & (ranking.matches[found.rows] > 0)
+    lost = ~ranking.right[points.rows, 0] & (ranking.matches[points.rows] > 0)
     circles = []
-    middle, scale = _fit(found.places)
-    for (x, y), label, is_lost in zip(found.places.tolist(), labels.tolist(), lost.tolist(), strict=True):
+    middle, scale = _fit(points.places)
+    for (x, y), label, is_lost in zip(points.places.tolist(), labels.tolist(), lost.tolist(), strict=True):
         cx, cy = MAP_WIDTH / 2 + scale * (x - middle[0]), MAP_HEIGHT / 2 - scale * (y - middle[1])
         # Hues a golden angle apart, at three lightnesses that show on white and on black.
         color = f"hsl({places[label] * 137.508 % 360:.0f} 65% {(50, 40, 60)[places[label] % 3]}%)"
@@ -209,13 +209,13 @@ def embedding_map(contents: Contents) -> str:
     data = json.dumps(known, separators=(",", ":")).replace("<", "\\u003c")
     axes = (
         "UMAP"
-        if found.method == "umap"
-        else f"PCA; the two components hold {100 * found.explained:.0f} % of the variance"
+        if points.method == "umap"
+        else f"PCA; the two components hold {100 * points.explained:.0f} % of the variance"
     )
     about = (
         f"{len(rows):,} of {len(images):,} test images: all of {len(present):,} random classes, a color each. {axes}. "
-        "A rim: the nearest neighbor is of another class. Point at an image, or use the arrow keys, to see it and its "
-        "class."
+        "A rim says that the nearest neighbor is of another class. Point at an image, or use the arrow keys, to see it "
+        "and its class."
     )
     label = f"Map of {len(rows)} images of {len(present)} classes"
     return (
@@ -236,12 +236,12 @@ def _fit(places: Tensor) -> tuple[tuple[float, float], float]:
 
 def _query(contents: Contents, query: int) -> str:
     ranking = contents.ranking
-    found = ranking.neighbors[query, :NEIGHBORS].tolist()
+    neighbors = ranking.neighbors[query, :NEIGHBORS].tolist()
     right, similarities = ranking.right[query].tolist(), ranking.similarities[query].tolist()
     precision = f'<span class="score">AP@R {100 * float(ranking.precision[query]):.0f} %</span>'
     head = f'<div class="item">{_item(contents.images, query)}{precision}</div>'
     items = []
-    for item, is_right, similarity in zip(found, right, similarities, strict=False):
+    for item, is_right, similarity in zip(neighbors, right, similarities, strict=False):
         mark = f'<span class="mark">{"✓" if is_right else "✗"}</span> <span class="score">{similarity:.3f}</span>'
         kind = "right" if is_right else "wrong"
         items.append(f'<li class="item {kind}">{_item(contents.gallery, item)}{mark}</li>')

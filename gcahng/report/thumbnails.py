@@ -19,12 +19,12 @@ SPRITE_COLUMNS = 32
 
 
 def data_uri(images: LabeledImages, index: int) -> str:
-    """Image `index`, a square from its middle, at most `SIDE` pixels wide."""
+    """Image `index` as a square from its middle, at most `SIDE` pixels wide."""
     return _encode(_square(images, index, SIDE))
 
 
 def sprite(images: LabeledImages, indices: list[int]) -> tuple[str, int]:
-    """One picture of the images in rows of `SPRITE_COLUMNS`, and the side in pixels of each."""
+    """One picture of the images in rows of `SPRITE_COLUMNS`, and the side of each in pixels."""
     from PIL import Image
 
     squares = [_square(images, index, SPRITE_SIDE) for index in indices]
@@ -37,7 +37,7 @@ def sprite(images: LabeledImages, indices: list[int]) -> tuple[str, int]:
 
 
 def _square(images: LabeledImages, index: int, side: int) -> Image:
-    """Gray or RGB; small images keep their size, all others are scaled to `side`."""
+    """An image, gray or RGB; small images stay as they are, all others are scaled to `side`."""
     require("PIL", extra="train", purpose="pictures are drawn")
     from PIL import Image, ImageOps
 

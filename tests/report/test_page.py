@@ -245,7 +245,7 @@ def test_the_command(runs, capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("{run} --queries 0", "queries is 0; it must be at least 1"),
         ("{run} --seed -1", "seed is -1; it must be in 0 … 4294967295"),
-        ("{run} --out {tmp}", "out is {tmp}, a folder; name a file"),
+        ("{run} --out {tmp}", "out is {tmp}, a folder; it must be a file"),
         ("{run} --map tsne", "argument --map: invalid choice"),
         ("{run} --out {tmp}/file/x.html", "out is {tmp}/file/x.html; {tmp}/file is a file, not a folder"),
         ("{tmp}/none", "{tmp}/none does not exist"),
