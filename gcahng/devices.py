@@ -1,4 +1,4 @@
-"""Where a run computes."""
+"""The device that a run computes on, its threads and its algorithms."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from gcahng.errors import UserError
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that `name` means: auto (cuda where there is one), cpu, cuda or cuda:N.
+    """The device that a name means.
+
+    Args:
+        name: cpu, cuda, cuda:N, or auto, which is cuda where there is such a device and cpu elsewhere.
 
     Raises:
-        UserError: another name, or a CUDA device that is not there.
+        UserError: the name is another one, or there is no such CUDA device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -26,13 +29,16 @@ def resolve_device(name: str) -> torch.device:
     if device is None or device.type not in ("cpu", "cuda"):
         raise UserError(f"device is {name!r}; it must be auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device is {name!r}; PyTorch finds {torch.cuda.device_count()} CUDA devices here; use cpu")
+        raise UserError(
+            f"device is {name!r}; PyTorch finds {torch.cuda.device_count()} CUDA devices here; it must be one of "
+            "them, or cpu"
+        )
     return device
 
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """PyTorch's CPU threads, set for a while."""
+    """Within, PyTorch computes with `count` threads on the CPU."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -43,8 +49,11 @@ def torch_threads(count: int) -> Iterator[None]:
 
 @contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """For a while, on CUDA only algorithms whose results repeat bit for bit, where an operation without one is an
-    error; or any."""
+    """Within, whether CUDA uses only algorithms whose results repeat bit for bit.
+
+    Args:
+        wanted: True: an operation without such an algorithm is an error; False: any algorithm may be used.
+    """
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = torch.backends.cudnn.benchmark
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts

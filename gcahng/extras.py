@@ -1,4 +1,4 @@
-"""Optional dependencies: one clear line when one is missing."""
+"""Optional dependencies: an error of one line where one is missing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from gcahng.errors import UserError
 
 
 def require(*modules: str, extra: str, purpose: str) -> None:
-    """Check, without importing them, that top-level `modules` are installed.
+    """Check that top-level modules are installed, without importing them.
+
+    Args:
+        modules: their names.
+        extra: the extra of gcahng that brings them.
+        purpose: what they are needed for, as the error begins.
 
     Raises:
         UserError: names what is missing, what it is for and the extra of gcahng that brings it.

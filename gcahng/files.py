@@ -12,19 +12,22 @@ from typing import IO, Any, BinaryIO
 
 try:
     import fcntl
-except ImportError:  # Windows: nothing keeps two processes from writing the same
+except ImportError:  # on Windows nothing stops two processes from writing the same file
     fcntl = None  # type: ignore[assignment]
 
 from gcahng.errors import UserError
 
 
 class CannotWrite(UserError):
-    """A file of a run cannot be written: the disk is full, the folder read-only."""
+    """A file cannot be written: the disk is full, or the folder is read-only."""
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn an OSError into one line.
+    """Turn an OSError into an error of one line.
+
+    Args:
+        path: what is written.
 
     Raises:
         CannotWrite: names `path` and the system's reason.
@@ -36,26 +39,25 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def check_folder(out: Path) -> None:
-    """Before the work that `out` is to hold.
+    """See that a file can lie where it is asked for, before the work whose result it is to hold.
 
     Raises:
-        UserError: its folder is a file.
+        UserError: the folder of `out` is a file.
     """
     if out.parent.exists() and not out.parent.is_dir():
         raise UserError(f"out is {out}; {out.parent} is a file, not a folder")
 
 
 def atomic_write(path: Path, write: Callable[[BinaryIO], object], *, previous: Path | None = None) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to the disk, then rename it to `path`; its folder is
-    made where there is none.
+    """Write a file whole or not at all: whoever reads it, even after a crash, finds its old content or its new one.
 
-    Whoever reads `path`, even after a crash at any point, finds the old content or the new one.
+    A temporary file beside `path` is filled, flushed to the disk and renamed to `path`.
 
     Args:
-        path: the file.
-        write: is handed the open temporary file.
-        previous: where the old content of `path` is kept. Between two renames there is then no `path` for a moment, but
-            the old content is whole under this name.
+        path: the file; its folder is made where there is none.
+        write: called with the open temporary file, which it fills.
+        previous: what the old file is renamed to; None: it is replaced. Between the two renames `path` does not exist
+            for a moment, but the old content is whole under this name.
     """
     if not path.parent.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +72,7 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object], *, previous: P
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    if hasattr(os, "O_DIRECTORY"):  # the rename itself reaches the disk; not a notion of Windows
+    if hasattr(os, "O_DIRECTORY"):  # not on Windows; the rename itself has to reach the disk
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)
@@ -79,7 +81,7 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object], *, previous: P
 
 
 def write_text(path: Path, text: str) -> None:
-    """`atomic_write` of UTF-8 text; bytes of file names that are no UTF-8 are written as they were."""
+    """`atomic_write` of text in UTF-8; bytes of file names that are invalid UTF-8 are written unchanged."""
     atomic_write(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
 
 
@@ -99,10 +101,11 @@ def lock(file: IO[Any], path: Path, done: str) -> None:
 
     Args:
         file: open for writing.
-        path: what it stands for, and `done`, what this process does with that, for messages.
+        path: what the file stands for, as messages name it.
+        done: what this process does with that, a participle such as "written".
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds the file.
     """
     if fcntl is None:
         return

@@ -90,7 +90,7 @@ def _results(contents: Contents) -> str:
 
 
 def _comparison(runs: Sequence[Run]) -> str:
-    """Recall@K, MAP@R and R-Precision of all runs, in percent: a table with the best of each column bold, and a chart."""
+    """All runs' metrics in percent: a table with the best of each column bold, and a chart of Recall@K."""
     names = [name for name in runs[0].metrics if name not in ("queries", "queries_without_match")]
     top = {name: max(run.metrics.get(name, -1.0) for run in runs) for name in names}
     rows = []

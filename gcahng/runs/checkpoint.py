@@ -1,4 +1,4 @@
-"""Checkpoints: a versioned schema of tensors and plain values, read with weights_only=True."""
+"""Checkpoints: tensors and plain values in a versioned schema, read with weights_only=True."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ FOLDER = "checkpoints"
 
 
 class DamagedCheckpoint(UserError):
-    """A file that should be a checkpoint and cannot be read as one."""
+    """A file should be a checkpoint and cannot be read as one."""
 
 
 def checkpoint_path(run: Path, which: str) -> Path:
-    """Where a run folder keeps its checkpoint `which`: "last", "previous", "best" or "step-N"."""
+    """The path of a run's checkpoint; `which` is "last", "previous", "best" or "step-N"."""
     return run / FOLDER / f"{which}.pt"
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], *, previous: Path | None = None) -> None:
-    """Write `state` and the schema's number, whole or not at all.
+    """Write a checkpoint, whole or not at all.
 
     Args:
         path: the file.
-        state: what a checkpoint holds.
-        previous: where the file that was at `path` is kept.
+        state: what the checkpoint holds; the schema's number is added.
+        previous: what a file that is at `path` already is renamed to; None: it is replaced.
 
     Raises:
-        CannotWrite: a full disk, a read-only folder; the file that was at `path` is still whole.
+        CannotWrite: the disk is full or the folder is read-only; the file that was at `path` is still whole.
     """
 
     def write(file: BinaryIO) -> None:
@@ -60,10 +60,10 @@ def save_checkpoint(path: Path, state: dict[str, Any], *, previous: Path | None 
 
 
 def find_checkpoint(run_or_checkpoint: Path, which: str = "last") -> Path:
-    """A checkpoint file: the path itself, or the checkpoint `which` of a run folder.
+    """The path of a checkpoint: a file itself, or the checkpoint `which` of a run folder.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such checkpoint.
     """
     if run_or_checkpoint.is_file():
         return run_or_checkpoint
@@ -73,9 +73,9 @@ def find_checkpoint(run_or_checkpoint: Path, which: str = "last") -> Path:
     if not path.is_file() and which == "last":  # killed between two renames
         path = checkpoint_path(run_or_checkpoint, "previous")
     if not path.is_file():
-        none = " (a run that selects nothing has none)" if which == "best" else ""
+        hint = " (a run that selects nothing has none)" if which == "best" else ""
         raise UserError(
-            f"{run_or_checkpoint} holds no {FOLDER}/{which}.pt{none}; name a folder that gcahng train wrote"
+            f"{run_or_checkpoint} holds no {FOLDER}/{which}.pt{hint}; name a folder that gcahng train wrote"
         )
     return path
 
@@ -84,8 +84,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
 
     Raises:
-        DamagedCheckpoint: truncated, altered (its checksums say so), or no checkpoint of gcahng.
-        UserError: unreadable, or of another schema.
+        DamagedCheckpoint: the file is truncated, altered (its checksums tell), or no checkpoint of gcahng.
+        UserError: the file cannot be read, or has another schema.
     """
     try:
         file = open(path, "rb")  # noqa: SIM115  # closed below
@@ -109,15 +109,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def newest_checkpoint(run: Path) -> tuple[Path | None, dict[str, Any], list[DamagedCheckpoint]]:
-    """The most recent checkpoint of a run that can be read, its state, and what was found damaged before it.
+    """The newest checkpoint of a run that can be read.
 
     A damaged last.pt is renamed, so that the next checkpoint does not put it in the place of the one before.
 
     Returns:
-        None and {} where the run has no checkpoint yet.
+        The path and the state, None and {} where the run has no checkpoint yet; and an error for each newer checkpoint,
+        which is damaged.
 
     Raises:
-        UserError: there are some, and none can be read.
+        UserError: there are checkpoints, and none can be read.
     """
     newest = [checkpoint_path(run, which) for which in ("last", "previous")]
     others = [path for path in (run / FOLDER).glob("*.pt") if path not in newest]  # the best, and those kept for good

@@ -1,4 +1,4 @@
-"""metrics.jsonl, TensorBoard events and, if asked for, Weights & Biases."""
+"""What a run logs: metrics.jsonl, TensorBoard events and, where it is asked for, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -24,21 +24,25 @@ METRICS, NONFINITE = "metrics.jsonl", "nonfinite.jsonl"
 class RunLog:
     """Writes a run's losses and metrics, as lines of metrics.jsonl and as TensorBoard events.
 
-    A line is {"step": …, "kind": "train", "loss": …, "J_m": …, …}, each the mean over the steps since the line before;
-    {"step": …, "kind": "system", "images_per_second": …, …}; {"step": …, "kind": "negatives", …}, see
-    `gcahng.evaluation.hardness`; or {"step": …, "kind": "val" or "test", "recall@1": …,
-    "map@r": …, …}. Steps that were not finite are lines of nonfinite.jsonl.
+    A line is one of
 
-    What a run wrote after the checkpoint that it goes on from is taken back when this is made.
+    - {"step": …, "kind": "train", "loss": …, "J_m": …, …}: means over the steps since the line before,
+    - {"step": …, "kind": "system", "images_per_second": …, …},
+    - {"step": …, "kind": "negatives", …}, see `gcahng.evaluation.hardness`,
+    - {"step": …, "kind": "val" or "test", "recall@1": …, "map@r": …, …}.
+
+    Steps that were not finite are lines of nonfinite.jsonl.
+
+    The constructor removes what the run wrote after the checkpoint that it goes on from.
 
     Args:
-        run: the folder.
-        config: its options.
+        run: the run folder.
+        config: the options of the run.
         step: of the checkpoint; 0: the run begins.
-        device: where losses are.
+        device: of the losses.
 
     Raises:
-        CannotWrite: a full disk, a read-only folder; every method that writes raises it too.
+        CannotWrite: the disk is full or the folder is read-only; every method that writes raises it too.
     """
 
     def __init__(self, run: Path, config: TrainConfig, step: int, device: torch.device) -> None:
@@ -64,20 +68,20 @@ class RunLog:
     ) -> None:
         if self._wandb is not None:
             self._wandb.finish(exit_code=int(kind is not None))
-        # An error that ended the run has been told; what closing the files adds to it is of no use.
+        # The error that ended the run is what the user should see, not one of closing the files.
         with writing(self._run / METRICS) if kind is None else suppress(OSError):
             self._file.close()
             self._events.close()
 
     def add(self, losses: Mapping[str, Tensor]) -> None:
-        """Count the losses of one step, 0-dim tensors, without reading them from the device."""
+        """Add the losses of one step (0-dim tensors) without reading them from the device."""
         for name, value in losses.items():
             value = value.detach().double()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._steps += 1
 
     def train(self, step: int) -> dict[str, float]:
-        """Write and return the means of the losses added since the last call; none where all steps were left out."""
+        """Write and return the means of the losses added since the last call; {} where all steps were left out."""
         means: dict[str, float] = {}
         if self._steps:
             values = (torch.stack(list(self._sums.values())) / self._steps).tolist()
@@ -87,7 +91,7 @@ class RunLog:
         return means
 
     def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
-        """Write a line; lists in it, such as histograms, are in metrics.jsonl alone."""
+        """Write a line; lists in it, such as histograms, go to metrics.jsonl only."""
         scalars = {name: value for name, value in values.items() if not isinstance(value, list)}
         with writing(self._run / METRICS):
             self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
@@ -105,14 +109,14 @@ class RunLog:
             file.write(json.dumps({"step": step, "values": texts, "images": images}) + "\n")
 
     def flush(self) -> None:
-        """All lines so far reach the disk: a checkpoint never knows more than they do."""
+        """Bring all lines to the disk, so that no checkpoint is ahead of them."""
         with writing(self._run / METRICS):
             os.fsync(self._file.fileno())
         with writing(self._run / "tensorboard"):
             self._events.flush()
 
     def state_dict(self) -> dict[str, Any]:
-        """The losses that no line holds yet."""
+        """The losses that are in no line yet."""
         return {"sums": dict(self._sums), "steps": self._steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -121,7 +125,7 @@ class RunLog:
 
 
 class NoLog(RunLog):
-    """Of a process that leaves writing to another."""
+    """The log of a process that leaves writing to another."""
 
     def __init__(self, run: Path, config: TrainConfig, step: int, device: torch.device) -> None: ...
     def __exit__(self, *_: object) -> None: ...
@@ -136,23 +140,23 @@ class NoLog(RunLog):
 
 
 def _cut(path: Path, step: int) -> None:
-    """Leave only the lines up to `step`; the first that is no line, as after a kill, ends them too."""
+    """Remove the lines after `step`, and everything from the first broken line on, as a kill leaves one."""
     if not path.exists():
         return
-    kept = []
+    lines = []
     for line in path.read_bytes().splitlines(keepends=True):
         try:
             if not line.endswith(b"\n") or json.loads(line)["step"] > step:
                 break
         except ValueError:
             break
-        kept.append(line)
-    if len(content := b"".join(kept)) != path.stat().st_size:
+        lines.append(line)
+    if len(content := b"".join(lines)) != path.stat().st_size:
         atomic_write(path, lambda file: file.write(content))
 
 
 def _wandb_run(run: Path, config: TrainConfig) -> Any:
-    """A run of Weights & Biases, the same one when training is resumed: of a step sent twice it keeps the first."""
+    """A run of Weights & Biases, the same one when training is resumed. Of a step sent twice it shows the first."""
     require("wandb", extra="wandb", purpose=f"wandb is {config.wandb}: losses are sent to Weights & Biases")
     import wandb
 

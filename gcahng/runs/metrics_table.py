@@ -6,7 +6,14 @@ from collections.abc import Mapping
 
 
 def metrics_table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """A small table in percent: a row each of `rows`, a column each metric."""
+    """A small table in percent.
+
+    Args:
+        rows: the metrics of each row, as fractions, by the row's title.
+
+    Returns:
+        A head and the rows, with one column for each metric.
+    """
     counts = ("queries", "queries_without_match", "clusters")
     names = [name for name in next(iter(rows.values())) if name not in counts]
     width = max(len(row) for row in rows)
@@ -18,7 +25,7 @@ def metrics_table(rows: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def metric_title(name: str) -> str:
-    """recall@1 → Recall@1, map@r → MAP@R, r_precision → R-Precision …"""
+    """A metric's name as people write it, such as Recall@1, MAP@R and R-Precision."""
     if name == "r_precision":
         return "R-Precision"
     return name.capitalize() if name.startswith(("recall", "precision")) else name.upper()

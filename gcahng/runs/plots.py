@@ -1,6 +1,6 @@
 """Pictures of a run: the curves of its losses and metrics, and a grid of retrieved images.
 
-Figures are drawn through matplotlib's objects, without pyplot: no global state, and nothing is ever shown on a screen.
+Figures are drawn through matplotlib's objects and not through pyplot, which has global state and opens windows.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, told apart with every kind of color blindness.
+# Okabe and Ito's palette, which people with any kind of color blindness can tell apart.
 _GREEN, _RED, _BLUE, _ORANGE, _PURPLE, _SKY = "#009E73", "#D55E00", "#0072B2", "#E69F00", "#CC79A7", "#56B4E9"
 _INK, _GRAY = "#222222", "#767676"
 _DASHES = (0, (2.0, 1.0))
 
 
 def plot_curves(metrics_jsonl: Path, out_png: Path) -> None:
-    """Draw the losses and the validation metrics (without these, the test metrics) of a run over its steps.
+    """Draw the losses of a run over its steps, and its validation metrics, or its test metrics where it has no others.
 
-    Where a step was recorded twice, as after going on from a checkpoint, the later record counts. A last line cut
-    short, as by a kill while it was written, is left out.
+    Where a step was recorded twice, as after resuming from a checkpoint, the later record counts. A last line that was
+    cut short, as by a kill, is left out.
 
     Args:
         metrics_jsonl: lines {"step": int, "kind": "train", "loss": ..., "J_m": ...} and {"step": int, "kind": "val"
             or "test", "recall@1": ..., "map@r": ...}, metrics as fractions.
-        out_png: where to write; replaced as a whole or not at all.
+        out_png: the picture, which is replaced as a whole or not at all.
 
     Raises:
         UserError: matplotlib is missing; the file is missing, or a line is no such record.
@@ -78,34 +78,33 @@ def plot_retrieval_grid(
     seed: int = 0,
     class_names: Sequence[str] | None = None,
 ) -> None:
-    """Draw random queries, one a row, each followed by its nearest neighbors (by cosine similarity).
+    """Draw random queries, one in each row, followed by their nearest neighbors by cosine similarity.
 
-    Right neighbors, those of the query's class, have a green solid frame, wrong ones a red dashed frame with a cross.
-    Queries are drawn from the samples that have another one of their class, each of another class as long as there are
-    classes.
+    Neighbors of the query's class have a green solid frame, wrong ones a red dashed frame with a cross. Queries are
+    drawn from the samples whose class has another sample: one from each class, then more where there are fewer classes.
 
     Args:
-        images: (N, H, W), (N, 1, H, W) or (N, 3, H, W) in [0, 1]; or what gives image i of N, where they are files.
+        images: (N, H, W), (N, 1, H, W) or (N, 3, H, W) in [0, 1]; or a function that gives image i of N.
         labels: (N,) integers.
         embeddings: (N, D).
-        out_png: where to write; replaced as a whole or not at all.
-        queries, neighbors: rows, and images after the query; fewer where there are not as many samples.
+        out_png: the picture, which is replaced as a whole or not at all.
+        queries: the number of rows; there are fewer where there are fewer samples.
+        neighbors: the number of images after the query; there are fewer where there are fewer samples.
         seed: of the choice of queries.
-        class_names: the name of each label, written under the images; the label itself without.
+        class_names: the name of each label, which is written under the images; None: the label itself is.
 
     Raises:
-        UserError: matplotlib is missing; shapes that do not fit; values outside [0, 1]; no sample with another of its
-            class.
+        UserError: matplotlib is missing, shapes do not fit, values lie outside [0, 1], or no class has two samples.
     """
     labels = torch.as_tensor(labels).cpu()
     picture = _pictures(images, labels, embeddings)
     for name, value in (("queries", queries), ("neighbors", neighbors)):
         if value < 1:
-            raise UserError(f"{name} must be at least 1, got {value}")
+            raise UserError(f"{name} is {value}; it must be at least 1")
     chosen = _choose_queries(labels, queries, seed)
-    found = nearest(embeddings, min(neighbors, len(labels) - 1), queries=chosen).cpu()
-    right = labels[found] == labels[chosen].unsqueeze(1)
-    rows, columns = found.shape[0], 1 + found.shape[1]
+    nearest_rows = nearest(embeddings, min(neighbors, len(labels) - 1), queries=chosen).cpu()
+    right = labels[nearest_rows] == labels[chosen].unsqueeze(1)
+    rows, columns = nearest_rows.shape[0], 1 + nearest_rows.shape[1]
 
     head = 0.62  # inches for title and key
     figure = new_figure(0.3 + 1.0 * columns, head + 0.1 + 1.2 * rows, layout=None)
@@ -123,7 +122,7 @@ def plot_retrieval_grid(
     grid.update(wspace=0.12, hspace=0.3)
     for row, query in enumerate(chosen.tolist()):
         draw_picture(figure.add_subplot(grid[row, 0]), picture(query), _name(labels[query], class_names), None)
-        for column, neighbor in enumerate(found[row].tolist()):
+        for column, neighbor in enumerate(nearest_rows[row].tolist()):
             ax = figure.add_subplot(grid[row, column + 2])
             is_right = bool(right[row, column])
             draw_picture(ax, picture(neighbor), _name(labels[neighbor], class_names), is_right)
@@ -134,7 +133,7 @@ def plot_retrieval_grid(
 
 
 def _draw_metrics(ax: Axes, metrics: dict[str, list[tuple[int, float]]]) -> None:
-    """One line a metric, in percent, with its last value."""
+    """One line for each metric, in percent, with its last value in the key."""
     colors = [_BLUE, _RED, _GREEN, _ORANGE, _PURPLE, _SKY]
     for i, (name, points) in enumerate(metrics.items()):
         steps, values = zip(*points, strict=True)
@@ -162,7 +161,7 @@ def _draw_metrics(ax: Axes, metrics: dict[str, list[tuple[int, float]]]) -> None
 
 
 def _draw_loss(ax: Axes, name: str, points: list[tuple[int, float]]) -> None:
-    """The recorded values, thin, and their running mean over a twentieth of the records."""
+    """The recorded values as a thin line, and their running mean over a twentieth of the records."""
     steps, values = zip(*points, strict=True)
     color = _BLUE if name in ("loss", "J_m", "J_syn", "J_gce") else _RED
     window = max(1, len(values) // 20)
@@ -191,7 +190,7 @@ def _style(ax: Axes, title: str, meaning: str) -> None:
 
 
 def _pictures(images: Tensor | Callable[[int], Tensor], labels: Tensor, embeddings: Tensor) -> Callable[[int], Tensor]:
-    """What gives image i as (H, W, 3); UserError where shapes or values do not fit."""
+    """A function that gives image i as (H, W, 3), and raises UserError where shapes or values do not fit."""
     if isinstance(images, Tensor):
         return _check_images(images, labels, embeddings).__getitem__
     one = images
@@ -199,24 +198,25 @@ def _pictures(images: Tensor | Callable[[int], Tensor], labels: Tensor, embeddin
 
 
 def _check_images(images: Tensor, labels: Tensor, embeddings: Tensor) -> Tensor:
-    """Images as (N, H, W, 3) on the CPU; UserError where shapes or values do not fit."""
+    """The images as (N, H, W, 3) on the CPU; raises UserError where shapes or values do not fit."""
     images = images.detach().cpu().float()
     if images.ndim == 3:
         images = images.unsqueeze(1)
     if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise UserError(f"images must have shape (N, H, W), (N, 1, H, W) or (N, 3, H, W), got {tuple(images.shape)}")
+        raise UserError(f"images are {tuple(images.shape)}; they must be (N, H, W), (N, 1, H, W) or (N, 3, H, W)")
     if not len(images) == len(labels) == len(embeddings):
         raise UserError(
-            f"images, labels and embeddings must be as many, got {len(images)}, {len(labels)} and {len(embeddings)}"
+            f"there are {len(images)} images, {len(labels)} labels and {len(embeddings)} embeddings; there must be as "
+            "many of each"
         )
     low, high = images.aminmax() if images.numel() else (0.0, 0.0)
     if not (low >= 0 and high <= 1):
-        raise UserError(f"images must be in [0, 1], got values from {float(low):.4g} to {float(high):.4g}")
+        raise UserError(f"images have values from {float(low):.4g} to {float(high):.4g}; they must be in [0, 1]")
     return images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
 
 
 def _choose_queries(labels: Tensor, queries: int, seed: int) -> Tensor:
-    """Random samples with another one of their class, (q,): first one of each class, then more of the same."""
+    """(q,) random samples whose class has another one: first one of each class, then more of the same classes."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     sizes = dict(zip(*(t.tolist() for t in labels.unique(return_counts=True)), strict=True))
     seen: set[int] = set()
@@ -227,7 +227,7 @@ def _choose_queries(labels: Tensor, queries: int, seed: int) -> Tensor:
             (later if label in seen else first).append(i)
             seen.add(label)
     if not first:
-        raise UserError("labels must have a class with at least two samples, every sample is alone in its class")
+        raise UserError("every sample is alone in its class; labels must have a class with at least two samples")
     return torch.tensor((first + later)[:queries])
 
 
@@ -238,7 +238,14 @@ def _name(label: Tensor, class_names: Sequence[str] | None) -> str:
 
 
 def draw_picture(ax: Axes, picture: Tensor, name: str, right: bool | None) -> None:
-    """One image (H, W, 3) with its name below, framed by whether it is right; None for a query."""
+    """Draw one image (H, W, 3) with its name below.
+
+    Args:
+        ax: where.
+        picture: (H, W, 3) in [0, 1].
+        name: written below.
+        right: whether the image is of the query's class, which its frame shows; None: it is a query.
+    """
     ax.imshow(
         picture.numpy(), vmin=0, vmax=1, interpolation="nearest" if max(picture.shape[:2]) < 64 else "antialiased"
     )
@@ -249,17 +256,17 @@ def draw_picture(ax: Axes, picture: Tensor, name: str, right: bool | None) -> No
         spine.set(color=color, linewidth=1.0 if right is None else 3.0)
         if right is False:
             spine.set(linestyle=_DASHES, capstyle="butt")
-    name = name.encode("utf-8", "replace").decode()  # of file names that are no UTF-8, matplotlib draws nothing
+    name = name.encode("utf-8", "replace").decode()  # matplotlib draws no names that are invalid UTF-8
     ax.set_xlabel(name, fontsize=7.5, color=_INK, labelpad=3, parse_math=False)
     if right is False:
-        # A cross as well: the frame's color is not all that tells.
+        # The cross says the same without a color.
         place = {"transform": ax.transAxes, "clip_on": False, "zorder": 4}
         ax.plot(0.9, 0.9, "o", markersize=11, color=_RED, markeredgecolor="white", **place)
         ax.plot(0.9, 0.9, "x", markersize=4.5, color="white", markeredgewidth=1.4, **place)
 
 
 def draw_head(figure: Figure, height: float, title: str, text: str, key: bool = True) -> None:
-    """Title, text and what the frames mean (`key`), in the top part `height` of the figure."""
+    """Draw the title and the text in the top part `height` of the figure, and with `key` what the frames mean."""
     from matplotlib.lines import Line2D
 
     figure.text(0.02, 1 - 0.3 * height, title, fontsize=13, fontweight="bold", color=_INK, va="center")

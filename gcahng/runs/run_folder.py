@@ -14,7 +14,7 @@ from gcahng.files import lock, writing
 
 @contextmanager
 def run_lock(run: Path) -> Iterator[None]:
-    """Hold a run folder for this process; the system lets go of it when the process ends, however it does.
+    """Hold a run folder for this process; the system releases it when the process ends, however it ends.
 
     Raises:
         UserError: another process holds it.
@@ -29,10 +29,10 @@ def run_lock(run: Path) -> Iterator[None]:
 
 
 def check_run_folder(out: str) -> Path:
-    """The path of a run folder that is not there yet, or empty.
+    """The path of a run folder that does not exist yet or is empty.
 
     Raises:
-        UserError: it holds something, or is a file.
+        UserError: it is a folder with files in it, or a file.
     """
     path = Path(out)
     if path.exists() and not path.is_dir():
@@ -43,10 +43,10 @@ def check_run_folder(out: str) -> Path:
 
 
 def make_run_folder(config: TrainConfig) -> Path:
-    """Create the folder of `config.out`, or runs/DATA-LOSS-TIME.
+    """Create the folder of `config.out`, or runs/DATA-LOSS-TIME where that is None.
 
     Raises:
-        UserError: it holds something, or cannot be made.
+        UserError: the folder has files in it, or cannot be made.
     """
     if config.out is not None:
         path = check_run_folder(config.out)
@@ -60,7 +60,7 @@ def make_run_folder(config: TrainConfig) -> Path:
         except FileExistsError:  # another run that started within this second
             continue
         return path
-    raise UserError(f"out is not given and runs/{stem} and 98 names like it are taken; give out")
+    raise UserError(f"out is null, and runs/{stem} and 98 names like it are taken; give out")
 
 
 def _make(path: Path, *, exist_ok: bool) -> None:

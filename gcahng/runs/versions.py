@@ -1,4 +1,4 @@
-"""What a run was made with."""
+"""The versions that a run was made with."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import gcahng
 
 
 def versions() -> dict[str, str]:
-    """Versions of gcahng and of what can change a run's numbers."""
-    found = {
+    """The versions of gcahng and of what can change a run's numbers, by name."""
+    numbers = {
         "gcahng": gcahng.__version__,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "numpy": np.__version__,
     }
     if torch.version.cuda is not None:
-        found["cuda"] = torch.version.cuda
+        numbers["cuda"] = torch.version.cuda
     for package in ("matplotlib", "pytorch-metric-learning"):
         try:
-            found[package] = version(package)
+            numbers[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return numbers

@@ -93,14 +93,14 @@ def test_an_interrupted_log(tmp_path, monkeypatch):
 def test_a_log_of_something_else(tmp_path, line):
     log = write_records(tmp_path / "metrics.jsonl")
     log.write_text(line + "\n" + log.read_text())
-    with pytest.raises(UserError, match="metrics_jsonl must hold objects .* line 1 of") as error:
+    with pytest.raises(UserError, match="metrics_jsonl is .* line 1 is no record; it must be an object") as error:
         plot_curves(log, tmp_path / "curves.png")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "curves.png").exists()
 
 
 def test_no_log(tmp_path):
-    with pytest.raises(UserError, match=r"metrics_jsonl must be a readable file, .*none\.jsonl"):
+    with pytest.raises(UserError, match=r"metrics_jsonl is .*none\.jsonl, which cannot be read"):
         plot_curves(tmp_path / "none.jsonl", tmp_path / "curves.png")
 
 
@@ -180,14 +180,20 @@ def test_seeds_choose_the_queries(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(images=torch.rand(30, 8)), r"images must have shape .* got \(30, 8\)"),
-        (dict(images=torch.rand(30, 2, 8, 8)), r"images must have shape .* got \(30, 2, 8, 8\)"),
-        (dict(images=torch.rand(29, 8, 8)), "must be as many, got 29, 30 and 30"),
-        (dict(images=255 * torch.ones(30, 8, 8)), r"images must be in \[0, 1\], got values from 255 to 255"),
-        (dict(images=torch.full((30, 8, 8), torch.nan)), r"images must be in \[0, 1\], got values from nan"),
+        (dict(images=torch.rand(30, 8)), r"images are \(30, 8\); they must be"),
+        (dict(images=torch.rand(30, 2, 8, 8)), r"images are \(30, 2, 8, 8\); they must be"),
+        (
+            dict(images=torch.rand(29, 8, 8)),
+            "there are 29 images, 30 labels and 30 embeddings; there must be as many of each",
+        ),
+        (dict(images=255 * torch.ones(30, 8, 8)), r"images have values from 255 to 255; they must be in \[0, 1\]"),
+        (
+            dict(images=torch.full((30, 8, 8), torch.nan)),
+            r"images have values from nan to nan; they must be in \[0, 1\]",
+        ),
         (dict(labels=torch.arange(30)), "labels must have a class with at least two samples"),
-        (dict(queries=0), "queries must be at least 1, got 0"),
-        (dict(neighbors=-2), "neighbors must be at least 1, got -2"),
+        (dict(queries=0), "queries is 0; it must be at least 1"),
+        (dict(neighbors=-2), "neighbors is -2; it must be at least 1"),
     ],
 )
 def test_grid_errors(tmp_path, changes, message):
