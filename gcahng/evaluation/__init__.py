@@ -1,1 +1,1 @@
-"""What a trained network is worth: its embeddings, retrieval metrics and generated negatives."""
+"""Measures trained networks: their embeddings, retrieval metrics and generated negatives."""

@@ -1,7 +1,8 @@
-"""Embeddings of many images into a file: in little memory, and going on where an earlier try was stopped.
+"""Embeddings of images, in memory or in a file.
 
-Beside the file X that is asked for, `X.part` collects the rows as raw float32, and `X.part.json` says whose they are
-and how many are safely on the disk. When all are there, X is written and both are removed.
+`embed_to_file` takes little memory, and continues where an earlier call was stopped. Beside the file X that is asked
+for, `X.part` collects the rows as raw float32, and `X.part.json` says whose they are and how many are safely on the
+disk. When all rows are there, X is written and both are removed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from gcahng.progress import Progress
 from gcahng.retrieval.embeddings import EmbeddingSet, check_free, check_suffix, read_embeddings, write_embeddings
 from gcahng.retrieval.items import EmbeddingModel, Items
 
-# Fixed, so that an evaluation repeats bit for bit: products of other batch sizes may round otherwise.
+# Fixed, so that an evaluation repeats bit for bit: products of other batch sizes may round differently.
 EVAL_BATCH = 256
 
 
@@ -34,9 +35,9 @@ class EmbedOptions:
 
     Attributes:
         device: auto, cpu, cuda or cuda:N.
-        batch_size: images at once.
-        workers: processes that read image files; None: one less than there are cores, at most 8.
-        skip_unreadable: leave out files that cannot be read, and list them; False: stop at the first.
+        batch_size: how many images are embedded at once.
+        workers: processes that read image files; None: one less than there are cores, but at most 8.
+        skip_unreadable: True: files that cannot be read are left out and listed; False: the first one is an error.
     """
 
     device: str = "auto"
@@ -51,8 +52,8 @@ class EmbedResult:
 
     Attributes:
         embeddings: what is in the file.
-        skipped: the images left out, as they could not be read.
-        resumed: rows that an earlier try had made; all of them where the file was already there.
+        skipped: the names of the images that were left out because they cannot be read.
+        resumed: how many rows an earlier call had made; all of them where the file was there already.
     """
 
     embeddings: EmbeddingSet
@@ -68,9 +69,18 @@ def embed(
     workers: int = 0,
     progress: Progress | None = None,
 ) -> Tensor:
-    """(N, D) fp32 embeddings of N images on `device`, in evaluation mode; the model's mode is restored.
+    """Embed images in evaluation mode; the model's mode is restored.
 
-    `progress` is called with the images embedded so far and all of them.
+    Args:
+        model: uint8 images → (n, D) embeddings, on `device`.
+        images: N images, in memory or as files.
+        device: where the network computes.
+        preprocessing: of image files.
+        workers: processes that read image files.
+        progress: called with the images embedded so far and all of them.
+
+    Returns:
+        (N, D) fp32 embeddings on `device`.
     """
     training = model.training
     model.eval()
@@ -120,22 +130,25 @@ def embed_to_file(
     options: EmbedOptions | None = None,
     progress: Progress | None = None,
 ) -> EmbedResult:
-    """Embed `images` into `out`; the same call goes on where one before was stopped, with the same bits in the end.
+    """Embed images into a file; where an earlier call was stopped, the same call continues and ends with the same bits.
 
-    Memory does not grow with the number of images: rows go to the disk as they come.
+    Memory does not grow with the number of images, because rows go to the disk as they come.
 
     Args:
         model: the network.
         images: in memory or as files.
-        items: what they are, one source.
+        items: what the images are, from one source.
         out: X.safetensors or X.npy, see `gcahng.retrieval.embeddings`.
         preprocessing: of image files; None: the model's.
-        options: how.
+        options: how the images are embedded; None: the defaults.
         progress: called with the images embedded so far and all of them.
 
+    Returns:
+        The embeddings, and what was left out or was there already.
+
     Raises:
-        UserError: `out` or its .part is of other images, another network or other options; a file cannot be written.
-        UnreadableImage: an image cannot be read and `skip_unreadable` is off.
+        UserError: `out` or its .part is of other images, another network or other options, or a file cannot be written.
+        UnreadableImage: an image cannot be read, and `skip_unreadable` is off.
     """
     options = options or EmbedOptions()
     preprocessing = preprocessing or model.preprocessing
@@ -150,8 +163,8 @@ def embed_to_file(
         there = read_embeddings(out)
         if there.key != key.of_first(len(images)):
             raise UserError(f"{out} exists and is of other images, another network or other options; remove it first")
-        kept = set(there.items.names)
-        left_out_before = [name for name in items.names if name not in kept]
+        embedded = set(there.items.names)
+        left_out_before = [name for name in items.names if name not in embedded]
         if left_out_before and not options.skip_unreadable:
             raise UserError(
                 f"{out} exists, without {len(left_out_before)} images that could not be read, such as "
@@ -172,14 +185,14 @@ def embed_to_file(
         if len(skipped) == len(images):
             raise UserError(f"none of the {len(images)} images can be read; the first is {images.name(0)}")
         left_out = set(skipped)
-        kept = items.subset([i for i in range(len(items)) if i not in left_out]) if skipped else items
-        write_embeddings(out, EmbeddingSet(part.rows(), kept, identity, whole))
+        embedded = items.subset([i for i in range(len(items)) if i not in left_out]) if skipped else items
+        write_embeddings(out, EmbeddingSet(part.rows(), embedded, identity, whole))
         part.remove()
     return EmbedResult(read_embeddings(out), [items.names[i] for i in skipped], resumed)
 
 
 class _Embedder:
-    """A network in evaluation mode on its device, for a while."""
+    """Within, a network in evaluation mode on its device."""
 
     def __init__(self, network: nn.Module, options: EmbedOptions) -> None:
         self._network, self._options = network, options
@@ -194,9 +207,12 @@ class _Embedder:
         self._network.train(self._training)
 
     def run(self, images: LabeledImages, preprocessing: Preprocessing, start: int):
-        """Yields (rows (b, D) fp32 on the CPU, places of images left out, images done) from image `start` on.
+        """Embed the images from `start` on.
 
-        Batches are cut at multiples of the batch size, whatever is left out, so that a later try cuts the same.
+        Batches are cut at multiples of the batch size whatever is left out, so that a later call cuts the same batches.
+
+        Yields:
+            (b, D) fp32 rows on the CPU, the places of images that are left out, and how many images are done.
         """
         size = self._options.batch_size
         while start < len(images):
@@ -209,7 +225,7 @@ class _Embedder:
                     raise
                 window = range(start, min(start + size, len(images)))
                 good = [i for i in window if _readable(images.file(i))]
-                if len(good) == len(window):  # it could be read now: the file, or the disk, changes under us
+                if len(good) == len(window):  # now it can be read: the file changes meanwhile
                     raise
                 rows = [self._embed(batch) for batch in self._batches(images, good, preprocessing)] if good else []
                 start = window.stop

@@ -1,4 +1,4 @@
-"""Retrieval metrics of a network on a set of images, or of embeddings in a file."""
+"""Retrieval metrics of a network on a set of images, or of the embeddings in a file."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ class EvalOptions:
     Attributes:
         metrics: any of recall, precision, map, map@r and r_precision.
         recall_at: the K of Recall@K; None: the data set's.
-        precision_at: the K of Precision@K, which is then measured too; none: 1 and 10 where `metrics` asks for it.
-        map_at: the K of MAP@K, which is then measured too; none: 10 where `metrics` asks for it.
-        ties: order of gallery images at the same distance: index, expected, optimistic or pessimistic.
-        protocol: exact, or official: as the authors evaluate.
-        per_class: also the metrics of each class.
-        clustering: also NMI and AMI of k-means, which takes long.
+        precision_at: the K of Precision@K, which is then measured in any case; (): 1 and 10 where `metrics` asks for
+            precision.
+        map_at: the K of MAP@K, which is then measured in any case; (): 10 where `metrics` asks for map.
+        ties: the order of gallery images at the same distance: index, expected, optimistic or pessimistic.
+        protocol: exact; or official, as the authors evaluate.
+        per_class: whether the metrics of each class are measured too.
+        clustering: whether NMI and AMI of k-means are measured too, which takes long.
         seed: of k-means.
     """
 
@@ -50,7 +51,7 @@ class EvalOptions:
     seed: int = 0
 
     def arguments(self, recall_at: Sequence[int]) -> dict[str, Any]:
-        """Of `retrieval_metrics`; `recall_at` are the data set's K."""
+        """The arguments of `retrieval_metrics`; `recall_at` are the data set's K."""
         asked = {"precision": self.precision_at, "map": self.map_at}
         names = [*self.metrics, *(name for name, at in asked.items() if at and name not in self.metrics)]
         recalls = recall_at if self.recall_at is None else self.recall_at
@@ -70,7 +71,7 @@ class Gallery:
 
     Attributes:
         embeddings: (m, D).
-        labels: (m,), the same classes as the queries'.
+        labels: (m,) in the numbering of the queries' labels.
     """
 
     embeddings: Tensor
@@ -87,7 +88,7 @@ def evaluate(
     preprocessing: Preprocessing = Preprocessing(),  # noqa: B008  # frozen
     workers: int = 0,
 ) -> dict[str, float]:
-    """`metrics_of` the network's embeddings of `images`, and of `gallery` where there is one."""
+    """`metrics_of` the network's embeddings of `images`, searched in those of `gallery` where there is one."""
     searched = None
     if gallery is not None:
         searched = Gallery(embed(model, gallery, device, preprocessing, workers), gallery.labels)
@@ -97,8 +98,8 @@ def evaluate(
 def metrics_of(
     embeddings: Tensor, images: LabeledImages, recall_at: Sequence[int] = RECALL_AT, gallery: Gallery | None = None
 ) -> dict[str, float]:
-    """Recall@K, MAP@R and R-Precision of every image as a query among the others, or in the gallery, by cosine
-    similarity."""
+    """Recall@K, MAP@R and R-Precision by cosine similarity: each image is searched in the gallery, or among the other
+    images where there is no gallery."""
     return retrieval_metrics(embeddings, images.labels.to(embeddings.device), recall_at=recall_at, **_searched(gallery))
 
 
@@ -112,19 +113,19 @@ def measure(
     gallery: Gallery | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict[str, float], dict[str, dict[str, float]] | None]:
-    """All that `options` ask for.
+    """Measure all that `options` ask for.
 
     Args:
         embeddings: (n, D) the queries.
         labels: (n,) their classes.
         class_names: the name of each label.
-        options: what.
-        recall_at: the K where the options leave them open.
+        options: what is measured.
+        recall_at: the K of Recall@K where the options do not set them.
         gallery: what is searched; None: the queries themselves.
         progress: called with the queries done so far and all of them.
 
     Returns:
-        The metrics; and by the name of each class, those of its queries, or None without `per_class`.
+        The metrics, and those of each class by its name (None without `per_class`).
     """
     arguments = {**options.arguments(recall_at), **_searched(gallery), "progress": progress}
     if options.per_class:
@@ -158,7 +159,7 @@ def evaluate_checkpoint(
         options: what is measured.
         data: fields of `DataConfig` that override those of the run, such as {"name": "cub200", "root": …}.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        progress: called with what begins; gives what is called with how much of it is done, and all of it.
+        progress: called with the name of each part of the work; it returns the `Progress` of that part.
 
     Returns:
         {split: metrics, "checkpoint": its path, "steps": of its training (None where unknown), "data": the data set,
@@ -166,7 +167,7 @@ def evaluate_checkpoint(
         "protocol", "ties"}, and with `per_class` "per_class": metrics by class name.
 
     Raises:
-        UserError: no such checkpoint, or one that cannot be read; an argument out of range.
+        UserError: there is no such checkpoint, it cannot be read, or an argument is out of range.
     """
     model = load_model(run_or_checkpoint, which)
     config = with_data(model.config.data, data or {})
@@ -178,7 +179,7 @@ def evaluate_checkpoint(
     preprocessing = Preprocessing(config.resize, config.image_size)
     workers = usual_workers(config.workers)
     note = progress or (lambda what: no_progress)
-    # The training run's number of threads, so that the sums are rounded alike; more than there are cores only wait.
+    # As many threads as the training run had, so that sums are rounded alike, but no more than there are cores.
     threads = min(model.config.threads or torch.get_num_threads(), os.cpu_count() or 1)
     with torch_threads(threads):
         network = model.network.to(place)
@@ -197,7 +198,7 @@ def evaluate_checkpoint(
             progress=note("searching"),
         )
     comparable = model.data_digest is not None and config.name == model.config.data.name
-    found = {
+    result = {
         split: metrics,
         "checkpoint": str(model.path),
         "steps": model.step,
@@ -206,7 +207,7 @@ def evaluate_checkpoint(
         "protocol": options.protocol,
         "ties": options.ties,
     }
-    return found if classes is None else {**found, "per_class": classes}
+    return result if classes is None else {**result, "per_class": classes}
 
 
 def evaluate_embeddings(
@@ -228,7 +229,7 @@ def evaluate_embeddings(
         {"embeddings": metrics, "file": the path, "gallery": its path or None}, and as `evaluate_checkpoint`.
 
     Raises:
-        UserError: a file that cannot be read or has no labels; embeddings of different networks; as `measure`.
+        UserError: a file cannot be read or has no labels, or the embeddings are of different networks.
     """
     from gcahng.retrieval.embeddings import read_embeddings
 

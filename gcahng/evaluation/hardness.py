@@ -1,11 +1,11 @@
-"""How hard the generated negatives are, and how θ is spread, as training goes on.
+"""How hard the generated negatives are during training, and how θ is distributed.
 
-The loop asks once an evaluation, on the same few training images each time:
+At each evaluation the loop measures them on the same few training images:
 
     probe = NegativesProbe(config, data.train, device)
     log.write(step, "negatives", probe.measure(model, objective))
 
-which becomes a line {"step": …, "kind": "negatives", …} of metrics.jsonl, that `gcahng report` draws.
+This is a line {"step": …, "kind": "negatives", …} of metrics.jsonl, which `gcahng report` draws.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ THETA_BINS = 25
 
 
 class NegativesProbe:
-    """Measures a loss's generated negatives on a fixed batch of training images, without touching any state.
+    """Measures a loss's generated negatives on a fixed batch of training images, without changing any state.
 
     Args:
-        config: of the run; the batch has its samples a class, and its classes a batch as long as there are at most
-            `MAX_IMAGES` (and at least two classes).
-        train: the training images; the batch is drawn from them by config.seed.
-        device: of network and loss.
+        config: of the run. The batch has the run's samples of each class and its classes, but at most `MAX_IMAGES`
+            images and at least two classes.
+        train: the training images; config.seed draws the batch from them.
+        device: of the network and the loss.
     """
 
     def __init__(self, config: TrainConfig, train: LabeledImages, device: torch.device) -> None:
@@ -42,11 +42,14 @@ class NegativesProbe:
         self._batch: tuple[Tensor, Tensor] | None = None
 
     def measure(self, model: nn.Module, objective: nn.Module) -> dict[str, Any]:
-        """`negatives_record` in evaluation mode; empty for a loss that generates none. Modes are restored.
+        """Measure in evaluation mode; the modes of network and loss are restored.
 
         Args:
             model: images → embeddings.
             objective: the loop's loss; its GCAHNGLoss is `objective.gca`.
+
+        Returns:
+            The `negatives_record`; {} for a loss that generates no negatives.
         """
         if not self._needed:
             return {}
@@ -65,7 +68,7 @@ class NegativesProbe:
                 module.training = training
 
     def _draw(self) -> None:
-        """Choose the batch among the usable images, and its mixing draws: the same each time, so that only the networks
+        """Choose the batch and its mixing draws among the usable images. They stay the same, so that only the networks
         change between two measurements."""
         generator = torch.Generator().manual_seed(self._seed)
         views = self._data.samples_per_class
@@ -75,10 +78,10 @@ class NegativesProbe:
         self._mixing = torch.rand(views, views - 1, generator=generator)
 
     def _read(self) -> tuple[Tensor, Tensor]:
-        """The batch on the device, read when it is first needed.
+        """The batch on the device; it is read when it is first needed.
 
         Raises:
-            UnreadableImage: a file cannot be read (with data.skip_unreadable: nor others of two classes).
+            UnreadableImage: a file cannot be read; with data.skip_unreadable, less than two classes can be read.
         """
         while self._batch is None:
             chosen = self._train.subset(self._rows)
@@ -91,7 +94,7 @@ class NegativesProbe:
         return self._batch
 
     def _leave_out(self, error: UnreadableImage) -> None:
-        """Choose anew without the file that cannot be read, where the run skips those."""
+        """Choose another batch without the file that cannot be read, where the run skips such files."""
         assert isinstance(self._train, ImageFiles)
         for row in self._rows.tolist():
             if self._train.file(row) == error.path:
@@ -106,12 +109,13 @@ def negatives_record(
 ) -> dict[str, Any]:
     """Distances of synthetic and real negatives to their anchors, and the distribution of θ.
 
-    Distances are Euclidean, between embeddings as the loss sees them: not normalized. Every sample is an anchor.
+    Distances are Euclidean, between embeddings as the loss sees them, which are not normalized. Every sample is an
+    anchor.
 
     Args:
-        gca: the loss, in the mode that `generate` is meant to have.
+        gca: the loss, in the mode in which it is to generate.
         embeddings: (n, D).
-        labels: (n,), equally many of each class.
+        labels: (n,), as many of each class.
         mixing: (K, K-1) mixing draws, see `GCAHNGLoss.generate`.
 
     Returns:
@@ -122,18 +126,18 @@ def negatives_record(
         "theta_std" and "theta_histogram": of the channels of θ between samples of different classes, the latter as the
         shares in `THETA_BINS` equal parts of [0, 1].
     """
-    found = gca.generate(embeddings, labels, u=mixing)
-    views, classes = found.index.shape
-    rows = embeddings.detach().double()[found.index]  # (K, C, D)
+    generated = gca.generate(embeddings, labels, u=mixing)
+    views, classes = generated.index.shape
+    rows = embeddings.detach().double()[generated.index]  # (K, C, D)
     other = ~torch.eye(classes, dtype=torch.bool, device=rows.device)
-    synthetic = (found.negatives.double() - rows[:, :, None]).norm(dim=-1)  # (anchor view k, anchor a, class c)
+    synthetic = (generated.negatives.double() - rows[:, :, None]).norm(dim=-1)  # (anchor view k, anchor a, class c)
     flat = rows.flatten(0, 1)
     real = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").view(views, classes, views, classes)
     real_negatives = real.transpose(2, 3)[:, other]  # (k, pairs of classes, views of the other)
     nearest_of_class = real.amin(dim=2)
     apart = ~torch.eye(views, dtype=torch.bool, device=rows.device)
     positive = real.diagonal(dim1=1, dim2=3)[apart]  # (pairs of views, classes)
-    theta = found.coefficients[labels[:, None] != labels].double()
+    theta = generated.coefficients[labels[:, None] != labels].double()
     far = torch.where(other, 0.0, torch.inf)
     bins = (theta * THETA_BINS).long().clamp_(0, THETA_BINS - 1).flatten()
     return {
@@ -150,7 +154,7 @@ def negatives_record(
 
 
 def _spread(name: str, distances: Tensor) -> dict[str, float]:
-    # Unlike quantile, sort takes any number of values; unlike kthvalue, it repeats on CUDA.
+    # quantile does not take any number of values, and kthvalue does not repeat on CUDA; sort does both.
     values = distances.flatten()
     ordered = values.sort().values
     low, high = (ordered[round(q * (len(values) - 1))].item() for q in (0.1, 0.9))
@@ -158,8 +162,8 @@ def _spread(name: str, distances: Tensor) -> dict[str, float]:
 
 
 def _fixed_rows(labels: Tensor, classes: int, views: int, generator: torch.Generator) -> Tensor:
-    """Rows (classes · views,) of a random batch; a class with fewer than `views` images only where others are lacking,
-    and then with repetitions."""
+    """(classes · views,) rows of a random batch. Classes with fewer than `views` images are taken only where there are
+    not enough others, and then their images repeat."""
     present, sizes = labels.unique(return_counts=True)
     order = torch.randperm(len(present), generator=generator)
     order = order[(sizes[order] < views).long().sort(stable=True).indices]

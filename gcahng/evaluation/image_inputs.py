@@ -1,4 +1,4 @@
-"""Images that a command line names: a split of a data set, folders, lists of paths, single files."""
+"""The images that a user names: a split of a data set, folders, lists of paths, single files."""
 
 from __future__ import annotations
 
@@ -21,10 +21,14 @@ LIST_SUFFIXES = (".lst", ".txt")
 
 
 def with_data(config: DataConfig, options: dict[str, Any]) -> DataConfig:
-    """`config` with the fields of `options`; of another data set, files and split are that set's own.
+    """A config with some fields replaced.
+
+    Args:
+        config: of the training run.
+        options: fields by name. Another data set does not take over the run's files and its split.
 
     Raises:
-        UserError: a data set or an option that there is not; images smaller than what is cut out of them.
+        UserError: there is no such data set or option, or images are smaller than what is cut out of them.
     """
     name = options.get("name", config.name)
     if name != config.name:
@@ -41,7 +45,12 @@ def with_data(config: DataConfig, options: dict[str, Any]) -> DataConfig:
 
 
 def choose_split(data: DataSplits, split: str, name: str) -> LabeledImages:
-    """One of the splits; `name` is the data set's.
+    """One of the splits of a data set.
+
+    Args:
+        data: the splits.
+        split: test, train, val or gallery.
+        name: of the data set, for the error.
 
     Raises:
         UserError: the data set has no such split.
@@ -51,12 +60,12 @@ def choose_split(data: DataSplits, split: str, name: str) -> LabeledImages:
     images = getattr(data, split)
     if images is None:
         there = [other for other in SPLITS if getattr(data, other) is not None]
-        raise UserError(f"split is {split}; {name} has {', '.join(there)} here")
+        raise UserError(f"split is {split}; of {name} it must be one of {', '.join(there)}")
     return images
 
 
 def dataset_images(config: DataConfig, split: str) -> tuple[LabeledImages, Items]:
-    """A split of a data set, and what its rows stand for."""
+    """The images of a split of a data set, and what they are."""
     images = choose_split(load_data(config), split, config.name)
     names = tuple(images.name(i) for i in range(len(images)))
     root = str(images.root.absolute()) if isinstance(images, ImageFiles) else None
@@ -65,17 +74,20 @@ def dataset_images(config: DataConfig, split: str) -> tuple[LabeledImages, Items
 
 
 def files_images(paths: Sequence[Path], *, labels_from_folders: bool = False) -> tuple[ImageFiles, Items]:
-    """The images that `paths` are, or that they hold: image files, folders (with all below) and lists of paths.
+    """The images that image files, folders (with all folders in them) and lists of paths name.
 
-    A list is a .txt or .lst file with a path a line, relative to the list's folder. The images' root is the folder
-    itself where one folder is given, else the folder that all have in common.
+    A list is a .txt or .lst file with one path in each line, relative to the list's folder. The root of the images is
+    the folder itself where one folder is given, otherwise the folder that all images have in common.
 
     Args:
-        paths: what is named, in this order; a folder's images are sorted by their path.
-        labels_from_folders: an image's class is the name of the folder it lies in; else they have none.
+        paths: what is named. The images come in this order; those of a folder are sorted by their path.
+        labels_from_folders: whether the name of an image's folder is its class; otherwise images have no class.
+
+    Returns:
+        The images, and what they are.
 
     Raises:
-        UserError: a path that does not exist or is no image, a folder or a list without images.
+        UserError: a path does not exist or is no image, or a folder or a list has no images.
     """
     if not paths:
         raise UserError("no images are given; name image files, folders or lists of paths")
@@ -119,7 +131,7 @@ def _files_of(path: Path) -> list[Path]:
             raise UserError(f"{path} cannot be read: {error.strerror}") from error
         files = [Path(os.path.abspath(path.parent / line)) for line in lines if line.strip()]
         if not files:
-            raise UserError(f"{path} lists no images; it must have a path a line")
+            raise UserError(f"{path} lists no images; it must have one path in each line")
         return files
     if not path.exists():
         raise UserError(f"{path} does not exist; name an image, a folder or a list of paths")

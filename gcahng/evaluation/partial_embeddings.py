@@ -1,4 +1,4 @@
-"""The rows of embeddings that are not all there yet, on the disk, and whose they are."""
+"""Rows of embeddings on the disk while they are not all there yet, and whose they are."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ from gcahng.data import ImageFiles, LabeledImages
 from gcahng.errors import UserError
 from gcahng.files import lock, write_json
 
-# Seconds between notes of how far the rows are; a kill loses at most so much work.
+# Seconds between two notes of how many rows there are; a kill loses at most as much work.
 _NOTE_EVERY = 5.0
 
 
 class ImagesKey:
-    """What two tries must share so that the second may go on with the rows of the first.
+    """A digest that two calls must share so that the second one may continue with the rows of the first one.
+
+    It holds the path, the size and the time of change of image files, the pixels of images in memory, and their labels.
 
     Args:
         about: the network and the options.
-        images: files by their path, size and time of change; images in memory by their pixels; and their labels.
+        images: what is embedded.
     """
 
     def __init__(self, about: str, images: LabeledImages) -> None:
@@ -35,7 +37,7 @@ class ImagesKey:
         self._images, self._done = images, 0
 
     def of_first(self, count: int) -> str:
-        """For the first `count` images, not fewer than asked for before; later ones may change until they are read."""
+        """The digest of the first `count` images, not fewer than in an earlier call; later images may still change."""
         images = self._images
         for i in range(self._done, min(count, len(images))):
             if isinstance(images, ImageFiles):
@@ -55,7 +57,15 @@ class ImagesKey:
 
 @dataclass
 class _Note:
-    """What the .part.json holds: `rows` of `dim` channels are on the disk, of the first `images`, without `skipped`."""
+    """What the .part.json holds.
+
+    Attributes:
+        key: of the images that are done.
+        rows: how many rows are on the disk.
+        dim: their channels.
+        images: how many images are done.
+        skipped: the places of those that were left out.
+    """
 
     key: str = ""
     rows: int = 0
@@ -65,15 +75,15 @@ class _Note:
 
 
 class PartialRows:
-    """X.part, raw float32 rows, and X.part.json, the note of how many are safely there. Use as a context manager.
+    """X.part, which holds raw float32 rows, and X.part.json, the note of how many are safe. Use as a context manager.
 
     Args:
         out: X.
         key: of the images that are embedded.
 
     Raises:
-        UserError: on entering: what is there is of other images, is damaged or is being written by another process;
-            and where it cannot be written.
+        UserError: on entering, the files are of other images, are damaged or are being written by another process; at
+            any time, they cannot be written.
     """
 
     def __init__(self, out: Path, key: ImagesKey) -> None:
@@ -92,7 +102,7 @@ class PartialRows:
 
     @property
     def skipped(self) -> list[int]:
-        """Places of the images that were left out."""
+        """The places of the images that were left out."""
         return self._note.skipped
 
     def __enter__(self) -> PartialRows:
@@ -122,7 +132,13 @@ class PartialRows:
             self._file.close()
 
     def append(self, rows: Tensor, skipped: list[int], images: int) -> None:
-        """Rows (b, D), the images left out among them, and how many images are done with them."""
+        """Write rows.
+
+        Args:
+            rows: (b, D).
+            skipped: the places of the images that were left out among theirs.
+            images: how many images are done then.
+        """
         note = self._note
         try:
             self._opened.write(np.ascontiguousarray(rows.numpy(), dtype="<f4").data)
@@ -136,7 +152,7 @@ class PartialRows:
             self.note()
 
     def note(self) -> str:
-        """Bring the rows to the disk, then say that they are there; gives the key of the images done."""
+        """Bring the rows to the disk and note that they are there; returns the key of the images that are done."""
         try:
             self._opened.flush()
             os.fsync(self._opened.fileno())
@@ -150,7 +166,7 @@ class PartialRows:
     def rows(self) -> Tensor:
         """All rows (n, D), mapped into memory."""
         self._opened.flush()
-        # Copy on write: PyTorch warns of arrays that cannot be written to.
+        # Copy on write, because PyTorch warns of arrays that cannot be written to.
         return torch.from_numpy(np.memmap(self._path, "<f4", "c", shape=(self._note.rows, self._note.dim)))
 
     def remove(self) -> None:

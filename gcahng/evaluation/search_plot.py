@@ -1,4 +1,4 @@
-"""The picture of a search: each query and the images found for it."""
+"""The picture of a search: each query and its nearest images."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from gcahng.runs.plots import draw_head, draw_picture, new_figure, save_png
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Side of the largest image that is drawn, in pixels: a cell of the picture is smaller.
+# The side in pixels of the largest image that is drawn; the cells of the picture are smaller.
 _SIDE = 160
-# Queries in one picture: matplotlib takes long with more, and nobody looks at them.
+# With more queries in a picture matplotlib takes long, and nobody looks at them.
 MOST_QUERIES = 100
 
 
 @dataclass(frozen=True)
 class Hit:
-    """An image that was found.
+    """One of the nearest images of a query.
 
     Attributes:
-        row: of the index.
-        value: its cosine similarity or its Euclidean distance.
-        right: whether it is of the query's class; None: one of them has no label.
+        row: its row in the index.
+        value: its cosine similarity to the query, or its Euclidean distance.
+        right: whether it is of the query's class; None: one of both has no label.
     """
 
     row: int
@@ -43,13 +43,13 @@ class Hit:
 
 
 class Pictures:
-    """The images of items, read when they are asked for; those of a data set in memory are loaded once."""
+    """Reads the images of items when they are asked for, and a data set that lies in memory only once."""
 
     def __init__(self) -> None:
         self._loaded: dict[str, DataSplits] = {}
 
     def get(self, items: Items, row: int) -> Tensor | None:
-        """(H, W, 3) in [0, 1], or None where nothing is known of the image but its name.
+        """The image as (H, W, 3) in [0, 1], or None where only its name is known.
 
         Raises:
             UserError: the image file cannot be read.
@@ -75,25 +75,27 @@ class Pictures:
 def plot_search(
     queries: Items, items: Items, hits: list[list[Hit]], metric: str, out_png: Path, pictures: Pictures | None = None
 ) -> None:
-    """Draw the queries, one a row, each followed by what was found, nearest first, with its value and its class.
+    """Draw the queries, one in each row, followed by their nearest images with value and class, nearest first.
 
-    Found images of the query's class have a green solid frame, others a red dashed frame with a cross; where a label is
-    missing, a gray one. An image that is not known is an empty cell with its name.
+    Images of the query's class have a green solid frame and others a red dashed frame with a cross. The frame is gray
+    where a label is missing. Where only the name of an image is known, its cell is empty.
 
     Args:
         queries: what was searched for.
         items: of the index.
-        hits: what was found for each query.
-        metric: "cosine" or "euclidean", what the values are.
-        out_png: where to write; replaced as a whole or not at all.
-        pictures: where the images come from.
+        hits: the nearest images of each query.
+        metric: "cosine" or "euclidean", which says what the values are.
+        out_png: the picture, which is replaced as a whole or not at all.
+        pictures: reads the images.
 
     Raises:
-        UserError: matplotlib is missing; no queries or too many; an image file that cannot be read, a file that cannot
-            be written.
+        UserError: matplotlib is missing, there are no queries or too many, an image file cannot be read, or the picture
+            cannot be written.
     """
     if not 1 <= len(queries) <= MOST_QUERIES:
-        raise UserError(f"a picture shows 1 to {MOST_QUERIES} queries, got {len(queries)}; choose some with --rows")
+        raise UserError(
+            f"there are {len(queries)} queries; a picture shows 1 to {MOST_QUERIES}: choose some with --rows"
+        )
     pictures = pictures or Pictures()
     columns = max(1, max(map(len, hits)))
     head = 0.62  # inches for title and key
@@ -111,13 +113,13 @@ def plot_search(
         wspace=0.12,
         hspace=0.42,
     )
-    for row, found in enumerate(hits):
+    for row, hits_of_query in enumerate(hits):
         ax = figure.add_subplot(grid[row, 0])
         _draw(ax, pictures.get(queries, row), _caption(queries, row), None)
-        for column, hit in enumerate(found, start=2):
+        for column, hit in enumerate(hits_of_query, start=2):
             caption = f"{hit.value:.3f}  {_caption(items, hit.row, 12)}"
             _draw(figure.add_subplot(grid[row, column]), pictures.get(items, hit.row), caption, hit.right)
-    known = [hit.right for found in hits for hit in found if hit.right is not None]
+    known = [hit.right for hits_of_query in hits for hit in hits_of_query if hit.right is not None]
     draw_head(figure, head / height, "Search", _summary(metric, known), key=bool(known))
     try:
         save_png(figure, out_png)
@@ -126,7 +128,7 @@ def plot_search(
 
 
 def _caption(items: Items, row: int, longest: int = 18) -> str:
-    """The class of a row, or else its name, cut to what a cell holds."""
+    """The class of a row, or its name where it has no class, cut to the width of a cell."""
     text = items.class_name(row) or Path(items.names[row]).name
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
@@ -139,7 +141,7 @@ def _draw(ax: Axes, picture: Tensor | None, caption: str, right: bool | None) ->
 
 
 def _summary(metric: str, known: list[bool]) -> str:
-    """What the picture shows, and how many of the images with labels are right."""
+    """What the picture shows, and how many of the images with a label are right."""
     value = {"cosine": "cosine similarity", "euclidean": "Euclidean distance"}[metric]
     text = f"Query (left), then the nearest images of the index with their {value}."
     return f"{text} {sum(known)} of {len(known)} are of the query's class." if known else text

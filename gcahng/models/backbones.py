@@ -12,26 +12,26 @@ from torch.utils.checkpoint import checkpoint
 
 from gcahng.config import BackboneConfig
 from gcahng.errors import UserError
-from gcahng.models.feature_extractors import Body, build_body
+from gcahng.models.feature_extractors import FeatureExtractor, build_extractor
 from gcahng.models.pretrained import check_names, read_tensors
 
 _LUMA = (0.299, 0.587, 0.114)  # of RGB, ITU-R BT.601, as PIL turns color into gray
 
 
 class Backbone(nn.Module):
-    """A body that finds features and a head that embeds them: (n, H, W) or (n, 3, H, W) uint8 → (n, D).
+    """A body that extracts features and a head that embeds them: (n, H, W) or (n, 3, H, W) uint8 → (n, D).
 
-    The head is BatchNorm1d → Linear, as in the authors' networks. The embeddings are not normalized. A subclass says
-    what `pooled` features are.
+    The head is BatchNorm1d → Linear, as in the authors' networks. The embeddings are not normalized. A subclass defines
+    the `pooled` features.
 
     Attributes:
-        body: all but the head.
-        head: what warm-up trains.
-        freeze_bn: the body's BatchNorm2d use and keep their running statistics, in training too; their scale and shift
-            train.
+        body: the network without its head.
+        head: the part that trains during warm-up.
+        freeze_bn: whether the body's BatchNorm2d use their running statistics in training too, and leave them
+            unchanged; their scale and shift train.
         frozen: prefixes of the names of the body's parameters that never train.
-        micro_batch: in training the body takes so many images at once and forgets their activations, which the backward
-            computes again; None: all at once. Gradients are the same up to rounding.
+        micro_batch: how many images the body takes at once in training. It drops their activations, which the backward
+            computes again; gradients are the same up to rounding. None: it takes the whole batch.
     """
 
     body: nn.Module
@@ -41,14 +41,14 @@ class Backbone(nn.Module):
     micro_batch: int | None = None
 
     def pooled(self, images: Tensor) -> Tensor:
-        """(n, H, W) or (n, 3, H, W) uint8 → (n, F), what the head embeds."""
+        """(n, H, W) or (n, 3, H, W) uint8 → (n, F), the features that the head embeds."""
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, H, W) or (n, 3, H, W) uint8 → (n, D).
 
         Raises:
-            UserError: the images are larger than the one size that the network takes.
+            UserError: the network takes images of one size, and these are larger.
         """
         size = self.micro_batch
         if size is None or not self.training or len(images) <= size or not torch.is_grad_enabled():
@@ -57,22 +57,22 @@ class Backbone(nn.Module):
         return self.head(torch.cat(parts))
 
     def body_parameters(self) -> Iterator[nn.Parameter]:
-        """Those outside the head that train after warm-up."""
+        """The parameters outside the head that train after warm-up."""
         for name, parameter in self.body.named_parameters():
             if not name.startswith(self.frozen):
                 yield parameter
 
     def trainable(self) -> list[nn.Parameter]:
-        """Everything that trains at some time of a run."""
+        """All parameters that train at some time of a run."""
         return [*self.body_parameters(), *self.head.parameters()]
 
     def train_body(self, trains: bool) -> None:
-        """Whether the body trains; otherwise no graph is recorded through it and its gradients are None."""
+        """Set whether the body trains. If not, no graph is recorded through it and its gradients are None."""
         for parameter in self.body_parameters():
             parameter.requires_grad_(trains)
 
     def train(self, mode: bool = True) -> Backbone:
-        """As of every module, but for BatchNorm2d that are frozen."""
+        """Set the mode of all modules but frozen BatchNorm2d, which stay in evaluation mode."""
         super().train(mode)
         if self.freeze_bn:
             for module in self.body.modules():
@@ -81,11 +81,11 @@ class Backbone(nn.Module):
         return self
 
     def speed_up(self, *, channels_last: bool = False, compile: bool = False) -> None:
-        """Memory layout and compilation of the body; names and values of the state dict stay.
+        """Set the memory layout and the compilation of the body; names and values of the state dict do not change.
 
         Args:
-            channels_last: convolutions on channels-last memory.
-            compile: the body's forward runs through torch.compile, from its first call.
+            channels_last: whether convolutions run on channels-last memory.
+            compile: whether the body's forward runs through torch.compile, which compiles at its first call.
         """
         if channels_last:
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -96,9 +96,8 @@ class Backbone(nn.Module):
 class GlyphConv(Backbone):
     """A small convolutional network for gray images: five 3×3 convolutions and a global mean.
 
-    Each convolution is followed by BatchNorm and ReLU, the first, second and fourth also by a 2×2 maximum; their widths
-    are `width` times 1, 2, 4, 4, 8. The head on top is BatchNorm1d → Linear, as in the authors' networks. The
-    embeddings are not normalized.
+    Each convolution is followed by BatchNorm and ReLU, and the first, second and fourth also by a 2×2 maximum. Their
+    widths are `width` times 1, 2, 4, 4, 8.
 
     Args:
         embedding_dim: D.
@@ -134,33 +133,33 @@ class GlyphConv(Backbone):
 class ImageBackbone(Backbone):
     """A network of torchvision or timm with the authors' head on top.
 
-    Images are scaled to 0 … 1 and normalized with the mean and deviation that the network was trained with. Gray ones
-    get three equal channels. Those whose shorter side is below `min_size` are scaled up to it (bilinear); a network
-    with one input size gets that size.
+    Images are scaled to 0 … 1 and normalized with the mean and deviation that the network was trained with. Gray images
+    get three equal channels. Images whose shorter side is below `min_size` are scaled up to it (bilinear), and images for
+    a network with one input size to that size.
+
+    Weights of the head come from torch's generator. On top of a transformer's class token its matrix starts orthogonal
+    and its bias at 0, as in the authors' DINO.
 
     Args:
-        body: the network.
+        extractor: the network.
         embedding_dim: D.
         min_size: in pixels.
-
-    Weights of the head come from torch's generator; on top of a transformer's class token its matrix starts orthogonal
-    and its shift 0, as in the authors' DINO.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, body: Body, embedding_dim: int, min_size: int = 64) -> None:
+    def __init__(self, extractor: FeatureExtractor, embedding_dim: int, min_size: int = 64) -> None:
         super().__init__()
-        self.body = body.network
-        linear = nn.Linear(body.features, embedding_dim)
-        if body.class_token:
+        self.body = extractor.network
+        linear = nn.Linear(extractor.features, embedding_dim)
+        if extractor.class_token:
             nn.init.orthogonal_(linear.weight)
             nn.init.zeros_(linear.bias)
-        self.head = nn.Sequential(nn.BatchNorm1d(body.features), linear)
-        self.register_buffer("mean", torch.tensor(body.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(body.std).view(3, 1, 1), persistent=False)
-        self._size, self._min_size = body.size, min_size
+        self.head = nn.Sequential(nn.BatchNorm1d(extractor.features), linear)
+        self.register_buffer("mean", torch.tensor(extractor.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(extractor.std).view(3, 1, 1), persistent=False)
+        self._size, self._min_size = extractor.size, min_size
         self._format = torch.contiguous_format
 
     def pooled(self, images: Tensor) -> Tensor:
@@ -187,7 +186,7 @@ class ImageBackbone(Backbone):
             return x
         elif max(height, width) > size:
             raise UserError(
-                f"images are {height}x{width}; this network takes {size}x{size}: set data.image_size {size}"
+                f"images are {height}x{width}; this network takes {size}x{size}: set data.image_size to {size}"
             )
         else:
             wanted = (size, size)
@@ -195,25 +194,27 @@ class ImageBackbone(Backbone):
 
 
 def build_backbone(config: BackboneConfig, pretrained: bool | None = None) -> Backbone:
-    """The network that `config` describes; what is not pretrained has fresh weights from torch's generator.
+    """The network that `config` describes; parts that are not pretrained get fresh weights from torch's generator.
 
     Args:
         config: which network.
-        pretrained: in the place of config.pretrained; False where weights are loaded afterwards.
+        pretrained: replaces config.pretrained; False where weights are loaded afterwards.
 
     Raises:
-        UserError: an unknown name, a missing package, weights that cannot be had or do not fit, or an option that the
-            network does not have.
+        UserError: the name is unknown, a package is missing, weights cannot be obtained or do not fit, or the network
+            does not have an option.
     """
     wants = config.pretrained if pretrained is None else pretrained
     if config.weights is not None and not config.pretrained:
-        raise UserError(f"backbone.weights is {config.weights} and backbone.pretrained is false; give one of them")
+        raise UserError(
+            f"backbone.weights is {config.weights} and backbone.pretrained is false; weights need pretrained true"
+        )
     own = _own_weights(config.weights) if wants and config.weights is not None else None
     network: Backbone
     if config.name == "glyph_conv":
         network = _glyph_conv(config, own is None and wants)
     else:
-        network = ImageBackbone(build_body(config, wants and own is None), config.embedding_dim, config.min_size)
+        network = ImageBackbone(build_extractor(config, wants and own is None), config.embedding_dim, config.min_size)
     network.freeze_bn = config.freeze_bn
     network.micro_batch = config.micro_batch
     _freeze_patch_embed(network, config)
@@ -227,16 +228,18 @@ def build_backbone(config: BackboneConfig, pretrained: bool | None = None) -> Ba
 
 def _glyph_conv(config: BackboneConfig, wants: bool) -> GlyphConv:
     if wants and config.weights is not None:
-        raise UserError(f"backbone.weights is {config.weights}; of glyph_conv it must be a model that gcahng wrote")
+        raise UserError(f"backbone.weights is {config.weights}; for glyph_conv it must be a model that gcahng wrote")
     if config.pool != "avg":
-        raise UserError(f"backbone.pool is {config.pool!r}; of glyph_conv it must be 'avg'")
+        raise UserError(f"backbone.pool is {config.pool!r}; for glyph_conv it must be 'avg'")
     if config.grad_checkpointing:
-        raise UserError("backbone.grad_checkpointing is true; glyph_conv has none, only networks of timm do")
+        raise UserError(
+            "backbone.grad_checkpointing is true; for glyph_conv it must be false, as only networks of timm have it"
+        )
     return GlyphConv(config.embedding_dim, config.width)
 
 
 def _own_weights(path: str) -> dict[str, Tensor] | None:
-    """The tensors of a model that gcahng wrote; None: the file is of another kind."""
+    """The tensors of a model that gcahng wrote; None if the file is of another kind."""
     tensors = read_tensors(path)
     return tensors if "head.1.weight" in tensors and any(_is_ours(name) for name in tensors) else None
 
@@ -250,8 +253,8 @@ def _check_micro_batch(network: Backbone, config: BackboneConfig) -> None:
         return
     if any(isinstance(module, _BatchNorm) and module.training for module in network.body.modules()):
         raise UserError(
-            f"backbone.micro_batch is {config.micro_batch}; the BatchNorm of {config.name} would see so many images "
-            "and not the batch: set backbone.freeze_bn true, or leave backbone.micro_batch null"
+            f"backbone.micro_batch is {config.micro_batch}; the BatchNorm of {config.name} would see only that many "
+            "images and not the batch: set backbone.freeze_bn to true, or backbone.micro_batch to null"
         )
 
 

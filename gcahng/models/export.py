@@ -1,8 +1,8 @@
 """Networks for other programs: ONNX, and PyTorch's exported programs (.pt2).
 
-An exported file takes "images", uint8 (batch, 3, H, W) RGB, or (batch, H, W) gray for a network of glyphs, as they come
-from decoding, resizing and cropping; scaling to the network's mean and deviation is part of it. It gives "embeddings",
-fp32 (batch, D), not normalized. The batch size is free.
+An exported file takes "images", uint8 (batch, 3, H, W) RGB, or (batch, H, W) gray for a network of glyphs. They are
+decoded, resized and cropped; scaling to the network's mean and deviation is part of the file. It returns "embeddings",
+fp32 (batch, D), which are not normalized. The batch size is free.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from gcahng.models.onnx_network import INPUT, OUTPUT, OnnxNetwork
 
 CHECKED_BATCHES = (1, 2, 5)
 TOLERANCE = 1e-5
-OLDEST_OPSET = 18  # that the exporter writes itself, without converting
+OLDEST_OPSET = 18  # the exporter writes it without converting
 ABOUT_FILE = "gcahng.json"  # inside a .pt2
 
 
 def export_model(model: Model, out: Path | str, *, opset: int | None = None, check: bool = True) -> float | None:
-    """Write the network as ONNX (`out` ends in .onnx) or as an exported program (.pt2), whole or not at all.
+    """Write a network as ONNX or as an exported program, whole or not at all.
 
     Args:
         model: the trained network; it is exported on the CPU in evaluation mode.
-        out: the file; replaced if it is there.
-        opset: ONNX operator set, at least `OLDEST_OPSET`; None: the exporter's own choice.
-        check: before anything is written, run the result on random images and compare it with the network.
+        out: the file, .onnx or .pt2; it is replaced if it is there.
+        opset: ONNX operator set, at least `OLDEST_OPSET`; None: the exporter's choice.
+        check: whether the result is run on random images and compared with the network before anything is written.
 
     Returns:
-        The largest difference that the check saw, relative to the largest output; None without check.
+        The largest difference that the check saw, relative to the largest output; None without a check.
 
     Raises:
-        UserError: another suffix, a missing extra, an operator set that cannot be had, a network that cannot be
-            exported, outputs that differ from the network's by more than `TOLERANCE`, a file that cannot be written.
+        UserError: the suffix is another one, an extra is missing, the network cannot be exported (with this operator
+            set), its outputs differ from the network's by more than `TOLERANCE`, or the file cannot be written.
     """
     out = Path(out)
     if out.suffix not in (".onnx", ".pt2"):
@@ -87,7 +87,7 @@ def export_model(model: Model, out: Path | str, *, opset: int | None = None, che
 
 
 def about(model: Model) -> dict[str, str]:
-    """What an exported file says of itself: plain text, or JSON where a value has parts."""
+    """What an exported file says about itself: plain text, or JSON where a value has parts."""
     config, preprocessing = model.config, model.preprocessing
     trained = {"config": config_to_dict(config), "step": model.step, "data_digest": model.data_digest}
     files = {"resize_shorter_side": preprocessing.resize, "center_crop": preprocessing.crop}
@@ -104,9 +104,12 @@ def about(model: Model) -> dict[str, str]:
 
 
 def onnx_network(path: Path | str) -> nn.Module:
-    """An exported network in the place of the one it came from: uint8 images → embeddings, by ONNX Runtime.
+    """An exported network that ONNX Runtime runs: uint8 images → embeddings.
 
-    It runs on CUDA where ONNX Runtime has it, and gives its outputs on the device of the images.
+    It runs on CUDA where ONNX Runtime has it, and returns its outputs on the device of the images.
+
+    Args:
+        path: the .onnx file.
 
     Raises:
         UserError: ONNX Runtime is missing; the file cannot be read, or `gcahng export` did not write it.
@@ -146,7 +149,7 @@ def _to_program(network: nn.Module, images: Tensor, known: dict[str, str]) -> by
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' warnings, which are about their own code; what they write is checked."""
+    """Hide the exporters' warnings, which are about their own code; the files that they write are checked."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -161,7 +164,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _difference(network: nn.Module, exported: Callable[[Tensor], Tensor], model: Model) -> float:
-    """The largest difference of outputs over several batch sizes, relative to the largest output."""
+    """The largest difference of the outputs at several batch sizes, relative to the largest output."""
     worst = 0.0
     with torch.no_grad():
         for size in CHECKED_BATCHES:
@@ -172,7 +175,7 @@ def _difference(network: nn.Module, exported: Callable[[Tensor], Tensor], model:
                     f"the exported network gives {tuple(got.shape)}, not {tuple(expected.shape)}; nothing was written"
                 )
             difference = ((got - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
-            if not difference <= TOLERANCE:  # a NaN is no agreement
+            if not difference <= TOLERANCE:  # so that a NaN is a difference
                 raise UserError(
                     f"the exported network differs from the original by {difference:.2g} of the largest output "
                     f"at batch size {size}, more than {TOLERANCE:g}; nothing was written"

@@ -1,4 +1,4 @@
-"""Networks of torchvision and timm, cut to what turns an image into a vector of features."""
+"""Networks of torchvision and timm without their classifiers: they turn an image into a vector of features."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gcahng.models.pretrained import (
     convert_efficientnet_lite0,
     efficientnet_lite0_file,
     from_hub,
-    load_body,
+    load_extractor,
     read_tensors,
 )
 
@@ -28,16 +28,16 @@ BUILT_IN = ("glyph_conv", EFFICIENTNET_LITE0, *(f"torchvision:{name}" for name i
 
 
 @dataclass(frozen=True)
-class Body:
+class FeatureExtractor:
     """A network without its classifier.
 
     Attributes:
-        network: (n, 3, H, W) normalized images → (n, features).
-        features: F, of the vector.
-        mean: of the channels of the images it was trained on, of 1.
-        std: of the channels.
-        size: H and W in pixels where only one size goes; None: any.
-        class_token: it is a transformer whose features are a token, not a pooled map.
+        network: (n, 3, H, W) normalized images → (n, F).
+        features: F, the number of features.
+        mean: the mean of each channel of its training images, in 0 … 1.
+        std: their standard deviation.
+        size: H = W in pixels, where it takes images of one size only; None: any size.
+        class_token: whether it is a transformer whose features are a token and not a pooled map.
     """
 
     network: nn.Module
@@ -56,7 +56,7 @@ class SumPool(nn.Module):
 
 
 class _Doubled(nn.Module):
-    """timm's `avgmax`, half the sum, made the sum."""
+    """Makes timm's `avgmax`, which is the mean of average and maximum, their sum."""
 
     def __init__(self, mean_of_both: nn.Module) -> None:
         super().__init__()
@@ -66,16 +66,16 @@ class _Doubled(nn.Module):
         return 2 * self.mean_of_both(x)
 
 
-def build_body(config: BackboneConfig, pretrained: bool) -> Body:
-    """The network that `config.name` names, all but glyph_conv.
+def build_extractor(config: BackboneConfig, pretrained: bool) -> FeatureExtractor:
+    """The network that `config.name` names; any but glyph_conv.
 
     Args:
-        config: name, weights, pool and grad_checkpointing count.
-        pretrained: load weights; from config.weights, else from the hub or the package that carries them.
+        config: its name, weights, pool and grad_checkpointing are used.
+        pretrained: whether weights are loaded, from config.weights, or else from the hub or the package that has them.
 
     Raises:
-        UserError: an unknown name (with close ones), a missing package, weights that cannot be had or do not fit, or an
-            option that the network does not have.
+        UserError: the name is unknown (close names are told), a package is missing, weights cannot be obtained or do
+            not fit, or the network does not have an option.
     """
     library, _, name = config.name.partition(":")
     if config.name == EFFICIENTNET_LITE0:
@@ -102,15 +102,17 @@ def _meant(name: str) -> str:
     return f"did you mean timm:{bare}? {known}" if timm.is_model(bare) else known
 
 
-def _torchvision(name: str, config: BackboneConfig, pretrained: bool) -> Body:
+def _torchvision(name: str, config: BackboneConfig, pretrained: bool) -> FeatureExtractor:
     require("torchvision", extra="train", purpose=f"the network {config.name} is torchvision's")
     if config.grad_checkpointing:
-        raise UserError(f"backbone.grad_checkpointing is true; {config.name} has none, only networks of timm do")
+        raise UserError(
+            f"backbone.grad_checkpointing is true; for {config.name} it must be false, as only networks of timm have it"
+        )
     from torchvision import models
 
     network: Any
     if name == "googlenet":
-        # transform_input: the pretrained weights want another scale, which the network makes from ImageNet's itself.
+        # transform_input: the network turns ImageNet's scale into the one that the pretrained weights need.
         network = models.GoogLeNet(aux_logits=False, transform_input=True, init_weights=not pretrained)
         network.dropout = nn.Identity()
         weights, features = models.GoogLeNet_Weights.IMAGENET1K_V1, 1024
@@ -122,21 +124,21 @@ def _torchvision(name: str, config: BackboneConfig, pretrained: bool) -> Body:
         network.avgpool = SumPool()
     if pretrained:
         _load(network, config, ("fc", "aux1", "aux2"), lambda: weights.get_state_dict(progress=True, check_hash=True))
-    return Body(network, features)
+    return FeatureExtractor(network, features)
 
 
-def _timm(name: str, config: BackboneConfig, pretrained: bool) -> Body:
+def _timm(name: str, config: BackboneConfig, pretrained: bool) -> FeatureExtractor:
     require("timm", extra="train", purpose=f"the network {config.name} is timm's")
     _check_timm_name(name)
-    body = _timm_body(name, config)
+    extractor = _timm_extractor(name, config)
     if pretrained:
-        classifier = body.network.pretrained_cfg.get("classifier") or ()
+        classifier = extractor.network.pretrained_cfg.get("classifier") or ()
         prefixes = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-        _load(body.network, config, prefixes, lambda: _timm_weights(name))
-    return body
+        _load(extractor.network, config, prefixes, lambda: _timm_weights(name))
+    return extractor
 
 
-def _timm_body(name: str, config: BackboneConfig) -> Body:
+def _timm_extractor(name: str, config: BackboneConfig) -> FeatureExtractor:
     import timm
 
     pool = {"global_pool": "avgmax"} if config.pool == "avg+max" else {}
@@ -145,17 +147,19 @@ def _timm_body(name: str, config: BackboneConfig) -> Body:
     except (AssertionError, TypeError) as error:
         if not pool:
             raise
-        raise UserError(f"backbone.pool is 'avg+max'; {config.name} cannot: it must be 'avg'") from error
+        raise UserError(f"backbone.pool is 'avg+max'; for {config.name} it must be 'avg'") from error
     if pool:
         _double_pools(network, config)
     if config.grad_checkpointing:
         try:
             network.set_grad_checkpointing(True)
         except (AttributeError, AssertionError):
-            raise UserError(f"backbone.grad_checkpointing is true; {config.name} has none") from None
+            raise UserError(
+                f"backbone.grad_checkpointing is true; for {config.name} it must be false, as it does not have it"
+            ) from None
     about = network.pretrained_cfg
     height, width = about["input_size"][1:]
-    return Body(
+    return FeatureExtractor(
         network,
         getattr(network, "head_hidden_size", network.num_features),
         about["mean"],
@@ -193,24 +197,24 @@ def _double_pools(network: nn.Module, config: BackboneConfig) -> None:
 def _timm_weights(name: str) -> dict[str, Tensor]:
     import timm
 
-    # The network's own state, because timm converts what it downloads to its own names as it loads.
+    # The state of a network, because timm converts a download to its own names while it loads it.
     return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
 
 
-def _efficientnet_lite0(config: BackboneConfig, pretrained: bool) -> Body:
+def _efficientnet_lite0(config: BackboneConfig, pretrained: bool) -> FeatureExtractor:
     require("timm", extra="train", purpose=f"the network {config.name} is timm's")
-    body = _timm_body("tf_efficientnet_lite0", config)
+    extractor = _timm_extractor("tf_efficientnet_lite0", config)
     if pretrained:
         path = config.weights or str(efficientnet_lite0_file())
-        load_body(body.network, convert_efficientnet_lite0(read_tensors(path)), path, ("classifier",))
-    return body
+        load_extractor(extractor.network, convert_efficientnet_lite0(read_tensors(path)), path, ("classifier",))
+    return extractor
 
 
 def _load(
     network: nn.Module, config: BackboneConfig, unused: tuple[str, ...], download: Callable[[], dict[str, Tensor]]
 ) -> None:
-    """Weights of config.weights, or the hub's."""
+    """Load the weights of config.weights, or else the hub's."""
     if config.weights is not None:
-        load_body(network, read_tensors(config.weights), config.weights, unused)
+        load_extractor(network, read_tensors(config.weights), config.weights, unused)
     else:
-        load_body(network, from_hub(config.name, download), f"the hub's file of {config.name}", unused)
+        load_extractor(network, from_hub(config.name, download), f"the hub's file of {config.name}", unused)

@@ -1,4 +1,4 @@
-"""Trained networks as files: what `gcahng eval`, `embed`, `index`, `export` and a user's own code load."""
+"""Trained networks as files, which `gcahng eval`, `embed`, `index`, `export` and users' own code load."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ class Model:
     """A trained network and how it was made.
 
     Attributes:
-        network: (n, H, W) or (n, 3, H, W) uint8 images → (n, D) embeddings, not normalized; in evaluation mode.
-        config: of the run; of an imported network only data, backbone and loss options mean something.
-        path: the file it came from.
-        step: of its training; None where unknown.
-        data_digest: of its training data; None where unknown.
+        network: (n, H, W) or (n, 3, H, W) uint8 images → (n, D) embeddings, which are not normalized; in evaluation
+            mode.
+        config: of the run; for an imported network only the options of data, backbone and loss have a meaning.
+        path: the file that it came from.
+        step: the training step; None where it is unknown.
+        data_digest: the digest of its training data; None where it is unknown.
     """
 
     network: nn.Module
@@ -42,17 +43,20 @@ class Model:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How it wants image files."""
+        """How image files are prepared for it."""
         return Preprocessing(self.config.data.resize, self.config.data.image_size)
 
 
 def load_model(source: Path | str, which: str = "last") -> Model:
-    """The network of a run folder (its checkpoint `which`), of a checkpoint, or of a .safetensors file, on the CPU.
+    """Load a trained network onto the CPU.
 
-    An .onnx file that `gcahng export` wrote does too; ONNX Runtime then runs it.
+    Args:
+        source: a run folder, a checkpoint, a .safetensors file, or an .onnx file that `gcahng export` wrote, which ONNX
+            Runtime runs.
+        which: the checkpoint of a run folder, "last" or "best".
 
     Raises:
-        UserError: there is none, or it cannot be read.
+        UserError: there is no such file, or it cannot be read.
     """
     source = Path(source)
     if source.suffix == ".safetensors":
@@ -73,12 +77,20 @@ def save_model(
     step: int | None = None,
     data_digest: str | None = None,
 ) -> None:
-    """Write a network's state dict with its config as .safetensors, whole or not at all."""
+    """Write a network's state dict with its config as .safetensors, whole or not at all.
+
+    Args:
+        path: the file.
+        tensors: the state dict.
+        config: of the run.
+        step: the training step; None where it is unknown.
+        data_digest: the digest of the training data; None where it is unknown.
+    """
     require("safetensors", extra="train", purpose="weights are written as safetensors")
     from safetensors.torch import save
 
     about: dict[str, Any] = {"config": config_to_dict(config), "step": step, "data_digest": data_digest}
-    # contiguous: channels_last weights are no plain arrays.
+    # safetensors takes contiguous tensors only, and channels_last weights are not.
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     content = save(plain, {"format": FORMAT, "gcahng": json.dumps(about)})
     atomic_write(path, lambda file: file.write(content))
@@ -125,7 +137,11 @@ def load_onnx(path: Path) -> Model:
 
 
 def how_made(about: Mapping[str, str], path: Path) -> tuple[TrainConfig, int | None, str | None]:
-    """What a model's file says of itself: config, step, digest of the data."""
+    """The config, the step and the digest of the data, as a model's file says them.
+
+    Raises:
+        UserError: the file does not say them.
+    """
     try:
         known = json.loads(about["gcahng"])
         return config_from_dict(known["config"]), known["step"], known["data_digest"]

@@ -29,8 +29,8 @@ class _Names:
     """How the authors' names of a network differ from ours.
 
     Attributes:
-        body: what stands before the names of torchvision or timm.
-        unused: what their code keeps after that and never uses.
+        body: the prefix of the names of torchvision or timm.
+        unused: what may follow it in their files and is never used.
         mark: a name that no other network has.
     """
 
@@ -50,7 +50,7 @@ BACKBONES = {
     "resnet50": _Names(f"{_BODY}model.", ("fc.",), f"{_BODY}model.layer1.0.conv1.weight"),
     "dino": _Names(_BODY, (), f"{_BODY}cls_token"),
 }
-# Training classes of the authors' data sets, which tell the set.
+# The number of training classes tells the authors' data set.
 _DATA_OF_CLASSES: dict[int, DataName] = {100: "cub200", 98: "cars196", 11318: "sop", 3997: "inshop"}
 
 
@@ -60,10 +60,10 @@ class Imported:
 
     Attributes:
         model: the network's file.
-        loss: the file of graph network and classifier; None: the checkpoint had none.
-        config: as the model's file has it: the recipe's, with the sizes of the checkpoint.
-        num_classes: training classes; None where there is no classifier.
-        left_out: names of the checkpoint that nothing uses.
+        loss: the file of the graph network and the classifier; None: the checkpoint has none.
+        config: the config in the model's file, which is the recipe's with the sizes of the checkpoint.
+        num_classes: the number of training classes; None where there is no classifier.
+        left_out: the names in the checkpoint that nothing uses.
     """
 
     model: Path
@@ -76,26 +76,29 @@ class Imported:
 def import_official(source: Path, out: Path, backbone: str, data: DataName | None = None) -> Imported:
     """Convert a checkpoint of the authors' code; the same as `gcahng import-official`.
 
-    A full checkpoint (feature_extractor, gnn, softmax_classifier) gives the network as `out` and the generator's
-    weights as OUT.loss.safetensors, which training starts from with gca.weights. One with the feature extractor alone,
-    with or without that prefix, gives the network.
+    A full checkpoint (feature_extractor, gnn, softmax_classifier) becomes the network `out` and the generator's weights
+    OUT.loss.safetensors, which training starts from with gca.weights. A checkpoint of the feature extractor alone, with
+    or without that prefix, becomes the network.
 
     Args:
-        source: .pth or .safetensors; read without running any code of it.
-        out: .safetensors.
+        source: a .pth or .safetensors file, which is read without running any code of it.
+        out: the .safetensors file to write.
         backbone: googlenet, resnet50 or dino.
-        data: what it was trained on, for the options that the file keeps; None: by the number of classes.
+        data: the data set that it was trained on, for the options in the file; None: the number of classes tells.
+
+    Returns:
+        What was written.
 
     Raises:
-        UserError: an argument that cannot be, a file that cannot be read, or names or shapes that do not fit, listed;
-            nothing is written then. A file that cannot be written.
+        UserError: an argument is wrong, the file cannot be read, or its names or shapes do not fit (they are listed),
+            and nothing is written; or a file cannot be written.
     """
     if backbone not in BACKBONES:
         raise UserError(f"backbone is {backbone!r}; it must be one of {', '.join(BACKBONES)}")
     if out.suffix != ".safetensors":
         raise UserError(f"OUT is {out}; it must end in .safetensors")
     if not out.parent.is_dir():
-        raise UserError(f"OUT is {out}; there is no folder {out.parent}")
+        raise UserError(f"OUT is {out}, and there is no folder {out.parent}; it must lie in an existing folder")
     names = BACKBONES[backbone]
     given = _with_prefix(read_tensors(source))
     _check_backbone(given, backbone, source)
@@ -123,7 +126,7 @@ def import_official(source: Path, out: Path, backbone: str, data: DataName | Non
 
 
 def _with_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names as in a full checkpoint, also where the feature extractor alone was saved."""
+    """The tensors by their names in a full checkpoint, where the feature extractor alone was saved too."""
     bare = not any(name.startswith(_EXTRACTOR) for name in tensors)
     return {
         f"{_EXTRACTOR}{name}" if bare and name.startswith(("backbone.", "fc.")) else name: tensor
@@ -132,10 +135,14 @@ def _with_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check_backbone(given: Mapping[str, Tensor], backbone: str, source: Path) -> None:
-    """One line instead of hundreds of names where the file is of another of the three networks."""
-    found = [name for name, names in BACKBONES.items() if names.mark in given]
-    if found and backbone not in found:
-        raise UserError(f"{source} holds the authors' {found[0]}; backbone is {backbone!r}: it must be {found[0]!r}")
+    """See that the file is not of another of the three networks: one line instead of hundreds of names.
+
+    Raises:
+        UserError: it is.
+    """
+    held = [name for name, names in BACKBONES.items() if names.mark in given]
+    if held and backbone not in held:
+        raise UserError(f"backbone is {backbone!r} and {source} holds the authors' {held[0]}; it must be {held[0]!r}")
 
 
 def _config(given: Mapping[str, Tensor], backbone: str, data: DataName | None) -> tuple[TrainConfig, int]:
@@ -146,7 +153,7 @@ def _config(given: Mapping[str, Tensor], backbone: str, data: DataName | None) -
     config = recipes.load(recipe if recipe in recipes.names() else f"{backbone}_cub200")
     layers = len({name.split(".")[2] for name in given if name.startswith("gnn.gnn.")}) or config.gca.layers
     dim = _rows(given, f"{_HEAD}1.weight", config.backbone.embedding_dim)
-    # Without a known set the user names it: gcahng eval --data.name.
+    # Where the set is not known, the user names it with gcahng eval --data.name.
     config = replace(
         config,
         data=replace(config.data, name=known or "folder"),
@@ -161,14 +168,14 @@ def _rows(given: Mapping[str, Tensor], name: str, default: int) -> int:
 
 
 def _generator(config: TrainConfig, num_classes: int) -> dict[str, Tensor]:
-    """Names and shapes of graph network and classifier, without memory."""
+    """The names and shapes of the graph network and the classifier, on the meta device."""
     with torch.device("meta"):
         loss = GCAHNGLoss(max(num_classes, 1), config.backbone.embedding_dim, layers=config.gca.layers, heads=1, seed=0)
     return official_state_dict(loss)
 
 
 def _as(wanted: Tensor, given: Tensor | None) -> Tensor:
-    """In the generator's dtype; the one that an old file may lack is BatchNorm's count of batches."""
+    """A tensor in the generator's dtype; an old file may lack BatchNorm's count of batches, which is then 0."""
     return torch.zeros((), dtype=wanted.dtype) if given is None else given.to(wanted.dtype).contiguous()
 
 

@@ -1,4 +1,4 @@
-"""An exported ONNX network in the place of the one it came from, run by ONNX Runtime."""
+"""An exported ONNX network as a module, which ONNX Runtime runs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class OnnxNetwork(nn.Module):
         self._session = onnxruntime.InferenceSession(content, options, providers=providers)
 
     def about(self) -> dict[str, str]:
-        """What the file says of itself."""
+        """What the file says about itself."""
         return self._session.get_modelmeta().custom_metadata_map
 
     def forward(self, images: Tensor) -> Tensor:

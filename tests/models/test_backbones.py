@@ -149,7 +149,7 @@ def test_a_network_with_one_size_scales_to_it_and_refuses_more() -> None:
     network = shared(TINY_VIT)
     assert network(some_images(32)).shape == (2, 16)
     assert network(some_images(160)).shape == (2, 16)
-    with pytest.raises(UserError, match=r"images are 224x224; this network takes 160x160: set data.image_size 160"):
+    with pytest.raises(UserError, match=r"images are 224x224; this network takes 160x160: set data.image_size to 160"):
         network(some_images(224))
 
 
@@ -326,9 +326,9 @@ def test_lower_precision_under_autocast(name: str) -> None:
         ({"name": "timm:§"}, "timm has no such network"),
         ({"name": "something"}, "it must be glyph_conv, efficientnet_lite0, torchvision:googlenet"),
         ({"name": TINY_VIT, "pool": "avg+max"}, r"backbone.pool is 'avg\+max'; timm:test_vit pools no feature map"),
-        ({"name": "glyph_conv", "pool": "avg+max"}, r"of glyph_conv it must be 'avg'"),
-        ({"name": "glyph_conv", "grad_checkpointing": True}, "glyph_conv has none"),
-        ({"name": RESNET50, "grad_checkpointing": True}, "torchvision:resnet50 has none"),
+        ({"name": "glyph_conv", "pool": "avg+max"}, r"for glyph_conv it must be 'avg'"),
+        ({"name": "glyph_conv", "grad_checkpointing": True}, "for glyph_conv it must be false"),
+        ({"name": RESNET50, "grad_checkpointing": True}, "for torchvision:resnet50 it must be false"),
         ({"name": RESNET50, "freeze_patch_embed": "official"}, "torchvision:resnet50 has no patch embedding"),
         ({"name": TINY_NET, "freeze_patch_embed": "strict"}, "timm:test_resnet has no patch embedding"),
         (

@@ -167,9 +167,9 @@ def test_a_model_of_gcahng_with_its_head(name: str, tmp_path: Path) -> None:
 
 def test_options_that_contradict_each_other(tmp_path: Path) -> None:
     file = write(small_state(), tmp_path / "weights.pth")
-    with pytest.raises(UserError, match="and backbone.pretrained is false; give one of them"):
+    with pytest.raises(UserError, match="and backbone.pretrained is false; weights need pretrained true"):
         with_weights(file, pretrained=False)
-    with pytest.raises(UserError, match="of glyph_conv it must be a model that gcahng wrote"):
+    with pytest.raises(UserError, match="for glyph_conv it must be a model that gcahng wrote"):
         with_weights(file, "glyph_conv")
     # A checkpoint's weights follow: the file need not be there any more.
     config = BackboneConfig(name=RESNET18, weights="gone.pth")

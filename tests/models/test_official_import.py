@@ -258,7 +258,7 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"feature_extractor.fc.1.bias": RunsCode(tmp_path / "trace")}, file)
     assert "could run code" in said() and not (tmp_path / "trace").exists()
     torch.save(small_checkpoint(), file)
-    assert "authors.pth holds the authors' googlenet; backbone is 'resnet50': it must be 'googlenet'" in said()
+    assert "authors.pth holds the authors' googlenet; it must be 'googlenet'" in said()
     assert "it must end in .safetensors" in said("googlenet", tmp_path / "out.pth")
     assert "there is no folder" in said("googlenet", tmp_path / "nowhere" / "out.safetensors")
     assert "argument --backbone: invalid choice" in said("vgg")
