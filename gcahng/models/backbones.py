@@ -134,8 +134,8 @@ class ImageBackbone(Backbone):
     """A network of torchvision or timm with the authors' head on top.
 
     Images are scaled to 0 … 1 and normalized with the mean and deviation that the network was trained with. Gray images
-    get three equal channels. Images whose shorter side is below `min_size` are scaled up to it (bilinear), and images for
-    a network with one input size to that size.
+    get three equal channels. Images whose shorter side is below `min_size` are scaled up to it (bilinear), or to the
+    input size of a network that has only one.
 
     Weights of the head come from torch's generator. On top of a transformer's class token its matrix starts orthogonal
     and its bias at 0, as in the authors' DINO.

@@ -1,4 +1,4 @@
-"""Training and evaluation of embedding networks."""
+"""Training of embedding networks: `fit` trains a `TrainConfig`, and `resume` continues a run."""
 
 from gcahng.config import BackboneConfig, GcaConfig, OptimizerConfig, TrainConfig
 from gcahng.data.config import DataConfig

@@ -1,4 +1,4 @@
-"""What a run measures of its network: retrieval on validation and test classes."""
+"""Retrieval metrics on the validation and test classes, which a run measures during training."""
 
 from __future__ import annotations
 
@@ -19,29 +19,36 @@ Split = Literal["val", "test"]
 
 
 class Measured(NamedTuple):
-    """metrics of retrieval; embeddings (N, D) of the split's images, then those of its gallery if it has one; in the
-    first process."""
+    """What was measured on a split.
+
+    Attributes:
+        metrics: of retrieval.
+        embeddings: (N, D) of the split's images, followed by those of its gallery if it has one; in the first process
+            only.
+    """
 
     metrics: dict[str, float]
     embeddings: Tensor
 
 
 def check_matches(data: DataSplits) -> None:
-    """See that there is something to find, before anything is trained.
+    """See that a search can succeed, before anything is trained.
 
     Raises:
-        UserError: no validation image, or no test image, has another of its class to be found.
+        UserError: no validation image, or no test image, has another image of its class to be found.
     """
     for split, what in (("val", "validation"), ("test", "test")):
         images = getattr(data, split)
         if images is None:
             continue
         if split == "test" and data.gallery is not None:
-            found, where = torch.isin(images.labels, data.gallery.labels).any(), "an image in the gallery"
+            has_match, where = torch.isin(images.labels, data.gallery.labels).any(), "an image in the gallery"
         else:
-            found, where = (images.labels.unique(return_counts=True)[1] > 1).any(), "a second image"
-        if not found:
-            raise UserError(f"no class of the {what} images has {where}, so that no search can be right; give it some")
+            has_match, where = (images.labels.unique(return_counts=True)[1] > 1).any(), "a second image"
+        if not has_match:
+            raise UserError(
+                f"no class of the {what} images has {where}, so that no search can be right; a class must have one"
+            )
 
 
 def measure(
@@ -52,10 +59,18 @@ def measure(
     device: torch.device,
     processes: Processes = ALONE,
 ) -> Measured:
-    """Embed a split and search it: each image among the others, or test queries in the gallery where there is one.
+    """Embed a split and search it: each image among the others, or in the gallery where the test split has one.
 
-    Processes embed a part each, in the batches of one process, and the first one searches; the others get its metrics,
-    and no embeddings.
+    Each process embeds a part, in the batches of a single process. The first one searches, and the others get its
+    metrics.
+
+    Args:
+        model: the network.
+        data: the splits.
+        split: "val" or "test".
+        config: of the run.
+        device: of the network.
+        processes: that measure together.
     """
     preprocessing = Preprocessing(config.data.resize, config.data.image_size)
     workers = usual_workers(config.data.workers)
@@ -75,7 +90,7 @@ def measure(
     searched = None
     if split == "test" and data.gallery is not None:
         searched = Gallery(embedded(data.gallery), data.gallery.labels)
-    # The search is exact and repeats anyway, but PyTorch takes its kthvalue for an operation that might not.
+    # The search is exact and repeats, but PyTorch takes its kthvalue for an operation that may not.
     with deterministic(False):
         metrics = processes.on_first(lambda: metrics_of(queries, images, data.recall_at, searched))
     return Measured(metrics, queries if searched is None else torch.cat([queries, searched.embeddings]))

@@ -1,4 +1,4 @@
-"""What a run says on the terminal while it goes on: a progress bar, or plain lines where nobody watches."""
+"""What a run prints while it trains: a progress bar on a terminal, or plain lines where nobody watches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SHOWN = ("loss", "J_m", "J_syn", "J_gen")
 
 
 class Terminal(Protocol):
-    """Is told of a run's progress, and prints what it is for."""
+    """Is told of a run's progress and prints it."""
 
     def start(self, title: str, steps: int) -> None: ...
     def losses(self, step: int, logs: Mapping[str, float]) -> None: ...
@@ -23,7 +23,7 @@ class Terminal(Protocol):
 
 
 class Silent:
-    """Says nothing, and warns as Python does."""
+    """Prints nothing, and warns as Python does."""
 
     def start(self, title: str, steps: int) -> None: ...
     def losses(self, step: int, logs: Mapping[str, float]) -> None: ...
@@ -37,13 +37,13 @@ class Silent:
 
 
 class Mute(Silent):
-    """Says nothing at all: of a process that leaves it to another."""
+    """Prints nothing at all, because another process does."""
 
     def warning(self, text: str) -> None: ...
 
 
 class Lines(Silent):
-    """One line an evaluation, for files and pipes."""
+    """Prints a line at each evaluation, for files and pipes."""
 
     def __init__(self) -> None:
         self._losses = ""
@@ -69,7 +69,7 @@ class Lines(Silent):
 
 
 class Bar(Silent):
-    """rich's progress bar: the losses and the time left, and a line an evaluation above it."""
+    """A progress bar of rich with the losses and the time left, and above it a line at each evaluation."""
 
     def __init__(self) -> None:
         from rich.progress import (
@@ -98,7 +98,7 @@ class Bar(Silent):
         self._progress.console.print(title, highlight=False, markup=False)
 
     def losses(self, step: int, logs: Mapping[str, float]) -> None:
-        # 80 columns have no room for all of them: the count and the times would be cut off.
+        # In 80 columns all losses would cut off the count and the times.
         shown = _SHOWN if self._progress.console.width >= 100 else _SHOWN[:1]
         self._progress.update(self._task, completed=step, losses=_losses(logs, shown))
 

@@ -78,7 +78,7 @@ def test_a_full_disk_or_a_read_only_folder(
     err = capsys.readouterr().err
     assert err.startswith(f"gcahng: error: {run}/") and f"cannot be written: {reason}" in err and err.count("\n") == 1
     assert f"; the last good checkpoint is of step {8 if where == 'summary' else 4}" in err
-    assert f"gcahng train --resume {run} goes on from it when that is mended" in err
+    assert f"gcahng train --resume {run} goes on from it once that is mended" in err
     if where != "summary":
         assert last.read_bytes() == before
     assert not list(run.rglob("*.tmp"))
@@ -88,7 +88,7 @@ def test_a_full_disk_or_a_read_only_folder(
 
 def test_no_room_for_the_first_checkpoint(config_of_whole: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "replace", full_disk_after(os.replace, lambda *paths: str(paths[1]).endswith("last.pt")))
-    with pytest.raises(CannotWrite, match="there is no checkpoint yet; gcahng train --resume .* starts again when"):
+    with pytest.raises(CannotWrite, match="there is no checkpoint yet; gcahng train --resume .* starts again once"):
         fit(config_of_whole)
 
 

@@ -150,7 +150,7 @@ def test_a_damaged_last_checkpoint(
             resume(run, verbose=True)
     warning = capsys.readouterr().err
     assert warning.startswith(f"gcahng: warning: {last} is no checkpoint or is damaged")
-    assert f"going on from {previous}, step 4" in warning
+    assert f"the run goes on from {previous}, step 4" in warning
     assert previous.read_bytes() == good and not last.exists() and last.with_name("last.damaged").exists()
     resume(run)
     last.with_name("last.damaged").unlink()
@@ -210,7 +210,7 @@ def test_the_newest_of_the_others_is_taken(config_of_whole: TrainConfig, whole: 
     run = interrupted(config_of_whole, 5)
     for which in ("last", "previous"):
         truncate(run / "checkpoints" / f"{which}.pt")
-    with pytest.warns(UserWarning, match=r"previous\.pt is no .*; going on from .*/step-4\.pt, step 4"):
+    with pytest.warns(UserWarning, match=r"previous\.pt is no .*; the run goes on from .*/step-4\.pt, step 4"):
         resume(run)
     (run / "checkpoints" / "last.damaged").unlink()
     assert differences(outcome(whole), outcome(run)) == []
@@ -242,7 +242,10 @@ def test_only_one_process_trains_a_run(config_of_whole: TrainConfig) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--resume {tmp}/nothing", "resume is {tmp}/nothing, which is no run folder; name one that gcahng train wrote"),
+        (
+            "--resume {tmp}/nothing",
+            "resume is {tmp}/nothing, which is no run folder; it must be one that gcahng train wrote",
+        ),
         ("--resume {tmp}", "resume is {tmp}, which is no run folder"),
         (
             "--resume {run} --steps 100",

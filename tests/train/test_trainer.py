@@ -124,7 +124,7 @@ def test_a_checkpoint_of_the_same_files_is_taken(small_config: MakeConfig, small
     resumed = Trainer(small_config(), replace(data, digest="0" * 16))
     resumed.load_state_dict(trainer.state_dict())
     assert resumed.step == 1
-    with pytest.raises(UserError, match="files added or gone"):
+    with pytest.raises(UserError, match="the options of data, the files, or the version of matplotlib"):
         Trainer(small_config(), replace(data, digest="0" * 16, listing="others")).load_state_dict(trainer.state_dict())
 
 
