@@ -6,7 +6,7 @@ from gcahng.commands.arguments import Parser
 
 
 def run(arguments: list[str]) -> int:
-    """Print versions, native libraries and the implementations available here."""
+    """Print versions, native libraries and the implementations that are available here."""
     Parser(prog="gcahng env", description=run.__doc__).parse_args(arguments)
     from gcahng.env import report
 

@@ -1,4 +1,4 @@
-"""What `gcahng embed`, `index` and `search` share: a model, the images that are named, and how they are embedded."""
+"""What `gcahng embed`, `index` and `search` share: options that name images, and how these are embedded."""
 
 from __future__ import annotations
 
@@ -20,34 +20,43 @@ if TYPE_CHECKING:
 
 
 def add_image_options(parser: Parser) -> None:
-    """Options of how images are named and embedded."""
+    """Add the options that say which images are embedded, and how."""
     parser.add_argument("--which", choices=("last", "best"), default="last", help="checkpoint of a run folder (last)")
     parser.add_argument(
-        "--split", choices=("test", "train", "val", "gallery"), default="test", help="of the data set (test)"
+        "--split", choices=("test", "train", "val", "gallery"), default="test", help="split of the data set (test)"
     )
     parser.add_argument(
-        "--labels_from_folders", action="store_true", help="the folder that an image file lies in is its class"
+        "--labels_from_folders", action="store_true", help="take the name of an image file's folder as its class"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
     parser.add_data_options()
 
 
 def add_stream_options(parser: Parser) -> None:
-    """Options of embedding many images into a file."""
-    parser.add_argument("--skip_unreadable", action="store_true", help="leave out files that cannot be read, list them")
-    parser.add_argument("--batch_size", type=int, default=256, metavar="N", help="images at once (256)")
+    """Add the options of embedding many images into a file."""
+    parser.add_argument("--skip_unreadable", action="store_true", help="leave out and list files that cannot be read")
+    parser.add_argument(
+        "--batch_size", type=int, default=256, metavar="N", help="images that are embedded at once (256)"
+    )
 
 
 def load_images(
     options: argparse.Namespace, model: Model, sources: list[Path], like: EmbeddingModel | None = None
 ) -> tuple[LabeledImages, Items, Preprocessing]:
-    """The images of files that `sources` name, or else of the data set's split, and how the network wants them.
+    """The images that the command line names.
 
     Args:
         options: of the command line.
-        model: the network, whose data options hold where none are given.
-        sources: image files, folders and lists; empty: the data set's split.
-        like: what the embeddings will be compared with: images are resized as for it where no option says otherwise.
+        model: the network; its data options hold where the command line has none.
+        sources: image files, folders and lists; empty: the split of the data set.
+        like: the model of embeddings that these will be compared with; images are resized as for it where no option
+            says otherwise.
+
+    Returns:
+        The images, what they are, and how image files are prepared.
+
+    Raises:
+        UserError: a source is not there, or a data set is named beside sources.
     """
     from gcahng.data import Preprocessing
     from gcahng.evaluation.image_inputs import dataset_images, files_images, with_data
@@ -72,12 +81,12 @@ def embed_sources(
     like: EmbeddingModel | None = None,
     check: Callable[[Items], None] = lambda items: None,
 ) -> EmbeddingSet:
-    """Embed what `sources` name into the file `out`, with a bar; tell what was left out and what was there already.
+    """Embed the images that the command line names into a file, with a progress bar.
 
     Args:
         options, model, sources, like: as for `load_images`.
         out: the file.
-        check: may refuse the images before they are embedded.
+        check: called with what the images are before they are embedded; it may refuse them.
     """
     from gcahng.evaluation.embed import EmbedOptions, embed_to_file
 
@@ -95,7 +104,7 @@ def embed_sources(
 
 
 def is_embeddings(path: Path) -> bool:
-    """Whether `path` is named like a file of embeddings."""
+    """Whether a path has the suffix of a file of embeddings."""
     from gcahng.retrieval.embeddings import SUFFIXES
 
     return path.suffix in SUFFIXES

@@ -6,7 +6,7 @@ from gcahng.commands.arguments import Parser
 
 
 def run(arguments: list[str]) -> int:
-    """List the recipes: gcahng train --config NAME --data.root DIR runs one."""
+    """List the recipes; gcahng train --config NAME --data.root DIR runs one."""
     Parser(prog="gcahng recipes", description=run.__doc__).parse_args(arguments)
     from gcahng import recipes
 

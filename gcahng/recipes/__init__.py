@@ -1,4 +1,4 @@
-"""Complete options of training runs by name, for `gcahng train --config NAME`."""
+"""Recipes: the complete options of training runs by name, for `gcahng train --config NAME`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FOLDER = Path(__file__).parent
 
 
 def names() -> list[str]:
-    """Every recipe, sorted."""
+    """The names of all recipes, sorted."""
     return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
 
 
@@ -24,7 +24,7 @@ def find(name: str) -> Path:
     """The YAML file of a recipe.
 
     Raises:
-        UserError: there is none of that name; tells the closest ones.
+        UserError: there is no recipe of that name; the closest names are told.
     """
     path = _FOLDER / f"{name}.yaml"
     if name in names():
@@ -38,7 +38,7 @@ def load(name: str) -> TrainConfig:
     """The options of a recipe; data.root is not among them.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: there is no recipe of that name.
     """
     path = find(name)
     require("yaml", extra="train", purpose="recipes are YAML")

@@ -155,7 +155,7 @@ def test_auto_is_measured_as_it_runs() -> None:
 @pytest.mark.parametrize("command", ["step", "memory"])
 def test_a_place_for_numbers_is_looked_at_first(command: str, tmp_path: Path, capsys) -> None:
     (tmp_path / "file").touch()
-    places = {tmp_path: "is a folder; name a file, such as ", tmp_path / "file" / "x.json": "cannot be written: "}
+    places = {tmp_path: ", a folder; it must be a file, such as ", tmp_path / "file" / "x.json": "cannot be written: "}
     for place, message in places.items():
         assert main(["bench", command, "--batch", "12", *SIZES, "--json", str(place)]) == 2
         out, err = capsys.readouterr()

@@ -211,7 +211,7 @@ def test_a_data_set_as_queries(built: Path, run: str, capsys: pytest.CaptureFixt
         ("index drop", "argument action: invalid choice: 'drop'"),
         ("index build --out {tmp}/y.index", "name one file of embeddings (.safetensors, .npy), or images and the"),
         ("index build {tmp}/e.npy --model {run} --out {tmp}/y.index", "--model embeds images; {tmp}/e.npy is a file"),
-        ("index build {tmp}/e.npy --out {index}", "--out {index} exists; gcahng index add adds to it"),
+        ("index build {tmp}/e.npy --out {index}", "--out is {index}, which exists; it must be a new file"),
         ("index build {tmp}/e.npy --out {tmp}/y.index --kind ivf_pq", "embeddings must have at least 256 rows"),
         ("index build {tmp}/e.npy --out {tmp}/y.index --kind hnsw --links 0", "links must be an integer of at least 2"),
         ("index add {index} {tmp}/e.npy", "{tmp}/e.npy has 3 channels; the index has 16"),
@@ -365,9 +365,9 @@ def test_eval_of_a_data_set_with_a_gallery(
     [
         ("eval", "the following arguments are required: RUN_OR_CHECKPOINT; see gcahng eval --help"),
         ("eval {run} --embeddings {tmp}/e.npy", "{run} and --embeddings {tmp}/e.npy are given; evaluate one"),
-        ("eval {run} --gallery {tmp}/e.npy", "--gallery {tmp}/e.npy goes with --embeddings"),
+        ("eval {run} --gallery {tmp}/e.npy", "--gallery is {tmp}/e.npy; it needs --embeddings"),
         ("eval --embeddings {tmp}/e.npy", "{tmp}/e.npy has rows without a label; metrics need the class of each"),
-        ("eval --embeddings {tmp}/e.npy --data.root x", "--data.root does not go with --embeddings"),
+        ("eval --embeddings {tmp}/e.npy --data.root x", "--embeddings supports no --data.root"),
         ("eval --embeddings {tmp}/none.npy", "{tmp}/none.npy is no file"),
         ("eval {run} --data.name imagenet", "data.name is 'imagenet'; it must be one of glyphs, cub200"),
         (

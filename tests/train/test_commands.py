@@ -61,7 +61,7 @@ def test_a_runs_config_is_read_back(tmp_path: Path) -> None:
         ("--config {tmp}/unknown.yaml", "Group 'data' does not accept option 'rooot'"),
         ("--config {tmp}/type.yaml", "steps: Expected an int"),
         ("--config {tmp}/broken.yaml", ""),
-        ("--config {tmp}/latin.yaml", "config must be a YAML file in UTF-8, and its byte 4 is none"),
+        ("--config {tmp}/latin.yaml", "config has invalid UTF-8 at byte 4"),
         ("--config {tmp}/empty.yaml", "optimizer is null; it must hold its options, such as lr, or be left out"),
         ("--out {tmp}/full", "out is {tmp}/full, which is not empty"),
         ("--device tpu", "device is 'tpu'; it must be auto, cpu, cuda or cuda:N"),

@@ -247,8 +247,8 @@ sys.exit(main())
 @pytest.mark.parametrize(
     ("arguments", "cause", "seconds"),
     [
-        (["--stepz", "3"], None, train._WAITS_FOR_THE_TELLER),
-        (["--resume", "nowhere"], None, train._WAITS_FOR_THE_TELLER),
+        (["--stepz", "3"], None, train._WAIT_FOR_MESSAGE),
+        (["--resume", "nowhere"], None, train._WAIT_FOR_MESSAGE),
         (["--resume", "nowhere"], KeyboardInterrupt(), 1),
     ],
 )

@@ -200,7 +200,7 @@ def test_a_finished_run(whole: Path, capsys: pytest.CaptureFixture[str]) -> None
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
     assert main(["train", "--resume", str(whole)]) == 0
     out = capsys.readouterr().out
-    assert f"{whole} has finished; there is nothing to go on with" in out and "Recall@1" in out
+    assert f"{whole} has finished; there is nothing to resume" in out and "Recall@1" in out
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
     assert resume(whole)["steps"] == 8
 

@@ -140,7 +140,7 @@ def test_a_damaged_file_can_be_left_out_from_now_on(stopped: tuple[Path, list[Pa
     assert main(["train", "--resume", str(run)]) == 2
     assert "data.skip_unreadable" in capsys.readouterr().err
     assert main(["train", "--resume", str(run), "--data.skip_unreadable", "true"]) == 0
-    assert "times another image stood in for one that cannot be read" in capsys.readouterr().out
+    assert "times another image replaced one that cannot be read" in capsys.readouterr().out
 
 
 def test_images_that_are_not_finite_are_named(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
