@@ -152,4 +152,4 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"--json {path} cannot be written: {error.strerror or error}") from None
+        raise UserError(f"--json is {path}, which cannot be written: {error.strerror or error}") from None

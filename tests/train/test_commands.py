@@ -53,7 +53,7 @@ def test_a_runs_config_is_read_back(tmp_path: Path) -> None:
     [
         ("--steps x", "steps: Expected an int. Got value: x"),
         ("--epochs x", "epochs: Expected an int or null. Got value: x"),
-        ("--eval_every_epochs 2", "eval_every_epochs is 2 and epochs is null; give epochs, or eval_every (steps)"),
+        ("--eval_every_epochs 2", "eval_every_epochs is 2 and epochs is null; give epochs, or eval_every in steps"),
         ("--loss triplet", "loss: Expected one of gca_hng, npair, proxy_anchor, supcon, arcface. Got value: triplet"),
         ("--config {tmp}/words.yaml", "config must be a YAML file of options; it holds: words"),
         ("--gca.bass npair", "--gca.bass is no option; did you mean --gca.base?"),
