@@ -91,7 +91,7 @@ def _resumed(arguments: list[str]) -> Callable[[], dict[str, Any]]:
     options, others = parser.parse_known_args(arguments)
     if others:
         raise UserError(
-            f"{others[0]} cannot be given with --resume: a run goes on with its own options, except "
+            f"{others[0]} cannot be given with --resume: a run continues with its own options, except "
             f"{', '.join(_RESUME_OPTIONS)}"
         )
     from gcahng.train import resume

@@ -57,6 +57,6 @@ def _encode(picture: Image) -> str:
     if not features.check("webp"):
         raise UserError("Pillow was built without WebP, which the report's pictures need; pip install pillow brings it")
     buffer = io.BytesIO()
-    drawing = picture.mode == "L"  # sharp edges, which lossless keeps in fewer bytes
+    drawing = picture.mode == "L"  # its sharp edges take fewer bytes without loss
     picture.save(buffer, "WEBP", lossless=drawing, quality=75, method=4)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -121,7 +121,9 @@ def newest_checkpoint(run: Path) -> tuple[Path | None, dict[str, Any], list[Dama
         UserError: there are checkpoints, and none can be read.
     """
     newest = [checkpoint_path(run, which) for which in ("last", "previous")]
-    others = [path for path in (run / FOLDER).glob("*.pt") if path not in newest]  # the best, and those kept for good
+    others = [
+        path for path in (run / FOLDER).glob("*.pt") if path not in newest
+    ]  # the best one, and those that are never replaced
     paths = [*newest, *sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)]
     damaged: list[DamagedCheckpoint] = []
     for path in paths:

@@ -33,7 +33,7 @@ class RunLog:
 
     Steps that were not finite are lines of nonfinite.jsonl.
 
-    The constructor removes what the run wrote after the checkpoint that it goes on from.
+    The constructor removes what the run wrote after the checkpoint that it continues from.
 
     Args:
         run: the run folder.

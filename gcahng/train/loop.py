@@ -137,10 +137,11 @@ def resume(
                 trainer.load_state_dict(state)
         if state and state["data_digest"] != data.digest:
             terminal.warning(
-                "files of the data set have other sizes than when the checkpoint was written; the run goes on with them"
+                "files of the data set have other sizes than when the checkpoint was written; the run continues with "
+                "them"
             )
         with processes.together():
-            _announce(terminal, trainer, data, f"goes on in {run} after step {trainer.step}")
+            _announce(terminal, trainer, data, f"continues in {run} after step {trainer.step}")
         resumed = state.get("resumed", 0) + 1
         return Session(trainer, data, terminal, state, resumed).finish()
 
@@ -193,7 +194,7 @@ def _take_up(run: Path, terminal: Terminal, open_now: ExitStack) -> tuple[TrainC
         remove_temporaries(folder)
     path, state, damaged = newest_checkpoint(run)
     for error in damaged:
-        terminal.warning(f"{error}; the run goes on from {path}, step {state['step']}")
+        terminal.warning(f"{error}; the run continues from {path}, step {state['step']}")
     return config_from_dict(state["config"]) if state else _read_config(run / CONFIG), state
 
 

@@ -43,7 +43,7 @@ class TrainingInterrupted(KeyboardInterrupt):
 
     def __init__(self, step: int, steps: int, checkpoint: Path, run: Path, exit_code: int, processes: int = 1) -> None:
         super().__init__(
-            f"interrupted after step {step} of {steps}; {checkpoint} holds everything, to go on: "
+            f"interrupted after step {step} of {steps}; {checkpoint} holds everything; to continue: "
             f"{resume_command(run, processes)}"
         )
         self.exit_code = exit_code
@@ -257,15 +257,15 @@ class Session:
         log.nonfinite(error.step, error.values, error.images)
         in_row = max(self.config.skip_nonfinite, 2)
         raise error.with_advice(
-            f"all are in {self.run / NONFINITE}; {self._way_back()} and repeats these steps, with --skip_nonfinite "
-            f"{in_row + 1} without them; or start anew with a smaller optimizer.lr or optimizer.clip_value"
+            f"all are in {self.run / NONFINITE}; {self._way_back()} and repeats these steps, or leaves them out with "
+            f"--skip_nonfinite {in_row + 1}; or start anew with a smaller optimizer.lr or optimizer.clip_value"
         ) from None
 
     def _way_back(self) -> str:
         command = resume_command(self.run, self.processes.count)
         if self._saved is None:
             return f"there is no checkpoint yet; {command} starts again"
-        return f"the last good checkpoint is of step {self._saved}; {command} goes on from it"
+        return f"the last good checkpoint is of step {self._saved}; {command} continues from it"
 
     def _adopt_best(self) -> None:
         """Take over the best checkpoint, which may be of a later step than the one that the run continues from."""

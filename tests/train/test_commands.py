@@ -226,7 +226,7 @@ def test_ctrl_c_in_a_real_process(tmp_path: Path) -> None:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err.startswith("gcahng: interrupted after step ") and err.count("\n") == 1
-    assert err.endswith(f"to go on: gcahng train --resume {tmp_path / 'run'}\n")
+    assert err.endswith(f"to continue: gcahng train --resume {tmp_path / 'run'}\n")
 
 
 @pytest.mark.slow

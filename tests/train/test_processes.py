@@ -231,7 +231,7 @@ def test_torchrun_trains_stops_and_goes_on(tmp_path: Path) -> None:
     first = again.stdout.readline()  # type: ignore[union-attr]
     again.send_signal(signal.SIGTERM)
     again.communicate(timeout=120)
-    assert f"goes on in run after step {steps}" in first
+    assert f"continues in run after step {steps}" in first
 
 
 # torchrun ends all processes soon after the first has ended; the one that tells need not be that.

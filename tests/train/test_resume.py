@@ -150,7 +150,7 @@ def test_a_damaged_last_checkpoint(
             resume(run, verbose=True)
     warning = capsys.readouterr().err
     assert warning.startswith(f"gcahng: warning: {last} is no checkpoint or is damaged")
-    assert f"the run goes on from {previous}, step 4" in warning
+    assert f"the run continues from {previous}, step 4" in warning
     assert previous.read_bytes() == good and not last.exists() and last.with_name("last.damaged").exists()
     resume(run)
     last.with_name("last.damaged").unlink()
@@ -210,7 +210,7 @@ def test_the_newest_of_the_others_is_taken(config_of_whole: TrainConfig, whole: 
     run = interrupted(config_of_whole, 5)
     for which in ("last", "previous"):
         truncate(run / "checkpoints" / f"{which}.pt")
-    with pytest.warns(UserWarning, match=r"previous\.pt is no .*; the run goes on from .*/step-4\.pt, step 4"):
+    with pytest.warns(UserWarning, match=r"previous\.pt is no .*; the run continues from .*/step-4\.pt, step 4"):
         resume(run)
     (run / "checkpoints" / "last.damaged").unlink()
     assert differences(outcome(whole), outcome(run)) == []
@@ -249,7 +249,7 @@ def test_only_one_process_trains_a_run(config_of_whole: TrainConfig) -> None:
         ("--resume {tmp}", "resume is {tmp}, which is no run folder"),
         (
             "--resume {run} --steps 100",
-            "--steps cannot be given with --resume: a run goes on with its own options",
+            "--steps cannot be given with --resume: a run continues with its own options",
         ),
         ("--resume={run} --loss=npair", "--loss=npair cannot be given with --resume"),
         ("--resume", "argument --resume: expected one argument"),
@@ -299,12 +299,12 @@ def test_the_message_names_the_command(
     out, err = capsys.readouterr()
     run = tmp_path / "a run"
     assert err == (
-        f"gcahng: interrupted after step 4 of 8; {run}/checkpoints/last.pt holds everything, to go on: gcahng train "
+        f"gcahng: interrupted after step 4 of 8; {run}/checkpoints/last.pt holds everything; to continue: gcahng train "
         f"--resume '{run}'\n"
     )
     assert main(["train", "--resume", str(run)]) == 0
     out, err = capsys.readouterr()
-    assert f"goes on in {run} after step 4" in out and err == ""
+    assert f"continues in {run} after step 4" in out and err == ""
 
 
 def test_a_signal_while_the_test_classes_are_measured(
