@@ -18,7 +18,7 @@ ROOT = Path(gcahng.__file__).parent
 LAYERS = [
     ["errors"],
     ["extras", "progress", "files", "devices", "_native"],
-    ["reference", "kernels", "engine", "ops", "nn", "losses"],
+    ["reference", "kernels", "engine", "dispatch", "ops", "nn", "losses"],
     ["gcahng"],
     ["testing"],
     ["data"],
@@ -40,12 +40,8 @@ LAYERS = [
 LENT = {
     "gcahng._native",
     "gcahng.ops._implementations",
-    "gcahng.ops._once",
-    "gcahng.ops._schemas",
-    "gcahng.ops._stages",
     "gcahng.engine.engine._prepare",
     "gcahng.engine.engine._workspace",
-    "gcahng.engine.masks._CHUNK",
 }
 
 

@@ -57,8 +57,8 @@ def run(arguments: list[str]) -> int:
 
     import torch
 
+    from gcahng.dispatch import MOST_CHANNELS, MOST_VIEWS
     from gcahng.engine.free_memory import free_memory
-    from gcahng.engine.limits import exceeded
     from gcahng.engine.plan import StepSize
 
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -73,9 +73,9 @@ def run(arguments: list[str]) -> int:
         raise UserError(
             f"--classes is {options.classes}; it must be at least {options.batch // views}, the classes in a batch"
         )
-    if options.stages == "fused" and (limit := exceeded("triton", views, options.dim)):
-        raise UserError(f"--views is {views}; fused stages take up to {limit.most}, --stages torch any number")
-    beyond = exceeded("cpp" if options.device == "cpu" else "cuda", views, options.dim)
+    if options.stages == "fused" and views > MOST_VIEWS:
+        raise UserError(f"--views is {views}; fused stages take up to {MOST_VIEWS}, --stages torch any number")
+    beyond = views > MOST_VIEWS or options.dim > MOST_CHANNELS.get(options.device, options.dim)
     size = StepSize(
         batch=options.batch,
         dim=options.dim,

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from gcahng.config import TrainConfig, config_to_dict
 from gcahng.data import DataSplits, build_batches
+from gcahng.dispatch import choose
 from gcahng.errors import UserError
 from gcahng.models.backbones import build_backbone
-from gcahng.ops._implementations import resolve
 from gcahng.runs.versions import versions
 from gcahng.train.batch_norm import share_batch_norm
 from gcahng.train.finite import FiniteWatch, NonFinite, largest
@@ -67,7 +67,7 @@ class Trainer:
         self.data_digest, self._data_listing, self.processes = data.digest, data.listing, processes
         self.device = torch.device(config.device)
         if config.loss == "gca_hng" and config.gca.impl != "auto":
-            resolve(config.gca.impl, self.device.type, "loss")  # UserError now, not in the first step
+            choose(config.gca.impl, self.device)  # raises UserError now, and not in the first step
         torch.manual_seed(config.seed)
         part = _part_of_batch(config, processes)
         self.batches = build_batches(config.data, data.train, seed=config.seed, device=self.device, part=part)

@@ -113,7 +113,7 @@ def test_what_is_drawn_from_torchs_generator_goes_on_too(small_config: MakeConfi
 
 def test_a_checkpoint_of_other_data_is_refused(small_config: MakeConfig, small_data: DataSplits) -> None:
     state = Trainer(small_config(), small_data).state_dict()
-    with pytest.raises(UserError, match="other options of data"):
+    with pytest.raises(UserError, match="the options of data, the files, or the version"):
         Trainer(small_config(), replace(small_data, digest="0" * 16)).load_state_dict(state)
 
 
