@@ -97,7 +97,12 @@ def embed(
 
 
 def embedding_model(model: Model, preprocessing: Preprocessing) -> EmbeddingModel:
-    """What identifies the embeddings of `model`."""
+    """What identifies embeddings.
+
+    Args:
+        model: the network that makes them.
+        preprocessing: of image files.
+    """
     return EmbeddingModel(
         fingerprint=fingerprint(model),
         backbone=model.config.backbone.name,

@@ -88,7 +88,20 @@ def evaluate(
     preprocessing: Preprocessing = Preprocessing(),  # noqa: B008  # frozen
     workers: int = 0,
 ) -> dict[str, float]:
-    """`metrics_of` the network's embeddings of `images`, searched in those of `gallery` where there is one."""
+    """Embed images and measure retrieval among them, see `metrics_of`.
+
+    Args:
+        model: uint8 images → (n, D) embeddings, on `device`.
+        images: the queries.
+        device: where the network computes.
+        recall_at: the K of Recall@K.
+        gallery: the images that the queries are searched in; None: the queries themselves.
+        preprocessing: of image files.
+        workers: processes that read image files.
+
+    Returns:
+        The metrics as fractions, by name.
+    """
     searched = None
     if gallery is not None:
         searched = Gallery(embed(model, gallery, device, preprocessing, workers), gallery.labels)
@@ -98,8 +111,17 @@ def evaluate(
 def metrics_of(
     embeddings: Tensor, images: LabeledImages, recall_at: Sequence[int] = RECALL_AT, gallery: Gallery | None = None
 ) -> dict[str, float]:
-    """Recall@K, MAP@R and R-Precision by cosine similarity: each image is searched in the gallery, or among the other
-    images where there is no gallery."""
+    """Recall@K, MAP@R and R-Precision by cosine similarity.
+
+    Args:
+        embeddings: (n, D) of the queries.
+        images: the queries; their labels are used.
+        recall_at: the K of Recall@K.
+        gallery: what is searched; None: each query is searched among the other queries.
+
+    Returns:
+        The metrics as fractions, by name.
+    """
     return retrieval_metrics(embeddings, images.labels.to(embeddings.device), recall_at=recall_at, **_searched(gallery))
 
 

@@ -65,7 +65,15 @@ def choose_split(data: DataSplits, split: str, name: str) -> LabeledImages:
 
 
 def dataset_images(config: DataConfig, split: str) -> tuple[LabeledImages, Items]:
-    """The images of a split of a data set, and what they are."""
+    """The images of a split of a data set, and what they are.
+
+    Args:
+        config: the options of the data set.
+        split: test, train, val or gallery.
+
+    Raises:
+        UserError: the data set has no such split, or cannot be read.
+    """
     images = choose_split(load_data(config), split, config.name)
     names = tuple(images.name(i) for i in range(len(images)))
     root = str(images.root.absolute()) if isinstance(images, ImageFiles) else None

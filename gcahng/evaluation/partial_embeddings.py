@@ -94,10 +94,12 @@ class PartialRows:
 
     @property
     def rows_done(self) -> int:
+        """How many rows are on the disk."""
         return self._note.rows
 
     @property
     def images_done(self) -> int:
+        """How many images are done, including those that were left out."""
         return self._note.images
 
     @property

@@ -49,7 +49,14 @@ class Pictures:
         self._loaded: dict[str, DataSplits] = {}
 
     def get(self, items: Items, row: int) -> Tensor | None:
-        """The image as (H, W, 3) in [0, 1], or None where only its name is known.
+        """The image of an item.
+
+        Args:
+            items: that it is one of.
+            row: its place among them.
+
+        Returns:
+            (H, W, 3) in [0, 1], or None where only the name of the image is known.
 
         Raises:
             UserError: the image file cannot be read.

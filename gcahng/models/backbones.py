@@ -163,6 +163,7 @@ class ImageBackbone(Backbone):
         self._format = torch.contiguous_format
 
     def pooled(self, images: Tensor) -> Tensor:
+        """(n, H, W) or (n, 3, H, W) uint8 → (n, F); raises UserError for images larger than the only input size."""
         x = images.to(self.mean.dtype) / 255
         if x.ndim == 3:
             x = x[:, None].expand(-1, 3, -1, -1)

@@ -52,6 +52,7 @@ class SumPool(nn.Module):
     """Global average + global maximum: (n, F, h, w) → (n, F, 1, 1)."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(n, F, h, w) → (n, F, 1, 1)."""
         return adaptive_avg_pool2d(x, 1) + adaptive_max_pool2d(x, 1)
 
 

@@ -139,6 +139,10 @@ def load_onnx(path: Path) -> Model:
 def how_made(about: Mapping[str, str], path: Path) -> tuple[TrainConfig, int | None, str | None]:
     """The config, the step and the digest of the data, as a model's file says them.
 
+    Args:
+        about: what the file says about itself.
+        path: the file, for errors.
+
     Raises:
         UserError: the file does not say them.
     """

@@ -95,7 +95,7 @@ def check_names(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], sourc
 
 
 def listed(names: list[str], most: int = 20) -> str:
-    """The first names of a list, and how many more there are."""
+    """The first `most` names of a list as text, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 

@@ -127,13 +127,26 @@ def bar_chart(
 
 
 def figure(title: str, note: str, picture: str, key: str = "") -> str:
-    """A figure with its heading (`title` is markup), a note and a key around a picture."""
+    """A figure as markup.
+
+    Args:
+        title: the heading, as markup.
+        note: a small text beside it.
+        picture: the SVG.
+        key: the key, as markup.
+    """
     caption = f"<figcaption><b>{title}</b> <span>{escape(note)}</span></figcaption>"
     return f'<figure class="chart">{caption}{key}{picture}</figure>'
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:
-    """About `about` round numbers, the first at or below `low` and the last at or above `high`."""
+    """Round numbers for the ticks of an axis.
+
+    Args:
+        low: the first tick is at or below it.
+        high: the last tick is at or above it.
+        about: about how many ticks there are.
+    """
     if not high > low:
         spread = abs(low) * 0.1 or 1.0
         low, high = low - spread, high + spread

@@ -78,7 +78,20 @@ class Contents:
 
 
 def gather(source: Path, options: ReportOptions, say: Callable[[str], None], progress: Progress) -> Contents:
-    """Embed the test images of a run's data and look at what they find; the arguments are those of `write_report`."""
+    """Embed the test images of a run's data and search them.
+
+    Args:
+        source: a run folder, a checkpoint or a model file.
+        options: of the report.
+        say: called with a line about each thing that is done.
+        progress: called with the images embedded so far and all of them.
+
+    Returns:
+        Everything that the page shows.
+
+    Raises:
+        UserError: the run, a baseline or the data cannot be read.
+    """
     model = load_model(source, options.which)
     measure = _Measure(resolve_device(options.device), options.data_root, say, progress)
     data = measure.data(model)

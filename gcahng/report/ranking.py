@@ -146,7 +146,12 @@ def rank(
 
 
 def confused_pairs(ranking: Ranking, count: int) -> list[ConfusedPair]:
-    """The pairs of classes with the most images whose nearest neighbor is of the other class."""
+    """The pairs of classes with the most images whose nearest neighbor is of the other class, most first.
+
+    Args:
+        ranking: of all queries.
+        count: how many pairs at most.
+    """
     nearest_label = ranking.gallery_labels[ranking.neighbors[:, 0]]
     wrong = ((nearest_label != ranking.labels) & (ranking.matches > 0)).nonzero().squeeze(1)
     errors: dict[tuple[int, int], list[int]] = defaultdict(list)

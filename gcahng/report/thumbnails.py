@@ -24,7 +24,15 @@ def data_uri(images: LabeledImages, index: int) -> str:
 
 
 def sprite(images: LabeledImages, indices: list[int]) -> tuple[str, int]:
-    """One picture of the images in rows of `SPRITE_COLUMNS`, and the side of each in pixels."""
+    """One picture of several images.
+
+    Args:
+        images: that they are among.
+        indices: which images.
+
+    Returns:
+        A data URI of the images in rows of `SPRITE_COLUMNS`, and the side of each in pixels.
+    """
     from PIL import Image
 
     squares = [_square(images, index, SPRITE_SIDE) for index in indices]

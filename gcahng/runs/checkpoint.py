@@ -60,7 +60,11 @@ def save_checkpoint(path: Path, state: dict[str, Any], *, previous: Path | None 
 
 
 def find_checkpoint(run_or_checkpoint: Path, which: str = "last") -> Path:
-    """The path of a checkpoint: a file itself, or the checkpoint `which` of a run folder.
+    """The path of a checkpoint.
+
+    Args:
+        run_or_checkpoint: a run folder, or a checkpoint itself.
+        which: the checkpoint of a run folder, "last" or "best".
 
     Raises:
         UserError: there is no such checkpoint.

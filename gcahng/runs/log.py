@@ -91,7 +91,13 @@ class RunLog:
         return means
 
     def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
-        """Write a line; lists in it, such as histograms, go to metrics.jsonl only."""
+        """Write a line.
+
+        Args:
+            step: of the run.
+            kind: what the values are: train, system, negatives, val or test.
+            values: by name; lists, such as histograms, go to metrics.jsonl only.
+        """
         scalars = {name: value for name, value in values.items() if not isinstance(value, list)}
         with writing(self._run / METRICS):
             self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
@@ -103,7 +109,13 @@ class RunLog:
             self._wandb.log({f"{kind}/{name}": value for name, value in scalars.items()}, step=step)
 
     def nonfinite(self, step: int, values: Mapping[str, float], images: list[str]) -> None:
-        """Write a line of nonfinite.jsonl: the values of a step that are not finite, and all images of its batch."""
+        """Write a line of nonfinite.jsonl.
+
+        Args:
+            step: that was not finite.
+            values: those that are not finite, by name.
+            images: the names of the images of its batch.
+        """
         texts = {name: str(value) for name, value in values.items()}
         with writing(self._run / NONFINITE), open(self._run / NONFINITE, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "values": texts, "images": images}) + "\n")

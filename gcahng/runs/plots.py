@@ -266,7 +266,15 @@ def draw_picture(ax: Axes, picture: Tensor, name: str, right: bool | None) -> No
 
 
 def draw_head(figure: Figure, height: float, title: str, text: str, key: bool = True) -> None:
-    """Draw the title and the text in the top part `height` of the figure, and with `key` what the frames mean."""
+    """Draw the head of a picture.
+
+    Args:
+        figure: of the picture.
+        height: the part of the figure, from its top, that the head takes.
+        title: large.
+        text: below the title.
+        key: whether it says what the frames of images mean.
+    """
     from matplotlib.lines import Line2D
 
     figure.text(0.02, 1 - 0.3 * height, title, fontsize=13, fontweight="bold", color=_INK, va="center")

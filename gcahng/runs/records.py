@@ -58,7 +58,16 @@ def _is_record(line: str) -> bool:
 
 
 def series(records: list[dict[str, Any]], kind: str, name: str) -> list[tuple[int, float]]:
-    """(step, value) of one quantity by ascending step; of two records of a step the later one counts."""
+    """The values of one quantity over the steps.
+
+    Args:
+        records: of a run.
+        kind: of the records that have it.
+        name: of the quantity.
+
+    Returns:
+        (step, value) by ascending step; of two records of a step the later one counts.
+    """
     values = {r["step"]: float(r[name]) for r in records if r["kind"] == kind and isinstance(r.get(name), (int, float))}
     return sorted(values.items())
 

@@ -13,7 +13,13 @@ from gcahng.train.losses import Objective, proxy_lr
 
 def build_optimizer(config: TrainConfig, model: Backbone, objective: Objective) -> torch.optim.AdamW:
     """AdamW over the trainable parameters of the network, and over the loss's proxies with a learning rate of their own
-    and no weight decay."""
+    and no weight decay.
+
+    Args:
+        config: of the run.
+        model: the network.
+        objective: the loss.
+    """
     groups = [{"params": model.trainable(), "base_lr": config.optimizer.lr}]
     if proxies := objective.proxies():
         groups.append({"params": proxies, "base_lr": proxy_lr(config), "weight_decay": 0.0})

@@ -49,8 +49,12 @@ class Processes:
         self._control: Any = None if ranks is None else dist.new_group(backend="gloo", timeout=_PATIENCE)
 
     def part(self, length: int, multiple: int = 1) -> slice:
-        """This process's share of `length` things, cut at multiples of `multiple`; the last shares may be smaller or
-        empty."""
+        """This process's share of a number of things.
+
+        Args:
+            length: how many things there are.
+            multiple: shares are cut at multiples of it; the last shares may be smaller or empty.
+        """
         blocks = -(-length // multiple)
         each = -(-blocks // self.count) * multiple
         return slice(min(self.rank * each, length), min((self.rank + 1) * each, length))

@@ -63,6 +63,10 @@ def resume_command(run: Path, processes: int = 1) -> str:
 def selects_on(config: TrainConfig, data: DataSplits) -> Split | None:
     """The split that chooses the best checkpoint; None: nothing is chosen.
 
+    Args:
+        config: of the run.
+        data: the splits.
+
     Raises:
         UserError: the validation classes are to choose, and there are none.
     """
@@ -132,7 +136,7 @@ class Session:
                     self._train(log)
                 return self._conclude()
         except CannotWrite as error:
-            raise CannotWrite(f"{error}; {self._way_back()} once that is mended") from error
+            raise CannotWrite(f"{error}; {self._way_back()} once that is repaired") from error
         except BrokenPipeError as error:  # `gcahng train | head`
             raise CannotWrite(f"what reads the run's output has gone ({error.strerror}); {self._way_back()}") from error
 
@@ -258,7 +262,7 @@ class Session:
         in_row = max(self.config.skip_nonfinite, 2)
         raise error.with_advice(
             f"all are in {self.run / NONFINITE}; {self._way_back()} and repeats these steps, or leaves them out with "
-            f"--skip_nonfinite {in_row + 1}; or start anew with a smaller optimizer.lr or optimizer.clip_value"
+            f"--skip_nonfinite {in_row + 1}; or start again with a smaller optimizer.lr or optimizer.clip_value"
         ) from None
 
     def _way_back(self) -> str:
@@ -275,7 +279,7 @@ class Session:
                 lambda: load_checkpoint(path)["best"] if path.is_file() or self.best else {}
             )
         except UserError as error:  # damaged, or no longer there
-            self.terminal.warning(f"{error}; the best checkpoint is chosen anew from step {self.trainer.step} on")
+            self.terminal.warning(f"{error}; the best checkpoint is chosen again from step {self.trainer.step} on")
             self.best = {}
 
     def _conclude(self) -> dict[str, Any]:

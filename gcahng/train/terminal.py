@@ -14,12 +14,23 @@ _SHOWN = ("loss", "J_m", "J_syn", "J_gen")
 class Terminal(Protocol):
     """Is told of a run's progress and prints it."""
 
-    def start(self, title: str, steps: int) -> None: ...
-    def losses(self, step: int, logs: Mapping[str, float]) -> None: ...
-    def evaluation(self, step: int, kind: str, metrics: Mapping[str, float]) -> None: ...
-    def status(self, text: str) -> None: ...
-    def warning(self, text: str) -> None: ...
-    def close(self) -> None: ...
+    def start(self, title: str, steps: int) -> None:
+        """The run begins or continues, and has so many steps in all."""
+
+    def losses(self, step: int, logs: Mapping[str, float]) -> None:
+        """The mean losses of the last steps."""
+
+    def evaluation(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
+        """The metrics of an evaluation; `kind` is "val" or "test"."""
+
+    def status(self, text: str) -> None:
+        """Something that is worth a line."""
+
+    def warning(self, text: str) -> None:
+        """Something that the user should know."""
+
+    def close(self) -> None:
+        """Nothing follows."""
 
 
 class Silent:

@@ -78,7 +78,7 @@ def test_a_full_disk_or_a_read_only_folder(
     err = capsys.readouterr().err
     assert err.startswith(f"gcahng: error: {run}/") and f"cannot be written: {reason}" in err and err.count("\n") == 1
     assert f"; the last good checkpoint is of step {8 if where == 'summary' else 4}" in err
-    assert f"gcahng train --resume {run} continues from it once that is mended" in err
+    assert f"gcahng train --resume {run} continues from it once that is repaired" in err
     if where != "summary":
         assert last.read_bytes() == before
     assert not list(run.rglob("*.tmp"))

@@ -171,7 +171,7 @@ def test_killed_between_two_renames(config_of_whole: TrainConfig, whole: Path) -
 def test_a_damaged_best_checkpoint_is_said(config_of_whole: TrainConfig) -> None:
     run = interrupted(config_of_whole, 4)
     truncate(run / "checkpoints" / "best.pt")
-    with pytest.warns(UserWarning, match=r"best\.pt is no checkpoint or is damaged.*chosen anew from step 4 on"):
+    with pytest.warns(UserWarning, match=r"best\.pt is no checkpoint or is damaged.*chosen again from step 4 on"):
         summary = resume(run)
     assert summary["best"]["step"] > 4
     assert load_checkpoint(run / "checkpoints" / "best.pt")["step"] == summary["best"]["step"]
@@ -180,7 +180,7 @@ def test_a_damaged_best_checkpoint_is_said(config_of_whole: TrainConfig) -> None
 def test_a_best_checkpoint_that_is_gone_is_said(config_of_whole: TrainConfig) -> None:
     run = interrupted(config_of_whole, 4)
     (run / "checkpoints" / "best.pt").unlink()
-    with pytest.warns(UserWarning, match=r"best\.pt cannot be read: No such file.*chosen anew from step 4 on"):
+    with pytest.warns(UserWarning, match=r"best\.pt cannot be read: No such file.*chosen again from step 4 on"):
         summary = resume(run)
     assert summary["best"]["step"] > 4
     assert load_checkpoint(run / "checkpoints" / "best.pt")["step"] == summary["best"]["step"]
