@@ -125,12 +125,12 @@ def child(
 
 
 def no_pictures(run: Path, *_: object) -> None:
-    """In the place of the plots, which take longer than all the rest and are the last thing before the summary."""
+    """Replaces the plots, which take longer than all the rest and come last before the summary."""
     files.write_text(run / "curves.png", "")
 
 
 def start_or_resume(run: Path) -> dict[str, Any]:
-    """What a user does: start anew where there is nothing to go on with."""
+    """Do what a user does: resume a run, or start again where there is nothing to resume."""
     if (run / "config.yaml").exists():
         return resume(run)
     if run.exists():
@@ -155,7 +155,7 @@ def differences(a: Any, b: Any, path: str = "") -> list[str]:
 
 
 def outcome(run: Path) -> dict[str, Any]:
-    """Everything that a run leaves, but for times, paths and how often it was resumed."""
+    """Everything that a run leaves, except times, paths and how often it was resumed."""
     found: dict[str, Any] = {}
     for path in sorted((run / "checkpoints").glob("*.pt")):
         state = load_checkpoint(path)

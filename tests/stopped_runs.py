@@ -41,7 +41,7 @@ def interrupted(config: TrainConfig, step: int) -> Path:
 
 
 def full_disk_after(real: Callable[..., Any], when: Callable[..., bool], number: int = errno.ENOSPC) -> Any:
-    """`real`, but for calls that fail as on a full disk."""
+    """`real`, except for calls that fail as on a full disk."""
 
     def failing(*arguments: Any, **options: Any) -> Any:
         if when(*arguments):

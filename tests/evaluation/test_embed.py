@@ -1,4 +1,4 @@
-"""Embeddings of many images: in order, equal to one pass in memory, and going on wherever a try was stopped."""
+"""Embeddings of many images: in order, equal to one pass in memory, and continued wherever a call was stopped."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_rows_reach_the_disk_before_they_are_noted(
 def test_a_stopped_try_goes_on(
     stop_after: int, killed: bool, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped after any batch, politely or killed with rows half written, the end is the same to the bit."""
+    """After any batch the call is stopped, or killed while it writes rows; the bits at the end are the same."""
     folder = draw_folder(tmp_path / "pictures")
     whole = run(model, folder, tmp_path / "whole.npy").embeddings
     images, items = files_images([folder], labels_from_folders=True)
@@ -229,7 +229,7 @@ def test_what_tells_images_apart(small_data: DataSplits, tmp_path: Path) -> None
     "change", [{"batch_size": 3}, {"preprocessing": Preprocessing(40, 32)}, {"preprocessing": Preprocessing(32, 24)}]
 )
 def test_other_options_make_another_file(change: dict[str, Any], model: Model, tmp_path: Path) -> None:
-    """Batches of other sizes may round otherwise, other squares are other images."""
+    """Batches of other sizes may round differently, and other squares are other images."""
     folder = draw_folder(tmp_path / "pictures", classes=1, images=2)
     images, items = files_images([folder])
     options = {"preprocessing": SMALL} | change

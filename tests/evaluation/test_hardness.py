@@ -1,4 +1,4 @@
-"""The record of generated negatives: against plain loops, and without a trace in the run."""
+"""The record of generated negatives: it equals plain loops, and measuring it does not change a run."""
 
 from __future__ import annotations
 

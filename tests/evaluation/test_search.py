@@ -260,7 +260,7 @@ def other_network(run: str, out: Path) -> None:
 
 
 def test_an_index_leaves_the_embeddings_that_it_was_built_of(built: Path, run: str, tmp_path: Path) -> None:
-    """Even if they are named as the temporary file of an index that embeds by itself."""
+    """A user's file stays, even if it has the name of the temporary file of an index that embeds images."""
     embeddings = tmp_path / "own.index.embeddings.safetensors"
     assert main(["embed", run, "--out", str(embeddings)]) == 0
     assert main(["index", "build", str(embeddings), "--out", str(tmp_path / "own.index")]) == 0

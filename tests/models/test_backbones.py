@@ -1,4 +1,4 @@
-"""Networks of torchvision and timm with the authors' head: what they compute, what of them trains, how they look."""
+"""Networks of torchvision and timm with the authors' head: outputs, trained parameters and errors."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ def test_micro_batches_have_the_batchs_gradients_and_keep_no_activations(name: s
 
 
 def test_micro_batches_draw_a_dropout_once() -> None:
-    """What a part's first pass drops out, its second one does too."""
+    """Both passes of a part draw the same dropout."""
     network = fresh(TINY_VIT, micro_batch=2)
     network.body.pos_drop = nn.Dropout(0.5)
     drawn: list[Tensor] = []

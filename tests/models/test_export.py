@@ -1,4 +1,4 @@
-"""gcahng export: the same outputs, any batch size, files that say what they are."""
+"""gcahng export: equal outputs at any batch size, and files that say what they are."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gcahng.train import BackboneConfig, DataConfig, TrainConfig
 
 
 def make_model(data: DataConfig) -> Model:
-    """Random weights, and running statistics that are none of the initial ones."""
+    """Random weights, and running statistics that differ from the initial ones."""
     torch.manual_seed(3)
     config = TrainConfig(data=data, backbone=BackboneConfig(embedding_dim=16, width=4))
     network = build_backbone(config.backbone)
@@ -55,7 +55,7 @@ def images_for(model: Model, count: int) -> Tensor:
 
 @pytest.mark.parametrize("count", [1, 3, 16])
 def test_onnx_gives_the_networks_outputs(gray: Model, gray_onnx: Path, count: int) -> None:
-    """Run by ONNX Runtime as a stranger would, by the documented names."""
+    """ONNX Runtime runs the file by the documented names, without gcahng."""
     import onnxruntime
 
     images = images_for(gray, count)

@@ -45,7 +45,7 @@ def checkpoint(backbone: str) -> State:
 
 @cache
 def small_checkpoint(num_classes: int = 100, layers: int = 2) -> State:
-    """GoogLeNet without auxiliary heads, with D = 16: quickly written."""
+    """GoogLeNet without auxiliary heads and with D = 16, which is written fast."""
     dim, generator = 16, torch.Generator().manual_seed(8)
     state = {name: value for name, value in checkpoint("googlenet").items() if name.startswith("feature_extractor.")}
     state = {name: value for name, value in state.items() if ".aux" not in name}

@@ -1,4 +1,4 @@
-"""Checkpoints: never half written, and a clear line for what cannot be read."""
+"""Checkpoints are never half written, and one that cannot be read is an error of one line."""
 
 from __future__ import annotations
 

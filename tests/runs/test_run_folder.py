@@ -1,4 +1,4 @@
-"""What a run folder holds beside what a run goes on from."""
+"""What a run folder holds besides the checkpoint that a run continues from."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("without_pictures")
 
 
 def test_last_is_written_last(config_of_whole: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run goes on from last.pt: by then the lines of its losses, the best and the kept ones are there."""
+    """last.pt is written after the lines of the losses, the best checkpoint and those that are never replaced."""
     written = []
 
     def noted(name: str, real: Callable[..., Any]) -> Callable[..., Any]:

@@ -58,7 +58,7 @@ def base_config(**fields: Any) -> TrainConfig:
 
 
 def steps_in_double(name: str, processes: Processes, device: str = "cpu") -> dict[str, Tensor]:
-    """Training steps in float64 → their losses, the weights and the statistics, on the CPU."""
+    """Make training steps in float64; returns their losses, the weights and the statistics, on the CPU."""
     trainer = Trainer(base_config(**LOSSES[name], device=device), small_data(), processes=processes)
     for module in (trainer.model, trainer.objective):
         module.double()
@@ -77,7 +77,7 @@ def steps_in_double(name: str, processes: Processes, device: str = "cpu") -> dic
 
 
 def measured(processes: Processes) -> tuple[dict[str, float], Tensor]:
-    """Retrieval among images of which each process embeds some, and the first one's embeddings."""
+    """Retrieval metrics of images that the processes embed together, and the embeddings in the first process."""
     made, data = base_config(), small_data()
     trainer = Trainer(made, data, processes=processes)
     trainer.start_together()
@@ -88,7 +88,7 @@ def measured(processes: Processes) -> tuple[dict[str, float], Tensor]:
 
 
 def norm_case(processes: Processes, momentum: float | None, affine: bool) -> dict[str, Tensor]:
-    """BatchNorm over a batch of feature maps, of which this process has a part, and its gradients."""
+    """Outputs and gradients of BatchNorm over a batch of feature maps that the processes share."""
     generator = torch.Generator().manual_seed(0)
     x, weights = (torch.randn(12, 5, 3, 3, dtype=torch.float64, generator=generator) for _ in range(2))
     x[:, 0] += 1e4
@@ -140,7 +140,7 @@ def runs(folder: Path, rank: int) -> dict[str, Any]:
 
 
 def failures(folder: Path, rank: int) -> dict[str, str]:
-    """What one is told of what goes wrong in one process, or in all."""
+    """The errors that each process reports when something fails in one process, or in all."""
     made = config(folder / "full")
     odd = replace(made, data=replace(made.data, classes_per_batch=3, samples_per_class=3))
     found = {"odd": error_of(lambda: fit(odd))}
@@ -163,7 +163,7 @@ def failures(folder: Path, rank: int) -> dict[str, str]:
 
 
 def deaf_reader(verbose: bool, speaks: bool) -> Terminal:
-    """Of a run whose output nobody reads: the first process finds it out, with the first line."""
+    """The error of a run whose output nobody reads, which the first process notices at its first line."""
     return Unread() if speaks else terminal_for(verbose, speaks)
 
 
@@ -203,7 +203,7 @@ def small_runs() -> Any:
 
 
 def process(rank: int, folder: str, tree: str) -> None:
-    """One process: what it found, in a file."""
+    """Run one process, and write its results to a file."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=COUNT)
     found: dict[str, Any] = {}
@@ -225,7 +225,7 @@ NORMS: list[tuple[float | None, bool]] = [(0.1, True), (None, True), (0.3, False
 
 
 def gpu_process(rank: int, count: int, folder: str) -> None:
-    """One process with a GPU of its own: its training steps, in a file."""
+    """Run one process with a GPU of its own, and write the results of its training steps to a file."""
     torch.cuda.set_device(rank)
     where = f"file://{folder}/meet"
     dist.init_process_group("cpu:gloo,cuda:nccl", init_method=where, rank=rank, world_size=count)

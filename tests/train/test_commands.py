@@ -249,7 +249,7 @@ def test_sigkill_and_resume_on_the_command_line(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_default_run_learns_unseen_classes(tmp_path: Path) -> None:
-    """The README's command, to the end: within its time, and as good as it promises."""
+    """The README's command runs to its end, within the time and with the quality that the README promises."""
     out = tmp_path / "run"
     subprocess.run([sys.executable, "-m", "gcahng", "train", "--out", str(out)], cwd=ROOT, check=True, timeout=1800)
     summary = json.loads((out / "summary.json").read_text())
@@ -260,7 +260,7 @@ def test_the_default_run_learns_unseen_classes(tmp_path: Path) -> None:
 
 
 def test_recipes_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file is a file; what cannot be one is asked of gcahng.recipes."""
+    """A path is a file; anything that cannot be a path is looked up in gcahng.recipes."""
     import types
 
     (tmp_path / "a_recipe.yaml").write_text("steps: 7\n")

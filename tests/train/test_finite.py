@@ -31,7 +31,7 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def everything(trainer: Trainer) -> dict[str, Any]:
-    """What a step moves, but for the batches and the counts."""
+    """Everything that a step changes, except the batches and the counts."""
     state = trainer.state_dict()
     return {name: state[name] for name in ("model", "loss", "optimizer")}
 
@@ -55,7 +55,7 @@ def copied(value: Any) -> Any:
 
 
 def spoil_gradient(parameter: nn.Parameter, value: float, when: Callable[[], bool] = lambda: True) -> Any:
-    """The parameter's gradients have `value` in one place."""
+    """One entry of the parameter's gradient is `value`."""
 
     def spoiled(gradient: Tensor) -> Tensor | None:
         if not when():
@@ -188,7 +188,7 @@ def test_a_step_left_out_leaves_everything_as_it_was(small_config: MakeConfig, s
 def test_a_gradient_alone_leaves_everything_as_it_was(
     loss: str, small_config: MakeConfig, small_data: DataSplits
 ) -> None:
-    """By then the generator has made its step."""
+    """The generator has made its step before this is seen."""
     trainer = Trainer(small_config(loss=loss, skip_nonfinite=1), small_data)
     trainer.train_step()
     before = copied(everything(trainer))
@@ -278,7 +278,7 @@ def test_on_cuda_a_step_later(loss: str, small_config: MakeConfig, small_data: D
 
 
 def spoil_step(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
-    """In every run the network's gradients at these steps are no numbers."""
+    """In every run the network's gradients are NaN at these steps."""
     real = Trainer.__init__
 
     def init(self: Trainer, *arguments: Any, **options: Any) -> None:

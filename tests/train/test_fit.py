@@ -149,7 +149,7 @@ def test_a_run_measures_images_as_its_options_prepare_them(
 
 
 def test_an_evaluation_has_the_threads_of_its_run(finished_run: FinishedRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sums are then rounded alike."""
+    """With the same number of threads sums are rounded alike."""
     run, _ = finished_run
     seen = []
     real = evaluate.embed
@@ -256,7 +256,7 @@ def test_a_signal_ends_the_step_and_saves(
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_is_not_only_noted(second: signal.Signals) -> None:
-    """Whoever sends one does not want to wait for the step's end."""
+    """The second signal does not wait for the end of the step."""
     ended: list[int] = []
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its background jobs without

@@ -1,4 +1,4 @@
-"""`gcahng train` in several processes: the training of one, whole or not at all, whatever goes wrong in which."""
+"""`gcahng train` in several processes trains as one process does, and fails in all of them if one fails."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch has 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each process found."""
+    """The results of each process."""
     folder, tree = tmp_path_factory.mktemp("processes"), tmp_path_factory.mktemp("tree")
     make_tree(tree)
     mp.spawn(process, (str(folder), str(tree)), nprocs=COUNT)
@@ -54,7 +54,7 @@ def make_tree(root: Path) -> None:
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_training_steps_are_those_of_one_process(loss: str, found: list[dict[str, Any]]) -> None:
-    """Nothing but the order of sums differs: BatchNorm, graph, losses, gradients, proxies, optimizers."""
+    """BatchNorm, graph, losses, gradients, proxies and optimizers are equal up to the order of sums."""
     wanted = steps_in_double(loss, ALONE)
     assert any(name.startswith("model ") for name in wanted) and "loss of step 3" in wanted
     for rank in range(COUNT):

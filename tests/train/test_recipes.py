@@ -1,4 +1,4 @@
-"""The recipes are the authors' table, and can be asked for by name."""
+"""The recipes are the authors' table and load by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that was ended goes on with the same bits; what stands in its way is one line."""
+"""A run that was stopped continues with the same bits; what prevents that is an error of one line."""
 
 from __future__ import annotations
 
@@ -310,7 +310,7 @@ def test_the_message_names_the_command(
 def test_a_signal_while_the_test_classes_are_measured(
     config_of_whole: TrainConfig, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All steps are made; the rest is for the next session."""
+    """All steps are made, and the next session does the rest."""
     real, sent = session.measure, []
 
     def measure_and_signal(model: Any, data: Any, split: Any, *rest: Any) -> Measured:

@@ -42,7 +42,7 @@ ROOT = Path(gcahng.__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def the_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The files, and not the glyphs that every other run of these tests sees."""
+    """Runs read the files, not the glyphs that every other run of these tests sees."""
     monkeypatch.setattr("gcahng.train.loop.load_data", load_data)
 
 

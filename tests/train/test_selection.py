@@ -92,7 +92,7 @@ def test_validation_is_wanted_and_there_is_none(
 
 
 def test_a_gallery(config_of_whole: TrainConfig, small_data: DataSplits, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In-Shop's way: test queries look in a gallery, and not among themselves."""
+    """As for In-Shop, test queries are searched in a gallery and not among themselves."""
     test = small_data.test
     faces = torch.arange(len(test)) % 12
     queries, gallery = test.subset((faces < 2).nonzero().flatten()), test.subset((faces >= 2).nonzero().flatten())

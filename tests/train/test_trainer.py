@@ -1,4 +1,4 @@
-"""The training step: every loss steps, the seed decides the bits, and a saved state goes on with the same ones."""
+"""The training step: every loss trains, the seed decides the bits, and a saved state continues with the same bits."""
 
 from __future__ import annotations
 
