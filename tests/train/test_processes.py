@@ -87,7 +87,7 @@ def test_batch_norms_that_keep_their_statistics_stay_and_others_are_refused() ->
     frozen = nn.Sequential(nn.BatchNorm2d(3).eval(), Odd(3).eval())
     share_batch_norm(frozen, None, "this")  # type: ignore[arg-type]
     assert [type(module) for module in frozen] == [nn.BatchNorm2d, Odd]
-    with pytest.raises(UserError, match=r"backbone.name is timm:x, whose Odd cannot be shared .*freeze_bn true"):
+    with pytest.raises(UserError, match=r"backbone.name is timm:x, whose Odd cannot be shared .*freeze_bn to true"):
         share_batch_norm(nn.Sequential(Odd(3)), None, "timm:x")  # type: ignore[arg-type]
 
 

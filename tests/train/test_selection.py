@@ -71,7 +71,7 @@ def test_the_last_may_be_wanted_beside_validation(config_of_whole: TrainConfig, 
 def test_test_classes_choose_with_a_warning(
     config_of_whole: TrainConfig, small_data: DataSplits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.warns(UserWarning, match="select is 'test': .* its numbers are too good") as warned:
+    with pytest.warns(UserWarning, match="select is 'test', which chooses .* its numbers are too good") as warned:
         summary, run = fitted(replace(config_of_whole, select="test"), replace(small_data, val=None), monkeypatch)
     assert len([w for w in warned if "select is" in str(w.message)]) == 1
     assert summary["selected_on"] == "test" and summary["best"]["test"] == summary["test_best"]
