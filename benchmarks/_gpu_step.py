@@ -11,8 +11,8 @@ import torch
 from _gpu_errors import OUT_OF_MEMORY, Doing, kept, release
 from _gpu_timing import rotated, with_host
 
+from gcahng.bench.agreement import Agreement
 from gcahng.bench.cases import TF32, Case, Problem
-from gcahng.bench.gate import Gate
 from gcahng.bench.memory import plan_size
 from gcahng.bench.step import spread
 from gcahng.engine.free_memory import free_memory
@@ -124,15 +124,15 @@ def _check(n: int, cases: list[Case], doing: Doing) -> dict[str, tuple[int, str 
     """Each case's n and what disagrees there; at a smaller n where the reference in fp64 runs out of memory."""
     failed: dict[str, str] = {}
     found: dict[str, tuple[int, str | None]] = {}
-    gate, views = None, cases[0].views
+    agreement, views = None, cases[0].views
     with kept(failed, _TRUTH, doing):
-        gate = Gate(replace(cases[0], batch=n))
+        agreement = Agreement(replace(cases[0], batch=n))
     if failed.get(_TRUTH) == OUT_OF_MEMORY and n > LEAST_CHECK * views:
         return _check(views * max(LEAST_CHECK, 3 * n // (4 * views)), cases, doing)
     for case in cases:
-        if gate is not None:
+        if agreement is not None:
             with kept(failed, case.name, doing):
-                found[case.name] = n, gate.problem(replace(case, batch=n))
+                found[case.name] = n, agreement.problem(replace(case, batch=n))
         if case.name not in found:
             reason = failed.get(case.name) or failed.get(_TRUTH)
             found[case.name] = n, f"cannot be checked: {reason}"

@@ -1,10 +1,10 @@
-"""Compiles every Triton kernel as a training step launches it, without a GPU, and prints what the machine code takes.
+"""Compiles every Triton kernel as a training step launches it, without a GPU, and prints the resources that it uses.
 
     python benchmarks/aot.py
     python benchmarks/aot.py --dim 512 --dtype bf16 --arch 90 --kernel mlp_in_product_forward_kernel
 
-Without --dim, --dtype, --arch and --kernel the table goes to benchmarks/results/aot.md too. Exit status 1: a kernel
-does not compile, spills, or takes more than a chip has (see gcahng/testing/aot.py).
+Without --dim, --dtype, --arch and --kernel, the table is also written to benchmarks/results/aot.md. The exit status is
+1 if a kernel does not compile, spills registers, or uses more than a chip has (see gcahng/testing/aot.py).
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ DEFAULT_DTYPES = ("bf16", "fp16", "fp32", "tf32")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """See above."""
+    """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dim", type=int, nargs="+", default=list(DIMS))
+    parser.add_argument("--dim", type=int, nargs="+", default=list(DIMS), help="embedding channels")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DEFAULT_DTYPES))
     parser.add_argument("--arch", type=int, nargs="+", choices=ARCHS, default=list(ARCHS))
     parser.add_argument("--kernel", nargs="+", default=[])
-    parser.add_argument("--once", action="store_true", help="of each kernel, its most frequent launch alone")
-    parser.add_argument("--workers", type=int)
-    parser.add_argument("--json", type=Path, help="write what was found there too")
+    parser.add_argument("--once", action="store_true", help="compile only the most frequent launch of each kernel")
+    parser.add_argument("--workers", type=int, help="processes that compile")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     arguments = parser.parse_args(argv)
     cases = [Case(d, dtype, arch) for d in arguments.dim for dtype in arguments.dtype for arch in arguments.arch]
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def markdown(builds: Iterable[Build]) -> str:
-    """One row a kernel, D and dtype; of launches that Triton compiles apart, the largest numbers."""
+    """One row for each kernel, D and dtype, with the largest numbers of launches that Triton compiles separately."""
     builds = list(builds)
     archs = sorted({b.case.arch for b in builds})
     limits = ", ".join(f"sm_{arch} {SHARED_LIMIT[arch] // 1024}" for arch in archs)

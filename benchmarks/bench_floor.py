@@ -1,14 +1,14 @@
-"""Where a step's time goes on the CPU, against the floor of its matrix products: what the library's products take in
-the step, what the fused stages take, and all the rest.
+"""Splits the time of a step on the CPU into matrix products of the library, fused stages and the rest, and compares it
+with the floor of its products.
 
     python benchmarks/bench_floor.py                          # n = 129, D = 512, L = 2, fp32 and bf16
-    python benchmarks/bench_floor.py --batch 12 --dim 32      # that it runs
+    python benchmarks/bench_floor.py --batch 12 --dim 32      # a check that it runs
 
-The floor is what `gcahng bench step` divides by the step's time: the products that a step cannot do without, at the
-rate of one that is repeated with its operands in the caches. torch's profiler says what the main thread spends in
-products and in stages (both run on all threads); times are scaled to those of steps without the profiler. "at best" is
-the share that would be left if the step were its products and stages alone, or its products alone, as they run in it
-now: no dispatch, no optimiser, no losses.
+The floor is what `gcahng bench step` divides by the time of a step: the time of the products that a step cannot do
+without, at the rate of a product that is repeated with its operands in the caches. torch's profiler measures the time
+that the main thread spends in products and in stages, both of which run on all threads. These times are scaled to
+those of steps without the profiler. "at best" is the share that a step would reach if it consisted of its products and
+stages, or of its products alone, at their present speed, without dispatch, optimizer and losses.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import statistics
 from collections.abc import Iterator
 from typing import Any
 
+from gcahng.ops._stages import STAGES
 from torch.profiler import ProfilerActivity, profile
 
 from gcahng.bench.cases import EDGE_MEMORY, Case, Problem
@@ -25,14 +26,13 @@ from gcahng.bench.rows import show
 from gcahng.bench.system import ProductRate, seconds
 from gcahng.engine.plan import floor_products
 from gcahng.errors import UserError
-from gcahng.ops._stages import STAGES
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm", "aten::baddbmm_")
 WARM_UP = 3
 
 
 def measure(case: Case, reps: int) -> dict[str, Any]:
-    """Seconds of a step and of its parts."""
+    """Measure the seconds of a step and of its parts."""
     problem, product = Problem(case), ProductRate(case.dim, case.precision)
     for _ in range(WARM_UP):
         problem.step()
@@ -41,11 +41,11 @@ def measure(case: Case, reps: int) -> dict[str, Any]:
         rates.append(product.rate(5))
         steps.append(seconds(problem.step))
     step = statistics.median(steps)
-    with profile(activities=[ProfilerActivity.CPU]) as found:
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
         profiled = sum(seconds(problem.step) for _ in range(reps)) / reps
     scale = step / profiled / reps / 1e6
     products = stages = 0.0
-    for event in found.key_averages():
+    for event in profiler.key_averages():
         if event.key in PRODUCTS:
             products += event.self_cpu_time_total * scale
         elif event.key.removeprefix("gcahng::") in STAGES:
@@ -54,7 +54,7 @@ def measure(case: Case, reps: int) -> dict[str, Any]:
 
 
 def row(case: Case, rate: float, step: float, products: float, stages: float) -> dict[str, Any]:
-    """What follows from the times."""
+    """A row of the result, with the shares that follow from the times."""
     flops = 2 * floor_products(case.layers, case.memory != "hidden") * case.dim**2 * case.batch**2 / 2
     floor = flops / rate
     return {
@@ -74,7 +74,7 @@ def row(case: Case, rate: float, step: float, products: float, stages: float) ->
 
 
 def text(row: dict[str, Any]) -> str:
-    """A line of the table."""
+    """A row as a line of the table."""
     times = (row[f"{name}_s"] for name in ("floor", "step", "products", "stages"))
     shares = (row[name] for name in ("share", "share_of_products_and_stages", "share_of_products"))
     cells = [row["n"], row["case"], f"{row['rate'] / 1e9:.0f}", *(f"{s:.3f}" for s in times)]
@@ -83,13 +83,13 @@ def text(row: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, nargs="+", default=[129])
-    parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--batch", type=int, nargs="+", default=[129], help="batch sizes (129)")
+    parser.add_argument("--dim", type=int, default=512, help="embedding channels (512)")
+    parser.add_argument("--layers", type=int, default=2, help="graph layers (2)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--memory", choices=EDGE_MEMORY, default="store")
-    parser.add_argument("--reps", type=int, default=5)
-    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--reps", type=int, default=5, help="repetitions (5)")
+    parser.add_argument("--json", metavar="FILE", help="also write the numbers to this file")
     options = parser.parse_args(arguments)
     head = "| n | case | GF/s | floor, s | step, s | products, s | stages, s | share | at best, both | products alone |"
     return show("bench_floor", head, _rows(options), text, options.json)
@@ -101,7 +101,7 @@ def _rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             sizes = {"dim": options.dim, "layers": options.layers, "classes": max(100, batch // 3)}
             case = Case(batch, impl="auto", precision=precision, memory=options.memory, **sizes)
             if case.implementation != "cpp":
-                raise UserError(f"stages are {case.implementation} here; what they take is told of cpp alone")
+                raise UserError(f"the stages are {case.implementation}; they must be cpp to be measured")
             yield measure(case, options.reps)
 
 

@@ -1,11 +1,12 @@
-"""Forward and backward of a network whose body takes a batch in parts (backbone.micro_batch), against all at once: time
-and peak memory.
+"""Time and peak memory of a network's forward and backward pass if its feature extractor takes a batch in parts
+(backbone.micro_batch), compared with the whole batch at once.
 
     python benchmarks/bench_micro_batch.py --batch 96 --micro_batch 16
-    python benchmarks/bench_micro_batch.py --name timm:test_vit --size 160 --batch 6 --micro_batch 2   # that it runs
+    python benchmarks/bench_micro_batch.py --name timm:test_vit --size 160 --batch 6 --micro_batch 2   # a quick check
 
-Each way has a process of its own, and its peak is the growth of the process's high-water mark. A way whose embeddings
-or gradients differ by more than rounding from those of the whole batch is not shown. BatchNorm is frozen.
+Each size is measured in a process of its own, and its peak is the growth of that process's high-water mark. A size is
+not shown if its embeddings or gradients differ from those of the whole batch by more than rounding. BatchNorm is
+frozen.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from gcahng.models.backbones import build_backbone
 from gcahng.train import BackboneConfig
 from gcahng.train.throughput import peak_memory_mib
 
-# In float32, of sums over images in another order, relative to the largest entry.
+# The error of float32 sums over images in another order, relative to the largest entry.
 ROUNDING = 1e-3
 COMPARED = ("embeddings", "gradients")
 
 
 def process(rank: int, options: argparse.Namespace, micro_batch: int | None, threads: int, file: str) -> None:
-    """One way's measurements, into a file."""
+    """Measure one size in this process, and write the result to a file."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     config = BackboneConfig(options.name, 512, pretrained=False, freeze_bn=True, micro_batch=micro_batch)
@@ -51,49 +52,56 @@ def process(rank: int, options: argparse.Namespace, micro_batch: int | None, thr
 
     times = [seconds(step) for _ in range(options.reps)]
     gradients = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
-    found = {"times": times, "peak_mib": peak_memory_mib(cpu) - before}
-    torch.save(found | {"embeddings": embeddings.detach(), "gradients": gradients}, file)
+    result = {"times": times, "peak_mib": peak_memory_mib(cpu) - before}
+    torch.save(result | {"embeddings": embeddings.detach(), "gradients": gradients}, file)
 
 
 def run(options: argparse.Namespace, micro_batch: int | None) -> dict[str, Any]:
-    """What a process of its own measured."""
+    """Measure one size in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder) / "found.pt")
         mp.spawn(process, (options, micro_batch, torch.get_num_threads(), file))
         return torch.load(file, weights_only=True)
 
 
-def row(options: argparse.Namespace, micro_batch: int | None, found: dict[str, Any], whole: dict[str, Any]) -> dict:
-    """UserError for a way that does not compute what the whole batch does."""
-    offs = {name: float((found[name] - whole[name]).abs().max() / whole[name].abs().max()) for name in COMPARED}
+def row(options: argparse.Namespace, micro_batch: int | None, result: dict[str, Any], whole: dict[str, Any]) -> dict:
+    """A row of the table.
+
+    Raises:
+        UserError: the parts do not compute what the whole batch does.
+    """
+    offs = {name: float((result[name] - whole[name]).abs().max() / whole[name].abs().max()) for name in COMPARED}
     if wrong := {name: off for name, off in offs.items() if not off <= ROUNDING}:
-        raise UserError(f"micro_batch {micro_batch} is not the whole batch's to {ROUNDING:.0e}: off by {wrong}")
+        raise UserError(
+            f"the results of micro_batch {micro_batch} are off by {wrong}; they must be within {ROUNDING:.0e} of the "
+            "whole batch's"
+        )
     return {
         "network": options.name,
         "size": options.size,
         "n": options.batch,
         "micro_batch": micro_batch,
-        "seconds": statistics.median(found["times"]),
-        "all_s": found["times"],
-        "peak_mib": found["peak_mib"],
+        "seconds": statistics.median(result["times"]),
+        "all_s": result["times"],
+        "peak_mib": result["peak_mib"],
         "off": max(offs.values()),
     }
 
 
 def text(row: dict[str, Any]) -> str:
-    """A line of the table."""
+    """A row as a line of the table."""
     cells = (row["network"], row["n"], row["micro_batch"] or "all", f"{row['seconds']:.2f}", f"{row['peak_mib']:.0f}")
     return f"| {' | '.join(map(str, cells))} | {row['off']:.0e} |"
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", default="torchvision:resnet50", help="of the network, as backbone.name")
-    parser.add_argument("--size", type=int, default=224, help="of the images, in pixels")
-    parser.add_argument("--batch", type=int, default=96)
-    parser.add_argument("--micro_batch", type=int, nargs="+", default=[16])
-    parser.add_argument("--reps", type=int, default=3)
-    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--name", default="torchvision:resnet50", help="the network, as in backbone.name")
+    parser.add_argument("--size", type=int, default=224, help="side of the images in pixels")
+    parser.add_argument("--batch", type=int, default=96, help="batch size (96)")
+    parser.add_argument("--micro_batch", type=int, nargs="+", default=[16], help="images per part (16)")
+    parser.add_argument("--reps", type=int, default=3, help="repetitions (3)")
+    parser.add_argument("--json", metavar="FILE", help="also write the numbers to this file")
     options = parser.parse_args(arguments)
     head = "| network | n | micro_batch | forward and backward, s | peak, MiB | off by |"
     return show("bench_micro_batch", head, _rows(options), text, options.json)

@@ -1,15 +1,15 @@
 """Time, peak memory and recall of retrieval, each case in a process of its own.
 
-    python benchmarks/bench_retrieval.py sop            # all metrics of 60,502 x 512 embeddings, self-retrieval
+    python benchmarks/bench_retrieval.py sop            # all metrics of 60,502 × 512 embeddings, self-retrieval
     python benchmarks/bench_retrieval.py clustering     # NMI and AMI of the same
     python benchmarks/bench_retrieval.py index          # flat, IVF and HNSW in a gallery of a million
     python benchmarks/bench_retrieval.py index --n 100000 --kinds ivf_flat ivf_pq
     python benchmarks/bench_retrieval.py sop --quick    # a check that it runs
 
-The embeddings are random, with about five items a class, in 512 channels. Time is wall time, `cpu` that of all
-threads; on a machine that is busy only the latter means something. Peak memory is that of the whole process (resident),
-with torch and the embeddings in it. The metrics of torch and of faiss must be the same to the last bit, or nothing is
-printed.
+The embeddings are random, with about five items per class and 512 channels. `seconds` is wall time and `cpu` is the
+time of all threads; on a busy machine, only the latter is meaningful. Peak memory is the resident memory of the whole
+process, including torch and the embeddings. The metrics of torch and of faiss must be the same to the last bit, or
+nothing is printed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SOP = (60502, 11316)
-ALONE = 50  # queries that are searched one at a time
+SINGLE_QUERIES = 50  # queries that are searched one at a time
 
 # Kind, backend, and the efforts of a search (None: the default).
 INDICES = (
@@ -41,9 +41,10 @@ INDICES = (
 
 
 def clustered(n: int, classes: int, dim: int = 512, seed: int = 0):
-    """(n, dim) float32 embeddings and their (n,) labels: 50 groups of classes, all spread alike, with overlaps.
+    """Random embeddings (n, dim) float32 and their labels (n,): 50 groups of classes of equal spread, which overlap.
 
-    The variance of channel j goes as 1 / (1 + j): as in trained networks, a few dozen directions carry most of it.
+    The variance of channel j is proportional to 1 / (1 + j). As in trained networks, a few dozen directions carry most
+    of it.
     """
     import torch
 
@@ -51,17 +52,17 @@ def clustered(n: int, classes: int, dim: int = 512, seed: int = 0):
     spread = torch.arange(1, dim + 1).rsqrt()
     groups = torch.randn(50, dim, generator=generator)
     group = torch.randint(0, 50, (classes,), generator=generator)
-    centres = groups[group] + torch.randn(classes, dim, generator=generator)
+    centers = groups[group] + torch.randn(classes, dim, generator=generator)
     labels = torch.arange(n).remainder(classes)[torch.randperm(n, generator=generator)]
     embeddings = torch.randn(n, dim, generator=generator)
     for start in range(0, n, 1 << 16):
-        part = slice(start, start + (1 << 16))
-        embeddings[part] = (1.5 * embeddings[part] + centres[labels[part]]) * spread
+        rows = slice(start, start + (1 << 16))
+        embeddings[rows] = (1.5 * embeddings[rows] + centers[labels[rows]]) * spread
     return embeddings, labels
 
 
 class Clock:
-    """Wall and CPU seconds since it was made, and the process's peak memory."""
+    """Measures wall and CPU seconds since it was made, and the peak memory of the process."""
 
     def __init__(self):
         self._wall, self._cpu = time.perf_counter(), time.process_time()
@@ -76,7 +77,7 @@ class Clock:
 
 
 def run_sop(options: argparse.Namespace) -> dict[str, Any]:
-    """All metrics but NMI and AMI."""
+    """Measure all metrics except NMI and AMI."""
     from gcahng.retrieval import retrieval_metrics
 
     embeddings, labels = clustered(options.n, options.classes)
@@ -93,7 +94,7 @@ def run_sop(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_clustering(options: argparse.Namespace) -> dict[str, Any]:
-    """NMI and AMI."""
+    """Measure NMI and AMI."""
     from gcahng.retrieval import clustering_metrics
 
     embeddings, labels = clustered(options.n, options.classes)
@@ -103,25 +104,25 @@ def run_clustering(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_exact(options: argparse.Namespace) -> dict[str, Any]:
-    """The exact neighbours of the queries, written to a file for the indices to be compared with."""
+    """Find the exact neighbors of the queries, and write them to a file to compare the indices with."""
     import torch
 
     from gcahng.retrieval import nearest
 
     embeddings, _ = clustered(options.n + options.queries, options.classes)
     clock = Clock()
-    found = nearest(
+    exact = nearest(
         embeddings[options.n :],
         options.k,
         gallery_embeddings=embeddings[: options.n],
         progress=show_progress("exact queries"),
     )
-    torch.save(found, options.exact)
+    torch.save(exact, options.exact)
     return clock.read()
 
 
 def run_index(options: argparse.Namespace) -> dict[str, Any]:
-    """One index: build, search, compare."""
+    """Build an index, search it, and compare it with the exact neighbors."""
     import torch
 
     from gcahng.retrieval import build_index
@@ -139,26 +140,26 @@ def run_index(options: argparse.Namespace) -> dict[str, Any]:
     searches = []
     for effort in options.efforts:
         clock = Clock()
-        found = index.search(queries, options.k, effort=effort, progress=show_progress("queries")).indices
-        took = clock.read()
+        indices = index.search(queries, options.k, effort=effort, progress=show_progress("queries")).indices
+        together = clock.read()
         clock = Clock()
-        for query in queries[:ALONE]:
+        for query in queries[:SINGLE_QUERIES]:
             index.search(query[None], options.k, effort=effort)
         alone = clock.read()
         searches.append(
             {
                 "effort": effort,
-                "milliseconds_a_query": 1000 * took["seconds"] / len(queries),
-                "cpu_milliseconds_a_query": 1000 * took["cpu"] / len(queries),
-                "milliseconds_one_at_a_time": 1000 * alone["seconds"] / min(ALONE, len(queries)),
-                "recall": (found.unsqueeze(2) == exact.unsqueeze(1)).sum().item() / exact.numel(),
+                "milliseconds_a_query": 1000 * together["seconds"] / len(queries),
+                "cpu_milliseconds_a_query": 1000 * together["cpu"] / len(queries),
+                "milliseconds_one_at_a_time": 1000 * alone["seconds"] / min(SINGLE_QUERIES, len(queries)),
+                "recall": (indices.unsqueeze(2) == exact.unsqueeze(1)).sum().item() / exact.numel(),
             }
         )
     return {
         "build_seconds": built["seconds"],
         "build_cpu": built["cpu"],
         "index_gb": size / 1e9,
-        "peak_gb": took["peak_gb"],
+        "peak_gb": together["peak_gb"],
         "searches": searches,
     }
 
@@ -167,7 +168,7 @@ CASES = {"sop": run_sop, "clustering": run_clustering, "exact": run_exact, "inde
 
 
 def show_progress(what: str):
-    """A line on a terminal that says how far it is."""
+    """A callback that shows the progress on a terminal."""
 
     def show(done: int, total: int) -> None:
         if sys.stderr.isatty():
@@ -177,7 +178,7 @@ def show_progress(what: str):
 
 
 def in_a_process(case: str, options: argparse.Namespace, **changes: Any) -> dict[str, Any]:
-    """What `case` gives in a fresh process."""
+    """Run `case` in a fresh process, and return its result."""
     settings = {**vars(options), **changes, "case": case}
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "PYTHONPATH": str(ROOT)}
     with tempfile.NamedTemporaryFile("r", suffix=".json") as result:
@@ -188,6 +189,7 @@ def in_a_process(case: str, options: argparse.Namespace, **changes: Any) -> dict
 
 
 def child(settings: dict[str, Any]) -> None:
+    """Run a case in this process, and write its result to a file."""
     import torch
 
     torch.set_num_threads(settings["threads"])
@@ -196,7 +198,7 @@ def child(settings: dict[str, Any]) -> None:
 
 
 def compare_metrics(case: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """`case` with every backend; of metrics that must be equal, an error unless they are."""
+    """Run `case` with every backend, and stop if the metrics differ."""
     backends = ("faiss", "torch") if case == "sop" else ("faiss",)
     rows = [in_a_process(case, options, backend=backend) | {"backend": backend} for backend in backends]
     if any(row["metrics"] != rows[0]["metrics"] for row in rows):
@@ -210,7 +212,7 @@ def compare_metrics(case: str, options: argparse.Namespace) -> list[dict[str, An
 
 
 def compare_indices(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every index of `INDICES` against the exact neighbours."""
+    """Compare every index of `INDICES` with the exact neighbors."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         exact = str(Path(folder) / "exact.pt")
@@ -240,17 +242,19 @@ def compare_indices(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Run what the command line says."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("case", choices=("sop", "clustering", "index"))
-    parser.add_argument("--n", type=int, help=f"embeddings, or rows of the gallery ({SOP[0]}; index: 1000000)")
-    parser.add_argument("--classes", type=int, help=f"({SOP[1]}; index: a fifth of the rows)")
-    parser.add_argument("--queries", type=int, default=1000, help="of the index (1000)")
-    parser.add_argument("--k", type=int, default=10, help="neighbours of the index (10)")
-    parser.add_argument("--kinds", nargs="+", default=sorted({kind for kind, _, _ in INDICES}), help="of index (all)")
-    parser.add_argument("--threads", type=int, default=2, help="(2)")
-    parser.add_argument("--quick", action="store_true", help="small: only whether it runs")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
+    parser.add_argument("--n", type=int, help=f"number of embeddings, or of gallery rows ({SOP[0]}; index: 1000000)")
+    parser.add_argument("--classes", type=int, help=f"number of classes ({SOP[1]}; index: a fifth of the rows)")
+    parser.add_argument("--queries", type=int, default=1000, help="queries for the index (1000)")
+    parser.add_argument("--k", type=int, default=10, help="neighbors per query of the index (10)")
+    parser.add_argument(
+        "--kinds", nargs="+", default=sorted({kind for kind, _, _ in INDICES}), help="kinds of index (all)"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="threads of each process (2)")
+    parser.add_argument("--quick", action="store_true", help="small sizes, as a check that it runs")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
     options = parser.parse_args()
     options.n = options.n or (3000 if options.quick else 1_000_000 if options.case == "index" else SOP[0])
     options.classes = options.classes or (SOP[1] if options.n == SOP[0] else max(2, options.n // 5))

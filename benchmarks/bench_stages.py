@@ -1,10 +1,10 @@
-"""Each stage of the engine on one tile, plain torch against C++, matrix products included where a stage has them.
+"""Times each stage of the engine on one tile, in plain torch and in C++, including the matrix products of the stage.
 
     python -m pytest benchmarks/bench_stages.py --benchmark-json=raw.json
-    python benchmarks/bench_stages.py raw.json stages.json     # the medians, as kept in benchmarks/results
+    python benchmarks/bench_stages.py raw.json stages.json     # the medians, as in benchmarks/results
 
-C++ is held to plain torch in fp64 before anything is timed: |C++ - truth| ≤ 2 · max|torch - truth| + one rounding of
-the products' dtype. A stage that fails is not timed.
+Before anything is timed, C++ is compared with plain torch in fp64:
+|C++ - truth| ≤ 2 · max|torch - truth| + one rounding of the products' dtype. A stage that fails is not timed.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 import torch
 from _stage_tile import STAGES, Size, Tile
+from gcahng.ops._implementations import available
 from torch import Tensor
 
 from gcahng.bench.system import settings
 from gcahng.engine.schedule import default_tile_rows
-from gcahng.ops._implementations import available
 
 DIM, CLASSES, VIEWS = 256, 40, 3
 TILE_ROWS = default_tile_rows(DIM, torch.float32)
@@ -37,13 +37,13 @@ def results(impl: str, stage: str, accumulate: torch.dtype, compute: torch.dtype
 
 
 def check(precision: str, stage: str) -> None:
-    """Raises AssertionError where C++ is not as close to fp64 as plain torch is."""
+    """Raise AssertionError if C++ is not as close to fp64 as plain torch is."""
     truth = results("torch", stage, torch.float64, torch.float64)
     plain, actual = (results(impl, stage, *PRECISIONS[precision]) for impl in ("torch", "cpp"))
     rounding = torch.finfo(PRECISIONS[precision][1]).eps / 2
-    for place, (have, other, want) in enumerate(zip(actual, plain, truth, strict=True)):
-        allowed = 2 * (other - want).abs().max() + rounding * want.abs().max()
-        error = (have - want).abs().max()
+    for place, (value, other, exact) in enumerate(zip(actual, plain, truth, strict=True)):
+        allowed = 2 * (other - exact).abs().max() + rounding * exact.abs().max()
+        error = (value - exact).abs().max()
         assert error <= allowed, f"{stage}, result {place}, is off by {error:.3g}, allowed {allowed:.3g}"
 
 
@@ -63,21 +63,21 @@ def test_stage(stage: str, precision: str, impl: str, benchmark: Any) -> None:
 
 
 def medians(raw: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row a stage and precision of what pytest-benchmark wrote, in seconds."""
+    """One row for each stage and precision, in seconds, from what pytest-benchmark wrote."""
     times = {tuple(b["params"][k] for k in ("stage", "precision", "impl")): b["stats"] for b in raw["benchmarks"]}
-    found = {key[:2] for key in times}
+    measured = {key[:2] for key in times}
     return [
         {"stage": stage, "precision": precision}
         | {impl: times[stage, precision, impl]["median"] for impl in ("torch", "cpp")}
         for stage in STAGES
         for precision in PRECISIONS
-        if (stage, precision) in found
+        if (stage, precision) in measured
     ]
 
 
 def main(raw: str, out: str) -> None:
-    found = {"settings": settings(), "rows": medians(json.loads(Path(raw).read_text(encoding="utf-8")))}
-    Path(out).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    result = {"settings": settings(), "rows": medians(json.loads(Path(raw).read_text(encoding="utf-8")))}
+    Path(out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""A whole training step and the graph network's forward, for every implementation of the loss that is available here.
+"""Times a training step and the graph network's forward pass, for every implementation that is available here.
 
     python -m pytest benchmarks/bench_step.py
 
-Each case is held to the reference before it is timed (gcahng.bench.gate); one that disagrees fails and is not timed.
-`gcahng bench step` is the tool for ratios: it interleaves cases and prints the share of the measured product rate.
+Each case is compared with the reference before it is timed (gcahng.bench.agreement). A case that disagrees fails and is
+not timed. For ratios, use `gcahng bench step`, which interleaves cases and prints the share of the measured rate of
+products.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from __future__ import annotations
 from functools import lru_cache
 
 import pytest
-
-from gcahng.bench.cases import EDGE_MEMORY, Case, Problem
-from gcahng.bench.gate import Gate
-from gcahng.engine.plan import floor_products
 from gcahng.ops._implementations import NAMES, OPS, available
+
+from gcahng.bench.agreement import Agreement
+from gcahng.bench.cases import EDGE_MEMORY, Case, Problem
+from gcahng.engine.plan import floor_products
 
 # (n, D, L)
 SIZES = [(48, 64, 1), (81, 128, 2)]
@@ -30,20 +31,20 @@ CASES = [
 
 
 def size_id(case: Case) -> str:
-    """n, D and L beside the case's name."""
+    """n, D, L and the name of the case."""
     return f"{case.batch}-{case.dim}-{case.layers}-{case.name.replace(' ', '-')}"
 
 
 @lru_cache
-def gate(batch: int, dim: int, layers: int) -> Gate:
-    return Gate(Case(batch, dim=dim, layers=layers))
+def agreement(batch: int, dim: int, layers: int) -> Agreement:
+    return Agreement(Case(batch, dim=dim, layers=layers))
 
 
 @pytest.mark.parametrize("part", ["forward", "step"])
 @pytest.mark.parametrize("case", CASES, ids=size_id)
 def test_step(case: Case, part: str, benchmark) -> None:
     benchmark.group = f"{part}, n = {case.batch}, D = {case.dim}, L = {case.layers}"
-    problem = gate(case.batch, case.dim, case.layers).problem(case)
+    problem = agreement(case.batch, case.dim, case.layers).problem(case)
     assert problem is None, problem
     call = getattr(Problem(case), part)
     call()

@@ -1,35 +1,47 @@
-// Each node's sum over its edges of GELU(p + b), p = e W^T, and its backward. See docs/math/edge_to_node.md.
+// Each node's sum over its edges of GELU(product + bias), product = e W^T, and its backward. See
+// docs/math/edge_to_node.md.
 #pragma once
+#include "common/arguments.h"
 #include "common/tile.h"
+#include "cpu/blocks.h"
 #include "cpu/tables.h"
 
 namespace gcahng {
 
+struct EdgeToNodeForward {
+  DType dtype, low_type;
+  Tile tile;
+  const void* product;  // (T, D), low_type
+  const void* bias;     // (D,)
+  void* sum;            // (classes + reach, K, D): the tile's sums are added to it
+  int64_t D;
+};
+
+struct EdgeToNodeBackward {
+  DType dtype, low_type;
+  Tile tile;
+  const void* product;  // (T, D), low_type
+  const void* bias;     // (D,)
+  const void* ds;       // (classes + reach, K, D), the gradient of the sums
+  void* dp;             // (T, D), low_type, the gradient of the product; may be the product
+  void* db;             // (D,), to which dp's sum is added, or null
+  int64_t D;
+};
+
 struct EdgeToNodeCpu {
-  // Units [begin, end): p (T, D) in the products' type, b (D,) -> sums over the unit's offsets, rows (units, K, D), and
-  // over the anchor's views, columns (A, O, K, D), mirrored offsets alone.
-  void (*forward)(DType dtype, DType low_type, const Tile& tile, const void* p, const void* b, void* rows,
-                  void* columns, int64_t begin, int64_t end, int64_t D);
-  // Units [begin, end): ds (classes + reach, K, D), the gradient of the sums -> dp (T, D; may be p), db (units, D) or
-  // null.
-  void (*backward)(DType dtype, DType low_type, const Tile& tile, const void* p, const void* b, const void* ds,
-                   void* dp, void* db, int64_t begin, int64_t end, int64_t D);
+  // Units. sums of D values; columns have mirrored offsets alone.
+  void (*forward)(const EdgeToNodeForward& args, const EndSums& sums, int64_t begin, int64_t end);
+  // Units. db (units, D), or null where args.db is.
+  void (*backward)(const EdgeToNodeBackward& args, void* db, int64_t begin, int64_t end);
 };
 GCAHNG_CPU_TABLES(EdgeToNodeCpu, edge_to_node)
 
 namespace cuda {
 
-// Launchers return a cudaError_t as a number, 0 for success. stream is a cudaStream_t; scratch: of as many values of
-// the accumulating type as the function before it says.
-int64_t edge_to_node_forward_scratch(const Tile& tile, int64_t D);
-// Adds the tile's sums to sum (classes + reach, K, D); p (T, D) in the products' type, b (D,).
-int launch_edge_to_node_forward(DType dtype, DType low_type, const Tile& tile, const void* p, const void* b, void* sum,
-                                void* scratch, int64_t D, void* stream);
-int64_t edge_to_node_backward_scratch(const Tile& tile, int64_t D);
-// ds (classes + reach, K, D) -> dp (T, D; may be p); adds to db (D,), or null, and scratch is then not needed.
-int launch_edge_to_node_backward(DType dtype, DType low_type, const Tile& tile, const void* p, const void* b,
-                                 const void* ds, void* dp, void* db, void* scratch, int64_t D, void* stream);
+int64_t edge_to_node_forward_scratch(const EdgeToNodeForward& args);
+int launch_edge_to_node_forward(const EdgeToNodeForward& args, void* scratch, void* stream);
+int64_t edge_to_node_backward_scratch(const EdgeToNodeBackward& args);
+int launch_edge_to_node_backward(const EdgeToNodeBackward& args, void* scratch, void* stream);
 
 }  // namespace cuda
-
 }  // namespace gcahng

@@ -1,56 +1,71 @@
 // The gate: attention of an edge to its two nodes, and LayerNorm(GELU(.)) behind it. See docs/math/gate.md.
 #pragma once
+#include "common/arguments.h"
 #include "common/philox.h"
 #include "common/tile.h"
+#include "cpu/blocks.h"
 #include "cpu/tables.h"
 
 namespace gcahng {
 
-// Node tensors of classes + reach classes: u, v (., K, D), c (., K).
+// u and v (classes + reach, K, D), c (classes + reach, K).
 struct GateTokens {
   const void *u, *c, *v;
 };
-// What the backward needs of the forward, a value an edge each (T,): p, 1 - p.
-struct GateSaved {
-  void *p, *q;
+
+struct GateForward {
+  DType dtype, low_type;
+  Tile tile;
+  Dropout dropout;
+  GateTokens tokens;
+  NormWeights norm;
+  const void* e;              // (T, D)
+  void* e1;                   // (T, D)
+  void* low;                  // (T, D), e1 in low_type, or null
+  void *weight_i, *weight_j;  // (T,) each: the attention weights of an edge's nodes, before dropout; they sum to 1
+  int64_t D;
 };
-// Sums of one tile: rows of u, c, v (units, K, D | 1 | D), columns (A, O, K, D | 1 | D), dgamma and dbeta (units, D).
+
+// Gradients that a tile's sums are added to: du and dv (classes + reach, K, D), dc (classes + reach, K), dgamma and
+// dbeta (D,). All, or none: null.
+struct GateGradients {
+  void *du, *dc, *dv, *dgamma, *dbeta;
+};
+
+struct GateBackward {
+  DType dtype;
+  Tile tile;
+  Dropout dropout;
+  GateTokens tokens;
+  NormWeights norm;
+  const void* e;                    // (T, D)
+  const void* de1;                  // (T, D)
+  const void *weight_i, *weight_j;  // (T,) each, as the forward wrote them
+  void* de;                         // (T, D), or null; may be de1
+  GateGradients sums;
+  int64_t D;
+};
+
+// The tile's part of GateGradients: u and v of D values, c of one; dgamma and dbeta (units, D).
 struct GateSums {
-  void *row_u, *row_c, *row_v, *column_u, *column_c, *column_v, *dgamma, *dbeta;
+  EndSums u, c, v;
+  void *dgamma, *dbeta;
 };
 
 struct GateCpu {
-  // Units [begin, end): e (T, D) -> e1 and low (T, D; low may be null).
-  void (*forward)(DType dtype, DType low_type, const Tile& tile, const Dropout& dropout, GateTokens tokens,
-                  const void* gamma, const void* beta, const void* e, void* e1, void* low, GateSaved saved,
-                  int64_t begin, int64_t end, int64_t D);
-  // Units [begin, end): de1 (T, D) -> de (T, D; null: not wanted; may be de1) and the sums (null pointers: not wanted).
-  void (*backward)(DType dtype, const Tile& tile, const Dropout& dropout, GateTokens tokens, const void* gamma,
-                   const void* e, const void* de1, GateSaved saved, void* de, GateSums sums, int64_t begin, int64_t end,
-                   int64_t D);
+  // Units.
+  void (*forward)(const GateForward& args, int64_t begin, int64_t end);
+  // Units. sums: null pointers where args.sums are.
+  void (*backward)(const GateBackward& args, const GateSums& sums, int64_t begin, int64_t end);
 };
 GCAHNG_CPU_TABLES(GateCpu, gate)
 
 namespace cuda {
 
-// Gradients that a tile adds to: of u, c, v (classes + reach, K, D | 1 | D), gamma and beta (D,). All, or none.
-struct GateGradients {
-  void *du, *dc, *dv, *dgamma, *dbeta;
-};
-
-// Launchers return a cudaError_t as a number, 0 for success. stream is a cudaStream_t; draw is a number on the device,
-// which stands for dropout.draw. D is at most 1024.
-// e (T, D) -> e1 and low (T, D; low may be null), and saved.
-int launch_gate_forward(DType dtype, DType low_type, const Tile& tile, Dropout dropout, const int64_t* draw,
-                        GateTokens tokens, const void* gamma, const void* beta, const void* e, void* e1, void* low,
-                        GateSaved saved, int64_t D, void* stream);
-// Values of the accumulating type that the backward's scratch holds where gradients of tokens are wanted.
-int64_t gate_backward_scratch(const Tile& tile, int64_t D);
-// de1 (T, D) -> de (T, D; null: not wanted; may be de1); adds to the gradients (null pointers: not wanted).
-int launch_gate_backward(DType dtype, const Tile& tile, Dropout dropout, const int64_t* draw, GateTokens tokens,
-                         const void* gamma, const void* e, const void* de1, GateSaved saved, void* de,
-                         GateGradients into, void* scratch, int64_t D, void* stream);
+// D is at most 1024.
+int launch_gate_forward(const GateForward& args, void* stream);
+int64_t gate_backward_scratch(const GateBackward& args);
+int launch_gate_backward(const GateBackward& args, void* scratch, void* stream);
 
 }  // namespace cuda
-
 }  // namespace gcahng

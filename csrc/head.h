@@ -1,54 +1,78 @@
-// The row-wise ends of the coefficient head: theta = sigmoid(p + b) behind its product, sums for its BatchNorm, and the
-// way back. See docs/math/head.md.
+// The row-wise ends of the coefficient head: theta = sigmoid(product + bias) behind its product, sums for its
+// BatchNorm, and the way back. See docs/math/head.md.
 #pragma once
+#include "common/arguments.h"
 #include "common/tile.h"
 #include "cpu/tables.h"
 
 namespace gcahng {
 
+struct HeadMoments {
+  DType dtype;
+  Tile tile;
+  const void* e;  // (T, D)
+  void* sums;     // (2, D), f64: sums of e and of its square are added, each edge once for each pair it stands for
+  int64_t D;
+};
+
+struct HeadForward {
+  DType dtype, low_type;
+  const void* product;  // (T, D), low_type
+  const void* bias;     // (D,)
+  void* theta;          // (T, D)
+  int64_t T, D;
+};
+
+struct HeadBackward {
+  DType dtype, low_type;
+  const void *theta, *dtheta;  // (T, D) each
+  void* dpre;                  // (T, D), low_type: dtheta theta (1 - theta)
+  void* sum;                   // (D,), to which dpre's sum is added, or null
+  int64_t T, D;
+};
+
+struct HeadSums {
+  DType dtype, low_type;
+  const void* dy;  // (T, D), low_type
+  const void* e;   // (T, D), normalized
+  void* wide;      // (T, D): dy in dtype
+  void* sums;      // (2, D): the sums of dy and of dy e are added
+  int64_t T, D;
+};
+
+struct HeadNorm {
+  DType dtype;
+  Tile tile;
+  const void *dy, *e;         // (T, D) each, e normalized
+  const void *scale, *a, *b;  // (D,) each
+  void* de;                   // (T, D): scale (dy - w (a + b e)), w: the pairs that the edge stands for; may be dy
+  int64_t D;
+};
+
 struct HeadCpu {
-  // Units [begin, end) of a tile: sums over the ordered pairs they stand for, of e and of e squared, e (T, D) -> sums
-  // (2, units, D), in double.
-  void (*moments)(DType dtype, const Tile& tile, const void* e, void* sums, int64_t begin, int64_t end, int64_t D);
-  // Rows [begin, end): p (T, D) in the products' type, b (D,) -> theta (T, D).
-  void (*forward)(DType dtype, DType low_type, const void* p, const void* b, void* theta, int64_t begin, int64_t end,
-                  int64_t D);
-  // Blocks [begin, end) of `block` rows: dtheta, theta (T, D) -> dpre = dtheta theta (1 - theta) in the products' type
-  // (T, D), sums (blocks, D) of it, or null.
-  void (*backward)(DType dtype, DType low_type, const void* theta, const void* dtheta, void* dpre, void* sums,
-                   int64_t begin, int64_t end, int64_t block, int64_t T, int64_t D);
-  // Blocks: dy (T, D) in the products' type and the normalised e (T, D) -> wide (T, D), dy as it is stored; sums
-  // (2, blocks, D) of dy and of dy e.
-  void (*sums)(DType dtype, DType low_type, const void* dy, const void* e, void* wide, void* sums, int64_t begin,
-               int64_t end, int64_t block, int64_t blocks, int64_t T, int64_t D);
-  // Units [begin, end): de (T, D; may be dy) = scale (dy - w (a + b e)), e normalised, w: how many ordered pairs
-  // an edge stands for.
-  void (*norm)(DType dtype, const Tile& tile, const void* dy, const void* e, const void* scale, const void* a,
-               const void* b, void* de, int64_t begin, int64_t end, int64_t D);
+  // Units. sums (2, units, D), in double.
+  void (*moments)(const HeadMoments& args, void* sums, int64_t begin, int64_t end);
+  // Rows.
+  void (*forward)(const HeadForward& args, int64_t begin, int64_t end);
+  // Blocks. sum (blocks, D), or null where args.sum is.
+  void (*backward)(const HeadBackward& args, void* sum, int64_t begin, int64_t end);
+  // Blocks. sums (2, blocks, D).
+  void (*sums)(const HeadSums& args, void* sums, int64_t begin, int64_t end);
+  // Units.
+  void (*norm)(const HeadNorm& args, int64_t begin, int64_t end);
 };
 GCAHNG_CPU_TABLES(HeadCpu, head)
 
 namespace cuda {
 
-// Launchers return a cudaError_t as a number, 0 for success. stream is a cudaStream_t. low_type may be f16, too.
-// Adds to sums (2, D), in double: e (T, D). scratch: head_scratch values, in double.
-int launch_head_moments(DType dtype, const Tile& tile, const void* e, void* sums, void* scratch, int64_t D,
-                        void* stream);
-// p (T, D), b (D,) -> theta (T, D).
-int launch_head_forward(DType dtype, DType low_type, const void* p, const void* b, void* theta, int64_t T, int64_t D,
-                        void* stream);
-// theta and dtheta (T, D) -> dpre (T, D); adds to sum (D,) or null. scratch: head_scratch values; may be null where sum
-// is.
-int launch_head_backward(DType dtype, DType low_type, const void* theta, const void* dtheta, void* dpre, void* sum,
-                         void* scratch, int64_t T, int64_t D, void* stream);
-// dy and e (T, D) -> wide (T, D); adds to sums (2, D). scratch: head_scratch values.
-int launch_head_sums(DType dtype, DType low_type, const void* dy, const void* e, void* wide, void* sums, void* scratch,
-                     int64_t T, int64_t D, void* stream);
-// dy and e (T, D), scale, a, b (D,) -> de (T, D; may be dy).
-int launch_head_norm(DType dtype, const Tile& tile, const void* dy, const void* e, const void* scale, const void* a,
-                     const void* b, void* de, int64_t D, void* stream);
-int64_t head_scratch(int64_t T, int64_t D);
+int64_t head_moments_scratch(const HeadMoments& args);  // in double
+int launch_head_moments(const HeadMoments& args, void* scratch, void* stream);
+int launch_head_forward(const HeadForward& args, void* stream);
+int64_t head_backward_scratch(const HeadBackward& args);
+int launch_head_backward(const HeadBackward& args, void* scratch, void* stream);
+int64_t head_sums_scratch(const HeadSums& args);
+int launch_head_sums(const HeadSums& args, void* scratch, void* stream);
+int launch_head_norm(const HeadNorm& args, void* stream);
 
 }  // namespace cuda
-
 }  // namespace gcahng

@@ -1,38 +1,52 @@
-// The hidden layer of the edge MLP: bias, GELU and row moments behind the first product, and its backward between two
-// products. See docs/math/edge_mlp.md.
+// The first half of the edge MLP: bias, GELU and row moments behind the first product, and its backward between two
+// products. See docs/math/edge_mlp.md. W = 4D is the number of hidden channels.
 #pragma once
-#include "common/dtype.h"
+#include "common/arguments.h"
 #include "cpu/tables.h"
 
 namespace gcahng {
 
+struct MlpInForward {
+  DType dtype, low_type;
+  const void* h;      // (T, W), low_type: the product, without its bias
+  const void* bias;   // (W,)
+  void* g;            // (T, W), low_type: GELU(h + bias); may be h
+  void *mean, *rstd;  // (T,) each, of g's rows
+  int64_t T, W;
+};
+
+// What the gradient of a row's LayerNorm needs of it, (T, 1) each: its moments, and the means of dn and of dn times the
+// normalized row.
+struct NormRows {
+  const void *mean, *rstd, *mean_dn, *mean_n_dn;
+};
+
+struct MlpInBackward {
+  DType dtype, low_type;
+  const void* h;     // (T, W), low_type
+  const void* bias;  // (W,)
+  const void* dn;    // (T, W), low_type: the gradient of the normalized rows
+  NormRows rows;
+  void* g;   // (T, W), low_type; may be h
+  void* dh;  // (T, W), low_type; may be dn
+  void* db;  // (W,), to which dh's sum is added, or null
+  int64_t T, W;
+};
+
 struct MlpInCpu {
-  // Rows [begin, end): h (T, W) in the products' type, without its bias b (W,) -> g = GELU(h + b) (T, W; may be h), and
-  // its row mean and 1/sigma (T,).
-  void (*forward)(DType dtype, DType low_type, const void* h, const void* b, void* g, void* mean, void* rstd,
-                  int64_t begin, int64_t end, int64_t W);
-  // Blocks [begin, end) of `block` rows: dn (T, W), the gradient of LayerNorm's normalised rows -> dh (T, W; may be dn)
-  // and g (T, W; may be h); m1 and m2 (T,): the row means of dn and of dn times the normalised rows. db (blocks, W):
-  // sums of dh over a block, or null.
-  void (*backward)(DType dtype, DType low_type, const void* h, const void* b, const void* dn, const void* mean,
-                   const void* rstd, const void* m1, const void* m2, void* g, void* dh, void* db, int64_t begin,
-                   int64_t end, int64_t block, int64_t T, int64_t W);
+  // Rows.
+  void (*forward)(const MlpInForward& args, int64_t begin, int64_t end);
+  // Blocks. db (blocks, W), or null where args.db is.
+  void (*backward)(const MlpInBackward& args, void* db, int64_t begin, int64_t end);
 };
 GCAHNG_CPU_TABLES(MlpInCpu, mlp_in)
 
 namespace cuda {
 
-// Launchers return a cudaError_t as a number, 0 for success. stream is a cudaStream_t. low_type may be f16, too; W <=
-// 4096. h (T, W), b (W,) -> g (T, W; may be h), mean and rstd (T,).
-int launch_mlp_in_forward(DType dtype, DType low_type, const void* h, const void* b, void* g, void* mean, void* rstd,
-                          int64_t T, int64_t W, void* stream);
-// h and dn (T, W), b (W,), mean, rstd, m1, m2 (T,) -> g (T, W; may be h), dh (T, W; may be dn); adds to db (W,) or
-// null. scratch: of db's type, so many values; may be null where db is.
-int launch_mlp_in_backward(DType dtype, DType low_type, const void* h, const void* b, const void* dn, const void* mean,
-                           const void* rstd, const void* m1, const void* m2, void* g, void* dh, void* db, void* scratch,
-                           int64_t T, int64_t W, void* stream);
-int64_t mlp_in_backward_scratch(int64_t T, int64_t W);
+// W is at most 4096.
+int launch_mlp_in_forward(const MlpInForward& args, void* stream);
+int64_t mlp_in_backward_scratch(const MlpInBackward& args);
+int launch_mlp_in_backward(const MlpInBackward& args, void* scratch, void* stream);
 
 }  // namespace cuda
-
 }  // namespace gcahng

@@ -1,43 +1,57 @@
-// The end of the edge MLP: LayerNorm's fold, residual, and LayerNorm(GELU(.)), and its backward before the products.
-// See docs/math/edge_mlp.md.
+// The second half of the edge MLP, behind its second product: LayerNorm's fold, residual, and LayerNorm(GELU(.)), and
+// its backward before the products. See docs/math/edge_mlp.md.
 #pragma once
-#include "common/dtype.h"
+#include "common/arguments.h"
 #include "cpu/tables.h"
 
 namespace gcahng {
 
+// The hidden LayerNorm as it acts behind the second product: (product - mean w) rstd + d. (D,) each.
+struct Fold {
+  const void *w, *d;
+};
+
+struct MlpOutForward {
+  DType dtype, low_type;
+  const void* product;  // (T, D), low_type
+  const void* e1;       // (T, D)
+  RowMoments moments;
+  Fold fold;
+  NormWeights norm;
+  void* s;       // (T, D): (product - mean w) rstd + d + e1
+  EdgesOut out;  // LayerNorm(GELU(s))
+  int64_t T, D;
+};
+
+struct MlpOutBackward {
+  DType dtype, low_type;
+  const void *s, *e1;  // (T, D) each
+  const void* dy;      // (T, D)
+  RowMoments moments;
+  Fold fold;
+  const void* gamma;          // (D,)
+  void* ds;                   // (T, D); may be dy
+  void* low;                  // (T, D), ds in low_type; ds itself where the types are one
+  void* scaled;               // (T, D), ds rstd in low_type
+  void *mean_dn, *mean_n_dn;  // (T,) each, of NormRows (csrc/mlp_in.h)
+  void* sums;                 // (4, D), to which the sums of dgamma, dbeta, ds, and ds rstd mean are added, or null
+  int64_t T, D;
+};
+
 struct MlpOutCpu {
-  // Rows [begin, end): out = g W2'^T (T, D) in the products' type -> s = (out - mean w) rstd + d + e1 (T, D), then
-  // y and low (T, D) = LayerNorm(GELU(s)); y and low may be null.
-  void (*forward)(DType dtype, DType low_type, const void* out, const void* e1, const void* mean, const void* rstd,
-                  const void* w, const void* d, const void* gamma, const void* beta, void* s, void* y, void* low,
-                  int64_t begin, int64_t end, int64_t D);
-  // Blocks [begin, end) of `block` rows: dy (T, D) -> ds (T, D; may be dy), ds and ds rstd in the products' type, and
-  // the row means m1 and m2 (T,) that LayerNorm's gradient over the 4D hidden channels needs. sums (4, blocks, D), or
-  // null: of dgamma, dbeta, ds, and ds rstd mean.
-  void (*backward)(DType dtype, DType low_type, const void* s, const void* e1, const void* dy, const void* mean,
-                   const void* rstd, const void* w, const void* d, const void* gamma, void* ds, void* low, void* scaled,
-                   void* m1, void* m2, void* sums, int64_t begin, int64_t end, int64_t block, int64_t blocks, int64_t T,
-                   int64_t D);
+  // Rows.
+  void (*forward)(const MlpOutForward& args, int64_t begin, int64_t end);
+  // Blocks. sums (4, blocks, D), or null where args.sums is.
+  void (*backward)(const MlpOutBackward& args, void* sums, int64_t begin, int64_t end);
 };
 GCAHNG_CPU_TABLES(MlpOutCpu, mlp_out)
 
 namespace cuda {
 
-// Launchers return a cudaError_t as a number, 0 for success. stream is a cudaStream_t. low_type may be f16, too; D <=
-// 1024. out and e1 (T, D), mean and rstd (T,), w, d, gamma, beta (D,) -> s, y and low (T, D); y and low may be null.
-int launch_mlp_out_forward(DType dtype, DType low_type, const void* out, const void* e1, const void* mean,
-                         const void* rstd, const void* w, const void* d, const void* gamma, const void* beta, void* s,
-                         void* y, void* low, int64_t T, int64_t D, void* stream);
-// s, e1 and dy (T, D), mean and rstd (T,), w, d, gamma (D,) -> ds (T, D; may be dy), low (T, D; may be ds) and scaled
-// (T, D), m1 and m2 (T,); adds to sums (4, D) or null. scratch: of sums' type, so many values; may be null where sums
-// is.
-int launch_mlp_out_backward(DType dtype, DType low_type, const void* s, const void* e1, const void* dy, const void* mean,
-                          const void* rstd, const void* w, const void* d, const void* gamma, void* ds, void* low,
-                          void* scaled, void* m1, void* m2, void* sums, void* scratch, int64_t T, int64_t D,
-                          void* stream);
-int64_t mlp_out_backward_scratch(int64_t T, int64_t D);
+// D is at most 1024.
+int launch_mlp_out_forward(const MlpOutForward& args, void* stream);
+int64_t mlp_out_backward_scratch(const MlpOutBackward& args);
+int launch_mlp_out_backward(const MlpOutBackward& args, void* scratch, void* stream);
 
 }  // namespace cuda
-
 }  // namespace gcahng

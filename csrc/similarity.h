@@ -1,24 +1,31 @@
-// 1 - cos of a tile's negatives and their anchors, and its gradient. Raw pointers of dtype f32 or f64.
+// 1 - cos of a tile's negatives and their anchors, and its gradient. N is the number of negatives, n of nodes.
 #pragma once
-#include "common/dtype.h"
+#include "common/arguments.h"
 #include "cpu/tables.h"
 
 namespace gcahng {
 
+struct SimilarityForward {
+  DType dtype;
+  const void* anchors;    // (n, D)
+  const int64_t* node;    // (N,): whose anchor a negative's is
+  const void* negatives;  // (N, D)
+  const bool* counted;    // (N,): the loss is 0 where it is not set
+  double scale;
+  void* loss;  // (N,)
+  void* dn;    // (N, D), to which scale dloss/dnegatives is added, or null
+  int64_t N, D;
+};
+
 struct SimilarityCpu {
-  // Rows [begin, end) of loss (N,), 0 where counted (N,) is not set; adds scale * its gradient to dn (N, D) unless
-  // null. anchors (n, D), node (N,): whose a row's is; negatives (N, D).
-  void (*forward)(DType dtype, const void* anchors, const int64_t* node, const void* negatives, const bool* counted,
-                  double scale, void* loss, void* dn, int64_t begin, int64_t end, int64_t D);
+  // Rows.
+  void (*forward)(const SimilarityForward& args, int64_t begin, int64_t end);
 };
 GCAHNG_CPU_TABLES(SimilarityCpu, similarity)
 
 namespace cuda {
 
-// The launcher returns a cudaError_t as a number, 0 for success. stream is a cudaStream_t. All N rows, as above.
-int launch_similarity(DType dtype, const void* anchors, const int64_t* node, const void* negatives, const bool* counted,
-                      double scale, void* loss, void* dn, int64_t N, int64_t D, void* stream);
+int launch_similarity_forward(const SimilarityForward& args, void* stream);
 
 }  // namespace cuda
-
 }  // namespace gcahng

@@ -1,14 +1,17 @@
-"""Cross entropy of rows of logits under a bias, and its gradient: two passes over a row, no probabilities kept."""
+"""Cross entropy of rows of logits under a bias, and its gradient: two passes over a row; no probabilities are saved."""
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from gcahng.kernels._configs import CROSS_ENTROPY
-from gcahng.kernels._launch import compute_type, on_device_of
+from gcahng.kernels.configs import CROSS_ENTROPY
+from gcahng.kernels.launch import as_tensor, compute_type, on_device_of
+
+if TYPE_CHECKING:
+    from gcahng.engine.stages.cross_entropy import CrossEntropyInputs, CrossEntropyOutputs
 
 
 @triton.jit
@@ -55,8 +58,16 @@ def cross_entropy_kernel(
             tl.store(p_d + row * M + o_m, b_d.to(p_d.dtype.element_ty), mask=m_m)
 
 
-def forward(logits: Tensor, bias: Tensor, labels: Tensor, scale: float, loss: Tensor, d: Tensor | None) -> None:
-    """logits (R, M) without bias (M), labels (R) → loss (R) and d (R, M), scale times its gradient, if given."""
+def forward(inputs: CrossEntropyInputs, outputs: CrossEntropyOutputs) -> None:
+    """Forms the cross entropy of rows of logits.
+
+    Args:
+        inputs: logits (R, M) without the bias (M,), labels (R,) int64, and the scale of the gradient.
+        outputs: loss (R,); d (R, M), scale times the loss's gradient in any type, where it is given: it may be the
+            logits.
+    """
+    logits, bias, labels, scale = inputs
+    loss, d = outputs
     rows, classes = logits.shape
     if rows == 0:
         return
@@ -69,7 +80,7 @@ def forward(logits: Tensor, bias: Tensor, labels: Tensor, scale: float, loss: Te
             loss,
             logits if d is None else d,
             classes,
-            torch.full((), scale, dtype=bias.dtype, device=bias.device),  # a number would be rounded to fp32
+            as_tensor(scale, bias),
             COMPUTE=compute_type(bias.dtype),
             GRADIENT=d is not None,
             BLOCK_M=config.values,

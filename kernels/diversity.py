@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from gcahng.kernels._configs import ENDS
-from gcahng.kernels._launch import compute_type, on_device_of
-from gcahng.kernels._tile import TILE, Tile, add_nodes, cut, node_parts, place_of, places
+from gcahng.kernels.launch import compute_type
+from gcahng.kernels.tiles import (
+    TILE,
+    add_nodes,
+    channel_places,
+    column_part,
+    launch_places,
+    node_parts,
+    place_of,
+    row_part,
+)
+
+if TYPE_CHECKING:
+    from gcahng.engine.stages.diversity import DiversityGradient, DiversityInputs, DiversityOutputs
 
 
 @triton.jit(do_not_specialize=TILE)
@@ -19,20 +29,22 @@ def diversity_forward_kernel(
     p_rows,  # (A, K, blocks, D)
     p_columns,  # (A, chunks, O - mirrored, K, D)
     p_squares,  # (A, K, blocks, D)
+    A,
     K,
     O,
+    first,
+    offset,
     mirrored,
+    classes,
     D,
     COMPUTE: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One program: a place (see _tile.py), BLOCK_D channels."""
-    a, chunk, block, o_c, m_c = place_of(K, O, BLOCK_C, BLOCK_V)
-    o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    m_d = o_d < D
-    m_cd = m_c[:, None] & m_d[None, :]
+    """One program: a place (see tiles.py), BLOCK_D channels."""
+    first_d = tl.program_id(1) * BLOCK_D
+    a, chunk, block, o_c, o_d, m_c, m_d, m_cd = place_of(K, O, D, first_d, BLOCK_C, BLOCK_V, BLOCK_D)
     skip = mirrored * K
     b_directions = tl.where(o_c >= skip, 2.0, 1.0).to(COMPUTE)
     b_column = tl.zeros((BLOCK_C, BLOCK_D), dtype=COMPUTE)
@@ -40,10 +52,10 @@ def diversity_forward_kernel(
         o_row = (a * K + i) * O * K + o_c
         b_x = tl.load(p_theta + o_row[:, None] * D + o_d[None, :], mask=m_cd, other=0.5) - 0.5
         b_column += b_x
-        o_part = ((a * K + i) * tl.cdiv(O * K, BLOCK_C) + block) * D + o_d
+        o_part = row_part(a, i, block, K, O, BLOCK_C) * D + o_d
         tl.store(p_rows + o_part, tl.sum(b_x, axis=0), mask=m_d)
         tl.store(p_squares + o_part, tl.sum(b_directions[:, None] * b_x * b_x, axis=0), mask=m_d)
-    o_column = (a * tl.cdiv(K, BLOCK_V) + chunk) * (O * K - skip) + o_c - skip
+    o_column = column_part(a, chunk, o_c, skip, K, O, BLOCK_V)
     tl.store(p_columns + o_column[:, None] * D + o_d[None, :], b_column, mask=m_cd & (o_c >= skip)[:, None])
 
 
@@ -53,21 +65,21 @@ def diversity_backward_kernel(
     p_mean,  # (classes + reach, K, D)
     p_scale,  # (1,)
     p_dtheta,  # (A, K, O, K, D)
+    A,
     K,
     O,
     first,
     offset,
     mirrored,
+    classes,
     D,
     BLOCK_C: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One program: a place (see _tile.py), BLOCK_D channels."""
-    a, chunk, _, o_c, m_c = place_of(K, O, BLOCK_C, BLOCK_V)
-    o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    m_d = o_d < D
-    m_cd = m_c[:, None] & m_d[None, :]
+    """One program: a place (see tiles.py), BLOCK_D channels."""
+    first_d = tl.program_id(1) * BLOCK_D
+    a, chunk, _, o_c, o_d, _, m_d, m_cd = place_of(K, O, D, first_d, BLOCK_C, BLOCK_V, BLOCK_D)
     b_scale = tl.load(p_scale)
     b_both = (o_c >= mirrored * K)[:, None]
     o_j = (first + a + offset) * K + o_c
@@ -81,52 +93,32 @@ def diversity_backward_kernel(
         tl.store(p_dtheta + o, b_dtheta + b_scale * b_away, mask=m_cd)
 
 
-def forward(tile: Sequence[int], theta: Tensor, sum: Tensor, square: Tensor) -> None:
-    """θ (T, D) → sum (classes + reach, K, D) += Σ x at both ends of mirrored edges, x = θ - ½; square, of the same
-    shape, += Σ x² at the anchors, twice where an edge stands for both directions."""
-    tile, config, channels = Tile(*tile), ENDS, theta.shape[1]
-    by = cut(tile, config.block_columns, config.block_views)
-    sums = node_parts(tile, by, channels, theta, skip=tile.mirrored)
-    squares = node_parts(tile, by, channels, theta, skip=tile.O)
-    with on_device_of(theta):
-        diversity_forward_kernel[places(tile, by, channels, config.block_channels)](
-            theta,
-            sums.rows,
-            sums.columns,
-            squares.rows,
-            tile.K,
-            tile.O,
-            tile.mirrored,
-            channels,
-            COMPUTE=compute_type(theta.dtype),
-            BLOCK_C=by.columns,
-            BLOCK_V=by.views,
-            BLOCK_D=config.block_channels,
-            num_warps=config.num_warps,
-        )
-    add_nodes(tile, sums, sum)
-    add_nodes(tile, squares, square)
+def forward(inputs: DiversityInputs, outputs: DiversityOutputs) -> None:
+    """Adds a tile's coefficients to the sums of x = θ - ½ and of its squares.
+
+    Args:
+        inputs: the tile, and θ (T, D).
+        outputs: sum (classes + reach, K, D) += Σ x, at both ends of edges that stand for both directions; square, of
+            the same shape, += Σ x² at the anchors, twice where an edge stands for both directions.
+    """
+    tile, theta = inputs
+    places = channel_places(tile, theta.shape[1])
+    sums = node_parts(places, places.channels, theta, skip=tile.mirrored)
+    squares = node_parts(places, places.channels, theta, skip=tile.O)
+    pointers = (theta, sums.rows, sums.columns, squares.rows)
+    launch_places(diversity_forward_kernel, places, pointers, COMPUTE=compute_type(theta.dtype))
+    add_nodes(tile, sums, outputs.sum)
+    add_nodes(tile, squares, outputs.square)
 
 
-def backward(tile: Sequence[int], theta: Tensor, mean: Tensor, scale: Tensor, dtheta: Tensor) -> None:
-    """dtheta (T, D) += scale (θ - mean_i), and scale (θ - mean_j) where an edge stands for both directions. θ (T, D),
-    mean (classes + reach, K, D), scale (0-dim)."""
-    tile, config, channels = Tile(*tile), ENDS, theta.shape[1]
-    by = cut(tile, config.block_columns, config.block_views)
-    with on_device_of(theta):
-        diversity_backward_kernel[places(tile, by, channels, config.block_channels)](
-            theta,
-            mean,
-            scale,
-            dtheta,
-            tile.K,
-            tile.O,
-            tile.first,
-            tile.offset,
-            tile.mirrored,
-            channels,
-            BLOCK_C=by.columns,
-            BLOCK_V=by.views,
-            BLOCK_D=config.block_channels,
-            num_warps=config.num_warps,
-        )
+def backward(inputs: DiversityInputs, gradient: DiversityGradient) -> None:
+    """Adds the gradient of a tile's coefficients.
+
+    Args:
+        inputs: as `forward` had them.
+        gradient: from the means (classes + reach, K, D) of θ and the scale (0-dim), dtheta (T, D) += scale (θ -
+            mean_i), and scale (θ - mean_j) where an edge stands for both directions.
+    """
+    tile, theta = inputs
+    pointers = (theta, gradient.mean, gradient.scale, gradient.dtheta)
+    launch_places(diversity_backward_kernel, channel_places(tile, theta.shape[1]), pointers)

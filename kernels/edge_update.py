@@ -3,33 +3,45 @@ for channels of which a block holds whole rows. Neither e¹ nor its hidden vecto
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from gcahng.kernels._configs import EDGE_UPDATE
-from gcahng.kernels._gate import DROPOUT, attention, dropout_arguments, factors, gate_sum
-from gcahng.kernels._launch import on_device_of
-from gcahng.kernels._math import NORM_EPS, gelu, inverse_root, normalised, row_moments
-from gcahng.kernels._product import column_parts, columns_joined, dot_precision
-from gcahng.kernels._sums import add_partials, partials
-from gcahng.kernels._tile import TILE, Tile
+from gcahng.kernels.configs import EDGE_UPDATE
+from gcahng.kernels.functions import NORM_EPS, gelu, inverse_root, normalized, row_moments
+from gcahng.kernels.gate import DROPOUT, attention, dropout_arguments, factors, gate_sum
+from gcahng.kernels.launch import on_device_of
 from gcahng.kernels.mlp_in_product import forward_epilogue, merged
+from gcahng.kernels.product import column_parts, columns_joined, dot_precision
+from gcahng.kernels.sums import add_partials, partials
+from gcahng.kernels.tiles import TILE
 
-MAX_CHANNELS_KEPT = 64
+if TYPE_CHECKING:
+    from gcahng.engine.stages.common import EdgesOut
+    from gcahng.engine.stages.edge_update import EdgeUpdateSaved
+    from gcahng.engine.stages.gate import GateInputs
+    from gcahng.engine.weights import EdgeWeights
+
+MAX_CHANNELS_CROWDED = 64
 # What a block takes of it for 128 channels of 16 bits on compute capability 8; 8.6, 8.9 and 12.0 have 99 KB.
 SHARED_MEMORY = 129 << 10
-ROWS = tl.constexpr(6)  # numbers that the kernel keeps of each row for itself
+ROWS = tl.constexpr(6)  # numbers of each row that the kernel stores for itself
 
 
 def takes(channels: int, itemsize: int, crowded: bool) -> bool:
-    """Whether the kernel takes so many channels, of operands of so many bytes: where it has a thread's registers for
-    whole rows. Of 16-bit operands an A100 has none left for more beside them (crowded): to write h out, or to form sums
-    of an s that is stored in 16 bits. A GPU with less shared memory than SHARED_MEMORY is crowded too."""
-    return channels <= (MAX_CHANNELS_KEPT if crowded and itemsize == 2 else EDGE_UPDATE[itemsize].block_k)
+    """Whether the kernel takes so many channels: where a thread has registers for its part of whole rows.
+
+    Args:
+        channels: D.
+        itemsize: bytes of an operand of the products.
+        crowded: whether there is no room for more beside 16-bit operands. On an A100 there is none to write h out, nor
+            to form sums of an s that is stored in 16 bits. A GPU with less shared memory than SHARED_MEMORY is crowded
+            too.
+    """
+    return channels <= (MAX_CHANNELS_CROWDED if crowded and itemsize == 2 else EDGE_UPDATE[itemsize].block_k)
 
 
 @triton.jit
@@ -40,7 +52,13 @@ def places_of_ends(o_row, K, O, first, offset):
 
 
 @triton.jit
-def values_at(p_node, o_node, o_d, m_d, D):
+def values_at(
+    p_node,  # (classes + reach, K, D)
+    o_node,
+    o_d,
+    m_d,
+    D,
+):
     """Rows o_node of a node tensor, channels o_d. In 32 bits: at 128 channels or fewer, 16 million nodes."""
     return tl.load(p_node + o_node[:, None] * D + o_d[None, :], mask=m_d[None, :], other=0.0)
 
@@ -55,7 +73,7 @@ def edge_update_forward_kernel(
     p_e,  # (T, D)
     p_draw,  # (1,)
     p_w1,  # (4D, D)
-    p_b,  # (4D,)
+    p_b1,  # (4D,)
     p_w2,  # (D, 4D)
     p_w,  # (D,)
     p_d,  # (D,)
@@ -64,8 +82,8 @@ def edge_update_forward_kernel(
     p_rows,  # (ROWS, T), the kernel's own
     p_e1,  # (T, D) or None
     p_low,  # (T, D) or None
-    p_p,  # (T,) or None
-    p_q,  # (T,) or None
+    p_weight_i,  # (T,) or None
+    p_weight_j,  # (T,) or None
     p_h,  # (T, 4D) or None
     p_mean,  # (T,) or None
     p_rstd,  # (T,) or None
@@ -75,6 +93,7 @@ def edge_update_forward_kernel(
     p_part,  # (row blocks, 2, D) float64 or None: sums of y and y² over a block's rows
     T,
     D,
+    A,
     K,
     O,
     first,
@@ -107,23 +126,32 @@ def edge_update_forward_kernel(
     o = first_m * D + tl.arange(0, BLOCK_M)[:, None] * D + o_d[None, :]
     b_e = tl.load(p_e + o, mask=m_md, other=0.0)
     b_c = tl.load(p_c + o_i) - tl.load(p_c + o_j)
-    b_p, b_q = attention(b_e, values_at(p_u, o_i, o_d, m_d, D), values_at(p_u, o_j, o_d, m_d, D), b_c, ROOT)
-    if p_p is not None:
-        tl.store(p_p + o_m, b_p, mask=m_m)
-        tl.store(p_q + o_m, b_q, mask=m_m)
-    b_keep_i, b_keep_j = factors(o_i, o_j, classes * K, seed, layer, threshold, p_draw, SCALE, TIED, DROP, tl.float32)
-    b_w_i, b_w_j = b_p * b_keep_i, b_q * b_keep_j
-    b_t = gate_sum(b_e, b_w_i, values_at(p_v, o_i, o_d, m_d, D), b_w_j, values_at(p_v, o_j, o_d, m_d, D))
+    b_weight_i, b_weight_j = attention(
+        b_e, values_at(p_u, o_i, o_d, m_d, D), values_at(p_u, o_j, o_d, m_d, D), b_c, ROOT
+    )
+    if p_weight_i is not None:
+        tl.store(p_weight_i + o_m, b_weight_i, mask=m_m)
+        tl.store(p_weight_j + o_m, b_weight_j, mask=m_m)
+    b_mask_i, b_mask_j = factors(o_i, o_j, classes * K, seed, layer, threshold, p_draw, SCALE, TIED, DROP, tl.float32)
+    b_masked_i, b_masked_j = b_weight_i * b_mask_i, b_weight_j * b_mask_j
+    b_t = gate_sum(b_e, b_masked_i, values_at(p_v, o_i, o_d, m_d, D), b_masked_j, values_at(p_v, o_j, o_d, m_d, D))
     b_a = gelu(b_t)
     b_of_a, b_of_a_rstd = row_moments(b_a, m_d[None, :], D)
     # The residual is formed again behind the products: beside them there are no registers for it, nor for these.
-    b_rows = (b_w_i, b_w_j, b_of_a, b_of_a_rstd, o_i.to(tl.float32, bitcast=True), o_j.to(tl.float32, bitcast=True))
+    b_rows = (
+        b_masked_i,
+        b_masked_j,
+        b_of_a,
+        b_of_a_rstd,
+        o_i.to(tl.float32, bitcast=True),
+        o_j.to(tl.float32, bitcast=True),
+    )
     for k in tl.static_range(ROWS):
         tl.store(p_rows + k * T + o_m, b_rows[k], mask=m_m)
     tl.debug_barrier()  # other threads of the program load them
     b_gamma = tl.load(p_gate_gamma + o_d, mask=m_d, other=0.0)
     b_beta = tl.load(p_gate_beta + o_d, mask=m_d, other=0.0)
-    b_full = normalised(b_a, b_of_a, b_of_a_rstd, b_gamma, b_beta)
+    b_full = normalized(b_a, b_of_a, b_of_a_rstd, b_gamma, b_beta)
     b_e1 = b_full.to(p_w1.dtype.element_ty)
     if p_e1 is not None:
         tl.store(p_e1 + o, b_full, mask=m_md)
@@ -147,7 +175,7 @@ def edge_update_forward_kernel(
                 b_parts[k],
                 tl.program_id(0),
                 first_part,
-                p_b,
+                p_b1,
                 p_h,
                 None,
                 T,
@@ -169,7 +197,7 @@ def edge_update_forward_kernel(
     b_rows = ()
     for k in tl.static_range(ROWS):
         b_rows = b_rows + (tl.load(p_rows + k * T + o_m, mask=m_m, other=0.0),)
-    b_w_i, b_w_j, b_of_a, b_of_a_rstd, b_i, b_j = b_rows
+    b_masked_i, b_masked_j, b_of_a, b_of_a_rstd, b_i, b_j = b_rows
     o_i, o_j = b_i.to(tl.int32, bitcast=True), b_j.to(tl.int32, bitcast=True)
     b_parts = column_parts(b_s, ENDS)
     b_gs = ()
@@ -185,21 +213,21 @@ def edge_update_forward_kernel(
         b_v_i, b_v_j = values_at(p_v, o_i, o_part, m_part, D), values_at(p_v, o_j, o_part, m_part, D)
         b_gamma = tl.load(p_gate_gamma + o_part, mask=m_part, other=0.0)
         b_beta = tl.load(p_gate_beta + o_part, mask=m_part, other=0.0)
-        b_a = gelu(gate_sum(b_e, b_w_i, b_v_i, b_w_j, b_v_j))
-        b_full = normalised(b_a, b_of_a, b_of_a_rstd, b_gamma, b_beta)
+        b_a = gelu(gate_sum(b_e, b_masked_i, b_v_i, b_masked_j, b_v_j))
+        b_full = normalized(b_a, b_of_a, b_of_a_rstd, b_gamma, b_beta)
         b_w = tl.load(p_w + o_part, mask=m_part, other=0.0)
         b_d = tl.load(p_d + o_part, mask=m_part, other=0.0)
         b_t = (b_parts[k] - b_mean[:, None] * b_w[None, :]) * b_rstd[:, None] + b_d[None, :] + b_full
         if p_s is not None:  # what goes on is what is stored
-            b_kept = b_t.to(p_s.dtype.element_ty)
-            tl.store(p_s + o, b_kept, mask=m_mpart)
-            b_t = b_kept.to(b_w.dtype)
+            b_stored = b_t.to(p_s.dtype.element_ty)
+            tl.store(p_s + o, b_stored, mask=m_mpart)
+            b_t = b_stored.to(b_w.dtype)
         b_g = gelu(b_t)
         count = tl.minimum(tl.maximum(D - first_d, 0), BLOCK_D // ENDS).to(tl.float32)
         b_part = tl.sum(tl.where(m_part[None, :], b_g, 0.0), axis=1) / tl.maximum(count, 1.0)
-        b_centred = tl.where(m_part[None, :], b_g - b_part[:, None], 0.0)
+        b_centered = tl.where(m_part[None, :], b_g - b_part[:, None], 0.0)
         b_of_g, b_of_g_square = merged(
-            b_of_g, b_of_g_square, 1.0 * first_d, b_part, tl.sum(b_centred * b_centred, axis=1), count
+            b_of_g, b_of_g_square, 1.0 * first_d, b_part, tl.sum(b_centered * b_centered, axis=1), count
         )
         b_gs = b_gs + (b_g,)
     b_rstd = inverse_root(b_of_g_square / D + NORM_EPS)
@@ -211,7 +239,7 @@ def edge_update_forward_kernel(
         o = first_m * D + tl.arange(0, BLOCK_M)[:, None] * D + o_part[None, :]
         b_gamma = tl.load(p_gamma + o_part, mask=m_part, other=0.0)
         b_beta = tl.load(p_beta + o_part, mask=m_part, other=0.0)
-        b_y = normalised(b_gs[k], b_of_g, b_rstd, b_gamma, b_beta)
+        b_y = normalized(b_gs[k], b_of_g, b_rstd, b_gamma, b_beta)
         if p_y is not None:
             tl.store(p_y + o, b_y, mask=m_mpart)
         if p_y_low is not None:
@@ -226,84 +254,56 @@ def edge_update_forward_kernel(
 
 
 def forward(
-    tile: Sequence[int],
-    dropout: Sequence[int],
-    scale: float,
-    draw: Tensor,
-    u: Tensor,
-    c: Tensor,
-    v: Tensor,
-    gate_gamma: Tensor,
-    gate_beta: Tensor,
-    e: Tensor,
-    w1: Tensor,
-    b: Tensor,
-    w2: Tensor,
-    w: Tensor,
-    d: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
+    gate: GateInputs,
+    weights: EdgeWeights,
     rows: Tensor,
-    e1: Tensor | None,
-    low: Tensor | None,
-    p: Tensor | None,
-    q: Tensor | None,
-    h: Tensor | None,
-    mean: Tensor | None,
-    rstd: Tensor | None,
-    s: Tensor | None,
-    y: Tensor | None,
-    y_low: Tensor | None,
+    saved: EdgeUpdateSaved,
+    out: EdgesOut,
     sums: Tensor | None,
 ) -> None:
-    """The gate as gate.forward takes it; w1 (4D, D), w2 = W2' (D, 4D); rows (ROWS, T): undefined before and after → of
-    these, those that are given: e1, low, p and q as there; h = e1 W1ᵀ (T, 4D); the row moments mean and rstd (T, 1) of
-    g = GELU(h + b); s = (g W2'ᵀ - mean w) rstd + d + e1 (T, D), which goes on as it was stored; y and y_low =
-    LayerNorm(GELU(s)) (T, D), y perhaps e; sums (2, D) float64 += Σ y and Σ y² over the ordered pairs that the tile
-    stands for. Products in fp32, bf16 or fp16, as `takes` says."""
+    """Passes a tile's edges through the gate and the edge MLP. Products in fp32, bf16 or fp16, as `takes` says.
+
+    Args:
+        gate: as gate.forward takes it.
+        weights: the edge MLP, W2 and b2 with the hidden channels' norm folded into them, and the norm behind it.
+        rows: memory for the kernel (ROWS, T), undefined before and after.
+        saved: what of the following is stored, for the backward: e1, low and the attention weights as gate.forward
+            leaves them; h = e1 W1ᵀ (T, 4D); the row moments (T, 1) of g = GELU(h + b1); s = (g W2'ᵀ - mean w) rstd + d
+            + e1 (T, D), which goes on as it was stored.
+        out: the new edges LayerNorm(GELU(s)) (T, D) in the accumulating type, which may be e, and in that of products,
+            each where it is given.
+        sums: (2, D) float64 += Σ y and Σ y² of the new edges y, over the ordered pairs that the tile stands for.
+    """
+    tile, dropout, scale, draw, tokens, norm, e = gate
     count, channels = e.shape
     if not count:
         return
-    tile, config = Tile(*tile), EDGE_UPDATE[w1.itemsize]
+    config = EDGE_UPDATE[weights.w1.itemsize]
     blocks, block_d = triton.cdiv(count, config.block_m), max(16, triton.next_power_of_2(channels))
     part = None if sums is None else partials(e, blocks, 2 * channels, torch.float64)
     numbers, constants = dropout_arguments(dropout, scale)
+    mean, rstd = saved.moments or (None, None)
     with on_device_of(e):
         edge_update_forward_kernel[(blocks,)](
-            u,
-            c,
-            v,
-            gate_gamma,
-            gate_beta,
+            *tokens,
+            *norm,
             e,
             draw,
-            w1,
-            b,
-            w2,
-            w,
-            d,
-            gamma,
-            beta,
+            *weights,
             rows,
-            e1,
-            low,
-            p,
-            q,
-            h,
+            saved.e1,
+            saved.low,
+            saved.weight_i,
+            saved.weight_j,
+            saved.h,
             mean,
             rstd,
-            s,
-            y,
-            y_low,
+            saved.s,
+            *out,
             part,
             count,
             channels,
-            tile.K,
-            tile.O,
-            tile.first,
-            tile.offset,
-            tile.mirrored,
-            tile.classes,
+            *tile,
             *numbers,
             ROOT=channels**-0.5,
             **constants,

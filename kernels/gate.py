@@ -3,17 +3,84 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from gcahng.kernels._configs import ENDS, GATE, GATE_BACKWARD
-from gcahng.kernels._gate import DROPOUT, attention, dropout_arguments, factors, gate_sum
-from gcahng.kernels._launch import compute_type, on_device_of, row_block
-from gcahng.kernels._math import norm_gelu, norm_gelu_backward
-from gcahng.kernels._sums import add_partials, partials
-from gcahng.kernels._tile import TILE, NodeParts, Tile, add_nodes, cut, node_parts, place_of
+from gcahng.kernels.configs import ENDS, GATE, GATE_BACKWARD
+from gcahng.kernels.functions import dropout_masks, logistic, norm_gelu, norm_gelu_backward
+from gcahng.kernels.launch import compute_type, row_block
+from gcahng.kernels.sums import add_partials, partials
+from gcahng.kernels.tiles import (
+    TILE,
+    add_nodes,
+    column_part,
+    launch_places,
+    node_parts,
+    place_of,
+    row_part,
+    row_places,
+)
+
+if TYPE_CHECKING:
+    from gcahng.engine.stages.gate import GateDropout, GateGradients, GateInputs, GateOutputs, GateUpstream
+
+DROPOUT = ("seed", "layer", "threshold")
+
+
+def dropout_arguments(
+    dropout: GateDropout | Sequence[int], scale: float
+) -> tuple[tuple[int, int, int], dict[str, float | bool]]:
+    """As arguments of kernels: (seed, layer, threshold), and constants: a float argument would be rounded to fp32."""
+    seed, layer, threshold, tied = dropout
+    return (seed, layer, threshold), {"SCALE": scale, "TIED": bool(tied), "DROP": threshold != 0}
+
+
+# -- what the kernel of a whole edge update shares
+
+
+@triton.jit
+def factors(
+    o_i,
+    o_j,
+    nodes,
+    seed,
+    layer,
+    threshold,
+    p_draw,  # (1,)
+    SCALE: tl.constexpr,
+    TIED: tl.constexpr,
+    DROP: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """What dropout multiplies the attention weights of i and of j with; o_i, o_j: places in a wrapped tensor."""
+    b_scale = tl.full(o_j.shape, SCALE, COMPUTE)
+    if DROP:
+        draw = tl.load(p_draw).to(tl.uint32)
+        b_i, b_j = dropout_masks(o_i, o_j % nodes, seed, layer, threshold, draw, b_scale, TIED)
+    else:
+        b_i, b_j = b_scale, b_scale
+    return b_i, b_j
+
+
+@triton.jit
+def attention(e, u_i, u_j, c, ROOT: tl.constexpr):
+    """The attention weights of i and j, whose sum is 1 (R,), of edges e (R, BLOCK_D) by their tokens.
+
+    c (R,): that of i less that of j.
+    """
+    b_logit = (tl.sum(e * (u_i - u_j), axis=1) + c) * ROOT
+    return logistic(b_logit), logistic(-b_logit)
+
+
+@triton.jit
+def gate_sum(e, masked_i, v_i, masked_j, v_j):
+    """The sum t (R, BLOCK_D) before the norm, by the attention weights (R,) behind dropout's mask."""
+    return e + masked_i[:, None] * v_i + masked_j[:, None] * v_j
+
+
+# -- kernels
 
 
 @triton.jit(do_not_specialize=[*TILE, *DROPOUT])
@@ -26,13 +93,15 @@ def gate_forward_kernel(
     p_e,  # (A, K, O, K, D)
     p_e1,  # (A, K, O, K, D)
     p_low,  # (A, K, O, K, D) or None
-    p_p,  # (A, K, O, K)
-    p_q,  # (A, K, O, K)
+    p_weight_i,  # (A, K, O, K)
+    p_weight_j,  # (A, K, O, K)
     p_draw,  # (1,)
+    A,
     K,
     O,
     first,
     offset,
+    mirrored,
     classes,
     D,
     seed,
@@ -44,13 +113,11 @@ def gate_forward_kernel(
     DROP: tl.constexpr,
     COMPUTE: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    BLOCK_V: tl.constexpr,  # 1
     BLOCK_D: tl.constexpr,
 ):
-    """One program: an anchor and BLOCK_C of its columns."""
-    a, i, _, o_c, m_c = place_of(K, O, BLOCK_C, 1)
-    o_d = tl.arange(0, BLOCK_D)
-    m_d = o_d < D
-    m_cd = m_c[:, None] & m_d[None, :]
+    """One program: an anchor i and BLOCK_C of its columns."""
+    a, i, _, o_c, o_d, m_c, m_d, m_cd = place_of(K, O, D, 0, BLOCK_C, BLOCK_V, BLOCK_D)
     o_i = (first + a) * K + i
     o_j = (first + a + offset) * K + o_c
     o_row = (a * K + i) * O * K + o_c
@@ -59,13 +126,13 @@ def gate_forward_kernel(
     b_u_i = tl.load(p_u + o_i * D + o_d, mask=m_d, other=0.0)
     b_u_j = tl.load(p_u + o_node, mask=m_cd, other=0.0)
     b_c = tl.load(p_c + o_i) - tl.load(p_c + o_j, mask=m_c, other=0.0)
-    b_p, b_q = attention(b_e, b_u_i[None, :], b_u_j, b_c, ROOT)
-    tl.store(p_p + o_row, b_p, mask=m_c)
-    tl.store(p_q + o_row, b_q, mask=m_c)
-    b_keep_i, b_keep_j = factors(o_i, o_j, classes * K, seed, layer, threshold, p_draw, SCALE, TIED, DROP, COMPUTE)
+    b_weight_i, b_weight_j = attention(b_e, b_u_i[None, :], b_u_j, b_c, ROOT)
+    tl.store(p_weight_i + o_row, b_weight_i, mask=m_c)
+    tl.store(p_weight_j + o_row, b_weight_j, mask=m_c)
+    b_mask_i, b_mask_j = factors(o_i, o_j, classes * K, seed, layer, threshold, p_draw, SCALE, TIED, DROP, COMPUTE)
     b_v_i = tl.load(p_v + o_i * D + o_d, mask=m_d, other=0.0)
     b_v_j = tl.load(p_v + o_node, mask=m_cd, other=0.0)
-    b_t = gate_sum(b_e, b_p * b_keep_i, b_v_i[None, :], b_q * b_keep_j, b_v_j)
+    b_t = gate_sum(b_e, b_weight_i * b_mask_i, b_v_i[None, :], b_weight_j * b_mask_j, b_v_j)
     b_gamma = tl.load(p_gamma + o_d, mask=m_d, other=0.0)
     b_beta = tl.load(p_beta + o_d, mask=m_d, other=0.0)
     b_y = norm_gelu(b_t, b_gamma, b_beta, m_d[None, :], D)
@@ -81,8 +148,8 @@ def gate_backward_kernel(
     p_gamma,  # (D,)
     p_e,  # (A, K, O, K, D)
     p_de1,  # (A, K, O, K, D)
-    p_p,  # (A, K, O, K)
-    p_q,  # (A, K, O, K)
+    p_weight_i,  # (A, K, O, K)
+    p_weight_j,  # (A, K, O, K)
     p_draw,  # (1,)
     p_de,  # (A, K, O, K, D) or None, may be de1
     p_rows_u,  # (A, K, blocks, D) or None, and with it all that follow
@@ -93,10 +160,12 @@ def gate_backward_kernel(
     p_columns_v,  # (A, chunks, O, K, D)
     p_dgamma,  # (programs, D)
     p_dbeta,  # (programs, D)
+    A,
     K,
     O,
     first,
     offset,
+    mirrored,
     classes,
     D,
     seed,
@@ -111,11 +180,8 @@ def gate_backward_kernel(
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One program: a place (see _tile.py)."""
-    a, chunk, block, o_c, m_c = place_of(K, O, BLOCK_C, BLOCK_V)
-    o_d = tl.arange(0, BLOCK_D)
-    m_d = o_d < D
-    m_cd = m_c[:, None] & m_d[None, :]
+    """One program: a place (see tiles.py)."""
+    a, chunk, block, o_c, o_d, m_c, m_d, m_cd = place_of(K, O, D, 0, BLOCK_C, BLOCK_V, BLOCK_D)
     o_j = (first + a + offset) * K + o_c
     o_node = o_j[:, None] * D + o_d[None, :]
     b_v_j = tl.load(p_v + o_node, mask=m_cd, other=0.0)
@@ -129,36 +195,36 @@ def gate_backward_kernel(
         o_i = (first + a) * K + i
         o_row = (a * K + i) * O * K + o_c
         o = o_row[:, None] * D + o_d[None, :]
-        b_p = tl.load(p_p + o_row, mask=m_c, other=0.0)
-        b_q = tl.load(p_q + o_row, mask=m_c, other=0.0)
-        b_keep_i, b_keep_j = factors(o_i, o_j, classes * K, seed, layer, threshold, p_draw, SCALE, TIED, DROP, COMPUTE)
-        b_w_i, b_w_j = b_p * b_keep_i, b_q * b_keep_j
+        b_weight_i = tl.load(p_weight_i + o_row, mask=m_c, other=0.0)
+        b_weight_j = tl.load(p_weight_j + o_row, mask=m_c, other=0.0)
+        b_mask_i, b_mask_j = factors(o_i, o_j, classes * K, seed, layer, threshold, p_draw, SCALE, TIED, DROP, COMPUTE)
+        b_masked_i, b_masked_j = b_weight_i * b_mask_i, b_weight_j * b_mask_j
         b_v_i = tl.load(p_v + o_i * D + o_d, mask=m_d, other=0.0)
         b_e = tl.load(p_e + o, mask=m_cd, other=0.0)
         b_de1 = tl.load(p_de1 + o, mask=m_cd, other=0.0)
-        b_t = gate_sum(b_e, b_w_i, b_v_i[None, :], b_w_j, b_v_j)
-        b_dt, b_normalised = norm_gelu_backward(b_t, b_gamma, b_de1, m_d[None, :], D)
+        b_t = gate_sum(b_e, b_masked_i, b_v_i[None, :], b_masked_j, b_v_j)
+        b_dt, b_normalized = norm_gelu_backward(b_t, b_gamma, b_de1, m_d[None, :], D)
         # v is 0 outside of the row, where dt has no meaning; columns past the last have de1 = 0, and so dt = 0
-        b_dp = tl.sum(b_dt * b_v_i[None, :], axis=1)
-        b_dq = tl.sum(b_dt * b_v_j, axis=1)
-        b_dlogit = (b_dp * b_keep_i - b_dq * b_keep_j) * b_p * b_q * ROOT
+        b_dmasked_i = tl.sum(b_dt * b_v_i[None, :], axis=1)
+        b_dmasked_j = tl.sum(b_dt * b_v_j, axis=1)
+        b_dlogit = (b_dmasked_i * b_mask_i - b_dmasked_j * b_mask_j) * b_weight_i * b_weight_j * ROOT
         if p_rows_u is not None:
             b_du = b_dlogit[:, None] * b_e
-            o_part = (a * K + i) * tl.cdiv(O * K, BLOCK_C) + block
+            o_part = row_part(a, i, block, K, O, BLOCK_C)
             tl.store(p_rows_u + o_part * D + o_d, tl.sum(b_du, axis=0), mask=m_d)
-            tl.store(p_rows_v + o_part * D + o_d, tl.sum(b_w_i[:, None] * b_dt, axis=0), mask=m_d)
+            tl.store(p_rows_v + o_part * D + o_d, tl.sum(b_masked_i[:, None] * b_dt, axis=0), mask=m_d)
             tl.store(p_rows_c + o_part, tl.sum(b_dlogit, axis=0))
             b_column_u -= b_du
-            b_column_v += b_w_j[:, None] * b_dt
+            b_column_v += b_masked_j[:, None] * b_dt
             b_column_c -= b_dlogit
-            b_dgamma += b_de1 * b_normalised
+            b_dgamma += b_de1 * b_normalized
             b_dbeta += b_de1
         if p_de is not None:
             b_u = tl.load(p_u + o_i * D + o_d, mask=m_d, other=0.0)[None, :]
             b_u -= tl.load(p_u + o_node, mask=m_cd, other=0.0)
             tl.store(p_de + o, b_dt + b_dlogit[:, None] * b_u, mask=m_cd)
     if p_rows_u is not None:
-        o_column = (a * tl.cdiv(K, BLOCK_V) + chunk) * O * K + o_c
+        o_column = column_part(a, chunk, o_c, 0, K, O, BLOCK_V)
         tl.store(p_columns_u + o_column[:, None] * D + o_d[None, :], b_column_u, mask=m_cd)
         tl.store(p_columns_v + o_column[:, None] * D + o_d[None, :], b_column_v, mask=m_cd)
         tl.store(p_columns_c + o_column, b_column_c, mask=m_c)
@@ -167,119 +233,55 @@ def gate_backward_kernel(
         tl.store(p_dbeta + o_part, tl.sum(b_dbeta, axis=0), mask=m_d)
 
 
-def forward(
-    tile: Sequence[int],
-    dropout: Sequence[int],
-    scale: float,
-    draw: Tensor,
-    u: Tensor,
-    c: Tensor,
-    v: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    e: Tensor,
-    e1: Tensor,
-    low: Tensor | None,
-    p: Tensor,
-    q: Tensor,
-) -> None:
-    """e (T, D); u, v (classes + reach, K, D), c (classes + reach, K, 1) → e1, low (T, D); p and 1 - p (T, 1)."""
-    tile, config, channels = Tile(*tile), GATE, e.shape[1]
-    columns, block_d = row_block(channels, config)
-    by = cut(tile, columns, 1)
-    numbers, constants = dropout_arguments(dropout, scale)
-    with on_device_of(e):
-        gate_forward_kernel[(tile.A * by.chunks * by.blocks,)](
-            u,
-            c,
-            v,
-            gamma,
-            beta,
-            e,
-            e1,
-            low,
-            p,
-            q,
-            draw,
-            tile.K,
-            tile.O,
-            tile.first,
-            tile.offset,
-            tile.classes,
-            channels,
-            *numbers,
-            ROOT=channels**-0.5,
-            **constants,
-            COMPUTE=compute_type(e.dtype),
-            BLOCK_C=by.columns,
-            BLOCK_D=block_d,
-            num_warps=config.num_warps,
-        )
+# -- launchers
 
 
-def backward(
-    tile: Sequence[int],
-    dropout: Sequence[int],
-    scale: float,
-    draw: Tensor,
-    u: Tensor,
-    c: Tensor,
-    v: Tensor,
-    gamma: Tensor,
-    e: Tensor,
-    de1: Tensor,
-    p: Tensor,
-    q: Tensor,
-    de: Tensor | None,
-    du: Tensor | None,
-    dc: Tensor | None,
-    dv: Tensor | None,
-    dgamma: Tensor | None,
-    dbeta: Tensor | None,
-) -> None:
-    """de1 (T, D) → de (T, D), which may be de1; adds to du, dc, dv (as u, c, v) and dgamma, dbeta (D): all of them, or
-    none."""
-    tile, config, channels = Tile(*tile), GATE_BACKWARD, e.shape[1]
-    columns, block_d = row_block(channels, config)
+def _constants(inputs: GateInputs) -> tuple[tuple[int, int, int], dict[str, Any]]:
+    """The numbers and constants that both kernels take."""
+    numbers, constants = dropout_arguments(inputs.dropout, inputs.scale)
+    e = inputs.e
+    return numbers, {"ROOT": e.shape[1] ** -0.5, "COMPUTE": compute_type(e.dtype), **constants}
+
+
+def forward(inputs: GateInputs, outputs: GateOutputs) -> None:
+    """Passes a tile's edges through the gate.
+
+    Args:
+        inputs: the tile; dropout and its scale 1/(1-p); draw, the number of the pass (0-dim int64); the tokens u, v
+            (classes + reach, K, D) and c (classes + reach, K, 1); the norm's gamma and beta (D,); the edges e (T, D).
+        outputs: e1 (T, D); low, the same in the products' type, where it is given; the attention
+            weights weight_i and weight_j = 1 - weight_i (T, 1), without dropout.
+    """
+    e, tokens = inputs.e, inputs.tokens
+    pointers = (*tokens, *inputs.norm, e, *outputs, inputs.draw)
+    numbers, constants = _constants(inputs)
+    launch_places(gate_forward_kernel, row_places(inputs.tile, e.shape[1], GATE), pointers, numbers, **constants)
+
+
+def backward(inputs: GateInputs, upstream: GateUpstream, gradients: GateGradients) -> None:
+    """Passes the gradient of a tile's edges back through the gate.
+
+    Args:
+        inputs: as `forward` had them.
+        upstream: de1 (T, D), and the attention weights (T, 1) that `forward` left.
+        gradients: de (T, D), which may be de1, where it is given; and, where they are given, sums: du, dc and dv (as u,
+            c and v) and dgamma and dbeta (D,), which are added to.
+    """
+    (tile, _, _, draw, tokens, norm, e), (de, sums) = inputs, gradients
+    channels = e.shape[1]
     # No fewer values than threads: one that lay in two of them could be read after de has replaced it.
-    by = cut(tile, columns, ENDS.block_views, least=max(1, 32 * config.num_warps // block_d))
-    programs = tile.A * by.chunks * by.blocks
-    parts: list[NodeParts] = []
-    places = [None] * 8
-    if du is not None:
-        parts = [node_parts(tile, by, width, e) for width in (channels, 1, channels)]
-        norms = [partials(e, programs, channels) for _ in range(2)]
-        places = [*(part.rows for part in parts), *(part.columns for part in parts), *norms]
-    numbers, constants = dropout_arguments(dropout, scale)
-    with on_device_of(e):
-        gate_backward_kernel[(programs,)](
-            u,
-            v,
-            gamma,
-            e,
-            de1,
-            p,
-            q,
-            draw,
-            de,
-            *places,
-            tile.K,
-            tile.O,
-            tile.first,
-            tile.offset,
-            tile.classes,
-            channels,
-            *numbers,
-            ROOT=channels**-0.5,
-            **constants,
-            COMPUTE=compute_type(e.dtype),
-            BLOCK_C=by.columns,
-            BLOCK_V=by.views,
-            BLOCK_D=block_d,
-            num_warps=config.num_warps,
-        )
-    if du is not None:
-        for part, into in zip(parts, (du, dc, dv), strict=True):
+    least = max(1, 32 * GATE_BACKWARD.num_warps // row_block(channels, GATE_BACKWARD)[1])
+    places = row_places(tile, channels, GATE_BACKWARD, ENDS.block_views, least)
+    parts, norms, added_to = [], [], [None] * 8
+    if sums is not None:
+        parts = [node_parts(places, width, e) for width in (channels, 1, channels)]
+        norms = [partials(e, places.grid[0], channels) for _ in range(2)]
+        added_to = [*(part.rows for part in parts), *(part.columns for part in parts), *norms]
+    pointers = (tokens.u, tokens.v, norm.gamma, e, *upstream, draw, de, *added_to)
+    numbers, constants = _constants(inputs)
+    launch_places(gate_backward_kernel, places, pointers, numbers, **constants)
+    if sums is not None:
+        for part, into in zip(parts, (sums.du, sums.dc, sums.dv), strict=True):
             add_nodes(tile, part, into)
-        for part, into in zip(norms, (dgamma, dbeta), strict=True):
+        for part, into in zip(norms, (sums.dgamma, sums.dbeta), strict=True):
             add_partials(part, into)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from gcahng.kernels._configs import HEAD
-from gcahng.kernels._launch import compute_type, on_device_of
-from gcahng.kernels._math import logistic
-from gcahng.kernels._sums import add_partials, partials, rows_each
-from gcahng.kernels._tile import TILE, Tile
+from gcahng.kernels.configs import HEAD
+from gcahng.kernels.functions import logistic
+from gcahng.kernels.launch import compute_type, on_device_of, rows_at
+from gcahng.kernels.sums import add_partials, partials, rows_each
+from gcahng.kernels.tiles import TILE
+
+if TYPE_CHECKING:
+    from gcahng.engine.stages.head import HeadBackward, HeadForward, HeadMoments, HeadNorm, HeadSums
 
 
 @triton.jit(do_not_specialize=["T", "rows", *TILE])
@@ -22,9 +25,13 @@ def head_moments_kernel(
     p_part,  # (P, 2, D) float64: sums of e and e² over a program's rows
     T,
     D,
+    A,
     K,
     O,
+    first,
+    offset,
     mirrored,
+    classes,
     rows,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -35,10 +42,9 @@ def head_moments_kernel(
     m_d = o_d < D
     b_sum = tl.zeros((BLOCK_R, BLOCK_D), dtype=tl.float64)
     b_square = tl.zeros((BLOCK_R, BLOCK_D), dtype=tl.float64)
-    for first in range(0, rows, BLOCK_R):
-        o_r = tl.program_id(0).to(tl.int64) * rows + first + tl.arange(0, BLOCK_R)
-        m_rd = (o_r < T)[:, None] & m_d[None, :]
-        b_e = tl.load(p_e + o_r[:, None] * D + o_d[None, :], mask=m_rd, other=0.0).to(tl.float64)
+    for start in range(0, rows, BLOCK_R):
+        o_r, _, o, m_rd = rows_at(tl.program_id(0).to(tl.int64) * rows + start, o_d, T, D, BLOCK_R)
+        b_e = tl.load(p_e + o, mask=m_rd, other=0.0).to(tl.float64)
         b_weighted = tl.where(o_r // K % O >= mirrored, 2.0, 1.0)[:, None] * b_e
         b_sum += b_weighted
         b_square += b_weighted * b_e
@@ -49,7 +55,7 @@ def head_moments_kernel(
 
 @triton.jit(do_not_specialize=["T"])
 def head_forward_kernel(
-    p_p,  # (T, D)
+    p_product,  # (T, D)
     p_bias,  # (D,)
     p_theta,  # (T, D)
     T,
@@ -59,14 +65,12 @@ def head_forward_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """One program: BLOCK_R rows, BLOCK_D channels."""
-    o_r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     m_d = o_d < D
-    m_rd = (o_r < T)[:, None] & m_d[None, :]
-    o = o_r[:, None] * D + o_d[None, :]
+    _, _, o, m_rd = rows_at(tl.program_id(0).to(tl.int64) * BLOCK_R, o_d, T, D, BLOCK_R)
     b_bias = tl.load(p_bias + o_d, mask=m_d, other=0.0)
-    b_p = tl.load(p_p + o, mask=m_rd, other=0.0).to(COMPUTE) + b_bias[None, :]
-    tl.store(p_theta + o, logistic(b_p), mask=m_rd)
+    b_x = tl.load(p_product + o, mask=m_rd, other=0.0).to(COMPUTE) + b_bias[None, :]
+    tl.store(p_theta + o, logistic(b_x), mask=m_rd)
 
 
 @triton.jit(do_not_specialize=["T", "rows"])
@@ -86,10 +90,8 @@ def head_backward_kernel(
     o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     m_d = o_d < D
     b_sum = tl.zeros((BLOCK_R, BLOCK_D), dtype=COMPUTE)
-    for first in range(0, rows, BLOCK_R):
-        o_r = tl.program_id(0).to(tl.int64) * rows + first + tl.arange(0, BLOCK_R)
-        m_rd = (o_r < T)[:, None] & m_d[None, :]
-        o = o_r[:, None] * D + o_d[None, :]
+    for start in range(0, rows, BLOCK_R):
+        _, _, o, m_rd = rows_at(tl.program_id(0).to(tl.int64) * rows + start, o_d, T, D, BLOCK_R)
         b_theta = tl.load(p_theta + o, mask=m_rd, other=0.0)
         b_dpre = tl.load(p_dtheta + o, mask=m_rd, other=0.0) * b_theta * (1.0 - b_theta)
         tl.store(p_dpre + o, b_dpre.to(p_dpre.dtype.element_ty), mask=m_rd)
@@ -116,10 +118,8 @@ def head_sums_kernel(
     m_d = o_d < D
     b_sum = tl.zeros((BLOCK_R, BLOCK_D), dtype=COMPUTE)
     b_along = tl.zeros((BLOCK_R, BLOCK_D), dtype=COMPUTE)
-    for first in range(0, rows, BLOCK_R):
-        o_r = tl.program_id(0).to(tl.int64) * rows + first + tl.arange(0, BLOCK_R)
-        m_rd = (o_r < T)[:, None] & m_d[None, :]
-        o = o_r[:, None] * D + o_d[None, :]
+    for start in range(0, rows, BLOCK_R):
+        _, _, o, m_rd = rows_at(tl.program_id(0).to(tl.int64) * rows + start, o_d, T, D, BLOCK_R)
         b_dy = tl.load(p_dy + o, mask=m_rd, other=0.0).to(COMPUTE)
         tl.store(p_wide + o, b_dy, mask=m_rd)
         b_sum += b_dy
@@ -139,18 +139,20 @@ def head_norm_kernel(
     p_de,  # (A, K, O, K, D), may be dy
     T,
     D,
+    A,
     K,
     O,
+    first,
+    offset,
     mirrored,
+    classes,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """One program: BLOCK_R rows, BLOCK_D channels."""
-    o_r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     m_d = o_d < D
-    m_rd = (o_r < T)[:, None] & m_d[None, :]
-    o = o_r[:, None] * D + o_d[None, :]
+    o_r, _, o, m_rd = rows_at(tl.program_id(0).to(tl.int64) * BLOCK_R, o_d, T, D, BLOCK_R)
     b_scale = tl.load(p_scale + o_d, mask=m_d, other=0.0)
     b_a = tl.load(p_a + o_d, mask=m_d, other=0.0)
     b_b = tl.load(p_b + o_d, mask=m_d, other=0.0)
@@ -160,63 +162,98 @@ def head_norm_kernel(
     tl.store(p_de + o, b_scale[None, :] * (b_dy - b_through), mask=m_rd)
 
 
-def _grid(rows: int, each: int, channels: int) -> tuple[int, int]:
-    return triton.cdiv(rows, each), triton.cdiv(channels, HEAD.block_channels)
+def _launch(
+    kernel: Any,
+    shape: tuple[int, int],
+    each: int,
+    pointers: tuple[Tensor | None, ...],
+    numbers: tuple[int, ...] = (),
+    **constants: Any,
+) -> None:
+    """Launches a kernel whose programs take `each` of the rows and a block of channels of a tensor of that shape."""
+    rows, channels = shape
+    grid = (triton.cdiv(rows, each), triton.cdiv(channels, HEAD.block_channels))
+    with on_device_of(pointers[0]):
+        kernel[grid](
+            *pointers,
+            rows,
+            channels,
+            *numbers,
+            BLOCK_R=HEAD.block_rows,
+            BLOCK_D=HEAD.block_channels,
+            num_warps=HEAD.num_warps,
+            **constants,
+        )
 
 
-def _blocks() -> dict[str, int]:
-    return {"BLOCK_R": HEAD.block_rows, "BLOCK_D": HEAD.block_channels, "num_warps": HEAD.num_warps}
-
-
-def moments(tile: Sequence[int], e: Tensor, sums: Tensor) -> None:
-    """sums (2, D) float64 += Σ e and Σ e² over the ordered pairs that a tile of e (T, D) stands for."""
-    tile, (rows, channels) = Tile(*tile), e.shape
+def _summed(rows: int) -> tuple[int, int]:
+    """Where rows are summed: how many of them a program takes, and how many programs there are."""
     each = rows_each(rows, HEAD.block_rows, HEAD.programs)
-    grid = _grid(rows, each, channels)
-    part = partials(e, grid[0], 2 * channels, torch.float64)
-    with on_device_of(e):
-        head_moments_kernel[grid](e, part, rows, channels, tile.K, tile.O, tile.mirrored, each, **_blocks())
+    return each, triton.cdiv(rows, each)
+
+
+def moments(arguments: HeadMoments) -> None:
+    """Adds a tile's edges to BatchNorm's sums.
+
+    Args:
+        arguments: the tile, its edges e (T, D), and sums (2, D) float64 += Σ e and Σ e² over the ordered pairs that the
+            tile stands for.
+    """
+    tile, e, sums = arguments
+    each, programs = _summed(e.shape[0])
+    part = partials(e, programs, 2 * e.shape[1], torch.float64)
+    _launch(head_moments_kernel, e.shape, each, (e, part), (*tile, each))
     add_partials(part, sums.view(-1))
 
 
-def forward(p: Tensor, b: Tensor, theta: Tensor) -> None:
-    """p (T, D) → theta = sigmoid(p + b) (T, D)."""
-    rows, channels = p.shape
-    with on_device_of(p):
-        head_forward_kernel[_grid(rows, HEAD.block_rows, channels)](
-            p, b, theta, rows, channels, COMPUTE=compute_type(b.dtype), **_blocks()
-        )
+def forward(arguments: HeadForward) -> None:
+    """Forms coefficients behind the head's product.
+
+    Args:
+        arguments: the product (T, D) without the bias (D,), and theta = sigmoid(product + bias) (T, D).
+    """
+    product, bias, theta = arguments
+    constants = {"COMPUTE": compute_type(bias.dtype)}
+    _launch(head_forward_kernel, product.shape, HEAD.block_rows, (product, bias, theta), **constants)
 
 
-def backward(theta: Tensor, dtheta: Tensor, dpre: Tensor, sum: Tensor | None) -> None:
-    """theta, dtheta (T, D) → dpre (T, D), sum (D) += Σ dpre."""
-    rows, channels = theta.shape
-    each = rows_each(rows, HEAD.block_rows, HEAD.programs)
-    grid = _grid(rows, each, channels)
-    part = None if sum is None else partials(theta, grid[0], channels)
-    with on_device_of(theta):
-        head_backward_kernel[grid](
-            theta, dtheta, dpre, part, rows, channels, each, COMPUTE=compute_type(theta.dtype), **_blocks()
-        )
+def backward(arguments: HeadBackward) -> None:
+    """Forms the gradient before the sigmoid.
+
+    Args:
+        arguments: theta and dtheta (T, D); dpre (T, D), their gradient before the sigmoid, in the products' type; sum
+            (D,) += Σ dpre, where it is given.
+    """
+    theta, dtheta, dpre, total = arguments
+    each, programs = _summed(theta.shape[0])
+    part = None if total is None else partials(theta, programs, theta.shape[1])
+    pointers, constants = (theta, dtheta, dpre, part), {"COMPUTE": compute_type(theta.dtype)}
+    _launch(head_backward_kernel, theta.shape, each, pointers, (each,), **constants)
     if part is not None:
-        add_partials(part, sum)
+        add_partials(part, total)
 
 
-def sums(dy: Tensor, e: Tensor, wide: Tensor, sums: Tensor) -> None:
-    """dy (T, D) → wide, the same in e's type; sums (2, D) += Σ dy and Σ dy ∘ e."""
-    rows, channels = e.shape
-    each = rows_each(rows, HEAD.block_rows, HEAD.programs)
-    grid = _grid(rows, each, channels)
-    part = partials(e, grid[0], 2 * channels)
-    with on_device_of(e):
-        head_sums_kernel[grid](dy, e, wide, part, rows, channels, each, COMPUTE=compute_type(e.dtype), **_blocks())
-    add_partials(part, sums.view(-1))
+def sums(arguments: HeadSums) -> None:
+    """Forms the sums that BatchNorm's backward needs.
+
+    Args:
+        arguments: dy (T, D) in the products' type; the edges e (T, D); wide (T, D), dy in e's type; sums (2, D) += Σ dy
+            and Σ dy ∘ e.
+    """
+    dy, e, wide, total = arguments
+    each, programs = _summed(e.shape[0])
+    part = partials(e, programs, 2 * e.shape[1])
+    pointers, constants = (dy, e, wide, part), {"COMPUTE": compute_type(e.dtype)}
+    _launch(head_sums_kernel, e.shape, each, pointers, (each,), **constants)
+    add_partials(part, total.view(-1))
 
 
-def norm(tile: Sequence[int], dy: Tensor, e: Tensor, scale: Tensor, a: Tensor, b: Tensor, de: Tensor) -> None:
-    """dy (T, D) → de = scale (dy - weight (a + b e)), which may be dy; the weight of a mirrored edge is 2."""
-    tile, (rows, channels) = Tile(*tile), e.shape
-    with on_device_of(e):
-        head_norm_kernel[_grid(rows, HEAD.block_rows, channels)](
-            dy, e, scale, a, b, de, rows, channels, tile.K, tile.O, tile.mirrored, **_blocks()
-        )
+def norm(arguments: HeadNorm) -> None:
+    """Passes the gradient back through BatchNorm.
+
+    Args:
+        arguments: the tile; dy and the edges e (T, D); scale, a and b (D,); de = scale (dy - weight (a + b e)) (T, D),
+            which may be dy. The weight of an edge that stands for both directions is 2.
+    """
+    tile, dy, e, scale, a, b, de = arguments
+    _launch(head_norm_kernel, e.shape, HEAD.block_rows, (dy, e, scale, a, b, de), tuple(tile))

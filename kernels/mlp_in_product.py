@@ -6,8 +6,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gcahng.kernels._math import NORM_EPS, gelu, hidden_vjp, inverse_root
-from gcahng.kernels._product import block_of, block_product, column_parts
+from gcahng.kernels.functions import NORM_EPS, gelu, hidden_vjp, inverse_root
+from gcahng.kernels.product import block_of, block_places, block_product, column_parts
 
 
 @triton.jit
@@ -23,9 +23,9 @@ def forward_epilogue(
     h,
     block_m,
     first_n,
-    p_b,
-    p_h,
-    p_g,
+    p_bias,  # (W,)
+    p_h,  # (T, W) or None
+    p_g,  # (T, W) or None
     T,
     W,
     STORED: tl.constexpr,
@@ -33,35 +33,36 @@ def forward_epilogue(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """A part h (BLOCK_M, BLOCK_N) of the product, to columns first_n … of what the kernel writes (EVEN: all of them are
-    there) → g in the type that it is STORED in, 0 past the last column; each row's mean and sum of squared deviations
-    of it, and how many columns there are."""
-    first_m = block_m.to(tl.int64) * BLOCK_M
-    o_m = first_m + tl.arange(0, BLOCK_M)
-    o_n = first_n + tl.arange(0, BLOCK_N)
-    m_m, m_n = o_m < T, o_n < W
+    """A part h (BLOCK_M, BLOCK_N) of the product, the columns from first_n on of what the kernel writes, to g.
+
+    STORED is g's type in memory. EVEN says that all of the columns are there.
+
+    Returns:
+        g as it is stored, 0 past the last column; each row's mean of it and sum of squared deviations from that; how
+        many columns there are.
+    """
+    first_m, _, o_n, m_m, m_n, o = block_places(block_m, first_n, T, W, BLOCK_M, BLOCK_N)
     m_mn = m_m[:, None] if EVEN else m_m[:, None] & m_n[None, :]
-    o = tl.arange(0, BLOCK_M)[:, None] * W + o_n[None, :]  # from the block's first row, in 32 bits: to spare registers
     b_h = h.to(STORED)
     if p_h is not None:
         tl.store(p_h + first_m * W + o, b_h, mask=m_mn)
-    b_b = tl.load(p_b + o_n, mask=m_n, other=0.0)
-    b_stored = gelu(b_h.to(b_b.dtype) + b_b[None, :]).to(STORED)
+    b_bias = tl.load(p_bias + o_n, mask=m_n, other=0.0)
+    b_stored = gelu(b_h.to(b_bias.dtype) + b_bias[None, :]).to(STORED)
     if p_g is not None:
         tl.store(p_g + first_m * W + o, b_stored, mask=m_mn)
     b_stored = tl.where(m_n[None, :], b_stored, 0.0)
-    b_g = b_stored.to(b_b.dtype)
+    b_g = b_stored.to(b_bias.dtype)
     count = tl.maximum(tl.minimum(W - first_n, BLOCK_N), 0).to(tl.float32)
     b_mean = tl.sum(b_g, axis=1) / tl.maximum(count, 1.0)
-    b_centred = tl.where(m_n[None, :], b_g - b_mean[:, None], 0.0)
-    return b_stored, b_mean, tl.sum(b_centred * b_centred, axis=1), count
+    b_centered = tl.where(m_n[None, :], b_g - b_mean[:, None], 0.0)
+    return b_stored, b_mean, tl.sum(b_centered * b_centered, axis=1), count
 
 
 @triton.jit(do_not_specialize=["T"])
 def mlp_in_product_forward_kernel(
     p_e1,  # (T, D)
     p_w1,  # (W, D)
-    p_b,  # (W,)
+    p_bias,  # (W,)
     p_h,  # (T, W) or None
     p_g,  # (T, W)
     p_mean,  # (column parts, T), parts of JOINED of the epilogue's
@@ -78,7 +79,7 @@ def mlp_in_product_forward_kernel(
     PARTS: tl.constexpr,
     JOINED: tl.constexpr,
 ):
-    """One program: a block of g = GELU(h + b), h = e1 W1ᵀ rounded as it would be stored; and means and sums of
+    """One program: a block of g = GELU(h + bias), h = e1 W1ᵀ rounded as it would be stored; and means and sums of
     squared deviations of its rows, part by part, of g as it is stored."""
     block_m, block_n = block_of(tl.program_id(0), tl.cdiv(T, BLOCK_M), tl.cdiv(W, BLOCK_N), GROUP)
     o_m = block_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -88,7 +89,7 @@ def mlp_in_product_forward_kernel(
     for k in tl.static_range(PARTS):
         first_n = block_n * BLOCK_N + k * (BLOCK_N // PARTS)
         _, b_part, b_part_square, count = forward_epilogue(
-            b_parts[k], block_m, first_n, p_b, p_h, p_g, T, W, p_g.dtype.element_ty, False, BLOCK_M, BLOCK_N // PARTS
+            b_parts[k], block_m, first_n, p_bias, p_h, p_g, T, W, p_g.dtype.element_ty, False, BLOCK_M, BLOCK_N // PARTS
         )
         if k % JOINED == 0:
             b_mean, b_square = b_part, b_part_square
@@ -135,34 +136,31 @@ def backward_epilogue(
     dn,
     block_m,
     first_n,
-    p_h,
-    p_b,
-    p_mean,
-    p_rstd,
-    p_m1,
-    p_m2,
-    p_g,
-    p_dh,
-    p_part,
+    p_h,  # (T, W)
+    p_bias,  # (W,)
+    p_mean,  # (T,)
+    p_rstd,  # (T,)
+    p_mean_dn,  # (T,)
+    p_mean_n_dn,  # (T,)
+    p_g,  # (T, W), may be h
+    p_dh,  # (T, W)
+    p_part,  # (row blocks, W) or None
     T,
     W,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """A part dn (BLOCK_M, BLOCK_N) of the product, to columns first_n … of what the kernel writes."""
-    first_m = block_m.to(tl.int64) * BLOCK_M
-    o_m = first_m + tl.arange(0, BLOCK_M)
-    o_n = first_n + tl.arange(0, BLOCK_N)
-    m_m, m_n = o_m < T, o_n < W
+    """A part dn (BLOCK_M, BLOCK_N) of the product, the columns from first_n on of what the kernel writes, to g, dh and
+    dh's sums."""
+    first_m, o_m, o_n, m_m, m_n, o = block_places(block_m, first_n, T, W, BLOCK_M, BLOCK_N)
     m_mn = m_m[:, None] & m_n[None, :]
-    o = tl.arange(0, BLOCK_M)[:, None] * W + o_n[None, :]  # from the block's first row, in 32 bits: to spare registers
     b_h = tl.load(p_h + first_m * W + o, mask=m_mn, other=0.0)
-    b_b = tl.load(p_b + o_n, mask=m_n, other=0.0)
+    b_bias = tl.load(p_bias + o_n, mask=m_n, other=0.0)
     b_mean = tl.load(p_mean + o_m, mask=m_m, other=0.0)
     b_rstd = tl.load(p_rstd + o_m, mask=m_m, other=0.0)
-    b_m1 = tl.load(p_m1 + o_m, mask=m_m, other=0.0)
-    b_m2 = tl.load(p_m2 + o_m, mask=m_m, other=0.0)
-    b_g, b_dh = hidden_vjp(b_h, b_b, dn, b_mean, b_rstd, b_m1, b_m2, p_g.dtype.element_ty)
+    b_mean_dn = tl.load(p_mean_dn + o_m, mask=m_m, other=0.0)
+    b_mean_n_dn = tl.load(p_mean_n_dn + o_m, mask=m_m, other=0.0)
+    b_g, b_dh = hidden_vjp(b_h, b_bias, dn, b_mean, b_rstd, b_mean_dn, b_mean_n_dn, p_g.dtype.element_ty)
     tl.store(p_g + first_m * W + o, b_g, mask=m_mn)
     tl.store(p_dh + first_m * W + o, b_dh.to(p_dh.dtype.element_ty), mask=m_mn)
     if p_part is not None:  # rows past the last have rstd = 0, and so dh = 0
@@ -174,11 +172,11 @@ def mlp_in_product_backward_kernel(
     p_ds,  # (T, D)
     p_w2,  # (D, W)
     p_h,  # (T, W)
-    p_b,  # (W,)
+    p_bias,  # (W,)
     p_mean,  # (T,)
     p_rstd,  # (T,)
-    p_m1,  # (T,)
-    p_m2,  # (T,)
+    p_mean_dn,  # (T,)
+    p_mean_n_dn,  # (T,)
     p_g,  # (T, W), may be h
     p_dh,  # (T, W)
     p_part,  # (row blocks, W) or None: sums of dh over a block's rows
@@ -205,11 +203,11 @@ def mlp_in_product_backward_kernel(
             block_m,
             block_n * BLOCK_N + k * (BLOCK_N // PARTS),
             p_h,
-            p_b,
+            p_bias,
             p_mean,
             p_rstd,
-            p_m1,
-            p_m2,
+            p_mean_dn,
+            p_mean_n_dn,
             p_g,
             p_dh,
             p_part,

@@ -3,20 +3,26 @@ and the forward in the epilogue of the product before it."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from gcahng.kernels._configs import MLP_OUT_PRODUCT, ROWS, ROWS_BACKWARD
-from gcahng.kernels._launch import on_device_of, row_block
-from gcahng.kernels._math import norm_gelu, norm_gelu_backward
-from gcahng.kernels._product import block_of, block_product, dot_precision
-from gcahng.kernels._sums import add_partials, partials, rows_each
+from gcahng.kernels.configs import MLP_OUT_PRODUCT, ROWS, ROWS_BACKWARD
+from gcahng.kernels.functions import norm_gelu, norm_gelu_backward
+from gcahng.kernels.launch import launch_rows, on_device_of, row_block, rows_at
+from gcahng.kernels.product import block_of, block_places, block_product, product_constants
+from gcahng.kernels.sums import add_partials, partials, rows_each
+
+if TYPE_CHECKING:
+    from gcahng.engine.stages.common import RowMoments
+    from gcahng.engine.stages.mlp_out import Fold, MlpOutGradients, MlpOutInputs, MlpOutOutputs, MlpOutReplay
 
 
 @triton.jit(do_not_specialize=["T"])
 def mlp_out_forward_kernel(
-    p_out,  # (T, D)
+    p_product,  # (T, D)
     p_e1,  # (T, D)
     p_mean,  # (T,)
     p_rstd,  # (T,)
@@ -33,17 +39,15 @@ def mlp_out_forward_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """One program: BLOCK_R rows."""
-    o_r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     o_d = tl.arange(0, BLOCK_D)
-    m_r, m_d = o_r < T, o_d < D
-    m_rd = m_r[:, None] & m_d[None, :]
-    o = o_r[:, None] * D + o_d[None, :]
+    m_d = o_d < D
+    o_r, m_r, o, m_rd = rows_at(tl.program_id(0).to(tl.int64) * BLOCK_R, o_d, T, D, BLOCK_R)
     b_w = tl.load(p_w + o_d, mask=m_d, other=0.0)
     b_d = tl.load(p_d + o_d, mask=m_d, other=0.0)
     b_mean = tl.load(p_mean + o_r, mask=m_r, other=0.0)
     b_rstd = tl.load(p_rstd + o_r, mask=m_r, other=0.0)
     b_e1 = tl.load(p_e1 + o, mask=m_rd, other=0.0)
-    b_s = tl.load(p_out + o, mask=m_rd, other=0.0).to(b_e1.dtype)
+    b_s = tl.load(p_product + o, mask=m_rd, other=0.0).to(b_e1.dtype)
     b_s = (b_s - b_mean[:, None] * b_w[None, :]) * b_rstd[:, None] + b_d[None, :] + b_e1
     tl.store(p_s + o, b_s, mask=m_rd)
     if p_y is not None or p_low is not None:
@@ -69,8 +73,8 @@ def mlp_out_backward_kernel(
     p_ds,  # (T, D), may be dy
     p_low,  # (T, D) or None
     p_scaled,  # (T, D)
-    p_m1,  # (T,)
-    p_m2,  # (T,)
+    p_mean_dn,  # (T,)
+    p_mean_n_dn,  # (T,)
     p_part,  # (P, 4, D) or None: sums over a program's rows, of dgamma, dbeta, ds, and ds rstd mean
     T,
     D,
@@ -90,26 +94,23 @@ def mlp_out_backward_kernel(
     b_total = tl.zeros((BLOCK_R, BLOCK_D), dtype=b_gamma.dtype)
     b_means = tl.zeros((BLOCK_R, BLOCK_D), dtype=b_gamma.dtype)
     for first in range(0, rows, BLOCK_R):
-        o_r = first_row + first + tl.arange(0, BLOCK_R)
-        m_r = o_r < T
-        m_rd = m_r[:, None] & m_d[None, :]
-        o = o_r[:, None] * D + o_d[None, :]
+        o_r, m_r, o, m_rd = rows_at(first_row + first, o_d, T, D, BLOCK_R)
         b_s = tl.load(p_s + o, mask=m_rd, other=0.0)
         b_dy = tl.load(p_dy + o, mask=m_rd, other=0.0)
         b_e1 = tl.load(p_e1 + o, mask=m_rd, other=0.0)
         b_mean = tl.load(p_mean + o_r, mask=m_r, other=0.0)
         b_rstd = tl.load(p_rstd + o_r, mask=m_r, other=0.0)
-        b_ds, b_normalised = norm_gelu_backward(b_s, b_gamma, b_dy, m_d[None, :], D)
+        b_ds, b_normalized = norm_gelu_backward(b_s, b_gamma, b_dy, m_d[None, :], D)
         b_scaled = b_ds * b_rstd[:, None]
         tl.store(p_ds + o, b_ds, mask=m_rd)
         if p_low is not None:
             tl.store(p_low + o, b_ds.to(p_low.dtype.element_ty), mask=m_rd)
         tl.store(p_scaled + o, b_scaled.to(p_scaled.dtype.element_ty), mask=m_rd)
         # w and s - e1 - d are 0 outside of the row, where ds has no meaning
-        tl.store(p_m1 + o_r, tl.sum(b_ds * b_w[None, :], axis=1) / (4 * D), mask=m_r)
-        tl.store(p_m2 + o_r, tl.sum(b_ds * (b_s - b_e1 - b_d[None, :]), axis=1) / (4 * D), mask=m_r)
+        tl.store(p_mean_dn + o_r, tl.sum(b_ds * b_w[None, :], axis=1) / (4 * D), mask=m_r)
+        tl.store(p_mean_n_dn + o_r, tl.sum(b_ds * (b_s - b_e1 - b_d[None, :]), axis=1) / (4 * D), mask=m_r)
         # rows past the last have dy = 0, and so ds = 0
-        b_dgamma += b_dy * b_normalised
+        b_dgamma += b_dy * b_normalized
         b_dbeta += b_dy
         b_total += b_ds
         b_means += b_scaled * b_mean[:, None]
@@ -121,62 +122,30 @@ def mlp_out_backward_kernel(
         tl.store(p_part + 3 * D, tl.sum(b_means, axis=0), mask=m_d)
 
 
-def forward(
-    out: Tensor,
-    e1: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    w: Tensor,
-    d: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    s: Tensor,
-    y: Tensor | None,
-    low: Tensor | None,
-) -> None:
-    """out = g W2'ᵀ (T, D) → s = (out - mean w) rstd + d + e1, and y, low = LayerNorm(GELU(s)) (T, D)."""
-    rows, dim = e1.shape
-    block_r, block_d = row_block(dim, ROWS)
-    if e1.numel():
-        with on_device_of(e1):
-            mlp_out_forward_kernel[(triton.cdiv(rows, block_r),)](
-                out,
-                e1,
-                mean,
-                rstd,
-                w,
-                d,
-                gamma,
-                beta,
-                s,
-                y,
-                low,
-                rows,
-                dim,
-                BLOCK_R=block_r,
-                BLOCK_D=block_d,
-                num_warps=ROWS.num_warps,
-            )
+def forward(inputs: MlpOutInputs, outputs: MlpOutOutputs) -> None:
+    """Ends the edge MLP behind its second product.
+
+    Args:
+        inputs: the product g W2'ᵀ (T, D); e1 (T, D); the row moments (T, 1) of the hidden channels; the fold's w and d
+            and the norm's gamma and beta (D,).
+        outputs: s = (product - mean w) rstd + d + e1 (T, D), and LayerNorm(GELU(s)) (T, D) in the accumulating type
+            (full) and in that of products (low), each where it is given.
+    """
+    product, e1, moments, fold, norm = inputs
+    launch_rows(mlp_out_forward_kernel, ROWS, e1.shape, (product, e1, *moments, *fold, *norm, *outputs))
 
 
-def backward(
-    s: Tensor,
-    e1: Tensor,
-    dy: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    w: Tensor,
-    d: Tensor,
-    gamma: Tensor,
-    ds: Tensor,
-    low: Tensor,
-    scaled: Tensor,
-    m1: Tensor,
-    m2: Tensor,
-    sums: Tensor | None,
-) -> None:
-    """dy (T, D) → ds, ds and ds rstd in the products' type (T, D), the row means m1 and m2 (T, 1), and sums (4, D) += Σ
-    of dgamma, dbeta, ds, and ds rstd mean."""
+def backward(replay: MlpOutReplay, gradients: MlpOutGradients) -> None:
+    """Passes the gradient of the edges back to the second product.
+
+    Args:
+        replay: s, e1 and dy (T, D), the row moments (T, 1), the fold's w and d and the norm's gamma (D,).
+        gradients: ds (T, D), which may be dy; low and scaled, which are ds and ds rstd in the products' type (T, D);
+            mean_dn and mean_n_dn (T, 1), the row means of the hidden channels' dn and of dn times the normalized rows;
+            sums (4, D) += Σ of dgamma, dbeta, ds, and ds rstd mean, where they are given.
+    """
+    s, e1, dy, moments, fold, gamma = replay
+    ds, low, scaled, mean_dn, mean_n_dn, sums = gradients
     rows, dim = e1.shape
     if not e1.numel():
         return
@@ -191,16 +160,14 @@ def backward(
             s,
             e1,
             dy,
-            mean,
-            rstd,
-            w,
-            d,
+            *moments,
+            *fold,
             gamma,
             ds,
             None if same else low,
             scaled,
-            m1,
-            m2,
+            mean_dn,
+            mean_n_dn,
             part,
             rows,
             dim,
@@ -239,13 +206,9 @@ def mlp_out_product_forward_kernel(
     """One program: a block of s = (g W2'ᵀ - mean w) rstd + d + e1. Not its norm, even where a block holds whole rows:
     that takes more registers than there are."""
     block_m, block_n = block_of(tl.program_id(0), tl.cdiv(T, BLOCK_M), tl.cdiv(D, BLOCK_N), GROUP)
-    first_m = block_m.to(tl.int64) * BLOCK_M
-    o_m = first_m + tl.arange(0, BLOCK_M)
-    o_n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    m_m, m_n = o_m < T, o_n < D
+    first_m, o_m, o_n, m_m, m_n, o = block_places(block_m, block_n * BLOCK_N, T, D, BLOCK_M, BLOCK_N)
     b_s = block_product(p_g, p_w2, o_m, o_n, T, D, W, W, 1, PRECISION, EVEN_K, False, BLOCK_M, BLOCK_N, BLOCK_K)
     m_mn = m_m[:, None] & m_n[None, :]
-    o = tl.arange(0, BLOCK_M)[:, None] * D + o_n[None, :]  # from the block's first row, in 32 bits: to spare registers
     b_w = tl.load(p_w + o_n, mask=m_n, other=0.0)
     b_d = tl.load(p_d + o_n, mask=m_n, other=0.0)
     b_mean = tl.load(p_mean + o_m, mask=m_m, other=0.0)
@@ -255,41 +218,23 @@ def mlp_out_product_forward_kernel(
     tl.store(p_s + first_m * D + o, b_s, mask=m_mn)
 
 
-def product_forward(
-    g: Tensor,
-    w2: Tensor,
-    e1: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    w: Tensor,
-    d: Tensor,
-    s: Tensor,
-) -> None:
-    """g (T, W), w2 = W2' (D, W), both in the products' type → s (T, D) as `forward` forms it of out = g W2'ᵀ, which is
-    not stored. fp32, bf16 or fp16."""
+def product_forward(g: Tensor, w2: Tensor, e1: Tensor, moments: RowMoments, fold: Fold, s: Tensor) -> None:
+    """Forms the second product, and `forward`'s s in its epilogue.
+
+    Args:
+        g: (T, W), in fp32, bf16 or fp16.
+        w2: W2' (D, W), of the same type.
+        e1: (T, D).
+        moments: g's row moments (T, 1).
+        fold: w and d (D,).
+        s: the result (T, D), as `forward` forms it of the product g W2'ᵀ, which is not stored.
+    """
     (rows, dim), width = e1.shape, g.shape[1]
     if not e1.numel():
         return
     config = MLP_OUT_PRODUCT[g.itemsize]
+    blocks = triton.cdiv(rows, config.block_m) * triton.cdiv(dim, config.block_n)
     with on_device_of(e1):
-        mlp_out_product_forward_kernel[(triton.cdiv(rows, config.block_m) * triton.cdiv(dim, config.block_n),)](
-            g,
-            w2,
-            e1,
-            mean,
-            rstd,
-            w,
-            d,
-            s,
-            rows,
-            width,
-            dim,
-            PRECISION=dot_precision(),
-            EVEN_K=width % config.block_k == 0,
-            BLOCK_M=config.block_m,
-            BLOCK_N=config.block_n,
-            BLOCK_K=config.block_k,
-            GROUP=config.group,
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
+        mlp_out_product_forward_kernel[(blocks,)](
+            g, w2, e1, *moments, *fold, s, rows, width, dim, **product_constants(config, width)
         )

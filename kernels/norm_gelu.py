@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from gcahng.kernels._configs import ROWS
-from gcahng.kernels._launch import on_device_of, row_block
-from gcahng.kernels._math import norm_gelu
+from gcahng.kernels.configs import ROWS
+from gcahng.kernels.functions import norm_gelu
+from gcahng.kernels.launch import launch_rows, rows_at
+
+if TYPE_CHECKING:
+    from gcahng.engine.stages.common import EdgesOut
+    from gcahng.engine.stages.norm_gelu import NormGeluInputs
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -24,11 +29,9 @@ def norm_gelu_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """One program: BLOCK_R rows."""
-    o_r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     o_d = tl.arange(0, BLOCK_D)
     m_d = o_d < D
-    m_rd = (o_r < T)[:, None] & m_d[None, :]
-    o = o_r[:, None] * D + o_d[None, :]
+    _, _, o, m_rd = rows_at(tl.program_id(0).to(tl.int64) * BLOCK_R, o_d, T, D, BLOCK_R)
     b_t = tl.load(p_t + o, mask=m_rd, other=0.0)
     b_gamma = tl.load(p_gamma + o_d, mask=m_d, other=0.0)
     b_beta = tl.load(p_beta + o_d, mask=m_d, other=0.0)
@@ -39,12 +42,12 @@ def norm_gelu_kernel(
         tl.store(p_low + o, b_y.to(p_low.dtype.element_ty), mask=m_rd)
 
 
-def forward(t: Tensor, gamma: Tensor, beta: Tensor, y: Tensor | None, low: Tensor | None) -> None:
-    """t (T, D) → y and low (T, D)."""
-    rows, dim = t.shape
-    block_r, block_d = row_block(dim, ROWS)
-    if t.numel():
-        with on_device_of(t):
-            norm_gelu_kernel[(triton.cdiv(rows, block_r),)](
-                t, gamma, beta, y, low, rows, dim, BLOCK_R=block_r, BLOCK_D=block_d, num_warps=ROWS.num_warps
-            )
+def forward(inputs: NormGeluInputs, out: EdgesOut) -> None:
+    """Forms LayerNorm(GELU(t)).
+
+    Args:
+        inputs: t (T, D), and the norm's gamma and beta (D,).
+        out: the result (T, D) in the accumulating type and in that of products, each where it is given.
+    """
+    t, norm = inputs
+    launch_rows(norm_gelu_kernel, ROWS, t.shape, (t, *norm, *out))

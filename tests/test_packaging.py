@@ -88,7 +88,7 @@ def test_installed_wheel_imports_its_kernels(source: Path, tmp_path: Path) -> No
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)
     code = (
-        "import gcahng.kernels, gcahng.kernels._configs, gcahng._native\n"
+        "import gcahng.kernels, gcahng.kernels.configs, gcahng._native\n"
         "print(gcahng.__file__, gcahng.kernels.__file__, gcahng._native.load('_C_cpu').reason)"
     )
     environment = {**os.environ, "PYTHONPATH": str(installed)}

@@ -90,6 +90,15 @@ GCAHNG_HD f16 narrow<f16>(float x) {
 }
 #endif
 
+template <class T>
+const T* typed(const void* pointer) {
+  return static_cast<const T*>(pointer);
+}
+template <class T>
+T* typed(void* pointer) {
+  return static_cast<T*>(pointer);
+}
+
 // Calls f with a null pointer of the element type; f16 only where kHalf says that the caller has it.
 template <bool kHalf, class F>
 void with_type(DType dtype, F f) {

@@ -6,9 +6,10 @@ namespace gcahng {
 
 struct Dropout {
   uint64_t seed;
-  uint32_t layer, draw, threshold;  // threshold 0: nothing is dropped
-  double scale;                     // of kept weights, 1 / (1 - p)
-  bool tied;                        // (i, j) and (j, i) share a draw
+  uint32_t layer, threshold;  // threshold 0: nothing is dropped
+  bool tied;                  // (i, j) and (j, i) share a draw
+  double scale;               // of weights that are not dropped, 1 / (1 - p)
+  const int64_t* draw;        // (1,): the number of the pass, where the edges are
 };
 
 namespace {
@@ -28,18 +29,18 @@ GCAHNG_HD Words philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint6
   return {c0, c1};
 }
 
-// What the attention weights of nodes i and j are multiplied with.
+// What the attention weights of nodes i and j are multiplied with: 0, or the scale.
 template <class T>
-GCAHNG_HD void keep_of(const Dropout& dropout, int64_t i, int64_t j, T& keep_i, T& keep_j) {
-  keep_i = keep_j = T(1);
+GCAHNG_HD void masks_of(const Dropout& dropout, int64_t i, int64_t j, T& mask_i, T& mask_j) {
+  mask_i = mask_j = T(1);
   if (dropout.threshold == 0) return;
   const bool swap = dropout.tied && i > j;
   const uint32_t a = static_cast<uint32_t>(swap ? j : i), b = static_cast<uint32_t>(swap ? i : j);
-  const Words words = philox(a, b, dropout.layer, dropout.draw, dropout.seed);
+  const Words words = philox(a, b, dropout.layer, static_cast<uint32_t>(*dropout.draw), dropout.seed);
   const T first = words.first >= dropout.threshold ? T(dropout.scale) : T(0);
   const T second = words.second >= dropout.threshold ? T(dropout.scale) : T(0);
-  keep_i = swap ? second : first;
-  keep_j = swap ? first : second;
+  mask_i = swap ? second : first;
+  mask_j = swap ? first : second;
 }
 
 }  // namespace

@@ -5,6 +5,8 @@
 
 namespace gcahng {
 
+constexpr int64_t kMaxViews = 64;  // K, of every tile
+
 struct Tile {
   int64_t A, K, O;
   int64_t first;     // anchor class

@@ -1,73 +1,64 @@
 #include "../diversity.h"
 
-#include "rows.h"
+#include "tiles.h"
 
 namespace gcahng {
 namespace {
 
-void forward(DType dtype, const Tile& tile, const void* theta, void* rows, void* columns, void* squares, int64_t begin,
-             int64_t end, int64_t D) {
-  with_types(dtype, dtype, [&]<class T, class L>(T*, L*) {
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t a = unit / tile.chunks(), o0 = unit % tile.chunks() * tile.width();
-      const int64_t o1 = o0 + tile.width() < tile.O ? o0 + tile.width() : tile.O;
-      fill(static_cast<T*>(columns) + (a * tile.O + o0) * tile.K * D, (o1 - o0) * tile.K * D);
-      for (int64_t i = 0; i < tile.K; ++i) {
-        T* __restrict row = static_cast<T*>(rows) + (unit * tile.K + i) * D;
-        T* __restrict square = static_cast<T*>(squares) + (unit * tile.K + i) * D;
-        fill(row, D);
+void forward(const DiversityForward& args, const DiversitySums& sums, int64_t begin, int64_t end) {
+  with_accumulating(args.dtype, [&]<class T>(T*) {
+    const int64_t D = args.D;
+    for (int64_t number = begin; number < end; ++number) {
+      const Unit unit = unit_of(args.tile, number);
+      const auto sum = start_sums<T>(sums.sum, args.tile, unit, D);
+      for (int64_t i = 0; i < args.tile.K; ++i) {
+        T* __restrict row = sum.row(i);
+        T* __restrict square = typed<T>(sums.square) + (number * args.tile.K + i) * D;
         fill(square, D);
-        for (int64_t o = o0; o < o1; ++o)
-          for (int64_t v = 0; v < tile.K; ++v) {
-            const T* __restrict in = static_cast<const T*>(theta) + tile.row(a, i, o, v) * D;
-            T* __restrict column = static_cast<T*>(columns) + ((a * tile.O + o) * tile.K + v) * D;
-            if (o >= tile.mirrored) {
+        each_edge(args.tile, unit, i, [&](const Edge& edge) {
+          const T* __restrict theta = typed<T>(args.theta) + edge.row * D;
+          T* __restrict column = sum.column(edge);
+          if (edge.mirrored) {
 #pragma omp simd
-              for (int64_t d = 0; d < D; ++d) {
-                const T x = in[d] - T(0.5);
-                row[d] += x;
-                column[d] += x;
-                square[d] += T(2) * x * x;
-              }
-            } else {
+            for (int64_t d = 0; d < D; ++d) {
+              const T x = theta[d] - T(0.5);
+              row[d] += x;
+              column[d] += x;
+              square[d] += T(2) * x * x;
+            }
+          } else {
 #pragma omp simd
-              for (int64_t d = 0; d < D; ++d) {
-                const T x = in[d] - T(0.5);
-                row[d] += x;
-                square[d] += x * x;
-              }
+            for (int64_t d = 0; d < D; ++d) {
+              const T x = theta[d] - T(0.5);
+              row[d] += x;
+              square[d] += x * x;
             }
           }
+        });
       }
     }
   });
 }
 
-void backward(DType dtype, const Tile& tile, const void* theta, const void* mean, const void* scale, void* dtheta,
-              int64_t begin, int64_t end, int64_t D) {
-  with_types(dtype, dtype, [&]<class T, class L>(T*, L*) {
-    const T by = *static_cast<const T*>(scale);
-    const T* means = static_cast<const T*>(mean);
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t a = unit / tile.chunks(), o0 = unit % tile.chunks() * tile.width();
-      const int64_t o1 = o0 + tile.width() < tile.O ? o0 + tile.width() : tile.O;
-      for (int64_t i = 0; i < tile.K; ++i)
-        for (int64_t o = o0; o < o1; ++o)
-          for (int64_t v = 0; v < tile.K; ++v) {
-            const int64_t row = tile.row(a, i, o, v);
-            const T* __restrict in = static_cast<const T*>(theta) + row * D;
-            const T* __restrict mean_i = means + tile.anchor(a, i) * D;
-            const T* __restrict mean_j = means + tile.column(a, o, v) * D;
-            T* __restrict out = static_cast<T*>(dtheta) + row * D;
-            if (o >= tile.mirrored) {
+void backward(const DiversityBackward& args, int64_t begin, int64_t end) {
+  with_accumulating(args.dtype, [&]<class T>(T*) {
+    const int64_t D = args.D;
+    const T scale = *typed<T>(args.scale);
+    const T* mean = typed<T>(args.mean);
+    for (int64_t number = begin; number < end; ++number)
+      each_edge(args.tile, unit_of(args.tile, number), [&](const Edge& edge) {
+        const T* __restrict theta = typed<T>(args.theta) + edge.row * D;
+        const T* __restrict mean_i = mean + edge.anchor * D;
+        const T* __restrict mean_j = mean + edge.column * D;
+        T* __restrict dtheta = typed<T>(args.dtheta) + edge.row * D;
+        if (edge.mirrored) {
 #pragma omp simd
-              for (int64_t d = 0; d < D; ++d) out[d] += by * ((in[d] - mean_i[d]) + (in[d] - mean_j[d]));
-            } else {
+          for (int64_t d = 0; d < D; ++d) dtheta[d] += scale * ((theta[d] - mean_i[d]) + (theta[d] - mean_j[d]));
+        } else {
 #pragma omp simd
-              for (int64_t d = 0; d < D; ++d) out[d] += by * (in[d] - mean_i[d]);
-            }
-          }
-    }
+          for (int64_t d = 0; d < D; ++d) dtheta[d] += scale * (theta[d] - mean_i[d]);
+        }
+      });
   });
 }
 

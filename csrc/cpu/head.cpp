@@ -1,6 +1,6 @@
 #include "../head.h"
 
-#include "rows.h"
+#include "tiles.h"
 
 namespace gcahng {
 namespace {
@@ -12,115 +12,102 @@ inline float logistic(float x) {
 }
 inline double logistic(double x) { return sigmoid(x); }
 
-void moments(DType dtype, const Tile& tile, const void* e, void* sums, int64_t begin, int64_t end, int64_t D) {
-  with_types(dtype, dtype, [&]<class T, class L>(T*, L*) {
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t a = unit / tile.chunks(), o0 = unit % tile.chunks() * tile.width();
-      const int64_t o1 = o0 + tile.width() < tile.O ? o0 + tile.width() : tile.O;
+void moments(const HeadMoments& args, void* sums, int64_t begin, int64_t end) {
+  with_accumulating(args.dtype, [&]<class T>(T*) {
+    const int64_t D = args.D;
+    for (int64_t number = begin; number < end; ++number) {
       // In double: variances are differences of these sums, and edges may lie far from 0 for their spread.
-      double* __restrict sum = static_cast<double*>(sums) + unit * D;
-      double* __restrict square = sum + tile.units() * D;
+      double* __restrict sum = typed<double>(sums) + number * D;
+      double* __restrict square = sum + args.tile.units() * D;
       fill(sum, D);
       fill(square, D);
-      for (int64_t i = 0; i < tile.K; ++i)
-        for (int64_t o = o0; o < o1; ++o) {
-          const double weight = o >= tile.mirrored ? 2.0 : 1.0;
-          for (int64_t v = 0; v < tile.K; ++v) {
-            const T* __restrict x = static_cast<const T*>(e) + tile.row(a, i, o, v) * D;
-#pragma omp simd
-            for (int64_t d = 0; d < D; ++d) {
-              const double value = x[d];
-              sum[d] += weight * value;
-              square[d] += weight * value * value;
-            }
-          }
-        }
-    }
-  });
-}
-
-void forward(DType dtype, DType low_type, const void* p, const void* b, void* theta, int64_t begin, int64_t end,
-             int64_t D) {
-  with_types(dtype, low_type, [&]<class T, class L>(T*, L*) {
-    const T* bias = static_cast<const T*>(b);
-    for (int64_t r = begin; r < end; ++r) {
-      const L* in = static_cast<const L*>(p) + r * D;
-      T* out = static_cast<T*>(theta) + r * D;
-#pragma omp simd
-      for (int64_t d = 0; d < D; ++d) out[d] = logistic(load(in, d) + bias[d]);
-    }
-  });
-}
-
-void backward(DType dtype, DType low_type, const void* theta, const void* dtheta, void* dpre, void* sums, int64_t begin,
-              int64_t end, int64_t block, int64_t T_rows, int64_t D) {
-  with_types(dtype, low_type, [&]<class T, class L>(T*, L*) {
-    GCAHNG_SCRATCH(T, none, D);
-    for (int64_t unit = begin; unit < end; ++unit) {
-      T* __restrict sum = sums ? static_cast<T*>(sums) + unit * D : none;
-      fill(sum, D);
-      const int64_t stop = (unit + 1) * block < T_rows ? (unit + 1) * block : T_rows;
-      for (int64_t r = unit * block; r < stop; ++r) {
-        const T *t = static_cast<const T*>(theta) + r * D, *g = static_cast<const T*>(dtheta) + r * D;
-        L* out = static_cast<L*>(dpre) + r * D;
+      each_edge(args.tile, unit_of(args.tile, number), [&](const Edge& edge) {
+        const double weight = edge.mirrored ? 2.0 : 1.0;
+        const T* __restrict e = typed<T>(args.e) + edge.row * D;
 #pragma omp simd
         for (int64_t d = 0; d < D; ++d) {
-          const T value = g[d] * t[d] * (T(1) - t[d]);
-          store(out, d, value);
-          sum[d] += value;
+          const double value = e[d];
+          sum[d] += weight * value;
+          square[d] += weight * value * value;
         }
-      }
+      });
     }
   });
 }
 
-void sum_up(DType dtype, DType low_type, const void* dy, const void* e, void* wide, void* sums, int64_t begin,
-            int64_t end, int64_t block, int64_t blocks, int64_t T_rows, int64_t D) {
-  with_types(dtype, low_type, [&]<class T, class L>(T*, L*) {
-    for (int64_t unit = begin; unit < end; ++unit) {
-      T* __restrict sum = static_cast<T*>(sums) + unit * D;
-      T* __restrict along = sum + blocks * D;
+void forward(const HeadForward& args, int64_t begin, int64_t end) {
+  with_products(args.dtype, args.low_type, [&]<class T, class L>(T*, L*) {
+    const int64_t D = args.D;
+    const T* bias = typed<T>(args.bias);
+    for (int64_t r = begin; r < end; ++r) {
+      const L* product = typed<L>(args.product) + r * D;
+      T* theta = typed<T>(args.theta) + r * D;
+#pragma omp simd
+      for (int64_t d = 0; d < D; ++d) theta[d] = logistic(load(product, d) + bias[d]);
+    }
+  });
+}
+
+void backward(const HeadBackward& args, void* sums, int64_t begin, int64_t end) {
+  with_products(args.dtype, args.low_type, [&]<class T, class L>(T*, L*) {
+    const int64_t D = args.D;
+    GCAHNG_SCRATCH(T, none, D);
+    for (int64_t block = begin; block < end; ++block) {
+      T* __restrict sum = sums ? typed<T>(sums) + block * D : none;
+      fill(sum, D);
+      each_row(block, args.T, [&](int64_t r) {
+        const T *theta = typed<T>(args.theta) + r * D, *dtheta = typed<T>(args.dtheta) + r * D;
+        L* dpre = typed<L>(args.dpre) + r * D;
+#pragma omp simd
+        for (int64_t d = 0; d < D; ++d) {
+          const T value = dtheta[d] * theta[d] * (T(1) - theta[d]);
+          store(dpre, d, value);
+          sum[d] += value;
+        }
+      });
+    }
+  });
+}
+
+void sum_up(const HeadSums& args, void* sums, int64_t begin, int64_t end) {
+  with_products(args.dtype, args.low_type, [&]<class T, class L>(T*, L*) {
+    const int64_t D = args.D;
+    for (int64_t block = begin; block < end; ++block) {
+      T* __restrict sum = typed<T>(sums) + block * D;
+      T* __restrict along = sum + blocks_of(args.T) * D;
       fill(sum, D);
       fill(along, D);
-      const int64_t stop = (unit + 1) * block < T_rows ? (unit + 1) * block : T_rows;
-      for (int64_t r = unit * block; r < stop; ++r) {
-        const L* g = static_cast<const L*>(dy) + r * D;
-        const T* __restrict x = static_cast<const T*>(e) + r * D;
-        T* out = static_cast<T*>(wide) + r * D;
+      each_row(block, args.T, [&](int64_t r) {
+        const L* dy = typed<L>(args.dy) + r * D;
+        const T* __restrict e = typed<T>(args.e) + r * D;
+        T* wide = typed<T>(args.wide) + r * D;
 #pragma omp simd
         for (int64_t d = 0; d < D; ++d) {
-          const T value = load(g, d);
-          out[d] = value;
+          const T value = load(dy, d);
+          wide[d] = value;
           sum[d] += value;
-          along[d] += value * x[d];
+          along[d] += value * e[d];
         }
-      }
+      });
     }
   });
 }
 
-void norm(DType dtype, const Tile& tile, const void* dy, const void* e, const void* scale, const void* a_,
-          const void* b_, void* de, int64_t begin, int64_t end, int64_t D) {
-  with_types(dtype, dtype, [&]<class T, class L>(T*, L*) {
-    const T* __restrict by = static_cast<const T*>(scale);
-    const T* __restrict flat = static_cast<const T*>(a_);
-    const T* __restrict along = static_cast<const T*>(b_);
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t a = unit / tile.chunks(), o0 = unit % tile.chunks() * tile.width();
-      const int64_t o1 = o0 + tile.width() < tile.O ? o0 + tile.width() : tile.O;
-      for (int64_t i = 0; i < tile.K; ++i)
-        for (int64_t o = o0; o < o1; ++o) {
-          const T weight = o >= tile.mirrored ? T(2) : T(1);
-          for (int64_t v = 0; v < tile.K; ++v) {
-            const int64_t row = tile.row(a, i, o, v);
-            const T* g = static_cast<const T*>(dy) + row * D;
-            const T* __restrict x = static_cast<const T*>(e) + row * D;
-            T* out = static_cast<T*>(de) + row * D;
+void norm(const HeadNorm& args, int64_t begin, int64_t end) {
+  with_accumulating(args.dtype, [&]<class T>(T*) {
+    const int64_t D = args.D;
+    const T* __restrict scale = typed<T>(args.scale);
+    const T* __restrict a = typed<T>(args.a);
+    const T* __restrict b = typed<T>(args.b);
+    for (int64_t number = begin; number < end; ++number)
+      each_edge(args.tile, unit_of(args.tile, number), [&](const Edge& edge) {
+        const T weight = edge.mirrored ? T(2) : T(1);
+        const T* dy = typed<T>(args.dy) + edge.row * D;
+        const T* __restrict e = typed<T>(args.e) + edge.row * D;
+        T* de = typed<T>(args.de) + edge.row * D;
 #pragma omp simd
-            for (int64_t d = 0; d < D; ++d) out[d] = by[d] * (g[d] - weight * (flat[d] + along[d] * x[d]));
-          }
-        }
-    }
+        for (int64_t d = 0; d < D; ++d) de[d] = scale[d] * (dy[d] - weight * (a[d] + b[d] * e[d]));
+      });
   });
 }
 

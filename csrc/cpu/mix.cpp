@@ -1,11 +1,9 @@
 #include "../mix.h"
 
-#include "rows.h"
+#include "tiles.h"
 
 namespace gcahng {
 namespace {
-
-constexpr int64_t kMaxViews = 64;
 
 // One mix: an anchor, and the K negatives of one class, `step` edges apart.
 template <class T>
@@ -16,8 +14,44 @@ struct Mix {
   const T* kappa;                 // (K,) of the anchor's view
   int64_t anchor_sum, first_sum;  // where dz of the anchor and of the first negative goes
   bool forward;
+  bool own;          // the anchor's own class
   int64_t positive;  // the negative that is the anchor's positive (in its own class), or -1
 };
+
+// Calls f with every mix of a unit. Where sums go: rows by view of the anchor class, columns by (offset, view).
+template <class T, class F>
+void each_mix(const Tile& tile, const Unit& unit, const T* kappa, F f) {
+  const int64_t a = unit.a, K = tile.K;
+  for (int64_t i = 0; i < K; ++i)
+    for (int64_t o = unit.o0; o < unit.o1; ++o) {
+      const bool own = tile.offset + o == 0;
+      f(Mix<T>{tile.anchor(a, i), tile.column(a, o, 0), tile.row(a, i, o, 0), 1, (a * K + i) * tile.O + o,
+               kappa + i * K, i, o * K, true, own, own ? (i + 1) % K : -1});
+    }
+  const int64_t back = tile.O - tile.mirrored, first = tile.A * K * tile.O;
+  for (int64_t o = unit.o0 > tile.mirrored ? unit.o0 : tile.mirrored; o < unit.o1; ++o)
+    for (int64_t v = 0; v < K; ++v)
+      f(Mix<T>{tile.column(a, o, v), tile.anchor(a, 0), tile.row(a, 0, o, v), tile.O * K,
+               first + (a * back + o - tile.mirrored) * K + v, kappa + v * K, o * K + v, 0, false, tile.offset + o == 0,
+               -1});
+}
+
+// MixInputs of a type.
+template <class T>
+struct Inputs {
+  const T *z, *d_plus, *kappa;
+  T pull;
+  int64_t K, D;
+};
+template <class T, class Args>
+inline Inputs<T> inputs_of(const Args& args) {
+  return {typed<T>(args.inputs.z),
+          typed<T>(args.inputs.d_plus),
+          typed<T>(args.inputs.kappa),
+          *typed<T>(args.inputs.pull),
+          args.tile.K,
+          args.D};
+}
 
 template <class T>
 struct Shares {
@@ -25,35 +59,17 @@ struct Shares {
   bool easy[kMaxViews];
 };
 
-// Calls f with every mix of a unit: anchor class a, offsets [o0, o1). Where sums go: rows by view of the anchor class,
-// columns by (a, o, view).
-template <class T, class F>
-void each_mix(const Tile& tile, int64_t unit, const T* kappa, F f) {
-  const int64_t a = unit / tile.chunks(), o0 = unit % tile.chunks() * tile.width(), K = tile.K;
-  const int64_t o1 = o0 + tile.width() < tile.O ? o0 + tile.width() : tile.O;
-  for (int64_t i = 0; i < K; ++i)
-    for (int64_t o = o0; o < o1; ++o)
-      f(Mix<T>{tile.anchor(a, i), tile.column(a, o, 0), tile.row(a, i, o, 0), 1, (a * K + i) * tile.O + o,
-               kappa + i * K, i, (a * tile.O + o) * K, true, tile.offset + o == 0 ? (i + 1) % K : -1},
-        o);
-  const int64_t back = tile.O - tile.mirrored, first = tile.A * K * tile.O;
-  for (int64_t o = o0 > tile.mirrored ? o0 : tile.mirrored; o < o1; ++o)
-    for (int64_t v = 0; v < K; ++v)
-      f(Mix<T>{tile.column(a, o, v), tile.anchor(a, 0), tile.row(a, 0, o, v), tile.O * K,
-               first + (a * back + o - tile.mirrored) * K + v, kappa + v * K, (a * tile.O + o) * K + v, 0, false, -1},
-        o);
-}
-
 // d- of every negative and what follows from it: ratio = min(d+/d-, 1), 1 where the negative is nearer than the
 // positive.
 template <class T>
-void shares(const Mix<T>& m, const T* z, T d_plus, int64_t K, int64_t D, Shares<T>& out) {
-  const T* __restrict a = z + m.anchor * D;
-  for (int64_t v = 0; v < K; ++v) {
-    const T* __restrict b = z + (m.negative + v) * D;
+void shares(const Mix<T>& m, const Inputs<T>& in, Shares<T>& out) {
+  const T* __restrict a = in.z + m.anchor * in.D;
+  const T d_plus = in.d_plus[m.anchor];
+  for (int64_t v = 0; v < in.K; ++v) {
+    const T* __restrict b = in.z + (m.negative + v) * in.D;
     T square = 0;
 #pragma omp simd reduction(+ : square)
-    for (int64_t d = 0; d < D; ++d) {
+    for (int64_t d = 0; d < in.D; ++d) {
       const T x = a[d] - b[d] + T(1e-6);
       square += x * x;
     }
@@ -64,118 +80,122 @@ void shares(const Mix<T>& m, const T* z, T d_plus, int64_t K, int64_t D, Shares<
 }
 
 template <class T>
-void mixed(const Mix<T>& m, const T* z, const T* theta, const Shares<T>& s, T pull, int64_t K, int64_t D,
-           T* __restrict out) {
-  const T* __restrict a = z + m.anchor * D;
-  for (int64_t d = 0; d < D; ++d) out[d] = a[d];
-  for (int64_t v = 0; v < K; ++v) {
-    const T* __restrict b = z + (m.negative + v) * D;
-    const T* __restrict t = theta + (m.edge + v * m.step) * D;
-    const T ratio = s.ratio[v], rest = (T(1) - ratio) * pull, kappa = m.kappa[v];
+void mixed(const Mix<T>& m, const Inputs<T>& in, const T* theta, const Shares<T>& s, T* __restrict out) {
+  const T* __restrict a = in.z + m.anchor * in.D;
+  for (int64_t d = 0; d < in.D; ++d) out[d] = a[d];
+  for (int64_t v = 0; v < in.K; ++v) {
+    const T* __restrict b = in.z + (m.negative + v) * in.D;
+    const T* __restrict t = theta + (m.edge + v * m.step) * in.D;
+    const T ratio = s.ratio[v], rest = (T(1) - ratio) * in.pull, kappa = m.kappa[v];
 #pragma omp simd
-    for (int64_t d = 0; d < D; ++d) out[d] += kappa * (b[d] - a[d]) * (ratio + rest * t[d]);
+    for (int64_t d = 0; d < in.D; ++d) out[d] += kappa * (b[d] - a[d]) * (ratio + rest * t[d]);
   }
 }
 
-template <class F>
-void with_float(DType dtype, F f) {
-  if (dtype == DType::f64) return f(static_cast<double*>(nullptr));
-  f(static_cast<float*>(nullptr));
-}
-
-void forward(DType dtype, const Tile& tile, MixInputs in, const void* theta, void* negatives, void* logits,
-             void* squares, int64_t begin, int64_t end, int64_t D) {
-  with_float(dtype, [&]<class T>(T*) {
+void forward(const MixForward& args, int64_t begin, int64_t end) {
+  with_accumulating(args.dtype, [&]<class T>(T*) {
+    const int64_t D = args.D;
     GCAHNG_SCRATCH(T, scratch, D);
-    const T *z = static_cast<const T*>(in.z), *d_plus = static_cast<const T*>(in.d_plus);
+    const auto in = inputs_of<T>(args);
+    T* negatives = typed<T>(args.negatives);
     Shares<T> s;
-    for (int64_t unit = begin; unit < end; ++unit)
-      each_mix<T>(tile, unit, static_cast<const T*>(in.kappa), [&](const Mix<T>& m, int64_t) {
-        shares(m, z, d_plus[m.anchor], tile.K, D, s);
-        T* out = negatives ? static_cast<T*>(negatives) + m.number * D : scratch;
-        mixed(m, z, static_cast<const T*>(theta), s, *static_cast<const T*>(in.pull), tile.K, D, out);
-        if (logits) {
-          static_cast<T*>(logits)[m.number] = dot(z + m.anchor * D, out, D);
-          static_cast<T*>(squares)[m.number] = dot(out, out, D);
+    for (int64_t number = begin; number < end; ++number)
+      each_mix(args.tile, unit_of(args.tile, number), in.kappa, [&](const Mix<T>& m) {
+        shares(m, in, s);
+        T* out = negatives ? negatives + m.number * D : scratch;
+        mixed(m, in, typed<T>(args.theta), s, out);
+        if (args.logits) {
+          typed<T>(args.logits)[m.number] = dot(in.z + m.anchor * D, out, D);
+          typed<T>(args.squares)[m.number] = dot(out, out, D);
         }
       });
   });
 }
 
-void backward_theta(DType dtype, const Tile& tile, MixInputs in, const void* dn, void* dtheta, int64_t begin,
-                    int64_t end, int64_t D) {
-  with_float(dtype, [&]<class T>(T*) {
-    const T *z = static_cast<const T*>(in.z), *d_plus = static_cast<const T*>(in.d_plus);
+void backward_theta(const MixBackwardTheta& args, int64_t begin, int64_t end) {
+  with_accumulating(args.dtype, [&]<class T>(T*) {
+    const int64_t D = args.D;
+    const auto in = inputs_of<T>(args);
     Shares<T> s;
-    for (int64_t unit = begin; unit < end; ++unit)
-      each_mix<T>(tile, unit, static_cast<const T*>(in.kappa), [&](const Mix<T>& m, int64_t) {
-        shares(m, z, d_plus[m.anchor], tile.K, D, s);
-        const T* __restrict a = z + m.anchor * D;
-        const T* __restrict g = static_cast<const T*>(dn) + m.number * D;
-        for (int64_t v = 0; v < tile.K; ++v) {
-          const T* __restrict b = z + (m.negative + v) * D;
-          T* __restrict out = static_cast<T*>(dtheta) + (m.edge + v * m.step) * D;
-          const T scale = (T(1) - s.ratio[v]) * *static_cast<const T*>(in.pull) * m.kappa[v];
+    for (int64_t number = begin; number < end; ++number)
+      each_mix(args.tile, unit_of(args.tile, number), in.kappa, [&](const Mix<T>& m) {
+        shares(m, in, s);
+        const T* __restrict a = in.z + m.anchor * D;
+        const T* __restrict dn = typed<T>(args.dn) + m.number * D;
+        for (int64_t v = 0; v < in.K; ++v) {
+          const T* __restrict b = in.z + (m.negative + v) * D;
+          T* __restrict dtheta = typed<T>(args.dtheta) + (m.edge + v * m.step) * D;
+          const T scale = (T(1) - s.ratio[v]) * in.pull * m.kappa[v];
           if (m.forward) {
 #pragma omp simd
-            for (int64_t d = 0; d < D; ++d) out[d] = scale * g[d] * (b[d] - a[d]);
+            for (int64_t d = 0; d < D; ++d) dtheta[d] = scale * dn[d] * (b[d] - a[d]);
           } else {
 #pragma omp simd
-            for (int64_t d = 0; d < D; ++d) out[d] += scale * g[d] * (b[d] - a[d]);
+            for (int64_t d = 0; d < D; ++d) dtheta[d] += scale * dn[d] * (b[d] - a[d]);
           }
         }
       });
   });
 }
 
-void backward_z(DType dtype, const Tile& tile, MixInputs in, const void* theta, const void* dlogits, double square,
-                MixSums sums, int64_t begin, int64_t end, int64_t D) {
-  with_float(dtype, [&]<class T>(T*) {
-    GCAHNG_SCRATCH(T, n, 2 * D);
-    T* __restrict dn = n + D;
-    const T *z = static_cast<const T*>(in.z), *d_plus = static_cast<const T*>(in.d_plus);
-    const T pull = *static_cast<const T*>(in.pull);
-    const int64_t K = tile.K;
-    Shares<T> s;
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t a = unit / tile.chunks(), o0 = unit % tile.chunks() * tile.width();
-      const int64_t o1 = o0 + tile.width() < tile.O ? o0 + tile.width() : tile.O;
-      T *row_z = static_cast<T*>(sums.row_z) + unit * K * D, *row_d = static_cast<T*>(sums.row_d) + unit * K;
-      T *column_z = static_cast<T*>(sums.column_z), *column_d = static_cast<T*>(sums.column_d);
-      const int64_t columns = (o1 - o0) * K, first = (a * tile.O + o0) * K;
-      fill(row_z, K * D);
-      fill(row_d, K);
-      fill(column_z + first * D, columns * D);
-      fill(column_d + first, columns);
-      each_mix<T>(tile, unit, static_cast<const T*>(in.kappa), [&](const Mix<T>& m, int64_t o) {
-        if (tile.offset + o == 0) return;
-        shares(m, z, d_plus[m.anchor], K, D, s);
-        mixed(m, z, static_cast<const T*>(theta), s, pull, K, D, n);
-        const T g = static_cast<const T*>(dlogits)[m.number];
-        const T* __restrict x = z + m.anchor * D;
-        T* __restrict into_anchor = (m.forward ? row_z : column_z) + m.anchor_sum * D;
-        T* into_d = (m.forward ? row_d : column_d) + m.anchor_sum;
+// The gradient of a mix's N, from the logits' or as it is given, -> dn (D,); adds what reaches the anchor past the
+// differences b - a. negative: scratch (D,).
+template <class T>
+void upstream(const MixBackwardZ& args, const Mix<T>& m, const Inputs<T>& in, const Shares<T>& s, T* __restrict dn,
+              T* __restrict negative, T* __restrict into_anchor) {
+  if (args.dn) {
+    const T* __restrict given = typed<T>(args.dn) + m.number * in.D;
 #pragma omp simd
-        for (int64_t d = 0; d < D; ++d) {
-          dn[d] = g * x[d] + T(square) * n[d];
-          into_anchor[d] += dn[d] + g * n[d];
-        }
-        for (int64_t v = 0; v < K; ++v) {
-          const T* __restrict b = z + (m.negative + v) * D;
-          const T* __restrict t = static_cast<const T*>(theta) + (m.edge + v * m.step) * D;
-          T* __restrict into = (m.forward ? column_z : row_z) + (m.first_sum + v) * D;
-          const T ratio = s.ratio[v], rest = (T(1) - ratio) * pull, kappa = m.kappa[v];
+    for (int64_t d = 0; d < in.D; ++d) {
+      dn[d] = given[d];
+      into_anchor[d] += given[d];
+    }
+    return;
+  }
+  mixed(m, in, typed<T>(args.theta), s, negative);
+  const T dlogit = typed<T>(args.dlogits)[m.number];
+  const T* __restrict a = in.z + m.anchor * in.D;
+#pragma omp simd
+  for (int64_t d = 0; d < in.D; ++d) {
+    dn[d] = dlogit * a[d] + T(args.square) * negative[d];
+    into_anchor[d] += dn[d] + dlogit * negative[d];
+  }
+}
+
+void backward_z(const MixBackwardZ& args, const MixSums& sums, int64_t begin, int64_t end) {
+  with_accumulating(args.dtype, [&]<class T>(T*) {
+    const int64_t D = args.D;
+    GCAHNG_SCRATCH(T, scratch, 2 * D);
+    T* __restrict dn = scratch + D;
+    const auto in = inputs_of<T>(args);
+    Shares<T> s;
+    for (int64_t number = begin; number < end; ++number) {
+      const Unit unit = unit_of(args.tile, number);
+      const auto dz = start_sums<T>(sums.z, args.tile, unit, D),
+                 dd_plus = start_sums<T>(sums.d_plus, args.tile, unit, 1);
+      each_mix(args.tile, unit, in.kappa, [&](const Mix<T>& m) {
+        if (m.own && !args.dn) return;
+        shares(m, in, s);
+        const T* __restrict a = in.z + m.anchor * D;
+        T* __restrict into_anchor = (m.forward ? dz.rows : dz.columns) + m.anchor_sum * D;
+        T* into_d = (m.forward ? dd_plus.rows : dd_plus.columns) + m.anchor_sum;
+        upstream(args, m, in, s, dn, scratch, into_anchor);
+        for (int64_t v = 0; v < in.K; ++v) {
+          const T* __restrict b = in.z + (m.negative + v) * D;
+          const T* __restrict t = typed<T>(args.theta) + (m.edge + v * m.step) * D;
+          T* __restrict into = (m.forward ? dz.columns : dz.rows) + (m.first_sum + v) * D;
+          const T ratio = s.ratio[v], rest = (T(1) - ratio) * in.pull, kappa = m.kappa[v];
           T d_ratio = 0;
           if (s.easy[v]) {
 #pragma omp simd reduction(+ : d_ratio)
-            for (int64_t d = 0; d < D; ++d) d_ratio += dn[d] * (b[d] - x[d]) * (T(1) - pull * t[d]);
+            for (int64_t d = 0; d < D; ++d) d_ratio += dn[d] * (b[d] - a[d]) * (T(1) - in.pull * t[d]);
             d_ratio *= kappa;
           }
           const T along = -d_ratio * ratio / (s.away[v] * s.away[v]);
           *into_d += d_ratio / s.away[v];
 #pragma omp simd
           for (int64_t d = 0; d < D; ++d) {
-            const T value = kappa * dn[d] * (ratio + rest * t[d]) + along * (b[d] - x[d] - T(1e-6));
+            const T value = kappa * dn[d] * (ratio + rest * t[d]) + along * (b[d] - a[d] - T(1e-6));
             into[d] += value;
             into_anchor[d] -= value;
           }

@@ -5,81 +5,76 @@
 namespace gcahng {
 namespace {
 
-void forward(DType dtype, DType low_type, const void* out, const void* e1, const void* mean, const void* rstd,
-             const void* w, const void* d, const void* gamma, const void* beta, void* s, void* y, void* low,
-             int64_t begin, int64_t end, int64_t D) {
-  with_types(dtype, low_type, [&]<class T, class L>(T*, L*) {
+void forward(const MlpOutForward& args, int64_t begin, int64_t end) {
+  with_products(args.dtype, args.low_type, [&]<class T, class L>(T*, L*) {
+    const int64_t D = args.D;
     GCAHNG_SCRATCH(T, scratch, D);
-    const T *fold = static_cast<const T*>(w), *shift = static_cast<const T*>(d);
+    const T *w = typed<T>(args.fold.w), *shift = typed<T>(args.fold.d);
+    T* full = typed<T>(args.out.full);
+    L* low = typed<L>(args.out.low);
     for (int64_t r = begin; r < end; ++r) {
-      const L* __restrict o = static_cast<const L*>(out) + r * D;
-      const T* __restrict residual = static_cast<const T*>(e1) + r * D;
-      T* __restrict sum = static_cast<T*>(s) + r * D;
-      const T center = static_cast<const T*>(mean)[r], inverse = static_cast<const T*>(rstd)[r];
+      const L* __restrict product = typed<L>(args.product) + r * D;
+      const T* __restrict e1 = typed<T>(args.e1) + r * D;
+      T* __restrict s = typed<T>(args.s) + r * D;
+      const T center = typed<T>(args.moments.mean)[r], inverse = typed<T>(args.moments.rstd)[r];
 #pragma omp simd
-      for (int64_t k = 0; k < D; ++k) sum[k] = (load(o, k) - center * fold[k]) * inverse + shift[k] + residual[k];
-      if (y || low)
-        norm_gelu_row(sum, static_cast<const T*>(gamma), static_cast<const T*>(beta),
-                      y ? static_cast<T*>(y) + r * D : nullptr, low ? static_cast<L*>(low) + r * D : nullptr, scratch,
-                      D);
+      for (int64_t k = 0; k < D; ++k) s[k] = (load(product, k) - center * w[k]) * inverse + shift[k] + e1[k];
+      if (full || low)
+        norm_gelu_row(s, typed<T>(args.norm.gamma), typed<T>(args.norm.beta), full ? full + r * D : nullptr,
+                      low ? low + r * D : nullptr, scratch, D);
     }
   });
 }
 
-void backward(DType dtype, DType low_type, const void* s, const void* e1, const void* dy, const void* mean,
-              const void* rstd, const void* w, const void* d, const void* gamma, void* ds, void* low, void* scaled,
-              void* m1, void* m2, void* sums, int64_t begin, int64_t end, int64_t block, int64_t blocks, int64_t T_rows,
-              int64_t D) {
-  with_types(dtype, low_type, [&]<class T, class L>(T*, L*) {
+void backward(const MlpOutBackward& args, void* sums, int64_t begin, int64_t end) {
+  with_products(args.dtype, args.low_type, [&]<class T, class L>(T*, L*) {
+    const int64_t D = args.D, plane = blocks_of(args.T) * D;
     GCAHNG_SCRATCH(T, scratch, 2 * D);
-    const T* __restrict fold = static_cast<const T*>(w), * __restrict shift = static_cast<const T*>(d);
-    T* all = static_cast<T*>(sums);
-    for (int64_t unit = begin; unit < end; ++unit) {
+    const T* __restrict w = typed<T>(args.fold.w);
+    const T* __restrict shift = typed<T>(args.fold.d);
+    L* low_rows = args.low == args.ds ? nullptr : typed<L>(args.low);
+    for (int64_t block = begin; block < end; ++block) {
       T *dgamma = nullptr, *dbeta = nullptr, *total = nullptr, *means = nullptr;
-      if (all) {
-        dgamma = all + unit * D;
-        dbeta = dgamma + blocks * D;
-        total = dbeta + blocks * D;
-        means = total + blocks * D;
+      if (sums) {
+        dgamma = typed<T>(sums) + block * D;
+        dbeta = dgamma + plane;
+        total = dbeta + plane;
+        means = total + plane;
         fill(dgamma, D);
         fill(dbeta, D);
         fill(total, D);
         fill(means, D);
       }
-      const int64_t stop = (unit + 1) * block < T_rows ? (unit + 1) * block : T_rows;
-      for (int64_t r = unit * block; r < stop; ++r) {
-        const T* __restrict sum = static_cast<const T*>(s) + r * D;
-        const T* __restrict residual = static_cast<const T*>(e1) + r * D;
-        T* out = static_cast<T*>(ds) + r * D;
-        norm_gelu_row_backward(sum, static_cast<const T*>(gamma), static_cast<const T*>(dy) + r * D, out, dgamma, dbeta,
-                               scratch, D);
-        const T center = static_cast<const T*>(mean)[r], inverse = static_cast<const T*>(rstd)[r];
-        T first = 0, second = 0;
-#pragma omp simd reduction(+ : first, second)
+      each_row(block, args.T, [&](int64_t r) {
+        const T* __restrict s = typed<T>(args.s) + r * D;
+        const T* __restrict e1 = typed<T>(args.e1) + r * D;
+        T* ds = typed<T>(args.ds) + r * D;
+        norm_gelu_row_backward(s, typed<T>(args.gamma), typed<T>(args.dy) + r * D, ds, dgamma, dbeta, scratch, D);
+        const T center = typed<T>(args.moments.mean)[r], inverse = typed<T>(args.moments.rstd)[r];
+        T dn = 0, n_dn = 0;
+#pragma omp simd reduction(+ : dn, n_dn)
         for (int64_t k = 0; k < D; ++k) {
-          first += out[k] * fold[k];
-          second += out[k] * (sum[k] - residual[k] - shift[k]);
+          dn += ds[k] * w[k];
+          n_dn += ds[k] * (s[k] - e1[k] - shift[k]);
         }
-        static_cast<T*>(m1)[r] = first / T(4 * D);
-        static_cast<T*>(m2)[r] = second / T(4 * D);
-        if (low) {
-          L* __restrict narrowed = static_cast<L*>(low) + r * D;
+        typed<T>(args.mean_dn)[r] = dn / T(4 * D);
+        typed<T>(args.mean_n_dn)[r] = n_dn / T(4 * D);
+        if (low_rows) {
+          L* __restrict low = low_rows + r * D;
 #pragma omp simd
-          for (int64_t k = 0; k < D; ++k) store(narrowed, k, out[k]);
+          for (int64_t k = 0; k < D; ++k) store(low, k, ds[k]);
         }
-        if (scaled) {
-          L* __restrict narrowed = static_cast<L*>(scaled) + r * D;
+        L* __restrict scaled = typed<L>(args.scaled) + r * D;
 #pragma omp simd
-          for (int64_t k = 0; k < D; ++k) store(narrowed, k, out[k] * inverse);
-        }
-        if (all) {
+        for (int64_t k = 0; k < D; ++k) store(scaled, k, ds[k] * inverse);
+        if (sums) {
 #pragma omp simd
           for (int64_t k = 0; k < D; ++k) {
-            total[k] += out[k];
-            means[k] += out[k] * inverse * center;
+            total[k] += ds[k];
+            means[k] += ds[k] * inverse * center;
           }
         }
-      }
+      });
     }
   });
 }

@@ -5,14 +5,15 @@
 namespace gcahng {
 namespace {
 
-void forward(DType dtype, DType low_type, const void* t, const void* gamma, const void* beta, void* y, void* low,
-             int64_t begin, int64_t end, int64_t D) {
-  with_types(dtype, low_type, [&]<class T, class L>(T*, L*) {
+void forward(const NormGeluForward& args, int64_t begin, int64_t end) {
+  with_products(args.dtype, args.low_type, [&]<class T, class L>(T*, L*) {
+    const int64_t D = args.D;
     GCAHNG_SCRATCH(T, scratch, D);
-    for (int64_t r = begin; r < end; ++r) {
-      norm_gelu_row(static_cast<const T*>(t) + r * D, static_cast<const T*>(gamma), static_cast<const T*>(beta),
-                    y ? static_cast<T*>(y) + r * D : nullptr, low ? static_cast<L*>(low) + r * D : nullptr, scratch, D);
-    }
+    T* full = typed<T>(args.out.full);
+    L* low = typed<L>(args.out.low);
+    for (int64_t r = begin; r < end; ++r)
+      norm_gelu_row(typed<T>(args.t) + r * D, typed<T>(args.norm.gamma), typed<T>(args.norm.beta),
+                    full ? full + r * D : nullptr, low ? low + r * D : nullptr, scratch, D);
   });
 }
 

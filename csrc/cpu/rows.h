@@ -1,14 +1,14 @@
 // Pieces of a row that several stems share. Included by csrc/cpu/<stem>.cpp alone: internal linkage throughout.
 #pragma once
 #include "../common/gelu.h"
-#include "../common/tile.h"
+#include "blocks.h"
 
 namespace gcahng {
 namespace {
 
 constexpr double kNormEps = 1e-5;
 
-// Reads and writes by plain words: the compiler does not vectorise over structs. store returns the value as it was
+// Reads and writes by plain words: the compiler does not vectorize over structs. store returns the value as it was
 // stored.
 inline float load(const float* x, int64_t d) { return x[d]; }
 inline double load(const double* x, int64_t d) { return x[d]; }
@@ -68,21 +68,21 @@ inline void norm_gelu_row(const T* __restrict t, const T* __restrict gamma, cons
 template <class T>
 inline void norm_gelu_row_backward(const T* t, const T* __restrict gamma, const T* dy, T* dt, T* __restrict dgamma,
                                    T* __restrict dbeta, T* __restrict scratch, int64_t n) {
-  T* __restrict normalised = scratch;
+  T* __restrict normalized = scratch;
   T* __restrict slope = scratch + n;
 #pragma omp simd
   for (int64_t d = 0; d < n; ++d) {
     const T cdf = normal_cdf(t[d]);
-    normalised[d] = t[d] * cdf;
+    normalized[d] = t[d] * cdf;
     slope[d] = gelu_slope(t[d], cdf);
   }
-  const auto m = moments(normalised, n);
+  const auto m = moments(normalized, n);
   T sum = 0, along = 0;
 #pragma omp simd reduction(+ : sum, along)
   for (int64_t d = 0; d < n; ++d) {
-    const T x = (normalised[d] - m.mean) * m.rstd;
+    const T x = (normalized[d] - m.mean) * m.rstd;
     const T dn = dy[d] * gamma[d];
-    normalised[d] = x;
+    normalized[d] = x;
     sum += dn;
     along += dn * x;
   }
@@ -91,12 +91,12 @@ inline void norm_gelu_row_backward(const T* t, const T* __restrict gamma, const 
   if (dgamma) {
 #pragma omp simd
     for (int64_t d = 0; d < n; ++d) {
-      dgamma[d] += dy[d] * normalised[d];
+      dgamma[d] += dy[d] * normalized[d];
       dbeta[d] += dy[d];
     }
   }
 #pragma omp simd
-  for (int64_t d = 0; d < n; ++d) dt[d] = (dy[d] * gamma[d] - sum - normalised[d] * along) * m.rstd * slope[d];
+  for (int64_t d = 0; d < n; ++d) dt[d] = (dy[d] * gamma[d] - sum - normalized[d] * along) * m.rstd * slope[d];
 }
 
 template <class T>
@@ -118,11 +118,25 @@ inline T sigmoid(T x) {
   return x < 0 ? e / (T(1) + e) : T(1) / (T(1) + e);
 }
 
-// Calls f with null pointers of the accumulating type (float or double) and of the products' type (that, or bf16).
+// Calls f(row) for the rows of a block, of T in all.
 template <class F>
-inline void with_types(DType dtype, DType low, F f) {
+inline void each_row(int64_t block, int64_t T, F f) {
+  const int64_t stop = (block + 1) * kBlockRows;
+  for (int64_t row = block * kBlockRows; row < (stop < T ? stop : T); ++row) f(row);
+}
+
+// Calls f with a null pointer of the accumulating type: float or double.
+template <class F>
+inline void with_accumulating(DType dtype, F f) {
+  if (dtype == DType::f64) return f(static_cast<double*>(nullptr));
+  f(static_cast<float*>(nullptr));
+}
+
+// Calls f with null pointers of the accumulating type and of the products' type: that, or bf16.
+template <class F>
+inline void with_products(DType dtype, DType low_type, F f) {
   if (dtype == DType::f64) return f(static_cast<double*>(nullptr), static_cast<double*>(nullptr));
-  if (low == DType::bf16) return f(static_cast<float*>(nullptr), static_cast<bf16*>(nullptr));
+  if (low_type == DType::bf16) return f(static_cast<float*>(nullptr), static_cast<bf16*>(nullptr));
   f(static_cast<float*>(nullptr), static_cast<float*>(nullptr));
 }
 

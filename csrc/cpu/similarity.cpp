@@ -11,22 +11,22 @@ T norm_of(const T* x, int64_t n) {
   return square > T(1e-16) ? square * inverse_root(square) : T(1e-8);
 }
 
-void forward(DType dtype, const void* anchors, const int64_t* node, const void* negatives, const bool* counted,
-             double scale, void* loss, void* dn, int64_t begin, int64_t end, int64_t D) {
-  with_types(dtype, dtype, [&]<class T, class L>(T*, L*) {
+void forward(const SimilarityForward& args, int64_t begin, int64_t end) {
+  with_accumulating(args.dtype, [&]<class T>(T*) {
+    const int64_t D = args.D;
     for (int64_t r = begin; r < end; ++r) {
-      T& value = static_cast<T*>(loss)[r];
-      value = 0;
-      if (!counted[r]) continue;
-      const T* __restrict a = static_cast<const T*>(anchors) + node[r] * D;
-      const T* __restrict x = static_cast<const T*>(negatives) + r * D;
+      T& loss = typed<T>(args.loss)[r];
+      loss = 0;
+      if (!args.counted[r]) continue;
+      const T* __restrict a = typed<T>(args.anchors) + args.node[r] * D;
+      const T* __restrict x = typed<T>(args.negatives) + r * D;
       const T norm_a = norm_of(a, D), norm_x = norm_of(x, D), cosine = dot(a, x, D) / (norm_a * norm_x);
-      value = T(1) - cosine;
-      if (!dn) continue;
-      T* __restrict out = static_cast<T*>(dn) + r * D;
-      const T along = T(scale) / norm_x, of_a = along / norm_a, of_x = along * cosine / norm_x;
+      loss = T(1) - cosine;
+      if (!args.dn) continue;
+      T* __restrict dn = typed<T>(args.dn) + r * D;
+      const T along = T(args.scale) / norm_x, of_a = along / norm_a, of_x = along * cosine / norm_x;
 #pragma omp simd
-      for (int64_t d = 0; d < D; ++d) out[d] += of_x * x[d] - of_a * a[d];
+      for (int64_t d = 0; d < D; ++d) dn[d] += of_x * x[d] - of_a * a[d];
     }
   });
 }

@@ -1,1 +1,1 @@
-"""What `gcahng bench` does: times and peaks of a training step, gated by a comparison with the reference."""
+"""Times and peak memory of a training step, for `gcahng bench`. Code that disagrees with the reference has no ratio."""

@@ -23,17 +23,34 @@ from gcahng.reference.passes import Batch
 from gcahng.reference.philox import mixing_draws
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
-TF32 = "tf32"  # fp32 whose products an NVIDIA GPU rounds to ten bits of mantissa
+TF32 = "tf32"  # fp32 with products whose operands an NVIDIA GPU rounds to ten bits of mantissa
 EDGE_MEMORY = ("store", "hidden", "recompute")
-# Running means for which negatives are pulled and J_syn counts, as after some epochs.
+# Running means as after some epochs, for which negatives are pulled and J_syn counts.
 MEAN_METRIC, MEAN_GENERATOR = 2.0, 20.0
 
 
 @dataclass(frozen=True)
 class Case:
-    """batch n; views K; dim D; layers L; classes: training classes M; impl, precision (of products; fp64: of
-    everything; tf32: on CUDA alone), memory, symmetric and edge_dtype of the loss; device: cpu or cuda. compiled: the
-    reference's two passes under torch.compile. cuda_graph: of the loss."""
+    """The sizes and options of a training step that is measured.
+
+    Attributes:
+        batch: n, number of samples.
+        views: K, samples per class.
+        dim: D, channels of the embeddings.
+        layers: L, layers of the graph network.
+        classes: M, training classes.
+        impl: implementation of the loss.
+        precision: precision of matrix products, or of everything for "fp64"; "tf32" is for CUDA only.
+        memory: the loss's `edge_memory`.
+        symmetric: the loss's `symmetric`.
+        edge_dtype: the loss's `edge_dtype`.
+        device: "cpu" or "cuda".
+        compiled: whether the two passes of the reference run under torch.compile.
+        cuda_graph: the loss's `cuda_graph`.
+
+    Raises:
+        UserError: a value is out of range.
+    """
 
     batch: int
     views: int = 3
@@ -57,25 +74,25 @@ class Case:
             )
         if self.batch // self.views > self.classes:
             raise UserError(
-                f"classes is {self.classes}; a batch of {self.batch} with {self.views} views has "
-                f"{self.batch // self.views} classes, and the training set at least as many"
+                f"classes is {self.classes}; it must be at least {self.batch // self.views}, the classes in a batch of "
+                f"{self.batch} with {self.views} views"
             )
         precisions = (*PRECISIONS, TF32) if self.device == "cuda" else tuple(PRECISIONS)
         for name, allowed in (("precision", precisions), ("memory", EDGE_MEMORY), ("device", ("cpu", "cuda"))):
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
         if self.compiled and self.impl != "reference":
-            raise UserError(f"compiled is True and impl {self.impl!r}; only the reference is measured so")
+            raise UserError(f"compiled is True and impl is {self.impl!r}; it must be 'reference' to be compiled")
 
     @property
     def implementation(self) -> str:
-        """The implementation that impl means here, for so many views and channels."""
+        """The implementation that `impl` stands for on this device, with these views and channels."""
         chosen = resolve(self.impl, self.device, "loss")
         return "torch" if self.impl == "auto" and exceeded(chosen, self.views, self.dim) else chosen
 
     @property
     def name(self) -> str:
-        """implementation, precision, and how edges are kept."""
+        """Implementation, precision and edge memory, separated by spaces."""
         # On CUDA "auto" takes the stages from two implementations.
         chosen = self.impl if self.device == "cuda" else self.implementation
         words = [chosen, self.precision] + ([] if chosen == "reference" else [self.memory])
@@ -83,18 +100,29 @@ class Case:
 
     @property
     def compute(self) -> torch.dtype:
-        """The products' dtype."""
+        """The dtype of matrix products."""
         return PRECISIONS["fp32" if self.precision == TF32 else self.precision]
 
     @property
     def rounding(self) -> float:
-        """The relative error of rounding a product's operand."""
+        """The relative error of rounding an operand of a matrix product."""
         return 2.0**-11 if self.precision == TF32 else torch.finfo(self.compute).eps / 2
 
 
 class Problem:
-    """A loss and a batch for a case: the same weights and embeddings for the same sizes. options: further ones of the
-    loss; with a process_group the batch is this process's part."""
+    """A loss and a batch for a case. Equal sizes have equal weights and embeddings.
+
+    Args:
+        case: what is measured.
+        options: further options of the loss. With a `process_group`, the batch is the part of this process.
+
+    Attributes:
+        case: as given.
+        dtype: dtype of the weights and the embeddings.
+        gca: the loss.
+        embeddings: (n, D), which require gradients.
+        labels: (n,).
+    """
 
     def __init__(self, case: Case, **options: Any) -> None:
         self.case = case
@@ -123,7 +151,7 @@ class Problem:
             self.gca._passes = lambda device: SimpleNamespace(**compiled)
 
     def batch(self, size: int) -> tuple[Tensor, Tensor]:
-        """Embeddings (size, D), which require gradients, and labels (size,), classes side by side."""
+        """Embeddings (size, D), which require gradients, and labels (size,), with each class in consecutive rows."""
         generator = torch.Generator().manual_seed(size)
         z = torch.randn(size, self.case.dim, generator=generator, dtype=torch.float64)
         labels = torch.arange(size // self.case.views).repeat_interleave(self.case.views)
@@ -138,7 +166,7 @@ class Problem:
 
     @contextmanager
     def products(self) -> Iterator[None]:
-        """Inside it, fp32 products on CUDA are what the case's precision says."""
+        """Within the block, fp32 products on CUDA have the precision of the case."""
         before = torch.get_float32_matmul_precision()
         if self.case.device == "cuda":
             torch.set_float32_matmul_precision("high" if self.case.precision == TF32 else "highest")
@@ -148,12 +176,16 @@ class Problem:
             torch.set_float32_matmul_precision(before)
 
     def loss(self) -> Tensor:
-        """The loss of a training forward."""
+        """The forward pass of a training step."""
         with self.autocast():
             return self.gca(self.embeddings, self.labels)
 
     def step(self) -> dict[str, Tensor]:
-        """A whole step: the loss, its backward, and the generator's step. → the loss and the logs."""
+        """Run a whole training step: the loss, its backward pass and the generator's step.
+
+        Returns:
+            The loss and the logs.
+        """
         self.embeddings.grad = None
         with self.products():
             loss = self.loss()
@@ -162,8 +194,10 @@ class Problem:
 
     @torch.no_grad()
     def forward(self) -> None:
-        """The graph network up to θ, in training mode, without a gradient; θ is formed tile by tile and dropped,
-        where the implementation can, and no state is touched."""
+        """Run the graph network up to θ, in training mode and without a gradient.
+
+        The engine computes θ tile by tile and drops each tile. No state changes.
+        """
         gca, network = self.gca, self.gca.graph_network
         u = mixing_draws(self.case.views, draw=gca.draw, seed=gca.seed, dtype=self.dtype).to(self.case.device)
         pull = torch.exp(-gca.alpha / gca.mean_metric).to(self.dtype)

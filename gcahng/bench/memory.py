@@ -1,4 +1,4 @@
-"""Peak memory of a training step by batch and mode: what `gcahng bench memory` measures and prints."""
+"""Measures and prints the peak memory of a training step by batch and mode, for `gcahng bench memory`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gcahng.errors import UserError
 
 
 def plan_size(case: Case) -> StepSize:
-    """A case as the planner takes it."""
+    """The sizes of a case, in the form that the planner takes."""
     accumulate = torch.float64 if case.precision == "fp64" else torch.float32
     sizes = (case.batch, case.dim, case.layers, case.views, case.classes)
     return StepSize(
@@ -31,9 +31,18 @@ def plan_size(case: Case) -> StepSize:
 
 
 def measure(cases: Sequence[Case], extra: Sequence[tuple[Case, Case]], steps: int) -> list[dict[str, Any]]:
-    """One row a case, in bytes. extra: pairs of cases that differ in classes alone; the first one's row says by how
-    much its phase 3 exceeds the second one's."""
-    known: dict[Case, Peak] = {}
+    """Measure the peak memory of each case.
+
+    Args:
+        cases: what to measure.
+        extra: pairs of cases that differ in their number of classes only. The row of the first one says by how much its
+            phase 3 exceeds that of the second one.
+        steps: number of steps in each process.
+
+    Returns:
+        One row for each case, with memory in bytes.
+    """
+    peaks: dict[Case, Peak] = {}
     failed: dict[Case, str] = {}
     rows = []
     wanted = [*cases, *(case for pair in extra for case in pair)]
@@ -41,15 +50,15 @@ def measure(cases: Sequence[Case], extra: Sequence[tuple[Case, Case]], steps: in
         for case in dict.fromkeys(wanted):
             progress.doing(f"n = {case.batch}, M = {case.classes}, {case.name}")
             try:
-                known[case] = measure_peak(case, steps)
-            except UserError as error:  # the other cases count nevertheless
+                peaks[case] = measure_peak(case, steps)
+            except UserError as error:  # the other cases are still measured
                 failed[case] = str(error)
             progress.done()
     for case in dict.fromkeys([*cases, *(pair[0] for pair in extra)]):
-        row = _row(case, known.get(case)) | {"failed": failed.get(case)}
+        row = _row(case, peaks.get(case)) | {"failed": failed.get(case)}
         for many, few in extra:
-            if case == many and many in known and few in known:
-                row["phase3_extra"] = _more(known[many].phase3, known[few].phase3)
+            if case == many and many in peaks and few in peaks:
+                row["phase3_extra"] = _difference(peaks[many].phase3, peaks[few].phase3)
                 row["all_logits"] = many.batch**2 // many.views * many.classes * 4
         rows.append(row)
     _add_growth(rows)
@@ -58,18 +67,18 @@ def measure(cases: Sequence[Case], extra: Sequence[tuple[Case, Case]], steps: in
 
 def _row(case: Case, peak: Peak | None) -> dict[str, Any]:
     sizes = {"n": case.batch, "D": case.dim, "L": case.layers, "K": case.views, "M": case.classes, "case": case.name}
-    found = dict.fromkeys(Peak._fields) if peak is None else peak._asdict()
+    memory = dict.fromkeys(Peak._fields) if peak is None else peak._asdict()
     expected = None if case.implementation == "reference" else expected_bytes(plan_size(case), case.memory)
     per_pair = None if peak is None else peak.peak / case.batch**2
-    return sizes | found | {"expected": expected, "per_pair": per_pair, "growth": None}
+    return sizes | memory | {"expected": expected, "per_pair": per_pair, "growth": None}
 
 
-def _more(many: int | None, few: int | None) -> int | None:
+def _difference(many: int | None, few: int | None) -> int | None:
     return None if many is None or few is None else many - few
 
 
 def _add_growth(rows: list[dict[str, Any]]) -> None:
-    """The exponent of n with which the peak grew from the same case's batch before."""
+    """Add the exponent of n with which the peak grew since the previous batch of the same case."""
     last: dict[tuple[str, int], dict[str, Any]] = {}
     for row in rows:
         key = (row["case"], row["M"])
@@ -81,7 +90,7 @@ def _add_growth(rows: list[dict[str, Any]]) -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """A Markdown table and what its columns mean."""
+    """A Markdown table, and the meaning of its columns."""
     lines = [
         "| n | M | case | peak, MB | expected, MB | kB per n² | growth | phase 1, MB | phase 3, MB | over plain, MB |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -94,7 +103,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         cells += [per_pair, growth, *(_megabytes(row[name]) for name in ("phase1", "phase3", "resident"))]
         lines.append(f"| {' | '.join(cells)} |")
         if row["failed"]:
-            notes.append(f"Nothing for {row['case']} at n = {row['n']}: {row['failed']}.")
+            notes.append(f"No result for {row['case']} at n = {row['n']}: {row['failed']}.")
         if row.get("phase3_extra") is not None:
             notes.append(
                 f"Phase 3 at n = {row['n']} with M = {row['M']:,}, {row['case']}: {_megabytes(row['phase3_extra'])} MB "
@@ -102,9 +111,10 @@ def table(rows: list[dict[str, Any]]) -> str:
                 f"{_megabytes(row['all_logits'])} MB."
             )
     legend = [
-        "peak: high-water mark of a fresh process less its resident size after one warm-up step at n = 2 K, freed",
-        "memory given back and a gradient beside every weight. over plain: less the plain resident size, whatever the",
-        "allocator kept in it. growth: exponent of n since the same case's batch before. expected: gcahng plan's.",
+        "peak: the high-water mark of a fresh process, minus its resident size after one warm-up step at n = 2 K, when",
+        "freed memory was returned and every weight has a gradient. over plain: the same, minus the resident size with",
+        "what the allocator kept. growth: the exponent of n since the previous batch of the same case. expected: the",
+        "estimate of gcahng plan.",
     ]
     return "\n".join([*lines, "", *notes, *legend])
 

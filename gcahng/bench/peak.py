@@ -2,10 +2,10 @@
 
     python -m gcahng.bench.peak CASE STEPS
 
-prints one line of JSON. The peak is the process's high-water mark over STEPS steps, less its resident size after one
-warm-up step at n = 2 K, once freed memory has gone back to the system and a gradient lies beside every weight: weights,
-gradients, the optimisers' state and libraries do not count, and neither does what the allocator happened to keep. On
-CUDA the same of what torch's allocator has given out.
+prints one line of JSON. The peak is the high-water mark of the process over STEPS steps, minus its resident size after
+one warm-up step at n = 2 K, when freed memory has been returned to the system and every weight has a gradient. So
+weights, gradients, optimizer states and libraries do not count, nor does what the allocator happened to keep. On CUDA,
+it is the same for the memory that torch's allocator has handed out.
 """
 
 from __future__ import annotations
@@ -30,9 +30,16 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 
 class Peak(NamedTuple):
-    """Bytes. peak: of the step; phase1: of the loss and its backward; phase3: of the generator's step (None where the
-    system does not let a process reset its high-water mark: then peak includes the warm-up's); resident: as peak,
-    less the plain resident size after the warm-up step, whatever the allocator keeps in it."""
+    """Peak memory in bytes.
+
+    Attributes:
+        peak: peak of the whole step.
+        phase1: peak of the loss and its backward pass.
+        phase3: peak of the generator's step. Both phases are None if the system does not let a process reset its
+            high-water mark; then `peak` includes the warm-up step.
+        resident: the same as `peak`, but minus the plain resident size after the warm-up step, with everything that the
+            allocator kept.
+    """
 
     peak: int
     phase1: int | None
@@ -41,12 +48,17 @@ class Peak(NamedTuple):
 
 
 def measure_peak(case: Case, steps: int = 2) -> Peak:
-    """Runs a case in a fresh process with this one's environment.
+    """Measure a case in a fresh process with the environment of this one.
 
-    Errors: UserError on other systems than Linux, and if the process fails (memory running out included).
+    Args:
+        case: what to measure.
+        steps: number of steps after the warm-up.
+
+    Raises:
+        UserError: the system is not Linux, or the process fails, for example because memory runs out.
     """
     if sys.platform != "linux" and case.device == "cpu":
-        raise UserError(f"peak memory is read from /proc, which {sys.platform} does not have; use Linux")
+        raise UserError(f"the platform is {sys.platform}; it must be Linux, because peak memory is read from /proc")
     command = [sys.executable, "-m", "gcahng.bench.peak", to_json(case), str(steps)]
     path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     result = subprocess.run(
@@ -59,27 +71,27 @@ def measure_peak(case: Case, steps: int = 2) -> Peak:
 
 
 def to_json(case: Case) -> str:
-    """See from_json."""
+    """The case as one line that `from_json` reads."""
     values = asdict(case)
     values["edge_dtype"] = case.edge_dtype and str(case.edge_dtype).removeprefix("torch.")
     return json.dumps(values)
 
 
 def from_json(text: str) -> Case:
-    """The case that to_json wrote."""
+    """The case that `to_json` wrote."""
     values = json.loads(text)
     values["edge_dtype"] = values["edge_dtype"] and getattr(torch, values["edge_dtype"])
     return Case(**values)
 
 
-class _Process:
-    """Memory of this process."""
+class _ProcessMemory:
+    """The resident memory of this process."""
 
     def resident(self) -> int:
         return _status("VmRSS")
 
     def reset(self) -> bool:
-        """The high-water mark back to the resident size, if the system allows it."""
+        """Set the high-water mark back to the resident size; False if the system does not allow it."""
         try:
             _CLEAR.write_text("5")
         except OSError:
@@ -94,11 +106,11 @@ class _Process:
         try:
             ctypes.CDLL("libc.so.6").malloc_trim(0)
         except (OSError, AttributeError):
-            return  # another C library: the allocator keeps what it keeps
+            return  # another C library, whose allocator cannot be asked to return memory
 
 
-class _Device:
-    """The same of torch's CUDA allocator."""
+class _DeviceMemory:
+    """The memory that torch's CUDA allocator has handed out."""
 
     def resident(self) -> int:
         torch.cuda.synchronize()
@@ -121,13 +133,19 @@ def _status(key: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024
-    raise UserError(f"/proc/self/status has no {key}; peak memory needs Linux")
+    raise UserError(f"/proc/self/status has no {key}; peak memory can be measured on Linux only")
 
 
 def measure_here(problem: Problem, steps: int = 2, warm_up: int | None = None) -> Peak:
-    """In this process, which should be fresh. warm_up: n of the step before (2 K)."""
+    """Measure a problem in this process, which should be fresh.
+
+    Args:
+        problem: what to measure.
+        steps: number of steps after the warm-up.
+        warm_up: batch of the warm-up step; None means 2 K.
+    """
     case = problem.case
-    memory = _Process() if case.device == "cpu" else _Device()
+    memory = _ProcessMemory() if case.device == "cpu" else _DeviceMemory()
     whole = problem.embeddings, problem.labels
     problem.embeddings, problem.labels = problem.batch(warm_up or 2 * case.views)
     problem.step()

@@ -1,4 +1,4 @@
-"""A progress bar that needs no package, on standard error, where somebody watches."""
+"""A progress bar on standard error that needs no other package."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _WIDTH = 30
 
 
 class Progress:
-    """Counts work that is done; silent unless standard error is a terminal. Use as a context manager."""
+    """Shows how much work is done. It is silent unless standard error is a terminal. Use it as a context manager."""
 
     def __init__(self, total: int) -> None:
         self._total, self._done = max(1, total), 0
@@ -28,7 +28,7 @@ class Progress:
             sys.stderr.flush()
 
     def doing(self, what: str) -> None:
-        """Says what comes next."""
+        """Show what comes next."""
         if self._shows:
             full = _WIDTH * self._done // self._total
             passed = time.monotonic() - self._start
@@ -38,5 +38,5 @@ class Progress:
             sys.stderr.flush()
 
     def done(self) -> None:
-        """One piece of work is done."""
+        """Count one piece of work as done."""
         self._done += 1

@@ -1,4 +1,4 @@
-"""What the scripts in benchmarks/ do with rows as they are measured, and where numbers may be written."""
+"""Prints and writes the rows that scripts in benchmarks/ measure, and checks that a result file can be written."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from gcahng.errors import UserError
 def show(
     script: str, head: str, rows: Iterable[dict[str, Any]], text: Callable[[dict[str, Any]], str], file: str | None
 ) -> int:
-    """Prints the settings and a Markdown table, each line when its row is there, and writes both as JSON.
+    """Print the settings and a Markdown table, row by row as they are measured, and write both as JSON.
 
     Args:
-        script: its name, for the one line of a UserError that ends the rows.
-        head: the table's first line.
-        rows: measured as they are asked for.
-        text: a row's line.
-        file: for the JSON; None: none.
+        script: name of the script, for the message of a UserError.
+        head: first line of the table.
+        rows: the rows, which are measured while this iterates over them.
+        text: formats a row as a line of the table.
+        file: path of the JSON file; None writes none.
 
     Returns:
         The exit status: 0, or 2 after a UserError.
@@ -46,7 +46,11 @@ def show(
 
 
 def check_place(path: Path) -> None:
-    """OSError for a file that cannot be written, before the minutes that its content takes."""
+    """Check that a file can be written, before the minutes that measuring its content takes.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Times and peaks of a training step against the reference in fp32: what `gcahng bench step` measures and prints."""
+"""Measures and prints times and peaks of a training step against the reference in fp32, for `gcahng bench step`."""
 
 from __future__ import annotations
 
@@ -10,34 +10,40 @@ from typing import Any
 
 import torch
 
+from gcahng.bench.agreement import Agreement
 from gcahng.bench.cases import Case, Problem
-from gcahng.bench.gate import Gate
 from gcahng.bench.peak import measure_peak
 from gcahng.bench.progress import Progress
 from gcahng.bench.system import ProductRate, seconds
 from gcahng.engine.free_memory import free_memory
 from gcahng.engine.plan import edge_products, floor_products
 
-# The authors' code at D = 512, L = 2: core-seconds of a step and of the graph network's forward, by batch, on cores
-# whose matrix products run at 88 to 100 GF/s in fp32.
+# The authors' code at D = 512 and L = 2: core-seconds of a step and of the graph network's forward pass for each batch,
+# on cores whose fp32 matrix products run at 88 to 100 GFLOP/s.
 AUTHORS = {80: (6.4, 1.37), 128: (22.7, 4.38)}
-# The reference's peak in fp32, bytes per ordered pair, channel and layer, as measured at D = 512.
+# Peak memory of the reference in fp32: bytes per ordered pair, channel and layer, as measured at D = 512.
 REFERENCE_BYTES = 140
 
 
 def spread(times: Sequence[float]) -> dict[str, float]:
-    """Median, and the 20th and 80th percentile (nearest rank)."""
+    """The median and the 20th and 80th percentiles (nearest rank)."""
     ordered = sorted(times)
     low, high = (ordered[max(0, math.ceil(share * len(ordered)) - 1)] for share in (0.2, 0.8))
     return {"median": statistics.median(ordered), "p20": low, "p80": high}
 
 
 def measure(sizes: Sequence[Case], variants: Sequence[Case], reps: int, peaks: bool) -> dict[str, Any]:
-    """Measures variants (their impl, precision and memory) at each of these sizes, and the fp32 reference,
-    interleaved.
+    """Measure variants and the fp32 reference at each size, interleaved.
 
-    → {"rates": FLOP/s of matrix products, "rows": one dict a case and size; times in seconds, memory in bytes}. A row's
-    "disagrees" says why a case has no ratios, or is None.
+    Args:
+        sizes: cases that give the sizes.
+        variants: cases that give the implementation, the precision and the memory mode.
+        reps: number of repetitions.
+        peaks: whether to measure peak memory too, which takes a process for each case.
+
+    Returns:
+        "rates", the FLOP/s of matrix products, and "rows", one for each case and size, with times in seconds and memory
+        in bytes. A row's "disagrees" says why the case has no ratios; it is None if it has.
     """
     cases = []
     for size in sizes:
@@ -53,7 +59,7 @@ def measure(sizes: Sequence[Case], variants: Sequence[Case], reps: int, peaks: b
     with Progress(len(sizes) * (count * (reps + 1 + peaks) + 1)) as progress:
         for group in cases:
             rows += _measure_size(group, reps, peaks, products, times, progress)
-    rates = {key: products[key].flops / statistics.median(found) for key, found in times.items()}
+    rates = {key: products[key].flops / statistics.median(own) for key, own in times.items()}
     for row in rows:
         _add_share(row, rates[row["D"], row["precision"]])
     return {"rates": {f"{precision}, D = {dim}": rate for (dim, precision), rate in rates.items()}, "rows": rows}
@@ -72,7 +78,7 @@ def _measure_size(
     progress: Progress,
 ) -> list[dict[str, Any]]:
     baseline, *others = cases
-    disagrees = _gate(baseline, others, progress)
+    disagrees = _disagreements(baseline, others, progress)
     if not _fits(baseline, REFERENCE_BYTES):
         cases = others
         for _ in range(reps + peaks):
@@ -86,7 +92,10 @@ def _measure_size(
     for rep in range(reps):
         for key, product in products.items():
             rates[key] += [product() for _ in range(5)]
-        for case in (*cases[rep % len(cases) :], *cases[: rep % len(cases)]):  # no case always follows the same one
+        for case in (
+            *cases[rep % len(cases) :],
+            *cases[: rep % len(cases)],
+        ):  # so that no case always follows the same one
             progress.doing(f"n = {case.batch}, {case.name}")
             forwards[case].append(seconds(problems[case].forward))
             steps[case].append(seconds(problems[case].step))
@@ -115,26 +124,27 @@ def _measure_size(
     return rows
 
 
-def _gate(baseline: Case, others: list[Case], progress: Progress) -> dict[Case, str | None]:
-    """By case, why it has no ratios (None: it agrees with the reference)."""
-    found: dict[Case, str | None] = {baseline: None}
+def _disagreements(baseline: Case, others: list[Case], progress: Progress) -> dict[Case, str | None]:
+    """For each case, why it has no ratios; None if it agrees with the reference."""
+    reasons: dict[Case, str | None] = {baseline: None}
     if not _fits(baseline, 2 * REFERENCE_BYTES):
         needed, free = _needed(baseline, 2 * REFERENCE_BYTES), free_memory("cpu")
         reason = (
-            f"cannot be checked: the reference in fp64 takes about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+            f"it cannot be checked, because the reference in fp64 needs about {needed / 1e9:.1f} GB and "
+            f"{free / 1e9:.1f} GB are free"
         )
         for _ in range(len(others) + 2):
             progress.done()
-        return found | dict.fromkeys(others, reason)
+        return reasons | dict.fromkeys(others, reason)
     progress.doing(f"n = {baseline.batch}, the reference in fp64")
-    gate = Gate(baseline)
+    agreement = Agreement(baseline)
     progress.done()
     progress.done()
     for case in others:
         progress.doing(f"n = {case.batch}, checking {case.name}")
-        found[case] = gate.problem(case)
+        reasons[case] = agreement.problem(case)
         progress.done()
-    return found
+    return reasons
 
 
 def _needed(case: Case, bytes_each: int) -> int:
@@ -142,22 +152,25 @@ def _needed(case: Case, bytes_each: int) -> int:
 
 
 def _fits(case: Case, bytes_each: int) -> bool:
-    """Whether the reference's memory, so many bytes per ordered pair, channel and layer, is free (or nobody knows)."""
+    """Whether there is room for `bytes_each` bytes per ordered pair, channel and layer. True if this is not known."""
     free = free_memory("cpu")
     return free is None or _needed(case, bytes_each) <= free
 
 
 def _authors_ratios(case: Case, step: float, forward: float) -> dict[str, float]:
-    """Core-seconds of the authors' code over this case's, at the batch that is at most one sample smaller."""
-    known = AUTHORS.get(case.batch) or AUTHORS.get(case.batch - 1)
-    if known is None or (case.dim, case.layers) != (512, 2):
+    """Core-seconds of the authors' code over those of this case, at the same batch or one that is a sample smaller."""
+    theirs = AUTHORS.get(case.batch) or AUTHORS.get(case.batch - 1)
+    if theirs is None or (case.dim, case.layers) != (512, 2):
         return {}
     threads = torch.get_num_threads()
-    return {"authors_step_ratio": known[0] / (step * threads), "authors_forward_ratio": known[1] / (forward * threads)}
+    return {
+        "authors_step_ratio": theirs[0] / (step * threads),
+        "authors_forward_ratio": theirs[1] / (forward * threads),
+    }
 
 
 def _add_share(row: dict[str, Any], rate: float) -> None:
-    """The floor of a step: the products it cannot do without, at the measured rate, on n²/2 pairs."""
+    """Add the floor of a step: the products that it cannot do without, on n²/2 pairs, at the measured rate."""
     replay = row["memory"] != "hidden"
     pairs = row["D"] ** 2 * row["n"] ** 2 / 2
     floor = 2 * floor_products(row["L"], replay) * pairs
@@ -168,14 +181,14 @@ def _add_share(row: dict[str, Any], rate: float) -> None:
         row["share_of_floor"] = floor / rate / row["step_s"]["median"]
 
 
-def table(found: dict[str, Any]) -> str:
-    """A Markdown table and what its columns mean."""
+def table(result: dict[str, Any]) -> str:
+    """A Markdown table of what `measure` returned, and the meaning of its columns."""
     lines = [
         "| n | case | up to θ, s | rest, s | step, s | peak, MB | step × | up to θ × | authors × | share |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     notes = []
-    for row in found["rows"]:
+    for row in result["rows"]:
         times = [_times(row[name]) for name in ("forward_s", "rest_s", "step_s")]
         peak = "–" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.0f}"
         ratios = [row.get(name) for name in ("step_ratio", "forward_ratio", "authors_step_ratio")]
@@ -184,31 +197,34 @@ def table(found: dict[str, Any]) -> str:
         lines.append(f"| {' | '.join([str(row['n']), row['case'], *times, peak, *cells, share])} |")
         if row["disagrees"]:
             notes.append(f"No ratio for {row['case']} at n = {row['n']}: {row['disagrees']}.")
-    rates = "; ".join(f"{name}: {rate / 1e9:.0f} GF/s" for name, rate in found["rates"].items())
-    return "\n".join([*lines, "", *notes, *_legend(found["rows"]), f"Matrix products measured in this run: {rates}."])
+    rates = "; ".join(f"{name}: {rate / 1e9:.0f} GF/s" for name, rate in result["rates"].items())
+    return "\n".join([*lines, "", *notes, *_legend(result["rows"]), f"Matrix products measured in this run: {rates}."])
 
 
-def _times(found: dict[str, float]) -> str:
-    digits = 4 if found["median"] < 0.1 else 3
-    return f"{found['median']:.{digits}f} ({found['p20']:.{digits}f}–{found['p80']:.{digits}f})"
+def _times(times: dict[str, float]) -> str:
+    digits = 4 if times["median"] < 0.1 else 3
+    return f"{times['median']:.{digits}f} ({times['p20']:.{digits}f}–{times['p80']:.{digits}f})"
 
 
 def _legend(rows: list[dict[str, Any]]) -> list[str]:
     threads = torch.get_num_threads()
     lines = [
-        "Median (20th–80th percentile). up to θ: the graph network in training mode without a gradient, θ formed by",
-        "tile and dropped (the reference holds it). step: loss, backward and generator_step. rest: a step less two of",
-        "the former; the engine forms a pass's gradients with its losses, so that loss.backward() alone would time",
-        "next to nothing. ×: the fp32 reference's median over the case's.",
+        "Times are the median (20th–80th percentile). up to θ: the graph network in training mode without a gradient,",
+        "which drops each tile of θ (the reference keeps it). step: loss, backward and generator_step. rest: a step",
+        "minus twice the time up to θ. The engine computes the gradients of a pass together with its losses, so",
+        "loss.backward() alone would take almost no time. ×: the median of the fp32 reference over that of the case.",
     ]
     if any("authors_step_ratio" in row for row in rows):
         lines.append(
-            "authors ×: the authors' code, 6.4 core-seconds a step at n = 80 and 22.7 at n = 128 on cores whose "
-            f"products run at 88–100 GF/s in fp32, over this case's seconds times {threads} thread(s)."
+            "authors ×: the core-seconds of the authors' code, 6.4 per step at n = 80 and 22.7 at n = 128 on cores "
+            f"whose fp32 products run at 88–100 GFLOP/s, over the seconds of this case times {threads} thread(s)."
         )
     layers = sorted({row["L"] for row in rows})
     formulas = ", ".join(
         f"{floor_products(n, True) / 2:g} D² n² multiply-adds at L = {n} ({floor_products(n, False) / 2:g} hidden)"
         for n in layers
     )
-    return [*lines, f"share: of the time that a step's products would take at the measured rate: {formulas}."]
+    return [
+        *lines,
+        f"share: the time that the products of a step would take at the measured rate, over its time: {formulas}.",
+    ]

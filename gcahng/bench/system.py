@@ -1,4 +1,4 @@
-"""What a measurement depends on beside the code: processor, threads, allocator; and the rate of matrix products."""
+"""What a measurement depends on besides the code: processor, threads and allocator, and the rate of matrix products."""
 
 from __future__ import annotations
 
@@ -33,9 +33,11 @@ _VARIABLES = (
 
 
 def settings() -> dict[str, str | int]:
-    """Processor, versions, threads, C library and the variables that change how it allocates; those unset are left
-    out."""
-    found: dict[str, str | int] = {
+    """The processor, versions, threads and C library, and the environment variables that change memory allocation.
+
+    Variables that are not set are left out.
+    """
+    facts: dict[str, str | int] = {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 0,
         "threads": torch.get_num_threads(),
@@ -45,10 +47,10 @@ def settings() -> dict[str, str | int]:
         "libc": " ".join(platform.libc_ver()).strip() or "unknown",
         "huge pages": _read("/sys/kernel/mm/transparent_hugepage/enabled"),
     }
-    return found | {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+    return facts | {name: os.environ[name] for name in _VARIABLES if name in os.environ}
 
 
-# nvidia-smi's names, and ours.
+# The names that nvidia-smi uses, and ours.
 _CARD = {
     "name": "card",
     "driver_version": "driver",
@@ -63,7 +65,7 @@ _CARD = {
 
 
 def card() -> dict[str, str]:
-    """The first GPU as nvidia-smi describes it at this moment; empty without it. Opens no CUDA context."""
+    """The current state of the first GPU, from nvidia-smi; empty without it. This opens no CUDA context."""
     command = ["nvidia-smi", f"--query-gpu={','.join(_CARD)}", "--format=csv,noheader", "--id=0"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
@@ -73,15 +75,24 @@ def card() -> dict[str, str]:
     return dict(zip(_CARD.values(), values, strict=True)) if len(values) == len(_CARD) else {}
 
 
-def describe(found: dict[str, str | int]) -> str:
-    """The settings as two lines of text."""
-    facts = [f"{name} {value}" for name, value in found.items() if not name.isupper()]
-    variables = [f"{name}={value}" for name, value in found.items() if name.isupper()]
-    return f"{', '.join(facts)}\nenvironment: {' '.join(variables) or 'threads and malloc as they are by default'}"
+def describe(facts: dict[str, str | int]) -> str:
+    """The result of `settings` as two lines of text."""
+    named = [f"{name} {value}" for name, value in facts.items() if not name.isupper()]
+    variables = [f"{name}={value}" for name, value in facts.items() if name.isupper()]
+    return f"{', '.join(named)}\nenvironment: {' '.join(variables) or 'the defaults for threads and malloc'}"
 
 
 class ProductRate:
-    """Matrix products as the edge MLP does them: a tile's rows times (D, 4D). Each call times one."""
+    """Times matrix products of the size that the edge MLP has: the rows of a tile times (D, 4D).
+
+    Args:
+        dim: D.
+        precision: one of `PRECISIONS`.
+        device: "cpu" or "cuda".
+
+    Attributes:
+        flops: floating-point operations of one product.
+    """
 
     def __init__(self, dim: int, precision: str, device: str = "cpu") -> None:
         dtype = PRECISIONS[precision]
@@ -94,17 +105,17 @@ class ProductRate:
         self()
 
     def __call__(self) -> float:
-        """Seconds of one product."""
+        """The seconds of one product."""
         return seconds(lambda: torch.mm(self._x, self._w.T, out=self._out), self.device)
 
     def rate(self, reps: int = 15) -> float:
-        """FLOP/s, the median of some products in a row."""
+        """The FLOP/s of the median of `reps` products in a row."""
         times = sorted(self() for _ in range(reps))
         return self.flops / times[len(times) // 2]
 
 
 def seconds(call: Callable[[], object], device: str = "cpu") -> float:
-    """How long one call takes; on CUDA by the device's clock."""
+    """The seconds that one call takes; on CUDA, by the clock of the device."""
     if device == "cuda":
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()

@@ -37,7 +37,7 @@ def run(arguments: list[str]) -> int:
     model = load_model(options.model, options.which)
     embedded = embed_sources(options, model, options.sources, options.out)
     rows, dim = embedded.embeddings.shape
-    classes = f", {len(embedded.items.class_names)} classes" if embedded.items.labelled else ", without labels"
+    classes = f", {len(embedded.items.class_names)} classes" if embedded.items.labeled else ", without labels"
     print(f"{rows} embeddings of {dim} channels{classes}")
     print(f"written     {options.out}")
     return 0

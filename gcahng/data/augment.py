@@ -1,4 +1,4 @@
-"""Augmentation of images, keyed on a seed and a counter instead of on a generator's state."""
+"""Augmentation of images. A seed and a step decide what is drawn, not the state of a generator."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ _GOLDEN = 0x9E3779B97F4A7C15  # odd, so that a step's key differs from every oth
 
 
 def random_shifts(images: Tensor, max_shift: int, *, seed: int, step: int) -> Tensor:
-    """Shift every image by its own whole pixels, −max_shift … max_shift each way; what comes in at the edge is 0.
+    """Shift each image by a random whole number of pixels in both directions. Pixels that enter at an edge are 0.
 
-    The shifts follow from (`seed`, `step`, place in the batch) alone, so a run that is resumed draws the same ones.
+    The shifts depend on `seed`, `step` and the place in the batch alone, so a resumed run draws the same ones.
 
     Args:
         images: (n, H, W) or (n, C, H, W), any dtype.
+        max_shift: largest shift in pixels; each is drawn from −max_shift … max_shift.
+        seed: seed of the run.
+        step: number of the training step.
 
     Returns:
-        Shifted images, same shape, dtype and device.
+        The shifted images, with the shape, dtype and device of `images`.
     """
     if max_shift == 0:
         return images
@@ -40,13 +43,16 @@ def random_shifts(images: Tensor, max_shift: int, *, seed: int, step: int) -> Te
 
 @contextmanager
 def drawing(*key: int) -> Iterator[None]:
-    """Within, torch's generator of the CPU draws what follows from `key` alone; afterwards it is as it was before.
+    """Make torch's CPU generator depend on `key` alone inside the block, and restore its state afterwards.
 
-    For transforms that take no generator of their own.
+    This is for transforms that take no generator of their own.
+
+    Args:
+        key: integers that decide what is drawn.
     """
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     before = torch.get_rng_state()
-    # Not torch.manual_seed, which seeds CUDA's generators too.
+    # torch.manual_seed would seed CUDA's generators too.
     torch.default_generator.manual_seed(int.from_bytes(digest, "big") >> 1)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Training batches: what a run wants of them, those of an image set in memory, and the choice of the right ones."""
+"""Training batches: the interface that a run uses, batches of images in memory, and the choice between the kinds."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 
 class Batches(Protocol):
-    """Balanced, augmented batches on a device, or one process's part of them; step s always gets the same ones, also
-    after `load_state_dict`."""
+    """Balanced, augmented batches on a device, or the part of each that belongs to one process.
+
+    A step always gets the same batch, also after `load_state_dict`.
+    """
 
     @property
     def batches_per_epoch(self) -> int:
@@ -27,32 +29,38 @@ class Batches(Protocol):
 
     @property
     def skipped(self) -> int:
-        """How many files that cannot be read have been replaced so far, a file counted each time it is drawn here."""
+        """How often an unreadable file has been replaced so far. A file counts each time it is drawn."""
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Images (n, …) uint8 and labels (n,) of a step, of the part; call it once a step, in the order of steps."""
+        """The images (n, …) uint8 and labels (n,) of this process's part. Call it once for each step, in order."""
 
     def names(self) -> list[str]:
-        """What a person calls the images of the last batch, those outside the part included."""
+        """Readable names of all images in the last batch, including those that other processes have."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Where the batches stand after the last one that was handed out."""
+        """The position after the last batch that was handed out."""
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue where the batches that gave `state` stood."""
+        """Continue at the position that `state` was taken from."""
 
     def close(self) -> None:
-        """End the processes that read files."""
+        """Stop the worker processes that read files."""
 
 
 def build_batches(
     config: DataConfig, train: LabeledImages, *, seed: int, device: torch.device, part: slice = WHOLE
 ) -> Batches:
-    """The batches of `train` that `config` asks for, or of each of them the rows `part`, with the bits that they have
-    in the whole batch.
+    """Build the batches that `config` asks for.
+
+    Args:
+        config: how to draw and augment.
+        train: the training images.
+        seed: seed of the order of images and of the augmentation.
+        device: where the batches go.
+        part: the rows of each batch that this process makes. They are bit for bit those of the whole batch.
 
     Raises:
-        UserError: more classes a batch than there are; a missing extra.
+        UserError: a batch needs more classes than there are, or an optional package is missing.
     """
     sampler = BalancedBatchSampler(train.labels, config.classes_per_batch, config.samples_per_class, seed)
     if not isinstance(train, ImageFiles):
@@ -71,15 +79,15 @@ def build_batches(
 
 
 class InMemoryBatches:
-    """Batches of images in memory, shifted by whole pixels; see `Batches`.
+    """Batches of images in memory, shifted by whole pixels; implements `Batches`.
 
     Args:
-        images: the training set; copied to `device` once.
+        images: the training images; they are copied to `device` once.
         sampler: draws the batches.
-        max_shift: see `random_shifts`.
-        seed: of the shifts.
-        device: where batches are made.
-        part: rows of each batch that are made.
+        max_shift: largest shift in pixels, see `random_shifts`.
+        seed: seed of the shifts.
+        device: where the batches are made.
+        part: the rows of each batch to make.
     """
 
     skipped = 0
@@ -119,4 +127,4 @@ class InMemoryBatches:
         self._sampler.load_state_dict(state)
 
     def close(self) -> None:
-        """Nothing to end."""
+        """There is nothing to stop."""

@@ -1,4 +1,4 @@
-"""Cars196 (Stanford Cars) in three layouts: classes 1–98 train, 99–196 test, whatever its own split says."""
+"""Cars196 (Stanford Cars) in three layouts. Classes 1–98 train and 99–196 test; its own split is ignored."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gcahng.data.class_folders import ClassFolders, names_in, scan
-from gcahng.data.listing import Difference, Entry, Found, Report, Unfit, locate
-from gcahng.data.spec import Counts, DataSetSpec, key_of, not_here
+from gcahng.data.listing import DataMismatch, DataSetFiles, Difference, Entry, ReportDifference, locate
+from gcahng.data.spec import Counts, DataSetSpec, key_of, not_found
 from gcahng.extras import require
 
 CLASSES = 196
@@ -28,49 +28,51 @@ TEST_MAKES = (
 _TEST_LABELS = "cars_test_annos_withlabels.mat"
 _LAYOUT = f"""1. cars_annos.mat and car_ims/
 2. devkit/cars_train_annos.mat, {_TEST_LABELS} (here or in devkit/), cars_train/ and cars_test/
-3. class folders named as the classes or by their numbers, here or below train/ and test/"""
+3. class folders, named after the classes or by their numbers, here or below train/ and test/"""
 _SOURCE = (
-    "Its first home, https://ai.stanford.edu/~jkrause/cars/car_dataset.html, no longer serves the files; "
+    "The original page, https://ai.stanford.edu/~jkrause/cars/car_dataset.html, no longer serves the files. "
     "torchvision.datasets.StanfordCars and Kaggle's copies of Stanford Cars have layouts 2 and 3"
 )
 
 
-def find(root: Path, csv: Path | None) -> Found:
-    """The first layout that `root` has, or its folder stanford_cars or car_data."""
+def find(root: Path, csv: Path | None) -> DataSetFiles:
+    """The files in the first layout that matches `root`, or its folder stanford_cars or car_data."""
     below = ("stanford_cars", "car_data", "car_data/car_data")
     if (base := locate(root, "cars_annos.mat", *below)) is not None:
         annotations = base / "cars_annos.mat"
         key = key_of("cars196", "1", files=[annotations])
-        return Found(base, key, lambda report: _annotated(annotations, annotations, "relative_im_path", "", report))
+        return DataSetFiles(
+            base, key, lambda report: _annotated(annotations, annotations, "relative_im_path", "", report)
+        )
     if (base := locate(root, "devkit/cars_train_annos.mat", *below)) is not None:
         return _find_devkit(base)
     for base in (root, *(root / name for name in below)):
         folders = [name for name in ("train", "test") if (base / name).is_dir()] or [""]
         scanned = [scan(base, name) for name in folders] if base.is_dir() else []
-        if any(_class_of(name) is not None for each in scanned for name in each.classes):
-            key = key_of("cars196", "3", *(line for each in scanned for line in names_in(each)))
-            return Found(base, key, lambda report, scanned=scanned: _foldered(scanned, report))
-    lacks = ["cars_annos.mat", "devkit/cars_train_annos.mat", "class folders"]
-    raise not_here("cars196", root, lacks, _LAYOUT, _SOURCE)
+        if any(_class_of(name) is not None for folder in scanned for name in folder.classes):
+            key = key_of("cars196", "3", *(line for folder in scanned for line in names_in(folder)))
+            return DataSetFiles(base, key, lambda report, scanned=scanned: _foldered(scanned, report))
+    missing = ["cars_annos.mat", "devkit/cars_train_annos.mat", "class folders"]
+    raise not_found("cars196", root, missing, _LAYOUT, _SOURCE)
 
 
-def _find_devkit(base: Path) -> Found:
-    labelled = locate(base, _TEST_LABELS, "devkit")
-    if labelled is None:
-        lacks = [f"{_TEST_LABELS} (cars_test_annos.mat has no classes)"]
-        raise not_here("cars196", base, lacks, _LAYOUT, _SOURCE)
-    train, test = base / "devkit" / "cars_train_annos.mat", labelled / _TEST_LABELS
+def _find_devkit(base: Path) -> DataSetFiles:
+    labels_folder = locate(base, _TEST_LABELS, "devkit")
+    if labels_folder is None:
+        missing = [f"{_TEST_LABELS} (cars_test_annos.mat has no classes)"]
+        raise not_found("cars196", base, missing, _LAYOUT, _SOURCE)
+    train, test = base / "devkit" / "cars_train_annos.mat", labels_folder / _TEST_LABELS
     names = base / "devkit" / "cars_meta.mat"
 
-    def entries(report: Report) -> Iterator[Entry]:
+    def entries(report: ReportDifference) -> Iterator[Entry]:
         yield from _annotated(train, names, "fname", "cars_train/", report)
         yield from _annotated(test, names, "fname", "cars_test/", report)
 
     files = [train, test, *([names] if names.is_file() else [])]
-    return Found(base, key_of("cars196", "2", files=files), entries)
+    return DataSetFiles(base, key_of("cars196", "2", files=files), entries)
 
 
-def _annotated(path: Path, names_from: Path, path_field: str, below: str, report: Report) -> Iterator[Entry]:
+def _annotated(path: Path, names_from: Path, path_field: str, below: str, report: ReportDifference) -> Iterator[Entry]:
     annotations = _load_mat(path).get("annotations")
     fields = annotations.dtype.names or () if annotations is not None else ()
     if path_field not in fields or "class" not in fields:
@@ -90,16 +92,18 @@ def _annotated(path: Path, names_from: Path, path_field: str, below: str, report
         yield Entry(_split_of(label), image, label, title, where)
 
 
-def _foldered(scanned: list[ClassFolders], report: Report) -> Iterator[Entry]:
-    unknown = set()
-    for each in scanned:
-        for name, path in each.paths(report):
+def _foldered(scanned: list[ClassFolders], report: ReportDifference) -> Iterator[Entry]:
+    reported = set()
+    for folder in scanned:
+        for name, path in folder.paths(report):
             label = _class_of(name)
             if label is None:
-                if name not in unknown:
-                    unknown.add(name)
-                    remedy = "it must start with the make, as Acura RL Sedan 2012, or with the number of the class"
-                    report(Difference(f"{name}/ is no class of Cars196", f"{remedy}: rename or remove it"))
+                if name not in reported:
+                    reported.add(name)
+                    remedy = (
+                        "its name must start with the make, as in Acura RL Sedan 2012, or with the number of the class"
+                    )
+                    report(Difference(f"{name}/ is not a class of Cars196", f"{remedy}: rename or remove it"))
                 continue
             split = _split_of(label) if isinstance(label, int) else label
             yield Entry(split, path, name, name, f"{path.rpartition('/')[0]}/")
@@ -110,7 +114,7 @@ def _split_of(label: int) -> str:
 
 
 def _class_of(folder: str) -> int | str | None:
-    """The number that a class folder's name starts with, or else the split of the make; None: neither."""
+    """The class number at the start of a folder's name, else the split that its make belongs to, else None."""
     if number := re.match(r"\d+", folder):
         label = int(number.group())
         return label if 1 <= label <= CLASSES else None
@@ -119,25 +123,25 @@ def _class_of(folder: str) -> int | str | None:
 
 
 def _class_names(path: Path) -> list[str]:
-    """The names of classes 1 …; none where the file is not there, or has none."""
+    """The names of the classes 1 …; empty if the file is missing or names none."""
     names = _load_mat(path).get("class_names") if path.is_file() else None
     return [] if names is None else [str(_scalar(name)) for name in names.ravel()]
 
 
 def _load_mat(path: Path) -> dict[str, Any]:
-    require("scipy", extra="train", purpose="the .mat files of Cars196 are read")
+    require("scipy", extra="train", purpose="reading the .mat files of Cars196")
     from scipy.io import loadmat
 
     try:
         return loadmat(path)
     except Exception as error:  # scipy raises what its decoders raise: ValueError, TypeError, zlib.error, OSError …
-        raise Unfit(
+        raise DataMismatch(
             Difference(f"{path} cannot be read as a MATLAB file: {error}", "restore the original file")
         ) from None
 
 
 def _scalar(value: Any) -> Any:
-    """The only element of a MATLAB array, as Python's int or str; None if it is not one."""
+    """The only element of a MATLAB array as an int or str; None if the array has another size."""
     if getattr(value, "size", 1) != 1:
         return None
     item = value.item() if hasattr(value, "item") else value
@@ -151,6 +155,6 @@ SPEC = DataSetSpec(
     layout=_LAYOUT,
     source=_SOURCE,
     trap="cars_train/ and cars_test/ (8,144 and 8,041 images), and train/ and test/ made from them, have all 196 "
-    "classes on both sides: they are put together, and split by class",
+    "classes on both sides. They are merged and then split by class",
     expected={"train": Counts(8054, 98), "test": Counts(8131, 98)},
 )

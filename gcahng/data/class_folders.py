@@ -1,4 +1,4 @@
-"""Folders of class folders: CLASS/image.jpg."""
+"""Folders with one folder for each class: CLASS/image.jpg."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gcahng.data.listing import Difference, Report, Unfit
+from gcahng.data.listing import DataMismatch, Difference, ReportDifference
 
-# As torchvision.datasets.folder.IMG_EXTENSIONS.
+# The same as torchvision.datasets.folder.IMG_EXTENSIONS.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True)
 class ClassFolders:
-    """What a folder of class folders holds; hidden files and folders are left out.
+    """The contents of a folder of class folders, without hidden files and folders.
 
     Attributes:
-        below: the folder, relative to the data set's root; "" for the root itself.
-        classes: the images of each class folder, by name.
-        strays: images that lie in no class folder.
+        below: the folder, relative to the root of the data set; "" for the root itself.
+        classes: the image file names of each class folder.
+        strays: images outside of any class folder.
     """
 
     below: str
     classes: dict[str, list[str]]
     strays: list[str]
 
-    def paths(self, report: Report) -> Iterator[tuple[str, str]]:
-        """Class and path of every image; reports images outside of class folders, and class folders without images."""
+    def paths(self, report: ReportDifference) -> Iterator[tuple[str, str]]:
+        """Yield the class and path of every image. Report images outside of class folders and empty class folders."""
         prefix = f"{self.below}/" if self.below else ""
         for stray in self.strays:
-            report(
-                Difference(f"{prefix}{stray} lies in no class folder", f"move it to {prefix}CLASS/, or out of the way")
-            )
+            report(Difference(f"{prefix}{stray} is not in a class folder", f"move it to {prefix}CLASS/, or remove it"))
         for name, files in self.classes.items():
             if not files:
                 kinds = ", ".join(EXTENSIONS)
                 report(
-                    Difference(f"{prefix}{name}/ has no images ({kinds})", "remove the folder, or put its images there")
+                    Difference(
+                        f"{prefix}{name}/ has no images ({kinds})", "remove the folder, or add the images of the class"
+                    )
                 )
             for file in files:
                 yield name, f"{prefix}{name}/{file}"
@@ -48,7 +48,7 @@ def scan(root: Path, below: str) -> ClassFolders:
     """List the class folders of `root`/`below`, sorted by name.
 
     Raises:
-        Unfit: a folder cannot be read.
+        DataMismatch: a folder cannot be read.
     """
     folder = root / below
     classes, strays = {}, []
@@ -62,7 +62,7 @@ def scan(root: Path, below: str) -> ClassFolders:
 
 
 def names_in(scanned: ClassFolders) -> list[str]:
-    """Everything that was listed, as one line a name: the same lines are the same files."""
+    """All names that were listed, one per line. Equal lines mean equal files."""
     lines = [scanned.below, *scanned.strays]
     for name, files in scanned.classes.items():
         lines += [f"/{name}", *files]
@@ -78,5 +78,5 @@ def _sorted(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
     except OSError as error:
-        difference = Difference(f"{folder} cannot be read: {error.strerror}", "it must be a folder that you may read")
-        raise Unfit(difference) from None
+        difference = Difference(f"{folder} cannot be read: {error.strerror}", "it must be a readable folder")
+        raise DataMismatch(difference) from None

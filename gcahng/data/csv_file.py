@@ -1,4 +1,4 @@
-"""Any images that a CSV file lists: path, label, split."""
+"""Images listed in a CSV file with the columns path, label and split."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ import io
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from gcahng.data.listing import Difference, Entry, Found, Report, bad_line, read_bytes
+from gcahng.data.listing import DataSetFiles, Difference, Entry, ReportDifference, bad_line, read_bytes
 from gcahng.data.spec import DataSetSpec, key_of
 from gcahng.errors import UserError
 
 _COLUMNS = ("path", "label", "split")
 _SPLITS = {"train": "train", "val": "val", "test": "test", "query": "test", "gallery": "gallery"}
-_LAYOUT = """a header with the columns path, label and split; then a line an image
-path: relative to root, or to the CSV's own folder where no root is given
+_LAYOUT = """a header with the columns path, label and split, then one line for each image
+path: relative to root, or to the folder of the CSV file if no root is given
 split: train, val (optional), test (or query and gallery)"""
-_SOURCE = "Write one with the csv module of Python, or export one from a spreadsheet as UTF-8"
+_SOURCE = "Write one with Python's csv module, or export one from a spreadsheet as UTF-8"
 
 
-def find(root: Path, csv: Path | None) -> Found:
+def find(root: Path, csv: Path | None) -> DataSetFiles:
     """The images below `root` that `csv` lists."""
     assert csv is not None
     if not csv.is_file():
-        raise UserError(f"data.csv is {csv}, which is no file; it must be a CSV file of path, label and split")
-    return Found(root, key_of("csv", files=[csv]), lambda report: _entries(csv, report))
+        raise UserError(f"data.csv is {csv}, which is not a file; it must be a CSV file of path, label and split")
+    return DataSetFiles(root, key_of("csv", files=[csv]), lambda report: _entries(csv, report))
 
 
-def _entries(path: Path, report: Report) -> Iterator[Entry]:
+def _entries(path: Path, report: ReportDifference) -> Iterator[Entry]:
     content = read_bytes(path)
     try:
         text = content.decode("utf-8-sig")
@@ -41,37 +41,39 @@ def _entries(path: Path, report: Report) -> Iterator[Entry]:
         report(bad_line(path, 1, ",".join(header), f"a header with the columns {', '.join(_COLUMNS)}"))
         return
     places = [header.index(name) for name in _COLUMNS]
-    first: dict[str, str] = {}
+    first_line_of: dict[str, str] = {}
     for number, row in rows:
         where = f"{path.name} line {number}"
         if len(row) != len(header):
-            report(Difference(f"{where} has {len(row)} fields", f"it must have {len(header)}, as the header of {path}"))
+            report(
+                Difference(f"{where} has {len(row)} fields", f"it must have {len(header)}, like the header of {path}")
+            )
             continue
         image, label, split = (row[place].strip() for place in places)
         if not image or not label or split not in _SPLITS:
-            right = f"a path, a label and a split of {', '.join(_SPLITS)}"
-            report(bad_line(path, number, ",".join(row), right))
+            expected = f"a path, a label and a split of {', '.join(_SPLITS)}"
+            report(bad_line(path, number, ",".join(row), expected))
             continue
-        first.setdefault(split, where)
+        first_line_of.setdefault(split, where)
         yield Entry(_SPLITS[split], str(PurePosixPath(image)), label, label, where)
-    if "test" in first and (others := [name for name in ("query", "gallery") if name in first]):
+    if "test" in first_line_of and (others := [name for name in ("query", "gallery") if name in first_line_of]):
         report(
             Difference(
-                f"{first[others[0]]} has the split {others[0]} and {first['test']} has test",
-                "use test alone, or query and gallery",
+                f"{first_line_of[others[0]]} has the split {others[0]} and {first_line_of['test']} has test",
+                "use either test alone, or query and gallery",
             )
         )
 
 
-def _rows(text: str, path: Path, report: Report) -> Iterator[tuple[int, list[str]]]:
-    """Line number and fields of the rows that are not blank."""
+def _rows(text: str, path: Path, report: ReportDifference) -> Iterator[tuple[int, list[str]]]:
+    """Yield the line number and the fields of each row that is not blank."""
     rows = csv_module.reader(io.StringIO(text, newline=""))
     try:
         for row in rows:
             if any(field.strip() for field in row):
                 yield rows.line_num, row
     except csv_module.Error as error:
-        report(Difference(f"{path.name} line {rows.line_num} is no CSV: {error}", f"correct {path}"))
+        report(Difference(f"{path.name} line {rows.line_num} is not valid CSV: {error}", f"correct {path}"))
 
 
 SPEC = DataSetSpec(
@@ -80,5 +82,5 @@ SPEC = DataSetSpec(
     find=find,
     layout=_LAYOUT,
     source=_SOURCE,
-    trap="a label with both train and test images is an image-level split, and is refused",
+    trap="a label that has both train and test images is an image-level split, which is an error",
 )

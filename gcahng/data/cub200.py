@@ -1,38 +1,38 @@
-"""CUB-200-2011: classes 1–100 train, 101–200 test (its own train_test_split.txt is another split, and is not read)."""
+"""CUB-200-2011: classes 1–100 train and 101–200 test. Its own train_test_split.txt, another split, is not read."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from gcahng.data.listing import Difference, Entry, Found, Report, bad_line, lines_of, locate
-from gcahng.data.spec import Counts, DataSetSpec, key_of, missing_from, not_here
+from gcahng.data.listing import DataSetFiles, Difference, Entry, ReportDifference, bad_line, lines_of, locate
+from gcahng.data.spec import Counts, DataSetSpec, key_of, missing_from, not_found
 
 CLASSES = 200
 TRAIN_CLASSES = 100
 _LAYOUT = """images.txt: lines `image_id path`
 image_class_labels.txt: lines `image_id class_id`
-images/: the files, below a folder a class"""
+images/: the files, in one folder for each class"""
 _SOURCE = "Get CUB_200_2011.tgz from https://www.vision.caltech.edu/datasets/cub_200_2011/ and unpack it"
 
 
-def find(root: Path, csv: Path | None) -> Found:
-    """`root`, or its folder CUB_200_2011, with the label files."""
+def find(root: Path, csv: Path | None) -> DataSetFiles:
+    """The label files in `root` or in its folder CUB_200_2011."""
     base = locate(root, "images.txt", "CUB_200_2011") or root
-    if lacks := missing_from(base, ("images.txt", "image_class_labels.txt", "images/")):
-        raise not_here("cub200", base, lacks, _LAYOUT, _SOURCE)
+    if missing := missing_from(base, ("images.txt", "image_class_labels.txt", "images/")):
+        raise not_found("cub200", base, missing, _LAYOUT, _SOURCE)
     files = [base / "images.txt", base / "image_class_labels.txt"]
-    return Found(base, key_of("cub200", files=files), lambda report: _entries(*files, report))
+    return DataSetFiles(base, key_of("cub200", files=files), lambda report: _entries(*files, report))
 
 
-def _entries(images: Path, labels: Path, report: Report) -> Iterator[Entry]:
+def _entries(images: Path, labels: Path, report: ReportDifference) -> Iterator[Entry]:
     classes: dict[str, int] = {}
     for number, line in lines_of(labels, report):
         fields = line.split()
         if len(fields) != 2 or not all(field.isdecimal() for field in fields) or not 1 <= int(fields[1]) <= CLASSES:
             report(bad_line(labels, number, line, f"`image_id class_id` with a class from 1 to {CLASSES}"))
         elif fields[0] in classes:
-            report(_twice(labels, number, fields[0]))
+            report(_listed_before(labels, number, fields[0]))
         else:
             classes[fields[0]] = int(fields[1])
     listed = set()
@@ -42,7 +42,7 @@ def _entries(images: Path, labels: Path, report: Report) -> Iterator[Entry]:
             report(bad_line(images, number, line, "`image_id path`"))
             continue
         if image in listed:
-            report(_twice(images, number, image))
+            report(_listed_before(images, number, image))
             continue
         listed.add(image)
         where = f"{images.name} line {number}"
@@ -61,8 +61,8 @@ def _entries(images: Path, labels: Path, report: Report) -> Iterator[Entry]:
             )
 
 
-def _twice(path: Path, number: int, image: str) -> Difference:
-    return Difference(f"{path.name} line {number}: image {image} is listed before", f"restore the original {path}")
+def _listed_before(path: Path, number: int, image: str) -> Difference:
+    return Difference(f"{path.name} line {number}: image {image} was listed before", f"restore the original {path}")
 
 
 SPEC = DataSetSpec(
@@ -71,7 +71,7 @@ SPEC = DataSetSpec(
     find=find,
     layout=_LAYOUT,
     source=_SOURCE,
-    trap="train_test_split.txt has all 200 classes on both sides (5,994 and 5,794 images): it is never read. "
-    "A tree with train/ and test/ folders that share classes was made from it",
+    trap="train_test_split.txt has all 200 classes on both sides (5,994 and 5,794 images). It is never read. "
+    "A tree whose train/ and test/ folders share classes was made from it",
     expected={"train": Counts(5864, 100), "test": Counts(5924, 100)},
 )

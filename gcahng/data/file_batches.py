@@ -24,23 +24,27 @@ WHOLE = slice(None)
 
 
 class FileBatches:
-    """Batches of image files: a random part of each, scaled to a square, and half of them mirrored; see `Batches`.
+    """Batches of image files, randomly cropped, scaled to a square, and mirrored half of the time.
 
-    Crops and flips follow from (`seed`, step, place in the batch) alone, so that the bits depend neither on the number
-    of workers nor on where a run was resumed.
+    Implements `Batches`. Crops and flips depend on `seed`, the step and the place in the batch alone. The bits are
+    therefore the same for any number of workers, and after a resume.
 
     Args:
-        files: the training set.
+        files: the training images.
         sampler: draws the batches.
         image_size: side of the square, in pixels.
-        crop_scale_min: least part of an image's area that a crop keeps; the most is all of it.
-        seed: of the crops and flips.
+        crop_scale_min: smallest share of an image's area that a crop may keep, in (0, 1]; the largest is 1.
+        seed: seed of the crops and flips.
         device: where the batches go.
-        workers: processes that read ahead; 0: this one reads.
-        skip_unreadable: put the next readable image of the class in the place of one that cannot be read.
-        part: rows of each batch that are read.
+        workers: number of processes that read ahead; 0 reads in this process.
+        skip_unreadable: replace an image that cannot be read by the next readable one of its class.
+        part: the rows of each batch to read.
+
+    Raises:
+        UserError: `crop_scale_min` is out of range, or an optional package is missing.
     """
 
+    # Nine arguments: each but the first two is an option of its own, which callers pass by name.
     def __init__(
         self,
         files: ImageFiles,
@@ -59,7 +63,7 @@ class FileBatches:
         self._files, self._sampler, self._device, self._workers = files, sampler, device, workers
         self._part = part
         self._reader = _BatchReader(files, image_size, crop_scale_min, seed, skip_unreadable, part)
-        self._ahead: Iterator[_Read] | None = None
+        self._ahead: Iterator[_ReadPart] | None = None
         self._next_step = -1
         self._last = torch.empty(0, dtype=torch.int64)
         self.skipped = 0
@@ -69,16 +73,16 @@ class FileBatches:
         return self._sampler.batches_per_epoch
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Images (n, 3, image_size, image_size) uint8 and labels (n,) of a step, of the part.
+        """The images (n, 3, image_size, image_size) uint8 and labels (n,) of this process's part of a step.
 
         Raises:
-            UnreadableImage: a file cannot be read (with skip_unreadable: nor any other of its class).
-            UserError: a worker was killed.
+            UnreadableImage: a file cannot be read, and `skip_unreadable` is False.
+            UserError: no file of a class can be read, or a worker was killed.
         """
         if self._ahead is None or step != self._next_step:
             self.close()
-            # The workers are ahead of the run; this sampler stays with it, and so does the state that is saved.
-            jobs = _jobs(copy.deepcopy(self._sampler), step)
+            # The workers read ahead with a copy. Our own sampler, whose state is saved, stays at the step of the run.
+            jobs = _number_steps(copy.deepcopy(self._sampler), step)
             self._ahead = read_in_order(self._reader, jobs, self._workers, pin_memory=self._device.type == "cuda")
         try:
             read = next(self._ahead)
@@ -104,7 +108,7 @@ class FileBatches:
         self.skipped = int(state["skipped"])
 
     def close(self) -> None:
-        """End the workers; `batch` starts them again."""
+        """Stop the workers. The next call of `batch` starts them again."""
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
             ahead.close()  # type: ignore[attr-defined]  # a generator
@@ -115,27 +119,33 @@ class _Job(NamedTuple):
     indices: Tensor
 
 
-class _Read(NamedTuple):
-    """A part of a batch: the images, which they are, and how many of them stand for a file that cannot be read."""
+class _ReadPart(NamedTuple):
+    """The part of a batch that was read.
+
+    Attributes:
+        images: (n, 3, image_size, image_size) uint8.
+        indices: (n,) int64 places of the images in the training set.
+        skipped: how many of them replace a file that cannot be read.
+    """
 
     images: Tensor
     indices: Tensor
     skipped: int
 
 
-def _jobs(sampler: BalancedBatchSampler, step: int) -> Iterator[_Job]:
+def _number_steps(sampler: BalancedBatchSampler, step: int) -> Iterator[_Job]:
     for indices in sampler:
         yield _Job(step, indices)
         step += 1
 
 
 class _BatchReader:
-    """Reads and augments the part of a job's batch."""
+    """Reads and augments one process's part of a batch."""
 
     def __init__(
         self, files: ImageFiles, image_size: int, crop_scale_min: float, seed: int, skip_unreadable: bool, part: slice
     ) -> None:
-        require("torchvision", extra="train", purpose="image files are augmented")
+        require("torchvision", extra="train", purpose="augmenting image files")
         from torchvision.transforms import v2
 
         self._files, self._seed, self._skip_unreadable, self._part = files, seed, skip_unreadable, part
@@ -147,32 +157,32 @@ class _BatchReader:
             ]
         )
 
-    def __getitem__(self, job: _Job) -> _Read | UserError:
+    def __getitem__(self, job: _Job) -> _ReadPart | UserError:
         batch = job.indices.tolist()
-        places, wanted = range(len(batch))[self._part], batch[self._part]
+        places, drawn = range(len(batch))[self._part], batch[self._part]
         images, indices = [], []
         try:
-            for place, index in zip(places, wanted, strict=True):
+            for place, index in zip(places, drawn, strict=True):
                 image, read = self._read(index, avoid=batch + indices)
                 with drawing(self._seed, job.step, place):
                     images.append(self._transform(image))
                 indices.append(read)
         except UserError as error:
             return error
-        skipped = sum(read != index for read, index in zip(indices, wanted, strict=True))
-        return _Read(torch.stack(images), torch.tensor(indices), skipped)
+        skipped = sum(read != index for read, index in zip(indices, drawn, strict=True))
+        return _ReadPart(torch.stack(images), torch.tensor(indices), skipped)
 
     def _read(self, index: int, avoid: list[int]) -> tuple[PILImage, int]:
-        """The image `index`, or the one that stands for it: of its class, the next that the batch has not."""
+        """The image `index`, or the next readable one of its class, which should not be in the batch already."""
         try:
             return read_rgb(self._files.file(index)), index
         except UnreadableImage as error:
             if not self._skip_unreadable:
-                remedy = "restore it, or pass data.skip_unreadable=true to train on another image of its class"
+                remedy = "restore it, or set data.skip_unreadable=true to train on another image of its class"
                 raise UnreadableImage(error.path, f"{error.reason}; {remedy}") from None
-        same = (self._files.labels == self._files.labels[index]).nonzero().flatten().tolist()
-        after = same.index(index) + 1
-        others = same[after:] + same[: after - 1]
+        same_class = (self._files.labels == self._files.labels[index]).nonzero().flatten().tolist()
+        after = same_class.index(index) + 1
+        others = same_class[after:] + same_class[: after - 1]
         for other in sorted(others, key=lambda candidate: candidate in avoid):
             try:
                 return read_rgb(self._files.file(other)), other
@@ -180,5 +190,5 @@ class _BatchReader:
                 continue
         raise UserError(
             f"no image of {self._files.class_names[int(self._files.labels[index])]} can be read, "
-            f"{self._files.file(index)} among them; restore them, or take the class out"
+            f"{self._files.file(index)} included; restore the images, or remove the class"
         )

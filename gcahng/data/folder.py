@@ -1,4 +1,4 @@
-"""Any folder of class folders: train/CLASS/, test/CLASS/ and, where there are some, val/CLASS/."""
+"""Any folder with train/CLASS/, test/CLASS/ and optionally val/CLASS/."""
 
 from __future__ import annotations
 
@@ -6,35 +6,35 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gcahng.data.class_folders import ClassFolders, names_in, scan
-from gcahng.data.listing import Entry, Found, Report
-from gcahng.data.spec import DataSetSpec, key_of, not_here
+from gcahng.data.listing import DataSetFiles, Entry, ReportDifference
+from gcahng.data.spec import DataSetSpec, key_of, not_found
 
-# Folder and split; query/ and gallery/ take the place of test/.
+# The split of each folder. query/ and gallery/ together take the place of test/.
 _SPLITS = {"train": "train", "val": "val", "test": "test", "query": "test", "gallery": "gallery"}
-_LAYOUT = """train/CLASS/: images of the classes that train
+_LAYOUT = """train/CLASS/: images of the training classes
 test/CLASS/: images of other classes (or query/CLASS/ and gallery/CLASS/)
-val/CLASS/: optional, of yet other classes"""
-_SOURCE = "Make one folder a class, and move each class folder as a whole to train/ or to test/"
+val/CLASS/: optional, images of still other classes"""
+_SOURCE = "Make one folder for each class, and put the whole folder into train/ or into test/"
 
 
-def find(root: Path, csv: Path | None) -> Found:
+def find(root: Path, csv: Path | None) -> DataSetFiles:
     """The class folders below `root`."""
     folders = [name for name in _SPLITS if (root / name).is_dir()]
     has_test = "test" in folders or {"query", "gallery"} <= set(folders)
-    lacks = [*([] if "train" in folders else ["train/"]), *([] if has_test else ["test/"])]
-    if lacks:
-        raise not_here("folder", root, lacks, _LAYOUT, _SOURCE)
+    missing = [*([] if "train" in folders else ["train/"]), *([] if has_test else ["test/"])]
+    if missing:
+        raise not_found("folder", root, missing, _LAYOUT, _SOURCE)
     if "test" in folders:
         folders = [name for name in folders if name not in ("query", "gallery")]
     scanned = [scan(root, name) for name in folders]
-    key = key_of("folder", *(line for each in scanned for line in names_in(each)))
-    return Found(root, key, lambda report: _entries(scanned, report))
+    key = key_of("folder", *(line for folder in scanned for line in names_in(folder)))
+    return DataSetFiles(root, key, lambda report: _entries(scanned, report))
 
 
-def _entries(scanned: list[ClassFolders], report: Report) -> Iterator[Entry]:
-    for each in scanned:
-        for name, path in each.paths(report):
-            yield Entry(_SPLITS[each.below], path, name, name, f"{each.below}/{name}/")
+def _entries(scanned: list[ClassFolders], report: ReportDifference) -> Iterator[Entry]:
+    for folder in scanned:
+        for name, path in folder.paths(report):
+            yield Entry(_SPLITS[folder.below], path, name, name, f"{folder.below}/{name}/")
 
 
 SPEC = DataSetSpec(
@@ -43,5 +43,5 @@ SPEC = DataSetSpec(
     find=find,
     layout=_LAYOUT,
     source=_SOURCE,
-    trap="train/ and test/ with class folders of the same names are an image-level split, and are refused",
+    trap="class folders with the same name in train/ and test/ are an image-level split, which is an error",
 )

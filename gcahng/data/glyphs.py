@@ -1,6 +1,7 @@
 """The `glyphs` data set: characters drawn with the DejaVu fonts that matplotlib ships, so nothing is downloaded.
 
-A class is a character, its 12 images are the 12 faces: Sans, Sans Mono and Serif, each regular, bold, slanted and both.
+A class is a character. Its 12 images show it in 12 faces: Sans, Sans Mono and Serif, each regular, bold, slanted, and
+bold and slanted.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ FACES = tuple(
     for style in ("", "-Bold", f"-{slanted}", f"-Bold{slanted}")
 )
 IMAGE_SIZE = 32
-# The largest size that cuts no drawing above or below: they reach from 25 rows above the baseline to 7 below.
+# The largest size at which no character is cut off: they reach from 25 rows above the baseline to 7 rows below it.
 PIXELS_PER_EM = 22
 BASELINE_ROW = 25
 SPLIT_SEED = 20250
@@ -36,16 +37,20 @@ _POINTS_PER_INCH = 72  # at this resolution a size in points is a size in pixels
 
 
 def load_glyphs(train_classes: int = 200, val_classes: int = 100) -> DataSplits:
-    """Draw the characters and split the classes: half of all for test, training and validation from the other half.
+    """Draw the characters and split the classes: one half tests, the other half trains and validates.
 
-    The split is drawn once and for all: it depends on no training seed. The first `train_classes` of the other half
-    train, the last `val_classes` validate, so that asking for more training classes only adds some.
+    The split is fixed and does not depend on the seed of a run. The first `train_classes` of the second half train and
+    the last `val_classes` validate, so asking for more training classes only adds some.
+
+    Args:
+        train_classes: number of training classes, at least 2.
+        val_classes: number of validation classes, at least 2, or 0 for none.
 
     Returns:
-        Splits of (N, 32, 32) uint8 images, ink bright on black, 12 of each class; drawing them takes about a second.
+        Splits of (N, 32, 32) uint8 images, bright ink on black, 12 of each class. Drawing takes about a second.
 
     Raises:
-        UserError: matplotlib is missing, or the half that is not held out has too few classes.
+        UserError: matplotlib is missing, or there are too few classes besides the test classes.
     """
     for name, value in (("train_classes", train_classes), ("val_classes", val_classes)):
         if value < 2 and (name, value) != ("val_classes", 0):
@@ -59,8 +64,8 @@ def load_glyphs(train_classes: int = 200, val_classes: int = 100) -> DataSplits:
     rest = order[half:]
     if train_classes + val_classes > len(rest):
         raise UserError(
-            f"train_classes is {train_classes} and val_classes {val_classes}; they must be at most {len(rest)} "
-            "together, the number of glyph classes that are not held out for test"
+            f"train_classes is {train_classes} and val_classes is {val_classes}; together they must be at most "
+            f"{len(rest)}, the number of glyph classes that are not held out for testing"
         )
     picks = {"train": rest[:train_classes], "val": rest[len(rest) - val_classes :], "test": order[:half]}
     digest = hashlib.sha256()
@@ -81,14 +86,14 @@ def load_glyphs(train_classes: int = 200, val_classes: int = 100) -> DataSplits:
 
 
 def draw_glyphs() -> tuple[list[int], np.ndarray]:
-    """All classes as code points, ascending, and their images (classes, 12, 32, 32) uint8 in the order of `FACES`."""
+    """The code points of all classes, ascending, and their images (classes, 12, 32, 32) uint8, in `FACES` order."""
     fonts = _open_fonts()
     codes = _class_code_points(fonts)
     images = np.zeros((len(codes), len(fonts), IMAGE_SIZE, IMAGE_SIZE), np.uint8)
-    for f, font in enumerate(fonts):
+    for face, font in enumerate(fonts):
         font.set_size(PIXELS_PER_EM, _POINTS_PER_INCH)
-        for c, code in enumerate(codes):
-            images[c, f] = _draw(font, code)
+        for place, code in enumerate(codes):
+            images[place, face] = _draw(font, code)
     return codes, images
 
 
@@ -96,7 +101,7 @@ _drawn_once = lru_cache(maxsize=1)(draw_glyphs)
 
 
 def _require_matplotlib() -> None:
-    require("matplotlib", extra="train", purpose="the glyphs data set is drawn with the fonts that matplotlib ships")
+    require("matplotlib", extra="train", purpose="drawing the glyphs data set with the fonts that matplotlib ships")
 
 
 def _open_fonts() -> list[FT2Font]:
@@ -108,14 +113,14 @@ def _open_fonts() -> list[FT2Font]:
     missing = [face for face in FACES if not (folder / f"{face}.ttf").is_file()]
     if missing:
         raise UserError(
-            f"glyphs: {folder} lacks {', '.join(missing)}; reinstall matplotlib with the fonts it ships "
-            "(pip install --force-reinstall matplotlib)"
+            f"the glyphs data set needs {', '.join(missing)}, which {folder} does not have; reinstall matplotlib with "
+            "the fonts that it ships (pip install --force-reinstall matplotlib)"
         )
     return [FT2Font(str(folder / f"{face}.ttf")) for face in FACES]
 
 
 def _class_code_points(fonts: list[FT2Font]) -> list[int]:
-    """Letters, numbers, symbols and punctuation in all fonts with a drawing of their own; of equal ones the lowest."""
+    """Letters, numbers, symbols and punctuation that all fonts have. Of several with the same drawing, the lowest."""
     from matplotlib.ft2font import LoadFlags
 
     shared = set.intersection(*(set(font.get_charmap()) for font in fonts))
@@ -134,15 +139,15 @@ def _class_code_points(fonts: list[FT2Font]) -> list[int]:
 
 
 def _drawing(font: FT2Font, code: int) -> tuple[bytes, ...]:
-    """The outline in font units, whatever the order of its contours, their first points and its place along the line.
+    """The outline in font units, independent of the order of contours, their first points and the horizontal offset.
 
-    Outlines, not pixels, decide which characters look alike: they do not depend on FreeType's version.
+    Outlines decide which characters look alike, because pixels depend on the version of FreeType.
     """
     from matplotlib.ft2font import LoadFlags
 
     font.load_char(code, flags=LoadFlags.NO_SCALE)
     points, kinds = font.get_path()
-    starts = np.flatnonzero(kinds == 1)  # a contour starts where the pen moves, and ends with a closing point (79)
+    starts = np.flatnonzero(kinds == 1)  # 1: the pen moves to the start of a contour; 79: the contour is closed
     drawn = kinds != 79
     points = points - [points[drawn, 0].min(), 0]
     contours = []
@@ -156,7 +161,7 @@ def _drawing(font: FT2Font, code: int) -> tuple[bytes, ...]:
 
 
 def _draw(font: FT2Font, code: int) -> np.ndarray:
-    """One (32, 32) image: the ink centred along the line, on a common baseline; the few wider than 32 are cut."""
+    """One (32, 32) image, centered horizontally on a common baseline. The few characters wider than 32 are cut."""
     from matplotlib.ft2font import LoadFlags
 
     font.set_text(chr(code), flags=LoadFlags.NO_HINTING)

@@ -1,4 +1,4 @@
-"""Images with labels, in memory or as files, and the sets of a retrieval task."""
+"""Labeled images, in memory or as files, and the splits of a retrieval task."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class ImageSet:
     """Images of one split, held in memory.
 
     Attributes:
-        images: (N, H, W) uint8 grey images, or (N, C, H, W).
-        labels: (N,) int64, 0 … classes - 1, counted within this split.
-        class_names: the name of each label, so that `class_names[labels[i]]` is what image i shows.
+        images: (N, H, W) uint8 gray images, or (N, C, H, W).
+        labels: (N,) int64 in 0 … classes - 1, numbered within this split.
+        class_names: the name of each label; image i shows `class_names[labels[i]]`.
     """
 
     images: Tensor
@@ -31,22 +31,22 @@ class ImageSet:
         return len(self.class_names)
 
     def name(self, index: int) -> str:
-        """What a person calls image `index`: its class, and its place in the set."""
+        """A readable name of image `index`: its class and its place in the set."""
         return f"{self.class_names[int(self.labels[index])]} (image {index})"
 
     def subset(self, indices: Tensor) -> ImageSet:
-        """The images `indices` (k,), with the labels and class names of the whole."""
+        """The images `indices` (k,), with the labels and class names of the whole set."""
         return replace(self, images=self.images[indices], labels=self.labels[indices])
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Images of one split as files that are read when they are needed.
+    """Images of one split as files, which are read when needed.
 
     Attributes:
         root: the folder that `paths` are relative to.
-        paths: N file names with forward slashes.
-        labels: (N,) int64, 0 … classes - 1, counted within this split.
+        paths: N paths with forward slashes.
+        labels: (N,) int64 in 0 … classes - 1, numbered within this split.
         class_names: the name of each label.
     """
 
@@ -67,11 +67,11 @@ class ImageFiles:
         return self.root / self.paths[index]
 
     def name(self, index: int) -> str:
-        """What a person calls image `index`: its path below the root."""
+        """A readable name of image `index`: its path below the root."""
         return self.paths[index]
 
     def subset(self, indices: Tensor) -> ImageFiles:
-        """The images `indices` (k,), with the labels and class names of the whole."""
+        """The images `indices` (k,), with the labels and class names of the whole set."""
         chosen: Sequence[int] = indices.tolist()
         return replace(self, paths=tuple(self.paths[i] for i in chosen), labels=self.labels[indices])
 
@@ -81,17 +81,19 @@ LabeledImages = ImageSet | ImageFiles
 
 @dataclass(frozen=True)
 class DataSplits:
-    """Training, validation and test images; no class of one is in another.
+    """Training, validation and test images. No two of them share a class.
 
     Attributes:
-        train: what trains.
-        val: of classes that choose the best checkpoint; None: there are none.
-        test: of classes that nobody has seen; the queries where there is a gallery.
-        gallery: what `test` is searched in, with the same class names; None: `test` itself, each image without itself.
-        recall_at: the K of Recall@K that are usual for this data set.
-        digest: identifies pixels (files: paths, labels and sizes) and the split (SHA-256, 16 hexadecimal digits): two
-            runs are comparable if it agrees.
-        listing: the same of paths and labels alone, which hold while a file is replaced; None where there are no files.
+        train: the training images.
+        val: the images that choose the best checkpoint; None if there are none.
+        test: images of classes that are never trained on; the queries if there is a gallery.
+        gallery: the images that `test` is searched in, with the same class names. None: `test` is searched in itself,
+            each image without itself.
+        recall_at: the values of K for Recall@K that are usual for this data set.
+        digest: 16 hexadecimal digits of a SHA-256 of the pixels (of files: paths, labels and sizes) and of the split.
+            Two runs are comparable if they have the same digest.
+        listing: the same for paths and labels alone, which do not change when a file is replaced; None if the images
+            are not files.
     """
 
     train: LabeledImages

@@ -1,12 +1,12 @@
-"""In-Shop Clothes Retrieval (DeepFashion): list_eval_partition.txt has training, query and gallery images."""
+"""In-Shop Clothes Retrieval (DeepFashion): list_eval_partition.txt lists training, query and gallery images."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from gcahng.data.listing import Difference, Entry, Found, Report, bad_line, lines_of, locate
-from gcahng.data.spec import Counts, DataSetSpec, key_of, not_here
+from gcahng.data.listing import DataSetFiles, Difference, Entry, ReportDifference, bad_line, lines_of, locate
+from gcahng.data.spec import Counts, DataSetSpec, key_of, not_found
 
 _LIST = "list_eval_partition.txt"
 _HEADER = "image_name item_id evaluation_status"
@@ -19,18 +19,18 @@ _SOURCE = (
 )
 
 
-def find(root: Path, csv: Path | None) -> Found:
-    """`root` with the list and the images; both may be in the folders that they were published in."""
+def find(root: Path, csv: Path | None) -> DataSetFiles:
+    """The list and the images in `root`. Both may be in the folders that the archives put them in."""
     lists, base = locate(root, _LIST, "Eval"), locate(root, "img", "Img")
     if lists is None or base is None:
-        lacks = [*([f"Eval/{_LIST}"] if lists is None else []), *(["img/"] if base is None else [])]
-        raise not_here("inshop", root, lacks, _LAYOUT, _SOURCE)
+        missing = [*([f"Eval/{_LIST}"] if lists is None else []), *(["img/"] if base is None else [])]
+        raise not_found("inshop", root, missing, _LAYOUT, _SOURCE)
     path = lists / _LIST
     below = "" if base == root else f"{base.name}/"
-    return Found(root, key_of("inshop", below, files=[path]), lambda report: _entries(path, below, report))
+    return DataSetFiles(root, key_of("inshop", below, files=[path]), lambda report: _entries(path, below, report))
 
 
-def _entries(path: Path, below: str, report: Report) -> Iterator[Entry]:
+def _entries(path: Path, below: str, report: ReportDifference) -> Iterator[Entry]:
     lines = lines_of(path, report)
     number, count = next(lines, (1, ""))
     if not count.isdecimal():
@@ -63,8 +63,8 @@ SPEC = DataSetSpec(
     find=find,
     layout=_LAYOUT,
     source=_SOURCE,
-    trap="queries are searched in the gallery, which has the same items; a training item that is a query or gallery "
-    "item too is an image-level split. Some training items have one image",
+    trap="queries are searched in the gallery, which has the same items. A training item that is also a query or "
+    "gallery item is an image-level split. Some training items have a single image",
     recall_at=(1, 10, 20, 30, 40, 50),
     expected={"train": Counts(25882, 3997), "test": Counts(14218, 3985), "gallery": Counts(12612, 3985)},
 )

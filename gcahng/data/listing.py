@@ -1,4 +1,4 @@
-"""What a data set's label files list, held against the files that are there."""
+"""The images that the label files of a data set list, compared with the files that are there."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Entry(NamedTuple):
     """An image that a label file lists.
 
     Attributes:
-        split: one of `SPLITS`; a query is "test".
-        path: relative to the data set's folder, with forward slashes.
-        label: of the class; classes are numbered in its order.
-        class_name: of that label.
-        where: the file and line that list it.
+        split: one of `SPLITS`; a query has the split "test".
+        path: path relative to the data set's folder, with forward slashes.
+        label: label of the class; classes are numbered in the order of their labels.
+        class_name: name of the class.
+        where: the file and line that list the image.
     """
 
     split: str
@@ -36,7 +36,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Difference:
-    """Something that is not as the data set has it, and what to do."""
+    """A difference between the files and the published data set, and its remedy."""
 
     what: str
     remedy: str
@@ -45,44 +45,52 @@ class Difference:
         return f"{self.what}; {self.remedy}"
 
 
-class Unfit(UserError):
-    """Files that differ from what the data set has; `difference` tells how."""
+class DataMismatch(UserError):
+    """The files differ from the published data set; `difference` says how."""
 
     def __init__(self, difference: Difference) -> None:
         super().__init__(str(difference))
         self.difference = difference
 
 
-Report = Callable[[Difference], None]
+ReportDifference = Callable[[Difference], None]
 
 
-def stop(difference: Difference) -> None:
-    """A `Report` that ends at the first difference.
+def raise_difference(difference: Difference) -> None:
+    """A `ReportDifference` that stops at the first difference.
 
     Raises:
-        Unfit: with the difference.
+        DataMismatch: always, with `difference`.
     """
-    raise Unfit(difference)
+    raise DataMismatch(difference)
 
 
 @dataclass(frozen=True)
-class Found:
-    """A data set's files, before they are read.
+class DataSetFiles:
+    """The files of a data set before they are read.
 
     Attributes:
-        root: the folder that its paths are relative to.
-        key: changes whenever the label files do (for class folders: whenever a file comes, goes or is renamed).
-        entries: lists the images, and reports what it cannot understand.
+        root: the folder that paths are relative to.
+        key: a hash that changes with the label files. For class folders it changes when a file is added, removed or
+            renamed.
+        entries: yields the images and reports what it cannot understand.
     """
 
     root: Path
     key: str
-    entries: Callable[[Report], Iterable[Entry]]
+    entries: Callable[[ReportDifference], Iterable[Entry]]
 
 
 @dataclass(frozen=True)
 class SplitFiles:
-    """The files of one split: N paths, N labels from 0 with the name of each, and N sizes in bytes."""
+    """The files of one split.
+
+    Attributes:
+        paths: N paths below the root of the data set.
+        labels: N labels in 0 … classes - 1.
+        class_names: the name of each label.
+        sizes: N sizes in bytes.
+    """
 
     paths: list[str]
     labels: list[int]
@@ -92,36 +100,38 @@ class SplitFiles:
 
 @dataclass(frozen=True)
 class Listing:
-    """All files of a data set; `splits` has the names of `SPLITS` that are not empty."""
+    """All files of a data set. `splits` holds those of `SPLITS` that are not empty."""
 
     root: Path
     splits: dict[str, SplitFiles]
 
 
-def collect(found: Found, report: Report) -> Listing:
+def collect(data_files: DataSetFiles, report: ReportDifference) -> Listing:
     """Read the label files and look at every file that they list.
 
-    Reports paths that leave the folder, files listed twice, files that are not there, classes that are in two splits
-    and splits without images. Where `report` returns, the listing has what remains.
+    Args:
+        data_files: the label files.
+        report: called with each path that leaves the folder, file that is listed twice, missing file, class in two
+            splits, and split without images. If it returns, the listing goes on without the file in question.
 
     Raises:
-        Unfit: a label file cannot be read at all.
+        DataMismatch: a label file cannot be read at all.
     """
-    folder = _Folder(found.root)
-    seen: dict[str, str] = {}
+    folder = _Folder(data_files.root)
+    first_listed: dict[str, str] = {}
     missing: list[Entry] = []
-    kept: list[tuple[Entry, int]] = []
+    present: list[tuple[Entry, int]] = []
     listed = Counter[str]()
-    for entry in found.entries(report):
-        if entry.path in seen:
+    for entry in data_files.entries(report):
+        if entry.path in first_listed:
             report(
                 Difference(
-                    f"{entry.where}: {entry.path} is listed twice, first in {seen[entry.path]}",
+                    f"{entry.where}: {entry.path} is listed twice, first in {first_listed[entry.path]}",
                     "an image belongs to one class and one split: keep one of the lines",
                 )
             )
             continue
-        seen[entry.path] = entry.where
+        first_listed[entry.path] = entry.where
         listed[_parent(entry.path)] += 1
         problem, size = folder.look_at(entry)
         if problem is not None:
@@ -129,21 +139,21 @@ def collect(found: Found, report: Report) -> Listing:
         elif size is None:
             missing.append(entry)
         else:
-            kept.append((entry, size))
+            present.append((entry, size))
     _report_missing(missing, listed, report)
-    _report_shared_classes([entry for entry, _ in kept], report)
-    splits = _number(kept)
+    _report_shared_classes([entry for entry, _ in present], report)
+    splits = _number_classes(present)
     for split in ("train", "test"):
         if split not in splits:
-            report(Difference(f"{found.root} has no {split} images", "there must be some"))
-    return Listing(found.root, splits)
+            report(Difference(f"{data_files.root} has no {split} images", "it must have some"))
+    return Listing(data_files.root, splits)
 
 
-def lines_of(path: Path, report: Report) -> Iterator[tuple[int, str]]:
-    """Number and text of the lines of a UTF-8 file that are not blank; reports those that are no UTF-8.
+def lines_of(path: Path, report: ReportDifference) -> Iterator[tuple[int, str]]:
+    """Yield the number and text of each line that is not blank. Report lines that are not UTF-8.
 
     Raises:
-        Unfit: the file cannot be read.
+        DataMismatch: the file cannot be read.
     """
     for number, line in enumerate(read_bytes(path).split(b"\n"), start=1):
         try:
@@ -155,39 +165,39 @@ def lines_of(path: Path, report: Report) -> Iterator[tuple[int, str]]:
             yield number, text
 
 
-def bad_line(path: Path, number: int, line: str, right: str) -> Difference:
-    """The `Difference` of a line that is not as it must be."""
-    return Difference(f"{path.name} line {number} is {line!r}", f"it must be {right}: restore the original {path}")
+def bad_line(path: Path, number: int, line: str, expected: str) -> Difference:
+    """The `Difference` of a line that should be `expected`."""
+    return Difference(f"{path.name} line {number} is {line!r}", f"it must be {expected}: restore the original {path}")
 
 
 def read_bytes(path: Path) -> bytes:
     """The content of a label file.
 
     Raises:
-        Unfit: it cannot be read.
+        DataMismatch: it cannot be read.
     """
     try:
         return path.read_bytes()
     except OSError as error:
-        difference = Difference(f"{path} cannot be read: {error.strerror}", "it must be a file that you may read")
-        raise Unfit(difference) from None
+        difference = Difference(f"{path} cannot be read: {error.strerror}", "it must be a readable file")
+        raise DataMismatch(difference) from None
 
 
 def locate(root: Path, marker: str, *below: str) -> Path | None:
-    """The first of `root` and its folders `below` that has the file or folder `marker`."""
+    """The first of `root` and its folders `below` that contains the file or folder `marker`."""
     return next((base for base in (root, *(root / name for name in below)) if (base / marker).exists()), None)
 
 
 class _Folder:
-    """Sizes of files below a folder, and whether a path leaves it."""
+    """Looks up the files below a folder, and checks that their paths stay within it."""
 
     def __init__(self, root: Path) -> None:
         self._root, self._real_root = root, root.resolve()
         self._inside: dict[str, bool] = {}
 
     def look_at(self, entry: Entry) -> tuple[Difference | None, int | None]:
-        """What is wrong with the path of an entry, and the size of its file; None if that is missing."""
-        if leaves(entry.path):
+        """What is wrong with the path of an entry (None: nothing), and the size of its file (None: it is missing)."""
+        if leaves_folder(entry.path):
             return self._outside(entry, "leaves the data set's folder"), None
         path = os.path.join(self._root, entry.path)
         parent = os.path.dirname(path)
@@ -209,12 +219,12 @@ class _Folder:
         return Path(path).resolve().is_relative_to(self._real_root)
 
     def _outside(self, entry: Entry, how: str) -> Difference:
-        remedy = f"every image must lie below {self._root}: correct the path, or move or copy the file there"
+        remedy = f"every image must be inside {self._root}: correct the path, or move or copy the file there"
         return Difference(f"{entry.where}: {entry.path!r} {how}", remedy)
 
 
-def leaves(path: str) -> bool:
-    """Whether a listed path is absolute or climbs with `..`, on any system."""
+def leaves_folder(path: str) -> bool:
+    """Whether a listed path is absolute or contains `..`, by the rules of any operating system."""
     if path.startswith(("/", "\\")) or (":" in path and PureWindowsPath(path).drive):
         return True
     return ".." in path and ".." in re.split(r"[\\/]", path)
@@ -224,19 +234,20 @@ def _parent(path: str) -> str:
     return path.rpartition("/")[0] or "."
 
 
-def _report_missing(missing: list[Entry], listed: Counter[str], report: Report) -> None:
-    """One difference a file, or one a folder of which nothing is there."""
-    lost = Counter(_parent(entry.path) for entry in missing)
+def _report_missing(missing: list[Entry], listed: Counter[str], report: ReportDifference) -> None:
+    """Report each missing file, or once a folder whose files are all missing."""
+    missing_in = Counter(_parent(entry.path) for entry in missing)
     remedy = "unpack the original archive again, or correct the list"
-    told: set[str] = set()
+    reported: set[str] = set()
     for entry in missing:
         parent = _parent(entry.path)
-        if lost[parent] == listed[parent] > 1:
-            if parent not in told:
-                told.add(parent)
+        if missing_in[parent] == listed[parent] > 1:
+            if parent not in reported:
+                reported.add(parent)
                 report(
                     Difference(
-                        f"{parent}/: all {lost[parent]:,} files listed there are missing, the first in {entry.where}",
+                        f"{parent}/: all {missing_in[parent]:,} files listed there are missing, "
+                        f"the first in {entry.where}",
                         remedy,
                     )
                 )
@@ -244,8 +255,8 @@ def _report_missing(missing: list[Entry], listed: Counter[str], report: Report) 
             report(Difference(f"{entry.path} is missing (listed in {entry.where})", remedy))
 
 
-def _report_shared_classes(entries: list[Entry], report: Report) -> None:
-    """Classes on both sides of a split: what an image-level split looks like."""
+def _report_shared_classes(entries: list[Entry], report: ReportDifference) -> None:
+    """Report classes that are in two splits, as in an image-level split."""
     sides: dict[str, dict[int | str, Entry]] = {}
     for entry in entries:
         side = "test" if entry.split == "gallery" else entry.split
@@ -258,23 +269,23 @@ def _report_shared_classes(entries: list[Entry], report: Report) -> None:
                 Difference(
                     f"{len(shared):,} of {len(sides[one]):,} {one} classes are {other} classes too, such as "
                     f"{first.class_name} ({first.where} and {second.where})",
-                    "this is an image-level split, as classification has it; retrieval is tested on classes that "
-                    f"nobody has seen: put each class wholly into {one} or into {other}",
+                    "this is an image-level split, as in classification. Retrieval is tested on classes that were not "
+                    f"trained on: put all images of a class into {one}, or all into {other}",
                 )
             )
 
 
-def _number(kept: list[tuple[Entry, int]]) -> dict[str, SplitFiles]:
-    """Labels 0 … in the order of the entries' labels; test and gallery share them."""
+def _number_classes(present: list[tuple[Entry, int]]) -> dict[str, SplitFiles]:
+    """The files of each split, with labels 0 … in the order of the entries' labels. Test and gallery share labels."""
     splits: dict[str, SplitFiles] = {}
     for group in (("train",), ("val",), ("test", "gallery")):
         names: dict[int | str, str] = {}
-        for entry, _ in kept:
+        for entry, _ in present:
             if entry.split in group:
                 names.setdefault(entry.label, entry.class_name)
         ranks = {label: rank for rank, label in enumerate(sorted(names))}  # type: ignore[type-var]
         for split in group:
-            own = [(entry, size) for entry, size in kept if entry.split == split]
+            own = [(entry, size) for entry, size in present if entry.split == split]
             if own:
                 splits[split] = SplitFiles(
                     paths=[entry.path for entry, _ in own],

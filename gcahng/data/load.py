@@ -13,7 +13,7 @@ from gcahng.data import cars196, csv_file, cub200, folder, inshop, sop
 from gcahng.data.glyphs import load_glyphs
 from gcahng.data.image_set import DataSplits, ImageFiles
 from gcahng.data.index import read_index, write_index
-from gcahng.data.listing import SPLITS, Found, Listing, SplitFiles, Unfit, collect, stop
+from gcahng.data.listing import SPLITS, DataMismatch, DataSetFiles, Listing, SplitFiles, collect, raise_difference
 from gcahng.data.spec import DataSetSpec
 from gcahng.errors import UserError
 
@@ -21,53 +21,53 @@ if TYPE_CHECKING:
     from gcahng.data.config import DataConfig
 
 DATA_SETS = {module.SPEC.name: module.SPEC for module in (cub200, cars196, sop, inshop, folder, csv_file)}
-# Fixed once and for all, so that runs with different seeds choose their best checkpoint on the same classes.
+# Fixed, so that runs with different seeds choose their best checkpoint on the same classes.
 VAL_SEED = 20250
 
 
 def load_data(config: DataConfig) -> DataSplits:
-    """The splits of `config.name`.
+    """Load the splits of the data set `config.name`.
 
-    Files are read in place. Whether there are as many as the data set has is for `gcahng data verify` to say.
+    Files are read where they are. Their number is not checked; `gcahng data verify` does that.
 
     Raises:
-        UserError: files that are missing or not as the data set has them; classes that are in two splits; an option
-            that does not fit the data set.
+        UserError: a file is missing or differs from the data set, a class is in two splits, or an option does not fit
+            the data set.
     """
     if config.name == "glyphs":
         return load_glyphs(config.train_classes, 100 if config.val_classes is None else config.val_classes)
     spec = DATA_SETS[config.name]
     try:
-        found = find_files(spec, config.root, config.csv)
-        listing = read_index(spec.name, found)
+        data_files = find_files(spec, config.root, config.csv)
+        listing = read_index(spec.name, data_files)
         if listing is None:
-            listing = collect(found, stop)
-            write_index(spec.name, found, listing)
-    except Unfit as error:
+            listing = collect(data_files, raise_difference)
+            write_index(spec.name, data_files, listing)
+    except DataMismatch as error:
         options = [f"--{name} {value}" for name, value in (("root", config.root), ("csv", config.csv)) if value]
         command = " ".join(["gcahng data verify", spec.name, *options])
         raise UserError(f"{error}. `{command}` lists everything that differs") from None
     return _splits(spec, listing, config.val_classes)
 
 
-def find_files(spec: DataSetSpec, root: str | None, csv: str | None) -> Found:
-    """The files of a data set below `root`.
+def find_files(spec: DataSetSpec, root: str | None, csv: str | None) -> DataSetFiles:
+    """Find the files of a data set below `root`.
 
     Raises:
-        UserError: `root` or `csv` does not fit the data set, or is not there.
-        Unfit: label files or folders are missing.
+        UserError: `root` or `csv` does not fit the data set, or does not exist.
+        DataMismatch: label files or folders are missing.
     """
     if csv is not None and spec.name != "csv":
-        raise UserError(f"data.csv is {csv} and data.name {spec.name}; a CSV file is for data.name=csv")
+        raise UserError(f"data.csv is {csv} and data.name is {spec.name}; a CSV file needs data.name=csv")
     if csv is None and spec.name == "csv":
-        raise UserError(f"data.csv is not given; data.name=csv needs it: {'; '.join(_lines(spec.layout))}")
+        raise UserError(f"data.csv is not given; data.name=csv needs a file with {'; '.join(_lines(spec.layout))}")
     if root is None and csv is None:
-        raise UserError(f"data.root is not given; {spec.name} needs it, the folder of {'; '.join(_lines(spec.layout))}")
+        raise UserError(f"data.root is not given; {spec.name} needs the folder of {'; '.join(_lines(spec.layout))}")
     folder_path = Path(root).expanduser() if root is not None else None
     if folder_path is not None and not folder_path.is_dir():
         where = "" if folder_path.is_absolute() else f" in {Path.cwd()}"
         raise UserError(
-            f"data.root is {root}, which is no folder{where}; it must be the folder of the files of {spec.name}"
+            f"data.root is {root}, which is not a folder{where}; it must be the folder with the files of {spec.name}"
         )
     csv_path = Path(csv).expanduser() if csv is not None else None
     return spec.find(folder_path or csv_path.parent, csv_path)  # type: ignore[union-attr]  # one of them was given
@@ -82,7 +82,7 @@ def _splits(spec: DataSetSpec, listing: Listing, val_classes: int | None) -> Dat
     own_val = splits.pop("val", None)
     if own_val is not None and val_classes:
         raise UserError(
-            f"data.val_classes is {val_classes} and the data set has validation classes of its own; leave it null to "
+            f"data.val_classes is {val_classes} and the data set has validation classes of its own; it must be null to "
             "use them, or 0 to use none"
         )
     if own_val is None:
@@ -103,34 +103,32 @@ def _splits(spec: DataSetSpec, listing: Listing, val_classes: int | None) -> Dat
 
 
 def _val_count(classes: int, asked: int | None) -> int:
-    """How many of the training classes validate: as asked, else a tenth, at least 2."""
+    """How many training classes to validate on: `asked`, or else a tenth, but at least 2."""
     count = max(2, round(classes / 10)) if asked is None else asked
     if count and not 2 <= count <= classes - 2:
-        most = f", or from 2 to {classes - 2} so that 2 or more train" if classes >= 4 else ""
-        raise UserError(
-            f"data.val_classes is {'null: ' if asked is None else ''}{count} of {classes} training classes; it must be "
-            f"0{most}"
-        )
+        value = f"null, which means {count}" if asked is None else str(count)
+        some = f", or from 2 to {classes - 2} so that 2 or more train" if classes >= 4 else ""
+        raise UserError(f"data.val_classes is {value} of {classes} training classes; it must be 0{some}")
     return count
 
 
 def _set_aside(train: SplitFiles, count: int) -> tuple[SplitFiles, SplitFiles]:
-    """Training and validation classes, each numbered from 0; more validation classes include those of fewer."""
+    """Split the classes into training and validation, each numbered from 0. A larger `count` only adds classes."""
     # RandomState, unlike numpy's newer generators, promises the same numbers in every version.
     order = np.random.RandomState(VAL_SEED).permutation(len(train.class_names))
     chosen = {int(label) for label in order[:count]}
     rest = set(range(len(train.class_names))) - chosen
-    return _only(train, rest), _only(train, chosen)
+    return _with_classes(train, rest), _with_classes(train, chosen)
 
 
-def _only(files: SplitFiles, classes: set[int]) -> SplitFiles:
+def _with_classes(files: SplitFiles, classes: set[int]) -> SplitFiles:
     numbers = {label: number for number, label in enumerate(sorted(classes))}
-    kept = [i for i, label in enumerate(files.labels) if label in numbers]
+    rows = [i for i, label in enumerate(files.labels) if label in numbers]
     return SplitFiles(
-        paths=[files.paths[i] for i in kept],
-        labels=[numbers[files.labels[i]] for i in kept],
+        paths=[files.paths[i] for i in rows],
+        labels=[numbers[files.labels[i]] for i in rows],
         class_names=[files.class_names[label] for label in numbers],
-        sizes=[files.sizes[i] for i in kept],
+        sizes=[files.sizes[i] for i in rows],
     )
 
 

@@ -1,4 +1,4 @@
-"""Image files: decoded to RGB, and read ahead by processes; for evaluation resized and cropped, never augmented."""
+"""Image files: decoding them to RGB, reading them ahead in worker processes, and preparing them for evaluation."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a network wants its images.
+    """How to prepare image files for a network.
 
     Attributes:
-        resize: the shorter side is scaled to this, in pixels.
-        crop: side of the square that is cut from the middle, in pixels.
+        resize: length in pixels that the shorter side is scaled to.
+        crop: side in pixels of the square that is cut from the middle.
     """
 
     resize: int = 256
@@ -36,7 +36,7 @@ class Preprocessing:
 
 
 class UnreadableImage(UserError):
-    """An image file that is missing, damaged or no image.
+    """A file that is missing, damaged or not an image.
 
     Attributes:
         path: the file.
@@ -47,18 +47,19 @@ class UnreadableImage(UserError):
         super().__init__(f"{path} cannot be read as an image: {reason}")
         self.path, self.reason = path, reason
 
-    def __reduce__(self) -> tuple[type[UserError], tuple[Path, str]]:  # worker processes hand it over pickled
+    def __reduce__(self) -> tuple[type[UserError], tuple[Path, str]]:  # worker processes send it pickled
         return UnreadableImage, (self.path, self.reason)
 
 
 def read_rgb(path: Path) -> PILImage:
-    """The image of a file in RGB: grey (of 8 or 16 bits), CMYK and palette images are converted, transparency is laid
-    on white.
+    """Read an image file as RGB.
+
+    Gray images of 8 or 16 bits, CMYK and palette images are converted. Transparent pixels are blended with white.
 
     Raises:
-        UnreadableImage: the file is missing, truncated or no image.
+        UnreadableImage: the file is missing, truncated or not an image.
     """
-    require("PIL", extra="train", purpose="image files are read")
+    require("PIL", extra="train", purpose="reading image files")
     from PIL import Image
 
     try:
@@ -68,12 +69,12 @@ def read_rgb(path: Path) -> PILImage:
                 image = image.convert("RGBA")
                 white = Image.new("RGBA", image.size, "white")
                 return Image.alpha_composite(white, image).convert("RGB")
-            if image.mode.startswith("I;16"):  # PIL's own conversion cuts everything above 255 off
+            if image.mode.startswith("I;16"):  # PIL's own conversion clips values above 255
                 return Image.fromarray((np.asarray(image, dtype=np.uint16) / 257).round().astype(np.uint8)).convert(
                     "RGB"
                 )
             if image.mode in ("I", "F"):
-                raise ValueError(f"it has {image.mode} pixels of 32 bits; 8 or 16 bits a channel can be read")
+                raise ValueError(f"it has {image.mode} pixels of 32 bits; a channel must have 8 or 16 bits")
             return image.convert("RGB")
     except Exception as error:  # PIL raises what its codecs raise: OSError, SyntaxError, ValueError, struct.error …
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -87,25 +88,29 @@ def evaluation_batches(
     workers: int | None = 0,
     progress: Callable[[int], object] | None = None,
 ) -> Iterator[Tensor]:
-    """The images in their order, (b, H, W) or (b, 3, crop, crop) uint8, `batch_size` at a time.
+    """Yield the images in order, `batch_size` at a time, resized and cropped but not augmented.
 
-    Draws no random number, and so leaves a training run's alone.
+    No random number is drawn, so this does not disturb a training run.
 
     Args:
-        images: in memory (given out as they are) or as files.
-        preprocessing: of files.
-        batch_size: b, but for the last.
-        workers: processes that read files; 0: this one; None: `usual_workers`. The result is the same.
-        progress: called with the number of images of each batch, once it is dealt with.
+        images: images in memory, which are yielded as they are, or files.
+        preprocessing: how to resize and crop files.
+        batch_size: number of images in a batch; the last one may be smaller.
+        workers: number of processes that read files; 0 reads in this process, None means `usual_workers`. The result is
+            the same for any number.
+        progress: called with the number of images in each batch once the caller has dealt with it.
+
+    Yields:
+        (b, H, W) uint8 for images in memory, (b, 3, crop, crop) uint8 for files.
 
     Raises:
         UnreadableImage: a file cannot be read.
-        UserError: a reading process was killed; crop is larger than resize.
+        UserError: a worker process was killed, or `crop` is larger than `resize`.
     """
     if isinstance(images, ImageFiles):
         starts = range(0, len(images), batch_size)
         chunks = [range(start, min(start + batch_size, len(images))) for start in starts]
-        batches = read_in_order(_Chunks(images, preprocessing), chunks, usual_workers(workers))
+        batches = read_in_order(_ChunkReader(images, preprocessing), chunks, usual_workers(workers))
     else:
         batches = iter(images.images.split(batch_size))
     for batch in batches:
@@ -115,8 +120,12 @@ def evaluation_batches(
 
 
 def usual_workers(workers: int | None) -> int:
-    """`workers`, or where that is None one less than this process may use cores, at most 8; of several that torchrun
-    started here each takes its share of the cores."""
+    """The number of worker processes to use.
+
+    Args:
+        workers: returned as it is, unless it is None. Then the result is one less than the cores of this process, at
+            most 8. Processes that torchrun started on this machine share its cores.
+    """
     if workers is not None:
         return workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -128,7 +137,7 @@ _Result = TypeVar("_Result")
 
 
 class Reader(Protocol[_Job, _Result]):
-    """Does one job in a worker process; a file that cannot be read is a result, not an exception."""
+    """Does one job in a worker process. A file that cannot be read is returned as an error, not raised."""
 
     def __getitem__(self, job: _Job) -> _Result | UserError: ...
 
@@ -136,21 +145,27 @@ class Reader(Protocol[_Job, _Result]):
 def read_in_order(
     reader: Reader[_Job, _Result], jobs: Iterable[_Job], workers: int, pin_memory: bool = False
 ) -> Iterator[_Result]:
-    """The results of `jobs` in their order, read ahead by `workers` processes; `jobs` may be endless.
+    """Yield the results of `jobs` in order, while `workers` processes read ahead.
 
-    Closing the iterator ends the processes.
+    Closing the iterator stops the processes.
+
+    Args:
+        reader: does a job.
+        jobs: the jobs; they may be endless.
+        workers: number of processes; 0 does the jobs in this process.
+        pin_memory: put the results into pinned memory.
 
     Raises:
-        UserError: a result that is one; a worker was killed.
+        UserError: a reader returned one, or a worker was killed.
     """
     loader = DataLoader(
-        reader,  # type: ignore[arg-type]  # a mapping from jobs, as a DataLoader with a sampler wants it
+        reader,  # type: ignore[arg-type]  # a mapping from jobs to results, as a DataLoader with a sampler expects
         batch_size=None,
         sampler=jobs,  # type: ignore[arg-type]
         num_workers=workers,
         pin_memory=pin_memory,
         worker_init_fn=_leave_signals_to_the_parent,
-        # Without one of its own a loader takes a number from torch's generator, and a resumed run would differ.
+        # Without a generator of its own, a loader draws from torch's global one, and a resumed run would differ.
         generator=torch.Generator().manual_seed(0),
     )
     results = iter(loader)
@@ -165,32 +180,33 @@ def read_in_order(
                     raise
                 raise UserError(
                     f"data.workers is {workers} and a process that reads images was killed, perhaps because memory or "
-                    "shared memory (of a container: --shm-size) ran out; fewer workers need less, 0 needs neither"
+                    "shared memory ran out (in a container, --shm-size sets the latter); with fewer workers, less of "
+                    "both is needed"
                 ) from error
             if isinstance(result, UserError):
                 raise result
             yield result
     finally:
-        del results  # its destructor ends the workers
+        del results  # its destructor stops the workers
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C and a kill of the process group reach the workers too, while the parent still wants its last batch."""
+    """Ignore Ctrl-C and leave the process group: the parent still needs its last batch when it is interrupted."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "setpgrp"):
         os.setpgrp()
 
 
-class _Chunks:
-    """Reader of runs of images, one batch each."""
+class _ChunkReader:
+    """Reads consecutive images as one batch."""
 
     def __init__(self, files: ImageFiles, preprocessing: Preprocessing) -> None:
-        require("torchvision", extra="train", purpose="image files are resized and cropped")
+        require("torchvision", extra="train", purpose="resizing and cropping image files")
         from torchvision.transforms import v2
 
         if preprocessing.resize < preprocessing.crop:
             raise UserError(
-                f"resize is {preprocessing.resize} and crop {preprocessing.crop}; resize must be at least crop"
+                f"resize is {preprocessing.resize} and crop is {preprocessing.crop}; resize must be at least crop"
             )
         self._files = files
         self._transform = v2.Compose(

@@ -11,35 +11,39 @@ from gcahng.errors import UserError
 
 
 class BalancedBatchSampler:
-    """Endless batches of `classes_per_batch` classes with `samples_per_class` samples each, class-major.
+    """Draws endless batches of `classes_per_batch` classes with `samples_per_class` samples each.
 
     Row a · samples_per_class + k of a batch is sample k of its class a.
 
-    Classes are taken in shuffled order, all of them before any comes again (a batch that reaches the end of one order
-    goes on with the next, without holding a class twice). Samples of a class are shuffled too and used up before they
-    come again: when fewer than `samples_per_class` unused ones remain, the class is shuffled anew. A class that has
-    fewer samples than that in all is drawn from with replacement.
+    Classes are taken in shuffled order, and all of them before any comes again. A batch that reaches the end of one
+    order continues with the next one, without taking a class twice. The samples of a class are shuffled too. When fewer
+    than `samples_per_class` unused ones remain, the class is shuffled again. A class with fewer samples than that is
+    drawn from with replacement.
 
-    The position and the generator are in `state_dict`: a sampler that loads it continues with exactly the batches
+    `state_dict` contains the position and the generator. A sampler that loads it continues with exactly the batches
     that the saved one would have drawn.
 
     Args:
         labels: (N,) integer labels of the samples.
         classes_per_batch: C, at least 1 and at most the number of classes.
         samples_per_class: K, at least 1.
-        seed: of the order of classes and samples.
+        seed: seed of the order of classes and samples.
 
     Raises:
-        UserError: labels of another shape, C or K out of range.
+        UserError: `labels` is not a non-empty (N,) integer tensor, or C or K is out of range.
     """
 
     def __init__(self, labels: Tensor, classes_per_batch: int, samples_per_class: int, seed: int = 0) -> None:
         if labels.ndim != 1 or len(labels) == 0 or labels.is_floating_point():
-            raise UserError(f"labels is {tuple(labels.shape)} {labels.dtype}; it must be (N,) integers, N at least 1")
+            dtype = str(labels.dtype).removeprefix("torch.")
+            raise UserError(
+                f"labels is a {dtype} tensor of shape {tuple(labels.shape)}; it must be an integer tensor of shape "
+                "(N,) with N at least 1"
+            )
         classes, counts = labels.cpu().unique(return_counts=True)
         if not 1 <= classes_per_batch <= len(classes):
             raise UserError(
-                f"classes_per_batch is {classes_per_batch}; it must lie in 1 … {len(classes)}, the number of classes"
+                f"classes_per_batch is {classes_per_batch}; it must be from 1 to {len(classes)}, the number of classes"
             )
         if samples_per_class < 1:
             raise UserError(f"samples_per_class is {samples_per_class}; it must be at least 1")
@@ -49,11 +53,11 @@ class BalancedBatchSampler:
         self._counts: list[int] = counts.tolist()
         self._starts: list[int] = (counts.cumsum(0) - counts).tolist()
         self._generator = torch.Generator().manual_seed(seed)
-        # Sample indices grouped by class; within each group the order in which they are used.
+        # Sample indices grouped by class, each group in the order in which its samples are used.
         self._samples = labels.cpu().argsort(stable=True)
         self._used = torch.zeros(len(classes), dtype=torch.int64)
-        for c in range(len(classes)):
-            self._shuffle_samples(c)
+        for label in range(len(classes)):
+            self._shuffle_samples(label)
         self._order = self._shuffled_classes()
         self._position = 0
 
@@ -71,8 +75,8 @@ class BalancedBatchSampler:
             yield self.draw()
 
     def draw(self) -> Tensor:
-        """Sample indices of the next batch, (classes_per_batch · samples_per_class,) int64."""
-        return torch.cat([self._draw_samples(c) for c in self._draw_classes()])
+        """The sample indices of the next batch, (classes_per_batch · samples_per_class,) int64."""
+        return torch.cat([self._draw_samples(label) for label in self._draw_classes()])
 
     def state_dict(self) -> dict[str, Tensor]:
         return {
@@ -84,16 +88,16 @@ class BalancedBatchSampler:
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue where the sampler that gave `state` stood.
+        """Continue at the position that `state` was taken from.
 
         Raises:
-            UserError: the state belongs to other labels.
+            UserError: `state` belongs to a sampler of other labels.
         """
         for name, own in (("samples", self._samples), ("used", self._used), ("order", self._order)):
             if state[name].shape != own.shape:
                 raise UserError(
-                    f"state[{name!r}]: {tuple(state[name].shape)} from a sampler of other labels; "
-                    f"these labels need {tuple(own.shape)}"
+                    f"state[{name!r}] has shape {tuple(state[name].shape)}, as for other labels; "
+                    f"it must have shape {tuple(own.shape)}"
                 )
         self._generator.set_state(state["generator"].cpu())
         self._samples = state["samples"].cpu().clone()
@@ -110,25 +114,25 @@ class BalancedBatchSampler:
             free = ~torch.isin(fresh, chosen)
             free &= free.cumsum(0) <= wanted - len(chosen)
             chosen = torch.cat([chosen, fresh[free]])
-            # What this batch took of the new order comes first there, so that a class still comes once an order.
+            # The classes that this batch took from the new order move to its front, so that each comes once per order.
             self._order = torch.cat([fresh[free], fresh[~free]])
             self._position = int(free.sum())
         return chosen.tolist()
 
-    def _draw_samples(self, c: int) -> Tensor:
-        start, count, wanted = self._starts[c], self._counts[c], self.samples_per_class
+    def _draw_samples(self, label: int) -> Tensor:
+        start, count, wanted = self._starts[label], self._counts[label], self.samples_per_class
         if count < wanted:
             return self._samples[start + torch.randint(count, (wanted,), generator=self._generator)]
-        if int(self._used[c]) + wanted > count:
-            self._shuffle_samples(c)
-        first = start + int(self._used[c])
-        self._used[c] += wanted
+        if int(self._used[label]) + wanted > count:
+            self._shuffle_samples(label)
+        first = start + int(self._used[label])
+        self._used[label] += wanted
         return self._samples[first : first + wanted].clone()
 
-    def _shuffle_samples(self, c: int) -> None:
-        group = slice(self._starts[c], self._starts[c] + self._counts[c])
-        self._samples[group] = self._samples[group][torch.randperm(self._counts[c], generator=self._generator)]
-        self._used[c] = 0
+    def _shuffle_samples(self, label: int) -> None:
+        group = slice(self._starts[label], self._starts[label] + self._counts[label])
+        self._samples[group] = self._samples[group][torch.randperm(self._counts[label], generator=self._generator)]
+        self._used[label] = 0
 
     def _shuffled_classes(self) -> Tensor:
         return torch.randperm(len(self._counts), generator=self._generator)

@@ -1,30 +1,30 @@
-"""Stanford Online Products: Ebay_train.txt trains, Ebay_test.txt tests; a class is a `class_id`, not a file name."""
+"""Stanford Online Products: Ebay_train.txt trains and Ebay_test.txt tests. The class is `class_id`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from gcahng.data.listing import Entry, Found, Report, bad_line, lines_of, locate
-from gcahng.data.spec import Counts, DataSetSpec, key_of, missing_from, not_here
+from gcahng.data.listing import DataSetFiles, Entry, ReportDifference, bad_line, lines_of, locate
+from gcahng.data.spec import Counts, DataSetSpec, key_of, missing_from, not_found
 
 _HEADER = "image_id class_id super_class_id path"
 _FILES = {"train": "Ebay_train.txt", "test": "Ebay_test.txt"}
 _LAYOUT = f"""Ebay_train.txt, Ebay_test.txt: a header, then lines `{_HEADER}`
-bicycle_final/ … toaster_final/: the files, below a folder a super class"""
+bicycle_final/ … toaster_final/: the files, in one folder for each super class"""
 _SOURCE = "Get Stanford_Online_Products.zip from https://cvgl.stanford.edu/projects/lifted_struct/ and unpack it"
 
 
-def find(root: Path, csv: Path | None) -> Found:
-    """`root`, or its folder Stanford_Online_Products, with the label files."""
+def find(root: Path, csv: Path | None) -> DataSetFiles:
+    """The label files in `root` or in its folder Stanford_Online_Products."""
     base = locate(root, _FILES["train"], "Stanford_Online_Products") or root
-    if lacks := missing_from(base, _FILES.values()):
-        raise not_here("sop", base, lacks, _LAYOUT, _SOURCE)
+    if missing := missing_from(base, _FILES.values()):
+        raise not_found("sop", base, missing, _LAYOUT, _SOURCE)
     files = [base / name for name in _FILES.values()]
-    return Found(base, key_of("sop", files=files), lambda report: _entries(base, report))
+    return DataSetFiles(base, key_of("sop", files=files), lambda report: _entries(base, report))
 
 
-def _entries(base: Path, report: Report) -> Iterator[Entry]:
+def _entries(base: Path, report: ReportDifference) -> Iterator[Entry]:
     for split, name in _FILES.items():
         lines = lines_of(base / name, report)
         number, header = next(lines, (1, ""))
@@ -44,8 +44,8 @@ SPEC = DataSetSpec(
     find=find,
     layout=_LAYOUT,
     source=_SOURCE,
-    trap="the class is class_id (22,634 of them), not super_class_id (12) and not the number in the file's name; "
-    "classes that are in both Ebay_train.txt and Ebay_test.txt are an image-level split",
+    trap="the class is class_id (22,634 of them), neither super_class_id (12) nor the number in the file name. "
+    "Classes that are in both Ebay_train.txt and Ebay_test.txt are an image-level split",
     recall_at=(1, 10, 100, 1000),
     expected={"train": Counts(59551, 11318), "test": Counts(60502, 11316)},
 )

@@ -1,4 +1,4 @@
-"""What the package knows of a data set before it has seen its files."""
+"""What the package knows about a data set before it has seen the files."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from gcahng.data.listing import Difference, Found, Unfit, read_bytes
+from gcahng.data.listing import DataMismatch, DataSetFiles, Difference, read_bytes
 
 
 class Counts(NamedTuple):
-    """Images and classes of a split."""
+    """The number of images and classes of a split."""
 
     images: int
     classes: int
@@ -23,19 +23,19 @@ class DataSetSpec:
     """A data set that is read from files.
 
     Attributes:
-        name: as `data.name` has it.
-        title: what papers call it.
-        find: its files below (root, csv); raises `Unfit` where they are not.
-        layout: the files that are expected, a line each.
-        source: where to get them.
-        trap: the image-level split that is taken for this one, and how to tell.
-        recall_at: the usual K of Recall@K.
-        expected: counts of each split, "query" being "test"; empty where any will do.
+        name: the value of `data.name`.
+        title: what papers call the data set.
+        find: finds the files, given root and csv; raises `DataMismatch` if they are not there.
+        layout: the expected files, one per line.
+        source: where to get the files.
+        trap: the image-level split that is often mistaken for this one, and how to recognize it.
+        recall_at: the usual values of K for Recall@K.
+        expected: the published counts of each split, with queries as "test"; empty if any number is right.
     """
 
     name: str
     title: str
-    find: Callable[[Path, Path | None], Found]
+    find: Callable[[Path, Path | None], DataSetFiles]
     layout: str
     source: str
     trap: str
@@ -43,24 +43,24 @@ class DataSetSpec:
     expected: Mapping[str, Counts] = field(default_factory=dict)
 
 
-def not_here(name: str, root: Path, lacks: Iterable[str], layout: str, source: str) -> Unfit:
-    """The error of a folder that has not the files of data set `name`."""
+def not_found(name: str, root: Path, missing: Iterable[str], layout: str, source: str) -> DataMismatch:
+    """The error for a folder that does not contain the files of the data set `name`."""
     expected = "; ".join(layout.splitlines())
-    return Unfit(
+    return DataMismatch(
         Difference(
-            f"{root} is not the folder of {name}: it has no {', no '.join(lacks)}",
-            f"expected there: {expected}. {source}",
+            f"{root} is not the folder of {name}: it has no {', no '.join(missing)}",
+            f"the expected files are: {expected}. {source}",
         )
     )
 
 
 def missing_from(base: Path, names: Iterable[str]) -> list[str]:
-    """Those of `names` that `base` lacks; a name with a slash at its end is a folder's."""
+    """Those of `names` that are not in `base`. A name that ends in a slash is a folder."""
     return [name for name in names if not ((base / name).is_dir() if name.endswith("/") else (base / name).is_file())]
 
 
 def key_of(*parts: str, files: Iterable[Path] = ()) -> str:
-    """A hash of `parts` and of the content of label files."""
+    """A hash of `parts` and of the contents of label files."""
     digest = hashlib.sha256("\0".join(parts).encode(errors="surrogateescape"))
     for file in files:
         digest.update(hashlib.sha256(read_bytes(file)).digest())

@@ -1,4 +1,4 @@
-"""Does a folder hold a data set as it was published? What `gcahng data verify` does."""
+"""Checks whether a folder holds a data set as it was published, for `gcahng data verify`."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from pathlib import Path
 
 from gcahng.data.class_folders import scan
 from gcahng.data.index import write_index
-from gcahng.data.listing import SPLITS, Difference, Listing, Unfit, collect
+from gcahng.data.listing import SPLITS, DataMismatch, Difference, Listing, collect
 from gcahng.data.load import DATA_SETS, find_files
 from gcahng.data.reading import UnreadableImage, read_in_order, read_rgb, usual_workers
 from gcahng.data.spec import Counts, DataSetSpec
 
-_FILES_A_JOB = 16
+_FILES_PER_JOB = 16
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found.
+    """The result of a verification.
 
     Attributes:
         spec: the data set.
-        counts: of each split that there is.
-        differences: all of them.
-        images_read: how many images were decoded.
-        index: where the index was written; None: not, as the files cannot be listed or no place is writable.
+        counts: images and classes of each split that is there.
+        differences: everything that differs from the published data set.
+        images_read: number of images that were decoded.
+        index: where the index was written; None if the files cannot be listed or no place is writable.
     """
 
     spec: DataSetSpec
@@ -45,33 +45,33 @@ def verify_data(
     workers: int | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Verification:
-    """Hold label files, files, counts and classes against the data set, decode every image, and write the index.
+    """Compare label files, image files, counts and classes with the published data set, and write the index.
 
     Args:
-        name: of the data set, as `data.name`.
+        name: name of the data set, as in `data.name`.
         root: its folder.
-        csv: the CSV file, of name "csv".
-        images: whether to decode the images.
-        workers: processes that decode; None: `usual_workers`.
-        progress: called with the number of images decoded and of all.
+        csv: the CSV file, if `name` is "csv".
+        images: whether to decode every image.
+        workers: number of processes that decode; None means `usual_workers`.
+        progress: called with the number of images decoded so far and in total.
 
     Raises:
-        UserError: arguments that do not fit; a missing extra.
+        UserError: arguments do not fit together, or an optional package is missing.
     """
     spec = DATA_SETS[name]
     differences: list[Difference] = []
     try:
-        found = find_files(spec, root, csv)
-    except Unfit as error:
-        differences.append(Difference(error.difference.what, "see the expected files and where to get them"))
+        data_files = find_files(spec, root, csv)
+    except DataMismatch as error:
+        differences.append(Difference(error.difference.what, "the expected files and where to get them are below"))
         differences += _image_level_folders(Path(root or "."))
         return Verification(spec, {}, differences, 0, None)
     try:
-        listing = collect(found, differences.append)
-    except Unfit as error:
+        listing = collect(data_files, differences.append)
+    except DataMismatch as error:
         return Verification(spec, {}, [*differences, error.difference], 0, None)
-    # With any of these `load_data` stops; not with those that follow.
-    index = None if differences else write_index(name, found, listing)
+    # `load_data` stops at any of these differences, but not at those that are added below.
+    index = None if differences else write_index(name, data_files, listing)
     counts = {split: Counts(len(files.paths), len(set(files.labels))) for split, files in listing.splits.items()}
     differences += _count_differences(spec, counts)
     read = 0
@@ -95,25 +95,25 @@ def _count_differences(spec: DataSetSpec, counts: dict[str, Counts]) -> Iterator
 
 
 def _image_level_folders(root: Path) -> Iterator[Difference]:
-    """In the place of the original files: train/ and test/ with the same classes, as classification has them."""
+    """Recognize train/ and test/ folders with the same classes in place of the original files."""
     if (root / "train").is_dir() and (root / "test").is_dir():
         train, test = scan(root, "train").classes, scan(root, "test").classes
         if shared := [name for name in train if name in test]:
             yield Difference(
                 f"{len(shared)} class folders, such as {shared[0]}, are both in train/ and in test/",
-                "this is an image-level split, as classification has it; the original files are split by class",
+                "this is an image-level split, as in classification; the original files are split by class",
             )
 
 
 def _decode(paths: list[Path], workers: int) -> Iterator[tuple[int, list[UnreadableImage]]]:
-    """How many images were decoded, and which of them cannot be, a few at a time."""
-    jobs = [paths[start : start + _FILES_A_JOB] for start in range(0, len(paths), _FILES_A_JOB)]
+    """Yield how many images were looked at and the errors of those that cannot be read, a few images at a time."""
+    jobs = [paths[start : start + _FILES_PER_JOB] for start in range(0, len(paths), _FILES_PER_JOB)]
     for job, unreadable in zip(jobs, read_in_order(_Decoder(), jobs, workers), strict=True):
         yield len(job), unreadable
 
 
 class _Decoder:
-    """Reader of a few files: those that cannot be read."""
+    """Reads a few files and returns the errors of those that cannot be read."""
 
     def __getitem__(self, job: list[Path]) -> list[UnreadableImage]:
         unreadable = []
@@ -130,26 +130,33 @@ def _unreadable(listing: Listing, error: UnreadableImage) -> Difference:
     return Difference(f"{path} cannot be read as an image: {error.reason}", "restore the original file")
 
 
-def describe(found: Verification, root: Path) -> str:
-    """The report of a verification: counts, then every difference with its remedy, then what was expected."""
-    spec = found.spec
+def describe(verification: Verification, root: Path) -> str:
+    """The text for a person: counts, then every difference with its remedy, then what was expected."""
+    spec = verification.spec
     lines = [f"{spec.title} in {root}", f"  {'split':<8}{'images':>10}{'expected':>10}{'classes':>10}{'expected':>10}"]
     for split in SPLITS:
-        if split in found.counts or split in spec.expected:
-            here, expected = found.counts.get(split, Counts(0, 0)), spec.expected.get(split)
+        if split in verification.counts or split in spec.expected:
+            here, expected = verification.counts.get(split, Counts(0, 0)), spec.expected.get(split)
             images, classes = (f"{n:,}" for n in expected) if expected else ("any", "any")
             lines.append(f"  {split:<8}{here.images:>10,}{images:>10}{here.classes:>10,}{classes:>10}")
-    lines.append(f"  {found.images_read:,} images decoded")
-    if not found.differences:
+    lines.append(f"  {verification.images_read:,} images decoded")
+    if not verification.differences:
         lines.append("no differences")
     else:
-        lines += ["", "1 difference:" if len(found.differences) == 1 else f"{len(found.differences):,} differences:"]
-        for number, difference in enumerate(found.differences, start=1):
+        lines += [
+            "",
+            "1 difference:"
+            if len(verification.differences) == 1
+            else f"{len(verification.differences):,} differences:",
+        ]
+        for number, difference in enumerate(verification.differences, start=1):
             lines += [f"  {number}. {difference.what}", f"     -> {difference.remedy}"]
         lines += ["", "expected files:", *(_wrapped(line) for line in spec.layout.splitlines())]
         lines += ["where to get them:", _wrapped(spec.source), "image-level splits:", _wrapped(spec.trap), ""]
-    unwritten = "could not be written" if not found.differences else "not written: training would stop at a difference"
-    lines.append(f"index {found.index or unwritten}")
+    unwritten = "could not be written"
+    if verification.differences:
+        unwritten = "not written, because training would stop at a difference"
+    lines.append(f"index {verification.index or unwritten}")
     return "\n".join(lines)
 
 
@@ -158,7 +165,7 @@ def _wrapped(text: str) -> str:
 
 
 def table() -> str:
-    """The data sets, their splits and the K of their Recall@K."""
+    """A table of the data sets, their splits and their values of K for Recall@K."""
     lines = [f"{'name':<10}{'split':<9}{'images':>8}{'classes':>9}  {'Recall@K':<20}title"]
     for spec in DATA_SETS.values():
         rows = [(split, f"{n.images:,}", f"{n.classes:,}") for split, n in spec.expected.items()] or [("any", "", "")]

@@ -86,7 +86,7 @@ class GraphPass:
 
     def forward(self) -> Tensor:
         """Runs all layers; → node features f (n, D). The head's weights are then in self.head_weights, and from here on
-        the edges that leave the last layer are normalised."""
+        the edges that leave the last layer are normalized."""
         schedule, stages = self.schedule, self.stages
         self.start = nodes.start(self.context, self.z)
         f, x = self.start.outputs

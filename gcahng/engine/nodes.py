@@ -85,13 +85,13 @@ def attend_mask(classes: int, views: int, device: torch.device) -> Tensor:
 
 
 def start(ctx: NodeContext, z: Tensor) -> Segment:
-    """z (n, D) → node features f (n, D) and normalised rows x̂ (n, D)."""
+    """z (n, D) → node features f (n, D) and normalized rows x̂ (n, D)."""
     segment = Segment(_under(ctx.named, "node_input."), [z], ctx.record)
     (z,) = segment.inputs
     with _computing(ctx.record, ctx.compute, z.device):
         f = segment.linear("node_input", z).to(z.dtype)
-        centred = z - z.mean(dim=1, keepdim=True)
-        segment.outputs = (f, centred / centred.norm(dim=1, keepdim=True))
+        centered = z - z.mean(dim=1, keepdim=True)
+        segment.outputs = (f, centered / centered.norm(dim=1, keepdim=True))
     return segment
 
 

@@ -1,7 +1,7 @@
 """What a training step takes, by its sizes: memory by mode, arithmetic, and the largest batch that fits.
 
 Memory is counted from what the engine allocates: bytes at the peak of a step beyond the loss's weights, their
-gradients and the optimisers' state, which `state_bytes` counts. Arithmetic counts multiply-adds of matrix products
+gradients and the optimizers' state, which `state_bytes` counts. Arithmetic counts multiply-adds of matrix products
 (two FLOPs each).
 """
 
@@ -178,7 +178,7 @@ def _metric_parameters(size: StepSize) -> int:
 
 
 def state_bytes(size: StepSize) -> int:
-    """Weights, gradients and the optimisers' two moments."""
+    """Weights, gradients and the optimizers' two moments."""
     return 4 * parameters(size) * size.accumulate.itemsize
 
 

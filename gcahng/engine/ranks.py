@@ -65,7 +65,7 @@ class Ranks:
 
     def whole_batch(self, embeddings: Tensor, labels: Tensor, check: bool) -> tuple[Tensor, Tensor]:
         """The processes' parts of a batch, (n / count, D) and (n / count,), one after the other. check: UserError if
-        they are not as large as each other, at the cost of a synchronisation."""
+        they are not as large as each other, at the cost of a synchronization."""
         if check:
             sizes = self.gather(torch.tensor([len(labels)], device=labels.device)).tolist()
             if len(set(sizes)) > 1:
@@ -124,7 +124,7 @@ def ranks_for(process_group: Any) -> Ranks | None:
         return None
     if not (dist.is_available() and dist.is_initialized()):
         raise UserError(
-            f"process_group is {process_group!r} and torch.distributed is not initialised; call "
+            f"process_group is {process_group!r} and torch.distributed is not initialized; call "
             "torch.distributed.init_process_group first"
         )
     if process_group == "world":

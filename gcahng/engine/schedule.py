@@ -136,7 +136,7 @@ class Band:
         return self.nodes[tile.first_class : tile.first_class + tile.classes]
 
     def columns(self, tile: Tile) -> Tensor:
-        """(A, O, K, W), a view in which neighbouring anchors overlap."""
+        """(A, O, K, W), a view in which neighboring anchors overlap."""
         _, views, width = self.wrapped.shape
         step = views * width
         start = (tile.first_class + tile.first_offset) * step

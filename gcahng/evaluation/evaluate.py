@@ -258,11 +258,11 @@ def evaluate_embeddings(
     options = options or EvalOptions()
     queries = read_embeddings(embeddings)
     items, searched = queries.items, None
-    if not items.labelled:
+    if not items.labeled:
         raise UserError(f"{embeddings} has rows without a label; metrics need the class of each")
     if gallery is not None:
         others = read_embeddings(gallery)
-        if not others.items.labelled:
+        if not others.items.labeled:
             raise UserError(f"{gallery} has rows without a label; metrics need the class of each")
         if queries.model and others.model and (difference := queries.model.difference(others.model)):
             raise UserError(f"{embeddings} and {gallery} do not fit: {difference}")

@@ -325,7 +325,7 @@ class GCAHNGLoss(LossModule):
         return Generated(negatives, coefficients, layout.classes, layout.index)
 
     def base_parameters(self) -> list[nn.Parameter]:
-        """The base loss's own parameters (proxies, for instance), for the user's optimiser; the loss itself never
+        """The base loss's own parameters (proxies, for instance), for the user's optimizer; the loss itself never
         steps them."""
         return list(self.base.parameters()) if isinstance(self.base, nn.Module) else []
 

@@ -75,7 +75,7 @@ def class_layout(labels: Tensor, num_per_class: int | None) -> ClassLayout:
 
 PROBLEMS = (
     "embeddings holds non-finite values; they must be finite (did the model diverge?)",
-    "embeddings has a constant row (all channels equal, or too close to normalise); its direction is undefined, "
+    "embeddings has a constant row (all channels equal, or too close to normalize); its direction is undefined, "
     "every row needs two different channels",
     "labels is out of range; with num_classes={num_classes} labels must lie in 0 … {last}",
     "labels does not hold num_per_class={views} samples of every class in it; "
@@ -84,7 +84,7 @@ PROBLEMS = (
 
 
 def value_problems(z: Tensor, layout: ClassLayout, num_classes: int | None) -> Tensor:
-    """Which of PROBLEMS the batch z (n, D, canonical order) has: bool (4,), on the device, without synchronisation.
+    """Which of PROBLEMS the batch z (n, D, canonical order) has: bool (4,), on the device, without synchronization.
 
     num_classes None: N-pair alone, which takes constant rows and any labels.
     """

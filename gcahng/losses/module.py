@@ -146,7 +146,7 @@ class LossModule(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, local_metadata: dict, *args: Any) -> None:
         if local_metadata.get("assign_to_params_buffers"):
-            raise UserError("assign is True; it must be False: the optimisers would go on with the old parameters")
+            raise UserError("assign is True; it must be False: the optimizers would go on with the old parameters")
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LossModule:

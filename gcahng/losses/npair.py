@@ -15,7 +15,7 @@ def npair_loss(embeddings: Tensor, labels: Tensor, *, num_per_class: int | None 
 
     The first sample of each class in the batch is its anchor; with every other sample k, cross entropy of z₀ z_kᵀ
     against the classes; the mean over k; plus 3e-3 · 0.25 · Σ‖z‖² / C. num_per_class: K (None: read from the labels,
-    on the host). check: look at the values (one synchronisation); UserError for classes of unequal size or non-finite
+    on the host). check: look at the values (one synchronization); UserError for classes of unequal size or non-finite
     values.
     """
     check_shapes(embeddings, labels)

@@ -68,7 +68,7 @@ def official_state_dict(gca: GCAHNGLoss) -> dict[str, Tensor]:
 def load_official_state_dict(gca: GCAHNGLoss, state_dict: Mapping[str, Tensor]) -> None:
     """Copies an authors' checkpoint into the loss; `feature_extractor.*` is ignored, everything else must fit.
 
-    UserError, with nothing changed, for names that are missing or unexpected or shapes that do not fit. Optimisers
+    UserError, with nothing changed, for names that are missing or unexpected or shapes that do not fit. Optimizers
     and running means are not in such a checkpoint and stay as they are.
     """
     if not isinstance(state_dict, Mapping):

@@ -1,4 +1,4 @@
-"""The optimisers that the loss owns."""
+"""The optimizers that the loss owns."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def set_gradients(loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
 
 
 def check_state(state: Mapping[str, Any], optimizer: torch.optim.AdamW) -> None:
-    """UserError where an optimiser's state dict has moments of other shapes than its parameters: fused AdamW would read
+    """UserError where an optimizer's state dict has moments of other shapes than its parameters: fused AdamW would read
     beyond them."""
     (group,) = optimizer.param_groups
     for number, moments in state["state"].items():
         given, own = tuple(moments["exp_avg"].shape), tuple(group["params"][number].shape)
         if given != own:
             raise UserError(
-                f"state_dict holds optimiser state of a weight of shape {given}, here it is {own}; num_classes and "
+                f"state_dict holds optimizer state of a weight of shape {given}, here it is {own}; num_classes and "
                 "embedding_dim must be those of the state_dict (for weights alone leave its _extra_state out)"
             )
 
@@ -65,7 +65,7 @@ def check_state(state: Mapping[str, Any], optimizer: torch.optim.AdamW) -> None:
 def move_state(
     optimizer: torch.optim.AdamW, moved: dict[nn.Parameter, nn.Parameter], fn: Callable[[Tensor], Tensor]
 ) -> None:
-    """Has an optimiser go on with what its parameters have become. moved: from old to new; fn: what was applied."""
+    """Has an optimizer go on with what its parameters have become. moved: from old to new; fn: what was applied."""
     (group,) = optimizer.param_groups
     for parameter in group["params"]:
         if state := optimizer.state.pop(parameter, {}):

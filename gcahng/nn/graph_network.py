@@ -96,7 +96,7 @@ class GraphNetwork(nn.Module):
         self.class_head = nn.Linear(dim, num_classes)
 
     def trainable(self) -> list[nn.Parameter]:
-        """The parameters that an optimiser steps."""
+        """The parameters that an optimizer steps."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     @property

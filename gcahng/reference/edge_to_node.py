@@ -1,4 +1,4 @@
-"""Each node's sum over its edges: S_i = Σ_j GELU(W_e e_ij + b_e), unnormalised (paper section 3.2)."""
+"""Each node's sum over its edges: S_i = Σ_j GELU(W_e e_ij + b_e), unnormalized (paper section 3.2)."""
 
 from __future__ import annotations
 

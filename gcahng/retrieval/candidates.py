@@ -1,4 +1,4 @@
-"""Candidates for the nearest neighbours, by float32 products with the whole gallery, and how far off those may be."""
+"""Candidates for the nearest neighbors, from float32 products with the whole gallery, and a bound on their error."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from gcahng.retrieval.rows import Rows
 
 BACKENDS = ("auto", "torch", "faiss")
 
-# Gallery rows compared at once: with 1,024 queries 256 MiB of float32 distances.
+# Gallery rows that are compared at once: with 1,024 queries, 256 MiB of float32 distances.
 _GALLERY_BLOCK = 1 << 16
-# Distances of which `smallest` first looks at the least.
+# `smallest` first looks at the minimum of each group of this many distances.
 _GROUP = 8
-# Neighbours that faiss's indices on a GPU give at the most, and cells that they look at.
-GPU_NEIGHBOURS = 2048
+# The most neighbors that an index of faiss on a GPU returns, and the most cells that it looks at.
+GPU_NEIGHBORS = 2048
 
 _log = logging.getLogger("gcahng")
-_said: set[str] = set()
+_warned: set[str] = set()
 
 
 class TorchCandidates:
-    """Proposes candidates by products with the gallery, on its device."""
+    """Proposes candidates from matrix products with the gallery, on its device."""
 
     def __init__(self, gallery: Rows):
         self.dtype = torch.float32 if float32_products_are_float32(gallery.values.device) else torch.float64
@@ -39,21 +39,33 @@ class TorchCandidates:
         self._buffer = torch.empty(0, dtype=self.dtype, device=self._gallery.device)
 
     def __call__(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The k smallest distances (q, k), ascending, of the queries (q, D), and whose they are (q, k)."""
-        found = []
+        """The k nearest candidates of the queries.
+
+        Args:
+            queries: (q, D) scaled rows.
+            k: number of candidates.
+
+        Returns:
+            (q, k) squared distances, ascending, and (q, k) int64 gallery rows.
+        """
+        nearest_in_block = []
         for start, distances in self.distances(queries):
             values, indices = smallest(distances, min(k, distances.shape[1]))
-            found.append((values, indices + start))
-        if len(found) == 1:
-            return found[0]
-        values, indices = (torch.cat(part, dim=1) for part in zip(*found, strict=True))
+            nearest_in_block.append((values, indices + start))
+        if len(nearest_in_block) == 1:
+            return nearest_in_block[0]
+        values, indices = (torch.cat(blocks, dim=1) for blocks in zip(*nearest_in_block, strict=True))
         values, order = values.sort(dim=1)
         return values[:, :k], indices.gather(1, order[:, :k])
 
     def distances(self, queries: Tensor, width: int | None = None) -> Iterator[tuple[int, Tensor]]:
-        """For `width` gallery rows after the other, the first one's index and the distances (q, <= width) to them.
+        """Yield squared distances to `width` gallery rows at a time.
 
-        They are in a buffer that the next block overwrites: memory as large as this would be mapped anew each time.
+        The distances are in a buffer that the next block overwrites, because so large a tensor would be mapped into
+        memory again each time.
+
+        Yields:
+            The index of the first gallery row, and the distances (q, at most width).
         """
         width = min(width or _GALLERY_BLOCK, len(self._gallery))
         if self._buffer.numel() < len(queries) * width:
@@ -65,10 +77,7 @@ class TorchCandidates:
 
 
 class FaissCandidates:
-    """Proposes candidates by faiss's flat index: on the gallery's GPU where faiss has it, else on the CPU.
-
-    Not run on a GPU: written without one at hand.
-    """
+    """Proposes candidates from a flat index of faiss, on the gallery's GPU if faiss supports it, else on the CPU."""
 
     dtype = torch.float32
 
@@ -79,7 +88,7 @@ class FaissCandidates:
         self._most = sys.maxsize
         if gallery.values.is_cuda and faiss_sees_gpus():
             index = to_gpu(index, gallery.values.device)
-            self._most = GPU_NEIGHBOURS
+            self._most = GPU_NEIGHBORS
         index.add(gallery.all(torch.float32).cpu().numpy())
         self._index, self._gallery = index, gallery
 
@@ -88,7 +97,7 @@ class FaissCandidates:
         return TorchCandidates(self._gallery)
 
     def __call__(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """As `TorchCandidates`, which takes the place of a GPU's index that does not give so many."""
+        """The same as `TorchCandidates`, which is used if k is more than an index on a GPU can return."""
         if k > self._most:
             return self._torch(queries.to(self._torch.dtype), k)
         distances, indices = self._index.search(queries.cpu().contiguous().numpy(), k)
@@ -96,15 +105,23 @@ class FaissCandidates:
 
 
 def smallest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """`values.topk(k, largest=False)` of each row (q, m), faster where k is small beside m.
+    """The same as `values.topk(k, largest=False)`, but faster if k is small compared with the number of columns.
 
-    The k smallest are in the k groups of eight columns whose least members are smallest, or in the columns left over.
+    Columns are taken in groups of eight. The k smallest values are in the k groups with the smallest minima, or in the
+    columns that are left over.
+
+    Args:
+        values: (q, m).
+        k: how many values, at most m.
+
+    Returns:
+        (q, k) values, ascending, and (q, k) int64 columns.
     """
     q, m = values.shape
     groups = m // _GROUP
     if 4 * k > groups:
         return values.topk(k, dim=1, largest=False)
-    # Group j has the columns j, j + groups, ..., so that the minima are taken along whole rows of memory.
+    # Group j has the columns j, j + groups, …, so that minima are taken along whole rows of memory.
     whole = values[:, : groups * _GROUP].view(q, _GROUP, groups)
     first = whole.amin(dim=1).topk(k, dim=1, largest=False, sorted=False).indices.unsqueeze(1)
     columns = first + torch.arange(_GROUP, device=values.device).unsqueeze(1) * groups
@@ -117,13 +134,16 @@ def smallest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def square_distances(
     queries: Tensor, gallery: Tensor, squares: Tensor | None = None, out: Tensor | None = None
 ) -> Tensor:
-    """(q, m) squared distances by products; wrong by at most `rounding`.
+    """Squared distances from matrix products; the error of each is at most `rounding`.
 
     Args:
         queries: (q, D).
         gallery: (m, D).
-        squares: (m,) the squared norms of `gallery`, where they are known.
-        out: (q, m) where to write them.
+        squares: (m,) the squared norms of `gallery`, if they are known.
+        out: (q, m) tensor to write the result into.
+
+    Returns:
+        (q, m).
     """
     squares = gallery.square().sum(dim=1) if squares is None else squares
     distances = torch.addmm(squares, queries, gallery.mT, alpha=-2, out=out)
@@ -131,28 +151,36 @@ def square_distances(
 
 
 def rounding(dim: int, dtype: torch.dtype) -> float:
-    """A bound on the error of a squared distance of rows of norm at most 1, made of `dtype` products of `dim` channels.
+    """A bound on the error of `square_distances` for rows of norm at most 1.
 
-    Each product of rows errs by (D + 2) u at most, whatever the order of its sum (Higham, Accuracy and Stability of
-    Numerical Algorithms, 3.1), and each of the three additions by u, all times (|q| + |g|)^2 <= 4. The rest is for the
-    second order and for the float64 distance it is compared with.
+    The error of each product of rows is at most (D + 2) u, in any order of summation (Higham, Accuracy and Stability of
+    Numerical Algorithms, 3.1). That of each of the three additions is at most u. All are times (|q| + |g|)² <= 4. The
+    rest covers terms of second order and the float64 distance that the result is compared with.
+
+    Args:
+        dim: D.
+        dtype: dtype of the products.
     """
     return 4.1 * (dim + 16) * torch.finfo(dtype).eps / 2
 
 
 def float32_products_are_float32(device: torch.device) -> bool:
-    """Whether products of float32 matrices keep their precision under the settings in force (no TF32, no bfloat16)."""
+    """Whether float32 matrix products have full precision under the current settings, without TF32 or bfloat16."""
     backend = torch.backends.cuda.matmul if device.type == "cuda" else torch.backends.mkldnn.matmul
     return backend.fp32_precision in ("none", "ieee")
 
 
 def choose_backend(backend: str, device: torch.device) -> str:
-    """The backend that `backend` means for tensors on `device`; UserError for one that is not there."""
+    """The backend to use for tensors on `device`, "torch" or "faiss".
+
+    Raises:
+        UserError: `backend` is unknown or not installed.
+    """
     if backend not in BACKENDS:
-        raise UserError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+        raise UserError(f"backend is {backend!r}; it must be one of {', '.join(BACKENDS)}")
     if backend == "auto":
         if importlib.util.find_spec("faiss") is None:
-            say_once_without_faiss()
+            warn_once_without_faiss()
             return "torch"
         return "faiss" if device.type == "cpu" or (device.type == "cuda" and faiss_sees_gpus()) else "torch"
     if backend == "faiss":
@@ -161,23 +189,27 @@ def choose_backend(backend: str, device: torch.device) -> str:
 
 
 def faiss_sees_gpus() -> bool:
-    """Whether the installed faiss is one with GPUs, and there is one."""
+    """Whether the installed faiss supports GPUs and there is one."""
     import faiss
 
     return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
 
 
 def to_gpu(index: Any, device: torch.device) -> Any:
-    """A faiss index on this GPU; RuntimeError for one that faiss does not have there."""
+    """Copy a faiss index to a GPU.
+
+    Raises:
+        RuntimeError: faiss does not support this index on a GPU.
+    """
     import faiss
 
     return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device.index or 0, index)
 
 
-def say_once_without_faiss() -> None:
-    """The first time in a process, that faiss would be faster."""
-    if "faiss" not in _said:
-        _said.add("faiss")
+def warn_once_without_faiss() -> None:
+    """Log, once in a process, that faiss would be faster."""
+    if "faiss" not in _warned:
+        _warned.add("faiss")
         _log.warning(
             "retrieval searches in torch; faiss would be faster in large galleries: "
             'pip install "gcahng[faiss-cpu]" or "gcahng[faiss-gpu]"'

@@ -1,4 +1,4 @@
-"""NMI and AMI: whether k-means of the embeddings finds the classes."""
+"""NMI and AMI: how well k-means of the embeddings recovers the classes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 from gcahng.errors import UserError
 from gcahng.extras import require
-from gcahng.retrieval.candidates import faiss_sees_gpus, say_once_without_faiss
+from gcahng.retrieval.candidates import faiss_sees_gpus, warn_once_without_faiss
 from gcahng.retrieval.index_base import prepared
 from gcahng.retrieval.metrics import check_labels
 from gcahng.retrieval.rows import check_embeddings
 
 BACKENDS = ("auto", "faiss", "scikit-learn")
 
-# Those of faiss; also what pytorch-metric-learning leaves them at.
+# The default of faiss, and of pytorch-metric-learning.
 _ITERATIONS = 25
 
 
@@ -31,27 +31,27 @@ def clustering_metrics(
     iterations: int = _ITERATIONS,
     backend: str = "auto",
 ) -> dict[str, float]:
-    """Normalised and adjusted mutual information between the classes and the clusters that k-means finds.
+    """Normalized and adjusted mutual information between the classes and the clusters that k-means finds.
 
-    Both divide by the arithmetic mean of the two entropies. NMI grows with the number of clusters even where these are
-    random; AMI takes off what is expected of random clusters of the same sizes. k-means starts from random rows, so
-    that the numbers vary with `seed`, and between backends.
+    Both divide by the arithmetic mean of the two entropies. NMI grows with the number of clusters, even of random ones.
+    AMI subtracts what random clusters of the same sizes are expected to reach. k-means starts from random rows, so the
+    numbers vary with `seed` and between backends.
 
     Args:
         embeddings: (n, D), any floating dtype.
         labels: (n,) integers.
-        clusters: of k-means; None: as many as there are classes.
-        normalize: cluster rows scaled to norm 1 instead of the rows as they are.
-        seed: of the rows that k-means starts from.
-        iterations: of k-means, at most.
-        backend: of k-means, "faiss", "scikit-learn", or "auto": faiss where it is installed.
+        clusters: number of clusters; None means the number of classes.
+        normalize: scale rows to norm 1 before clustering.
+        seed: seed of the rows that k-means starts from.
+        iterations: most iterations of k-means.
+        backend: implementation of k-means, "faiss", "scikit-learn", or "auto", which is faiss if it is installed.
 
     Returns:
-        "nmi" and "ami", and the number of "clusters".
+        "nmi", "ami" and the number of "clusters".
 
     Raises:
-        UserError: an argument of a wrong shape, type or range; non-finite values; a zero row with `normalize=True`;
-            scikit-learn, which computes the scores, or the backend named is not installed.
+        UserError: an argument has a wrong shape, type or range; a value is not finite; a row is zero with
+            `normalize=True`; or scikit-learn, which computes the scores, or the backend is not installed.
     """
     check_embeddings("embeddings", embeddings)
     labels = check_labels("labels", labels, embeddings)
@@ -63,28 +63,28 @@ def clustering_metrics(
         ("seed", seed, 0, 2**31 - 1),
     ):
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise UserError(f"{name} must be an integer in {least}..{most}, got {value!r}")
+            raise UserError(f"{name} is {value!r}; it must be an integer from {least} to {most}")
     kmeans = _faiss_kmeans if _choose(backend) == "faiss" else _sklearn_kmeans
     rows = torch.cat(list(prepared("embeddings", embeddings, "cosine" if normalize else "euclidean")))
-    found = kmeans(rows, clusters, iterations, seed)
+    assigned = kmeans(rows, clusters, iterations, seed)
 
     from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
 
     return {
-        "nmi": float(normalized_mutual_info_score(labels.numpy(), found)),
-        "ami": float(adjusted_mutual_info_score(labels.numpy(), found)),
+        "nmi": float(normalized_mutual_info_score(labels.numpy(), assigned)),
+        "ami": float(adjusted_mutual_info_score(labels.numpy(), assigned)),
         "clusters": clusters,
     }
 
 
 def _choose(backend: str) -> str:
     if backend not in BACKENDS:
-        raise UserError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+        raise UserError(f"backend is {backend!r}; it must be one of {', '.join(BACKENDS)}")
     require("sklearn", extra="train", purpose="clustering_metrics")
     if backend == "auto":
         if importlib.util.find_spec("faiss") is not None:
             return "faiss"
-        say_once_without_faiss()
+        warn_once_without_faiss()
         return "scikit-learn"
     if backend == "faiss":
         require("faiss", extra="faiss-cpu", purpose='backend="faiss"')
@@ -92,12 +92,12 @@ def _choose(backend: str) -> str:
 
 
 def _faiss_kmeans(rows: Tensor, clusters: int, iterations: int, seed: int) -> np.ndarray:
-    """The cluster (n,) of each row (n, D); on the GPU of the rows where faiss has it (this not run, no GPU at hand)."""
+    """The cluster (n,) of each row (n, D). It runs on the GPU of the rows if faiss supports GPUs."""
     import faiss
 
     on_gpu = rows.is_cuda and faiss_sees_gpus()
     values = np.ascontiguousarray(rows.cpu().numpy())
-    # All rows take part, not a sample of 256 a cluster; with fewer than 39 a cluster faiss would warn.
+    # By default, faiss trains on a sample of 256 rows per cluster and warns below 39. Here all rows take part.
     kmeans = faiss.Kmeans(
         rows.shape[1],
         clusters,
@@ -112,7 +112,7 @@ def _faiss_kmeans(rows: Tensor, clusters: int, iterations: int, seed: int) -> np
 
 
 def _sklearn_kmeans(rows: Tensor, clusters: int, iterations: int, seed: int) -> np.ndarray:
-    """As `_faiss_kmeans`, on the CPU."""
+    """The same as `_faiss_kmeans`, on the CPU."""
     from sklearn.cluster import KMeans
 
     kmeans = KMeans(clusters, init="random", n_init=1, max_iter=iterations, tol=0, algorithm="lloyd", random_state=seed)

@@ -1,9 +1,10 @@
-"""Search in large galleries: build an index once, search it again and again.
+"""Search in large galleries: build an index once and search it many times.
 
-Four kinds. "flat" compares a query with every row and works without faiss; the other three look at part of the gallery
-and need it: "ivf_flat" at the rows of the nearest k-means cells, "ivf_pq" at the same rows, each compressed to a few
-bytes, "hnsw" along a graph of neighbours. How many of the true neighbours they find depends on the data: measure it
-with `recall_against_exact`. For the exact order, ties included, see `gcahng.retrieval.nearest`.
+There are four kinds. "flat" compares a query with every row and works without faiss. The other three need faiss and
+look at part of the gallery: "ivf_flat" at the rows of the nearest k-means cells, "ivf_pq" at the same rows, each
+compressed to a few bytes, and "hnsw" at a path through a graph of neighbors. How many of the true neighbors they find
+depends on the data; `recall_against_exact` measures it. `gcahng.retrieval.nearest` gives the exact order, ties
+included.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from gcahng.retrieval.candidates import choose_backend
 from gcahng.retrieval.index_base import KINDS, METRICS, Index, IndexSettings, SearchResult
 from gcahng.retrieval.index_faiss import FaissIndex
 from gcahng.retrieval.index_torch import TorchIndex
-from gcahng.retrieval.neighbours import nearest
-from gcahng.retrieval.rows import check_embeddings
+from gcahng.retrieval.neighbors import nearest
+from gcahng.retrieval.rows import check_embeddings, dtype_name
 
 __all__ = [
     "KINDS",
@@ -45,21 +46,24 @@ def build_index(
     settings: IndexSettings | None = None,
     progress: Progress | None = None,
 ) -> Index:
-    """An index of the rows of `embeddings`; an approximate kind is trained on a sample of them first.
+    """Build an index of the rows of `embeddings`. An approximate kind is first trained on a sample of them.
 
     Args:
-        embeddings: (n, D), any floating dtype. On a GPU, the search runs there: that of "flat" in any case, that of
-            "ivf_flat" and "ivf_pq" where faiss has GPUs; "hnsw" is searched on the CPU.
+        embeddings: (n, D), any floating dtype. If they are on a GPU, "flat" is searched there, and "ivf_flat" and
+            "ivf_pq" too if faiss supports GPUs. "hnsw" is always searched on the CPU.
         kind: "flat", "ivf_flat", "ivf_pq" or "hnsw".
         metric: "cosine" (inner products of rows scaled to norm 1) or "euclidean".
-        backend: "torch" (only "flat"), "faiss", or "auto": faiss where it is installed (for "flat" on a GPU: one that
-            has GPUs).
-        settings: of the approximate kinds.
-        progress: called with the rows added so far and all of them.
+        backend: "torch" (only for "flat"), "faiss", or "auto", which is faiss if it is installed. For "flat" on a GPU,
+            "auto" is faiss only if it supports GPUs.
+        settings: settings of an approximate kind.
+        progress: called with the rows added so far and in total.
+
+    Returns:
+        The index.
 
     Raises:
-        UserError: an argument of a wrong shape, type or range; non-finite values; a zero row with "cosine"; a kind that
-            needs faiss where it is not installed; too few rows to train on.
+        UserError: an argument has a wrong shape, type or range; a value is not finite; a row is zero with "cosine";
+            the kind needs faiss, which is not installed; or there are too few rows to train on.
     """
     check_embeddings("embeddings", embeddings)
     _check_choice("kind", kind, KINDS)
@@ -76,13 +80,20 @@ def build_index(
 def read_index(
     file: BinaryIO, kind: str, metric: str, *, backend: str = "auto", device: torch.device | str = "cpu"
 ) -> Index:
-    """The index that `Index.write` wrote; kind and metric are not in the file of every kind, so they are given.
+    """Read an index that `Index.write` wrote.
 
-    A "flat" one is readable by either backend, whichever wrote it. device: what the search runs on, as far as
-    `build_index` says.
+    Args:
+        file: an open binary file.
+        kind: kind of the index, which not every file contains.
+        metric: metric of the index, likewise.
+        backend: as in `build_index`. Either backend reads a "flat" index that the other one wrote.
+        device: device that the search runs on, within the limits that `build_index` names.
+
+    Returns:
+        The index.
 
     Raises:
-        UserError: what is in the file is no index of this kind and metric; faiss is needed and not installed.
+        UserError: the file is not an index of this kind and metric, or faiss is needed and not installed.
     """
     _check_choice("kind", kind, KINDS)
     _check_choice("metric", metric, METRICS)
@@ -93,9 +104,11 @@ def read_index(
     try:
         rows = torch.from_numpy(_read_rows(file))
     except (ValueError, EOFError, OSError) as error:
-        raise UserError(f'the index must be a "flat" one written by gcahng, got a file that is not: {error}') from None
+        raise UserError(f'the file is not an index ({error}); it must be a "flat" index that gcahng wrote') from None
     if rows.ndim != 2 or rows.dtype != torch.float32 or not rows.shape[1]:
-        raise UserError(f"the index must hold float32 rows (n, D), got {tuple(rows.shape)} {rows.dtype}")
+        raise UserError(
+            f"the index has {dtype_name(rows)} rows of shape {tuple(rows.shape)}; it must have float32 rows (n, D)"
+        )
     if backend == "torch":
         return TorchIndex(rows.shape[1], metric, device, [rows.to(device)])
     return FaissIndex.of_rows(rows, metric, device)
@@ -110,59 +123,68 @@ def recall_against_exact(
     effort: int | None = None,
     progress: Progress | None = None,
 ) -> float:
-    """The part of the k exact nearest neighbours that the index finds among its first k, mean over the queries.
+    """The share of the k exact nearest neighbors that the index finds among its first k, averaged over the queries.
 
     Args:
-        index: of `embeddings`.
+        index: an index of `embeddings`.
         embeddings: (n, D) the gallery.
         queries: (q, D).
-        k: neighbours a query, at most n.
+        k: neighbors per query, at most n.
         effort: as in `Index.search`.
-        progress: called with the queries compared so far and all of them.
+        progress: called with the queries compared so far and in total.
+
+    Returns:
+        The share, from 0 to 1.
 
     Raises:
-        UserError: the index does not hold n rows of D channels; as `Index.search` and `nearest`.
+        UserError: the index does not have n rows of D channels, or an argument is one that `Index.search` or `nearest`
+            refuses.
     """
     check_embeddings("embeddings", embeddings)
     if (len(index), index.dim) != tuple(embeddings.shape):
         raise UserError(
-            f"embeddings must be the ({len(index)}, {index.dim}) rows of the index, got {tuple(embeddings.shape)}"
+            f"embeddings has shape {tuple(embeddings.shape)}; it must have that of the index, {(len(index), index.dim)}"
         )
-    found = index.search(queries, k, effort=effort).indices.cpu()
+    approximate = index.search(queries, k, effort=effort).indices.cpu()
     exact = nearest(
         queries, k, gallery_embeddings=embeddings, normalize=index.metric == "cosine", progress=progress
     ).cpu()
     hits = sum(
-        int((a.unsqueeze(2) == b.unsqueeze(1)).sum()) for a, b in zip(found.split(256), exact.split(256), strict=True)
+        int((a.unsqueeze(2) == b.unsqueeze(1)).sum())
+        for a, b in zip(approximate.split(256), exact.split(256), strict=True)
     )
     return hits / exact.numel()
 
 
 def _read_rows(file: BinaryIO) -> np.ndarray:
-    """The array of a .npy file from where it stands, mapped into memory where the file is one on a disk: faiss then
-    makes the only copy, and torch none."""
+    """Read the array of a .npy file from the current position.
+
+    The array of a file on disk is mapped into memory. Then faiss makes the only copy, and torch makes none.
+    """
     try:
         file.fileno()
     except (AttributeError, OSError):
         return np.lib.format.read_array(file, allow_pickle=False)
     if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("its rows are in another version of the .npy format")
+        raise ValueError("it has another version of the .npy format")
     shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
     order = "F" if fortran_order else "C"
-    # Copy on write: PyTorch warns of arrays that cannot be written to.
+    # Copy on write, because PyTorch warns about arrays that are read-only.
     return np.memmap(file, dtype, "c", offset=file.tell(), shape=shape, order=order)
 
 
 def _choose(kind: str, backend: str, device: torch.device) -> str:
-    """The backend that `backend` means for this kind on a device."""
+    """The backend to use for an index of this kind on this device."""
     if kind == "flat" or backend not in ("auto", "torch", "faiss"):
         return choose_backend(backend, device)
     if backend == "torch":
-        raise UserError(f'backend must be "faiss" or "auto" for kind {kind!r}, got "torch", which has only "flat"')
+        raise UserError(
+            f'backend is "torch" and kind is {kind!r}; it must be "faiss" or "auto", because torch has only "flat"'
+        )
     require("faiss", extra="faiss-cpu", purpose=f"kind={kind!r}")
     return "faiss"
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise UserError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        raise UserError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")

@@ -1,4 +1,4 @@
-"""What every kind of index offers and how it is set."""
+"""The interface of every kind of index, and its settings."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from gcahng.retrieval.rows import check_embeddings, check_norms, split
 KINDS = ("flat", "ivf_flat", "ivf_pq", "hnsw")
 METRICS = ("cosine", "euclidean")
 
-# Of settings: the least and the most. faiss keeps them in a C int; with one link a node it crashes.
+# Smallest and largest value of settings. faiss stores them in a C int, and it crashes with one link per node.
 _C_INT = 2**31 - 1
 _RANGES = {"seed": (0, _C_INT), "links": (2, 4096), "build_breadth": (1, _C_INT), "search_breadth": (1, _C_INT)}
 
-# Rows normalised, added or written at once: 64 MiB of float32 at 512 channels.
+# Rows that are normalized, added or written at once: 64 MiB of float32 with 512 channels.
 ROWS = 1 << 15
 
 
 class SearchResult(NamedTuple):
-    """What a search found, nearest first.
+    """The result of a search, nearest first.
 
     Attributes:
-        indices: (q, k) int64 rows of the gallery in the order they were added; -1 where an approximate index found
-            fewer than k.
-        values: (q, k) float32, cosine similarities (descending) or Euclidean distances (ascending); -inf or inf where
+        indices: (q, k) int64 gallery rows, numbered in the order they were added; -1 at the end of a query for which an
+            approximate index found fewer than k.
+        values: (q, k) float32 cosine similarities (descending) or Euclidean distances (ascending); -inf or inf where
             the index is -1.
     """
 
@@ -41,16 +41,19 @@ class SearchResult(NamedTuple):
 
 @dataclass(frozen=True)
 class IndexSettings:
-    """How an approximate index is built; each kind reads its own.
+    """How an approximate index is built. Each kind uses the settings that apply to it.
 
     Attributes:
-        lists: k-means cells of "ivf_flat" and "ivf_pq"; None: 4 sqrt(n), but at least 39 rows a cell.
-        probes: cells looked at in a search; None: one in 32.
-        code_bytes: bytes a row of "ivf_pq", a divisor of D; None: the largest up to D / 4.
-        links: neighbours a node of the graph of "hnsw", from 2 to 4,096.
-        build_breadth: nodes kept in view while the graph is built (efConstruction).
-        search_breadth: nodes kept in view in a search (efSearch), at least k.
-        seed: of the training sample and of k-means.
+        lists: number of k-means cells of "ivf_flat" and "ivf_pq"; None means 4 √n, but at least 39 rows per cell.
+        probes: number of cells that a search looks at; None means one in 32.
+        code_bytes: bytes per row of "ivf_pq", a divisor of D; None means the largest divisor up to D / 4.
+        links: neighbors per node in the graph of "hnsw", from 2 to 4,096.
+        build_breadth: candidates that are tracked while the graph is built (efConstruction of HNSW).
+        search_breadth: candidates that are tracked in a search (efSearch of HNSW), at least k.
+        seed: seed of the training sample and of k-means.
+
+    Raises:
+        UserError: a setting is out of range.
     """
 
     lists: int | None = None
@@ -68,13 +71,13 @@ class IndexSettings:
             if optional and value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UserError(f"{field.name} must be an integer of at least {least}, got {value!r}")
+                raise UserError(f"{field.name} is {value!r}; it must be an integer of at least {least}")
             if most is not None and value > most:
-                raise UserError(f"{field.name} must be an integer in {least}..{most}, got {value}")
+                raise UserError(f"{field.name} is {value}; it must be an integer from {least} to {most}")
 
 
 class Index:
-    """What the kinds of index share. Made by `build_index` or `read_index`.
+    """The base of every kind of index. `build_index` and `read_index` make one.
 
     Attributes:
         kind: one of `KINDS`.
@@ -92,7 +95,15 @@ class Index:
         raise NotImplementedError
 
     def add(self, embeddings: Tensor, *, progress: Progress | None = None) -> None:
-        """Append the rows of `embeddings` (n, D) to the gallery; an approximate index is not trained anew."""
+        """Append rows to the gallery. An approximate index is not trained again.
+
+        Args:
+            embeddings: (n, D), any floating dtype.
+            progress: called with the rows added so far and in total.
+
+        Raises:
+            UserError: an argument has a wrong shape or type, a value is not finite, or a row is zero with "cosine".
+        """
         done = 0
         for rows in self._prepared("embeddings", embeddings):
             self._add(rows)
@@ -109,34 +120,39 @@ class Index:
         chunk: int = 1024,
         progress: Progress | None = None,
     ) -> SearchResult:
-        """The k nearest rows of every query (q, D), nearest first, on the device of the queries.
+        """Find the k nearest rows of every query.
 
         Args:
             queries: (q, D), any floating dtype.
-            k: neighbours a query, at most the rows of the index.
-            effort: in this search, the cells looked at ("ivf_flat", "ivf_pq") or the nodes kept in view ("hnsw"); None:
-                as the index was built. More finds more of the true neighbours and takes longer.
-            chunk: queries searched at once.
-            progress: called with the queries searched so far and all of them.
+            k: neighbors per query, at most the number of rows in the index.
+            effort: number of cells that this search looks at ("ivf_flat", "ivf_pq"), or of candidates that it tracks
+                ("hnsw"); None means the setting that the index was built with. More effort finds more of the true
+                neighbors and takes longer.
+            chunk: queries that are searched at once.
+            progress: called with the queries searched so far and in total.
+
+        Returns:
+            The neighbors, nearest first, on the device of the queries.
 
         Raises:
-            UserError: an argument of a wrong shape, type or range; non-finite values; a zero row with "cosine".
+            UserError: an argument has a wrong shape, type or range, a value is not finite, or a row is zero with
+                "cosine".
         """
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(self):
-            raise UserError(f"k must be an integer in 1..{len(self)} (the rows of the index), got {k!r}")
+            raise UserError(f"k is {k!r}; it must be an integer from 1 to {len(self)}, the number of rows in the index")
         if effort is not None and (isinstance(effort, bool) or not isinstance(effort, int) or effort < 1):
-            raise UserError(f"effort must be a positive integer, got {effort!r}")
-        found, done = [], 0
+            raise UserError(f"effort is {effort!r}; it must be a positive integer")
+        results, done = [], 0
         for rows in self._prepared("queries", queries, chunk):
-            found.append(self._search(rows, k, effort))
+            results.append(self._search(rows, k, effort))
             done += len(rows)
             if progress is not None:
                 progress(done, len(queries))
-        indices, values = (torch.cat(part).to(queries.device) for part in zip(*found, strict=True))
+        indices, values = (torch.cat(chunks).to(queries.device) for chunks in zip(*results, strict=True))
         return SearchResult(indices, values)
 
     def write(self, file: BinaryIO) -> None:
-        """Write the index to an open binary file, in pieces (`gcahng.files.atomic_write` takes this method)."""
+        """Write the index to an open binary file, in pieces."""
         raise NotImplementedError
 
     def _add(self, rows: Tensor) -> None:
@@ -146,15 +162,19 @@ class Index:
         raise NotImplementedError
 
     def _prepared(self, name: str, embeddings: Tensor, chunk: int = ROWS) -> Iterator[Tensor]:
-        """Pieces of `embeddings`, scaled to norm 1 for the cosine, as float32."""
+        """Check `embeddings` and yield pieces of them in float32, scaled to norm 1 for "cosine"."""
         check_embeddings(name, embeddings, self.dim)
         return prepared(name, embeddings, self.metric, chunk)
 
 
 def prepared(name: str, embeddings: Tensor, metric: str, chunk: int = ROWS) -> Iterator[Tensor]:
-    """Pieces of the rows (n, D) in float32, for "cosine" scaled to norm 1; UserError before the first at a zero row."""
+    """Yield pieces of the rows (n, D) in float32, scaled to norm 1 for "cosine".
+
+    Raises:
+        UserError: a norm is infinite, or 0 with "cosine". This is checked before the first piece.
+    """
     norms = [torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64) for rows in split(embeddings.detach(), ROWS)]
-    check_norms(name, torch.cat(norms), metric == "cosine", right_for=f'metric="{metric}"')
+    check_norms(name, torch.cat(norms), metric == "cosine", option=f'metric="{metric}"')
     for rows in split(embeddings.detach(), chunk):
         if metric == "cosine":
             rows = rows.double()
@@ -163,7 +183,7 @@ def prepared(name: str, embeddings: Tensor, metric: str, chunk: int = ROWS) -> I
 
 
 def write_rows(file: BinaryIO, n: int, dim: int, pieces: Iterator[np.ndarray]) -> None:
-    """The rows as a .npy file of float32 (n, dim), little-endian, piece by piece."""
+    """Write rows (n, dim) as a .npy file of little-endian float32, piece by piece."""
     header = {"descr": "<f4", "fortran_order": False, "shape": (n, dim)}
     np.lib.format.write_array_header_1_0(file, header)
     for piece in pieces:

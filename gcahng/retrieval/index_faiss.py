@@ -1,4 +1,4 @@
-"""Every kind of index in faiss."""
+"""Indices of every kind in faiss."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import torch
 from torch import Tensor
 
 from gcahng.errors import UserError
-from gcahng.retrieval.candidates import GPU_NEIGHBOURS, faiss_sees_gpus, to_gpu
+from gcahng.retrieval.candidates import GPU_NEIGHBORS, faiss_sees_gpus, to_gpu
 from gcahng.retrieval.index_base import ROWS, Index, IndexSettings, prepared, write_rows
 
-# faiss warns below 39 training rows a k-means cell; 64 rather than its 256 save three quarters of the training.
+# faiss warns below 39 training rows per k-means cell. Its default of 256 takes four times as long to train as 64.
 _ROWS_PER_LIST = 39
 _TRAINING_ROWS_PER_LIST = 64
-# Centroids of a one-byte code of a product quantiser, each of which needs a training row.
+# A one-byte code of a product quantizer has this many centroids, each of which needs a training row.
 _PQ_CENTROIDS = 256
 
 _log = logging.getLogger("gcahng")
 
 
 class FaissIndex(Index):
-    """Any kind in faiss. `raw` is the faiss index."""
+    """An index of any kind in faiss. `raw` is the faiss index."""
 
     backend = "faiss"
 
@@ -32,7 +32,7 @@ class FaissIndex(Index):
 
     @classmethod
     def empty(cls, dim: int, kind: str, metric: str, description: str) -> FaissIndex:
-        """An untrained, empty index by its description for faiss's factory."""
+        """An empty, untrained index from a description for the factory of faiss."""
         import faiss
 
         product = faiss.METRIC_INNER_PRODUCT if metric == "cosine" else faiss.METRIC_L2
@@ -40,7 +40,11 @@ class FaissIndex(Index):
 
     @classmethod
     def train(cls, embeddings: Tensor, kind: str, metric: str, settings: IndexSettings) -> FaissIndex:
-        """An index of this kind trained on a sample of the rows (n, D), still empty."""
+        """An empty index that is trained on a sample of the rows (n, D).
+
+        Raises:
+            UserError: a setting does not fit the rows, or there are too few rows.
+        """
         n, dim = embeddings.shape
         lists = settings.lists or max(1, min(round(4 * math.sqrt(n)), n // _ROWS_PER_LIST))
         index = cls.empty(dim, kind, metric, _description(kind, n, dim, lists, settings))
@@ -54,26 +58,30 @@ class FaissIndex(Index):
 
     @classmethod
     def read(cls, file: BinaryIO, kind: str, metric: str, device: torch.device) -> FaissIndex:
-        """The index in `file`, checked to be of this kind and metric, to be searched on `device`."""
+        """Read the index in `file`, to be searched on `device`.
+
+        Raises:
+            UserError: it is not an index of this kind and metric.
+        """
         import faiss
 
         try:
             raw = faiss.read_index(faiss.PyCallbackIOReader(file.read))
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
-            raise UserError(f"the index must be one that faiss wrote, got a file that is not: {reason}") from None
+            raise UserError(f"the file is not an index ({reason}); it must be one that faiss wrote") from None
         expected = {"ivf_flat": "IndexIVFFlat", "ivf_pq": "IndexIVFPQ", "hnsw": "IndexHNSWFlat"}[kind]
-        found = type(raw).__name__
-        found_metric = {faiss.METRIC_INNER_PRODUCT: "cosine", faiss.METRIC_L2: "euclidean"}.get(raw.metric_type)
-        if (found, found_metric) != (expected, metric):
-            raise UserError(f"the index must be a {expected} for {metric}, got a {found} for {found_metric}")
+        actual = type(raw).__name__
+        actual_metric = {faiss.METRIC_INNER_PRODUCT: "cosine", faiss.METRIC_L2: "euclidean"}.get(raw.metric_type)
+        if (actual, actual_metric) != (expected, metric):
+            raise UserError(f"the index is a {actual} for {actual_metric}; it must be a {expected} for {metric}")
         index = cls(raw, raw.d, kind, metric)
         index._to(device)
         return index
 
     @classmethod
     def of_rows(cls, rows: Tensor, metric: str, device: torch.device) -> FaissIndex:
-        """Kind "flat" of these rows (n, D), float32 on the CPU and scaled already, to be searched on `device`."""
+        """A "flat" index of rows (n, D), which are float32, on the CPU and scaled, to be searched on `device`."""
         index = cls.empty(rows.shape[1], "flat", metric, "Flat")
         index._to(device)
         index.raw.add(rows.numpy())
@@ -97,11 +105,11 @@ class FaissIndex(Index):
         self.raw.add(rows.cpu().numpy())
 
     def _search(self, rows: Tensor, k: int, effort: int | None) -> tuple[Tensor, Tensor]:
-        if _on_gpu(self.raw) and k > GPU_NEIGHBOURS:
+        if _on_gpu(self.raw) and k > GPU_NEIGHBORS:
             raise UserError(
-                f"k must be at most {GPU_NEIGHBOURS} for faiss on a GPU, got {k}; search on the CPU for more"
+                f"k is {k}; it must be at most {GPU_NEIGHBORS} for faiss on a GPU, while the CPU has no such limit"
             )
-        # faiss.contrib.torch_utils, once anything imports it, puts a search without `params` over faiss's own.
+        # Once imported by anyone, faiss.contrib.torch_utils replaces faiss's search with one that has no `params`.
         search = getattr(self.raw, "search_numpy", self.raw.search)
         values, indices = search(rows.cpu().numpy(), k, params=self._parameters(k, effort))
         indices, values = torch.from_numpy(indices), torch.from_numpy(values)
@@ -111,70 +119,75 @@ class FaissIndex(Index):
         return indices, values.masked_fill_(indices < 0, nothing)
 
     def _parameters(self, k: int, effort: int | None) -> Any:
-        """What faiss takes as `params`: of one search, so that two at a time do not disturb each other."""
+        """The `params` of a single search in faiss, so that two searches at a time do not disturb each other."""
         import faiss
 
         if self.kind == "flat":
             if effort is not None:
-                raise UserError(f'effort must be None for kind "flat", which compares all rows, got {effort}')
+                raise UserError(f'effort is {effort}; it must be None for kind "flat", which compares all rows')
             return None
         if self.kind == "hnsw":
-            # Room for every row is room enough, and faiss takes memory for what it is told.
+            # More breadth than rows finds no more, and faiss allocates memory for all of it.
             breadth = max(min(effort or self.raw.hnsw.efSearch, len(self)), k)
             return faiss.SearchParametersHNSW(efSearch=breadth)
-        most = min(self.raw.nlist, GPU_NEIGHBOURS) if _on_gpu(self.raw) else self.raw.nlist
+        most = min(self.raw.nlist, GPU_NEIGHBORS) if _on_gpu(self.raw) else self.raw.nlist
         return faiss.SearchParametersIVF(nprobe=min(effort or self.raw.nprobe, most))
 
     def _to(self, device: torch.device) -> None:
-        """Searches on `device` from now on, if that is a GPU and faiss has this kind there. Not run: written without a
-        GPU at hand."""
+        """Move the index to `device` if that is a GPU and faiss supports this kind on it."""
         if device.type != "cuda" or self.kind == "hnsw" or not faiss_sees_gpus():
             return
         try:
             self.raw = to_gpu(self.raw, device)
-        except RuntimeError as error:  # code_bytes that its kernels do not know, for one
+        except RuntimeError as error:  # for example a value of code_bytes that its kernels do not support
             reason = str(error).strip().splitlines()[-1]
-            _log.warning("%s is searched on the CPU; faiss on the GPU does not take it: %s", self.kind, reason)
+            _log.warning(
+                "%s is searched on the CPU, because faiss does not support it on the GPU: %s", self.kind, reason
+            )
 
     def _train_lists(self, embeddings: Tensor, lists: int, settings: IndexSettings) -> None:
-        """k-means of the cells, and the codes of "ivf_pq", on a sample of the rows drawn with the seed."""
+        """Train the cells by k-means, and the codes of "ivf_pq", on a sample of the rows that the seed draws."""
         sample_size = max(_TRAINING_ROWS_PER_LIST * lists, _ROWS_PER_LIST * _PQ_CENTROIDS)
         sample = embeddings
         if sample_size < len(embeddings):
             generator = torch.Generator().manual_seed(settings.seed)
             chosen = torch.randperm(len(embeddings), generator=generator)[:sample_size].sort().values
             sample = embeddings[chosen.to(embeddings.device)]
-        quantisers = [self.raw.cp] + ([self.raw.pq.cp] if self.kind == "ivf_pq" else [])
-        for parameters in quantisers:
+        quantizers = [self.raw.cp] + ([self.raw.pq.cp] if self.kind == "ivf_pq" else [])
+        for parameters in quantizers:
             parameters.seed = settings.seed
             parameters.min_points_per_centroid = 1
         if self.kind == "ivf_pq":
-            # The factory asks for codes to compare by Hamming distance: long to train, and of no use here.
+            # The factory turns on codes for Hamming distances, which take long to train and are not used here.
             self.raw.do_polysemous_training = False
         self.raw.train(torch.cat(list(prepared("embeddings", sample, self.metric))).cpu().numpy())
         self.raw.nprobe = min(settings.probes or max(1, lists // 32), lists)
 
 
 def _description(kind: str, n: int, dim: int, lists: int, settings: IndexSettings) -> str:
-    """What faiss's factory calls the index; UserError where n rows of `dim` channels cannot be made into it."""
+    """The description of the index for the factory of faiss.
+
+    Raises:
+        UserError: the settings do not fit n rows of `dim` channels.
+    """
     if kind == "flat":
         return "Flat"
     if kind == "hnsw":
         return f"HNSW{settings.links},Flat"
     if n < lists:
-        raise UserError(f"lists must be at most the number of embeddings, {n}, got {lists}")
+        raise UserError(f"lists is {lists}; it must be at most {n}, the number of embeddings")
     if kind == "ivf_flat":
         return f"IVF{lists},Flat"
     code_bytes = settings.code_bytes or _default_code_bytes(dim)
     if dim % code_bytes:
-        raise UserError(f"code_bytes must divide the {dim} channels, got {code_bytes}")
+        raise UserError(f"code_bytes is {code_bytes}; it must divide {dim}, the number of channels")
     if n < _PQ_CENTROIDS:
-        raise UserError(f'embeddings must have at least {_PQ_CENTROIDS} rows for kind "ivf_pq", got {n}')
+        raise UserError(f'embeddings has {n} rows; it must have at least {_PQ_CENTROIDS} for kind "ivf_pq"')
     return f"IVF{lists},PQ{code_bytes}x8"
 
 
 def _default_code_bytes(dim: int) -> int:
-    """The largest divisor of `dim` up to a quarter of it (1 for a prime)."""
+    """The largest divisor of `dim` up to a quarter of it; 1 for a prime."""
     return next(size for size in range(max(1, dim // 4), 0, -1) if dim % size == 0)
 
 

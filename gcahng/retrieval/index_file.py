@@ -1,8 +1,14 @@
-"""An index on disk with what it needs to answer: names, labels, the network, the metric.
+"""An index on disk, together with names, labels, the network and the metric, which a search needs.
 
-The file: 8 bytes `MAGIC`; version (4 bytes), lengths of the header, of the names and of the payload (8 bytes each, all
-little-endian); the header (JSON, padded so that the payload is aligned); labels (int64);
-names (see `gcahng.retrieval.embeddings`); the payload as `gcahng.retrieval.index` writes it; SHA-256 of the rest.
+A file has, in this order:
+
+- 8 bytes `MAGIC`;
+- the version (4 bytes) and the lengths of the header, the names and the payload (8 bytes each), all little-endian;
+- the header in JSON, padded so that the payload is aligned;
+- the labels, int64;
+- the names, encoded as in `gcahng.retrieval.embeddings`;
+- the payload, as `Index.write` writes it;
+- the SHA-256 of everything before.
 """
 
 from __future__ import annotations
@@ -33,18 +39,19 @@ _LENGTHS = struct.Struct("<IQQQ")
 _START = len(MAGIC) + _LENGTHS.size
 _DIGEST_SIZE = hashlib.sha256().digest_size
 _BLOCK = 1 << 22
-# Of the payload, so that its rows can be mapped into memory: as numpy aligns the data of its files.
+# Alignment of the payload, the same as in numpy's files, so that its rows can be mapped into memory.
 _ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
 class IndexFile:
-    """An index and what its rows stand for.
+    """An index and the meaning of its rows.
 
     Attributes:
-        index: what is searched.
+        index: the index that is searched.
         items: names and labels of its rows.
-        model: the network whose embeddings are in it; None: not known, then only the dimension is checked.
+        model: the network whose embeddings are in the index. None if it is not known; then only the dimension of other
+            embeddings is checked.
     """
 
     index: Index
@@ -55,29 +62,41 @@ class IndexFile:
         return len(self.items)
 
     def check(self, what: str, embeddings: EmbeddingSet) -> None:
-        """Refuse embeddings that cannot be compared with those in the index.
+        """Check that embeddings can be compared with those in the index.
 
-        A side whose network is not known is compared by its dimension alone.
+        If the network of either side is not known, only the dimension is checked.
+
+        Args:
+            what: name of the embeddings, for errors.
+            embeddings: the embeddings to check.
 
         Raises:
-            UserError: another dimension, network or preprocessing; `what` names the embeddings.
+            UserError: the embeddings have another dimension, network or preprocessing.
         """
         dim = embeddings.embeddings.shape[1]
         if dim != self.index.dim:
-            raise UserError(f"{what} has {dim} channels; the index has {self.index.dim}")
+            raise UserError(f"{what} has {dim} channels; it must have {self.index.dim}, like the index")
         if self.model is not None and embeddings.model is not None:
             difference = self.model.difference(embeddings.model)
             if difference:
                 raise UserError(f"{what} does not fit the index: {difference}")
 
     def check_new(self, what: str, items: Items) -> None:
-        """UserError where images among `items`, named by `what`, are in the index already."""
-        there = set(self.items.identities())
-        again = [name for place, name in items.identities() if place is not None and (place, name) in there]
-        if again:
+        """Check that no image of `items` is in the index already.
+
+        Args:
+            what: name of the items, for errors.
+            items: the items to check.
+
+        Raises:
+            UserError: an image is.
+        """
+        own = set(self.items.identities())
+        duplicates = [name for place, name in items.identities() if place is not None and (place, name) in own]
+        if duplicates:
             raise UserError(
-                f"{len(again)} of the {len(items)} images of {what} are in the index already, such as {again[0]}; "
-                "--allow_duplicates adds them once more"
+                f"{len(duplicates)} of the {len(items)} images of {what} are in the index already, such as "
+                f"{duplicates[0]}; --allow_duplicates adds them once more"
             )
 
     def add(
@@ -88,16 +107,20 @@ class IndexFile:
         allow_duplicates: bool = False,
         progress: Progress | None = None,
     ) -> IndexFile:
-        """The index with the rows of `embeddings` after its own; `self` is not to be used afterwards.
+        """Append the rows of `embeddings`.
 
         Args:
-            what: names the embeddings in an error.
+            what: name of the embeddings, for errors.
             embeddings: what to add.
-            allow_duplicates: add images that are in the index already once more.
-            progress: called with the rows added so far and all of them.
+            allow_duplicates: allow images that are in the index already.
+            progress: called with the rows added so far and in total.
+
+        Returns:
+            The larger index. `self` must not be used afterwards.
 
         Raises:
-            UserError: they do not fit; images that are in the index already, without `allow_duplicates`.
+            UserError: the embeddings do not fit the index, or an image is in the index already and `allow_duplicates`
+                is False.
         """
         self.check(what, embeddings)
         if not allow_duplicates:
@@ -115,19 +138,23 @@ class IndexFile:
         leave_out_same: bool = False,
         progress: Progress | None = None,
     ) -> SearchResult:
-        """The k nearest rows of every query, see `gcahng.retrieval.index.Index.search`.
+        """Find the k nearest rows of every query, see `gcahng.retrieval.index.Index.search`.
 
         Args:
-            what: names the queries in an error.
-            queries: their embeddings.
-            k: rows a query; all of them where the index has fewer.
-            effort: of an approximate index.
-            leave_out_same: leave out rows that are the query's own image, for queries that are in the index; where too
-                few others are left, -1 ends a query's rows.
-            progress: called with the queries searched so far and all of them.
+            what: name of the queries, for errors.
+            queries: embeddings of the queries.
+            k: rows per query; all rows if the index has fewer.
+            effort: effort of the search in an approximate index.
+            leave_out_same: leave out rows that are the query's own image, for queries that are in the index. If too few
+                others remain, the rows of a query end with -1.
+            progress: called with the queries searched so far and in total.
+
+        Returns:
+            The nearest rows of every query.
 
         Raises:
-            UserError: the queries do not fit the index; k out of range; `leave_out_same` and queries without names.
+            UserError: the queries do not fit the index, k is out of range, or `leave_out_same` is True and the queries
+                have no names.
         """
         self.check(what, queries)
         if k < 1:
@@ -135,22 +162,24 @@ class IndexFile:
         if not leave_out_same:
             return self.index.search(queries.embeddings, min(k, len(self)), effort=effort, progress=progress)
         if any(map(queries.items.nameless, range(len(queries)))):
-            # Row 3 of this file need not be row 3 of the one that the index was built of.
+            # Row 3 of this file need not be row 3 of the file that the index was built from.
             raise UserError(
-                f"leave_out_same needs to know the queries' own images, and {what} has vectors without names; a .csv "
-                "with a column path beside a .npy names them"
+                f"leave_out_same needs the names of the images, and {what} has vectors without names; a .csv with a "
+                "column path beside the .npy names them"
             )
         own, theirs = self.items.identities(), queries.items.identities()
-        more = Counter(own).most_common(1)[0][1]
-        found = self.index.search(queries.embeddings, min(k + more, len(self)), effort=effort, progress=progress)
-        rows = found.indices.tolist()
-        same = torch.tensor([[own[i] == query for i in near] for query, near in zip(theirs, rows, strict=True)])
-        order = same.sort(dim=1, stable=True).indices[:, :k]  # the others first, in their order
-        gone = same.gather(1, order)
+        most_copies = Counter(own).most_common(1)[0][1]
+        nearest = self.index.search(
+            queries.embeddings, min(k + most_copies, len(self)), effort=effort, progress=progress
+        )
+        rows = nearest.indices.tolist()
+        is_same = torch.tensor([[own[i] == query for i in near] for query, near in zip(theirs, rows, strict=True)])
+        order = is_same.sort(dim=1, stable=True).indices[:, :k]  # other images first, in their order
+        left_out = is_same.gather(1, order)
         nothing = -torch.inf if self.index.metric == "cosine" else torch.inf
         return SearchResult(
-            found.indices.gather(1, order).masked_fill(gone, -1),
-            found.values.gather(1, order).masked_fill(gone, nothing),
+            nearest.indices.gather(1, order).masked_fill(left_out, -1),
+            nearest.values.gather(1, order).masked_fill(left_out, nothing),
         )
 
 
@@ -161,24 +190,24 @@ def build(
     settings: IndexSettings | None = None,
     progress: Progress | None = None,
 ) -> IndexFile:
-    """An index of `embeddings`, to be saved; arguments as in `gcahng.retrieval.index.build_index`."""
+    """Build an index of `embeddings` that can be saved. The arguments are those of `build_index`."""
     values = embeddings.embeddings
     index = build_index(values, kind, metric=metric, backend=_builder(kind), settings=settings, progress=progress)
     return IndexFile(index, embeddings.items, embeddings.model)
 
 
 def save(path: Path | str, contents: IndexFile) -> None:
-    """Write an index, whole or not at all.
+    """Write an index. The file is written whole or not at all.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
     path = Path(path)
     index, items = contents.index, contents.items
     header = {
         "kind": index.kind,
         "metric": index.metric,
-        "normalised": index.metric == "cosine",
+        "normalised": index.metric == "cosine",  # the key has this spelling in files already written
         "dim": index.dim,
         "rows": len(items),
         "model": None if contents.model is None else asdict(contents.model),
@@ -193,17 +222,17 @@ def save(path: Path | str, contents: IndexFile) -> None:
 def load(
     path: Path | str, *, to_add: bool = False, device: torch.device | str = "cpu", progress: Progress | None = None
 ) -> IndexFile:
-    """Read an index; every byte of it is checked first.
+    """Read an index. Every byte is checked first.
 
     Args:
         path: the file.
-        to_add: it will be added to and saved, rather than searched.
-        device: what the search runs on, see `gcahng.retrieval.index.read_index`.
-        progress: called with the bytes checked so far and all of them.
+        to_add: the index will be added to and saved, rather than searched.
+        device: device that the search runs on, see `gcahng.retrieval.index.read_index`.
+        progress: called with the bytes checked so far and in total.
 
     Raises:
-        UserError: it cannot be read, is no index, is of a later version, is truncated or damaged; faiss is needed and
-            not installed.
+        UserError: the file cannot be read, is not an index, is of a later version, is truncated or is damaged, or faiss
+            is needed and not installed.
     """
     try:
         with open(path, "rb") as file:
@@ -216,19 +245,24 @@ def load(
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path} is no index that gcahng can read ({type(error).__name__}: {error})") from error
+        raise UserError(f"{path} is not an index that gcahng can read ({type(error).__name__}: {error})") from error
     if (len(index), index.dim) != (len(items), header["dim"]):
         raise UserError(
-            f"{path} holds {len(index)} rows of {index.dim} channels; its header says {len(items)} of {header['dim']}"
+            f"{path} has {len(index)} rows of {index.dim} channels; by its header it must have {len(items)} of "
+            f"{header['dim']}"
         )
     return IndexFile(index, items, model)
 
 
 def read_header(path: Path, progress: Progress | None = None) -> tuple[dict[str, Any], Items]:
-    """The header and the items of an index, every byte checked, without loading its vectors.
+    """Read the header and the items of an index without its vectors. Every byte is checked.
+
+    Args:
+        path: the file.
+        progress: called with the bytes checked so far and in total.
 
     Raises:
-        UserError: as `load`.
+        UserError: in the same cases as `load`.
     """
     try:
         with open(path, "rb") as file:
@@ -238,12 +272,12 @@ def read_header(path: Path, progress: Progress | None = None) -> tuple[dict[str,
 
 
 def _builder(kind: str) -> str:
-    """The backend that grows an index: faiss copies all rows of a flat one when it does, torch keeps them in blocks."""
+    """The backend for adding rows. When a "flat" index grows, faiss copies all its rows; torch keeps blocks."""
     return "torch" if kind == "flat" else "auto"
 
 
-class _Digesting:
-    """A file that is written to and digested as it goes."""
+class _HashingWriter:
+    """Writes to a file and hashes what is written."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -259,17 +293,17 @@ class _Digesting:
 
 
 def _write(file: BinaryIO, header: bytes, items: Items, index: Index) -> None:
-    # The payload's length is known once it is written: it comes first into the file as 0 and is set at the end. For the
-    # digest the lengths come last, so that it can be made on the way.
+    # The length of the payload is known only after it is written. The file therefore starts with zeros, which are
+    # replaced at the end. The digest takes the lengths last, so that it can be computed while writing.
     names = encode_names(items.names)
     header += b" " * (-(_START + len(header) + 8 * len(items) + len(names)) % _ALIGNMENT)
     file.write(MAGIC + bytes(_LENGTHS.size))
-    body = _Digesting(file)
+    body = _HashingWriter(file)
     body.write(header)
     body.write(items.labels.numpy().astype("<i8"))
     body.write(names)
     before = body.written
-    index.write(body)  # type: ignore[arg-type]  # all it does is write
+    index.write(body)  # type: ignore[arg-type]  # only its `write` is used
     lengths = MAGIC + _LENGTHS.pack(VERSION, len(header), len(names), body.written - before)
     body.digest.update(lengths)
     file.write(body.digest.digest())
@@ -278,15 +312,17 @@ def _write(file: BinaryIO, header: bytes, items: Items, index: Index) -> None:
 
 
 def _read_checked(path: Path, file: BinaryIO, progress: Progress | None) -> tuple[dict[str, Any], Items]:
-    """Header and items; the file is left at the start of the payload."""
+    """Read the header and the items, and leave the file at the start of the payload."""
     start = file.read(_START)
     if start[: len(MAGIC)] != MAGIC:
-        raise UserError(f"{path} is no index of gcahng; name a file that gcahng index build wrote")
+        raise UserError(f"{path} is not an index of gcahng; it must be a file that gcahng index build wrote")
     if len(start) < _START:
         raise UserError(f"{path} is truncated; build the index again")
     version, header_size, names_size, payload_size = _LENGTHS.unpack_from(start, len(MAGIC))
     if version != VERSION:
-        raise UserError(f"{path} is an index of version {version}; this version of gcahng reads version {VERSION}")
+        raise UserError(
+            f"{path} has version {version}; it must have version {VERSION}, which this version of gcahng reads"
+        )
     size = os.fstat(file.fileno()).st_size
     if header_size + names_size + payload_size > size:
         raise UserError(f"{path} is truncated or damaged; build the index again")
@@ -301,7 +337,7 @@ def _read_checked(path: Path, file: BinaryIO, progress: Progress | None) -> tupl
             progress(done, end)
     digest.update(start)
     if digest.digest() != file.read(_DIGEST_SIZE):
-        raise UserError(f"{path} is truncated or damaged: its checksum is wrong; build the index again")
+        raise UserError(f"{path} is truncated or damaged, because its checksum is wrong; build the index again")
     file.seek(_START)
     header = json.loads(file.read(header_size))
     labels = torch.from_numpy(np.frombuffer(file.read(8 * header["rows"]), "<i8").astype(np.int64))

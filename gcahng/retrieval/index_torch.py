@@ -1,4 +1,4 @@
-"""Kind "flat" in torch."""
+"""The "flat" index in torch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from gcahng.progress import Progress
 from gcahng.retrieval.candidates import float32_products_are_float32, smallest, square_distances
 from gcahng.retrieval.index_base import ROWS, Index, write_rows
 
-# Gallery rows compared at once.
+# Gallery rows that are compared at once.
 _BLOCK = 1 << 16
 
 
 class TorchIndex(Index):
-    """Kind "flat" in torch: every query against every row, on the device of the rows."""
+    """Compares every query with every row, on the device of the rows."""
 
     kind, backend = "flat", "torch"
 
@@ -34,8 +34,10 @@ class TorchIndex(Index):
         write_rows(file, len(self), self.dim, pieces)
 
     def add(self, embeddings: Tensor, *, progress: Progress | None = None) -> None:
-        """As `Index.add`, into one block: many small ones among the temporaries of scaling take several times as much
-        memory."""
+        """The same as `Index.add`, into a single block.
+
+        Many small blocks between the temporaries of scaling would take several times as much memory.
+        """
         block: Tensor | None = None
         done = 0
         for rows in self._prepared("embeddings", embeddings):
@@ -51,22 +53,22 @@ class TorchIndex(Index):
     @torch.no_grad()
     def _search(self, rows: Tensor, k: int, effort: int | None) -> tuple[Tensor, Tensor]:
         if effort is not None:
-            raise UserError(f'effort must be None for kind "flat", which compares all rows, got {effort}')
+            raise UserError(f'effort is {effort}; it must be None for kind "flat", which compares all rows')
         rows = rows.to(self._device)
-        # Reduced precision (TF32, bfloat16) is for training, not for comparing neighbours.
+        # Reduced precision (TF32, bfloat16) is for training, not for comparing neighbors.
         dtype = torch.float32 if float32_products_are_float32(rows.device) else torch.float64
         best: list[tuple[Tensor, Tensor]] = []
         start = 0
         with torch.autocast(rows.device.type, enabled=False):
-            for block in (part for whole in self._blocks for part in whole.split(_BLOCK)):
+            for gallery in (piece for block in self._blocks for piece in block.split(_BLOCK)):
                 if self.metric == "cosine":
-                    values = (rows.to(dtype) @ block.to(dtype).mT).neg_()
+                    values = (rows.to(dtype) @ gallery.to(dtype).mT).neg_()
                 else:
-                    values = square_distances(rows.to(dtype), block.to(dtype))
-                values, indices = smallest(values, min(k, len(block)))
+                    values = square_distances(rows.to(dtype), gallery.to(dtype))
+                values, indices = smallest(values, min(k, len(gallery)))
                 best.append((values, indices + start))
-                start += len(block)
-        values, indices = (torch.cat(part, dim=1) for part in zip(*best, strict=True))
+                start += len(gallery)
+        values, indices = (torch.cat(blocks, dim=1) for blocks in zip(*best, strict=True))
         values, order = values.sort(dim=1, stable=True)
         values, indices = values[:, :k], indices.gather(1, order[:, :k])
         return indices, (values.neg() if self.metric == "cosine" else values.clamp_min(0).sqrt()).float()

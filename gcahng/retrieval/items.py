@@ -1,4 +1,4 @@
-"""What the rows of embeddings stand for: names, labels, where the images lie, and the network that embedded them."""
+"""What the rows of embeddings stand for: names, labels, the location of the images, and the network."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from gcahng.errors import UserError
 
 @dataclass(frozen=True)
 class EmbeddingModel:
-    """The network that made embeddings; only those of one network can be compared.
+    """The network that made embeddings. Only embeddings of the same network can be compared.
 
     Attributes:
-        fingerprint: SHA-256 of its weights and of what else decides its output.
+        fingerprint: SHA-256 of its weights and of everything else that decides its output.
         backbone: its name.
-        path: the file it was loaded from.
-        resize: of image files, in pixels: the shorter side.
-        crop: of image files, in pixels: the side of the square cut from the middle.
+        path: the file that it was loaded from.
+        resize: length in pixels that the shorter side of an image file is scaled to.
+        crop: side in pixels of the square that is cut from the middle of an image file.
     """
 
     fingerprint: str
@@ -32,7 +32,7 @@ class EmbeddingModel:
     crop: int
 
     def difference(self, other: EmbeddingModel) -> str | None:
-        """What makes embeddings of `self` and of `other` incomparable; None: nothing."""
+        """Why embeddings of `self` and `other` cannot be compared; None if they can."""
         if self.fingerprint != other.fingerprint:
             return (
                 f"{self.backbone} {self.fingerprint[:12]} ({self.path}) and "
@@ -40,22 +40,22 @@ class EmbeddingModel:
             )
         if (self.resize, self.crop) != (other.resize, other.crop):
             return (
-                f"images were resized to {self.resize} and cropped to {self.crop} pixels in one, to {other.resize} and "
-                f"{other.crop} in the other"
+                f"images were resized to {self.resize} and cropped to {self.crop} pixels for one, and to "
+                f"{other.resize} and {other.crop} pixels for the other"
             )
         return None
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where consecutive rows come from.
+    """Where a run of consecutive rows comes from.
 
     Attributes:
-        rows: how many they are.
-        root: folder that their names are paths below; None: the images are no files.
-        data: the options of the data set (`gcahng.train.DataConfig`) they are a split of; None: no data set.
-        split: of the data set.
-        first: which image of the split the first row is; the others follow it. Of files it means nothing.
+        rows: number of rows.
+        root: folder that the names are paths in; None if the images are not files.
+        data: options of the data set (`DataConfig` as a dict) that the rows are from; None if they are from none.
+        split: split of the data set.
+        first: place in the split of the first row. The other rows follow in order. It has no meaning for files.
     """
 
     rows: int
@@ -64,8 +64,8 @@ class Source:
     split: str | None = None
     first: int = 0
 
-    def takes(self, other: Source) -> bool:
-        """Whether the rows of `other` go on where these end."""
+    def continues_with(self, other: Source) -> bool:
+        """Whether the rows of `other` continue these, so that both can be one source."""
         alike = replace(other, rows=self.rows, first=self.first) == self
         return alike and (self.root is not None or other.first == self.first + self.rows)
 
@@ -75,10 +75,13 @@ class Items:
     """The names and labels of n rows.
 
     Attributes:
-        names: of each row: its path below the root of its source, or what its data set calls it.
-        labels: (n,) int64 places in `class_names`, -1 where a row has no label.
-        class_names: the classes.
-        sources: where the rows come from, in their order.
+        names: name of each row: its path below the root of its source, or its name in its data set.
+        labels: (n,) int64 places in `class_names`; -1 for a row without a label.
+        class_names: names of the classes.
+        sources: where the rows come from, in order.
+
+    Raises:
+        UserError: names, labels and sources have different numbers of rows.
     """
 
     names: tuple[str, ...]
@@ -87,27 +90,27 @@ class Items:
     sources: tuple[Source, ...] = ()
 
     def __post_init__(self) -> None:
-        if len(self.labels) != len(self.names) or sum(s.rows for s in self.sources) != len(self.names):
+        if len(self.labels) != len(self.names) or sum(source.rows for source in self.sources) != len(self.names):
             raise UserError(
-                f"names, labels and sources must be of as many rows, got {len(self.names)}, {len(self.labels)} and "
-                f"{sum(s.rows for s in self.sources)}"
+                f"names, labels and sources have {len(self.names)}, {len(self.labels)} and "
+                f"{sum(source.rows for source in self.sources)} rows; these must be equal"
             )
 
     def __len__(self) -> int:
         return len(self.names)
 
     @property
-    def labelled(self) -> bool:
+    def labeled(self) -> bool:
         """Whether every row has a label."""
         return len(self) > 0 and bool((self.labels >= 0).all())
 
     def class_name(self, row: int) -> str | None:
-        """What row `row` shows; None where it has no label."""
+        """The class of row `row`; None if it has no label."""
         label = int(self.labels[row])
         return None if label < 0 else self.class_names[label]
 
     def place(self, row: int) -> tuple[Source, int]:
-        """The source of row `row`, and which image of its split it is."""
+        """The source of row `row`, and its place in the split of that source."""
         for source in self.sources:
             if row < source.rows:
                 return source, source.first + row
@@ -115,35 +118,37 @@ class Items:
         raise IndexError(row)
 
     def path(self, row: int) -> Path | None:
-        """The image file of row `row`; None where it is no file."""
+        """The image file of row `row`; None if it is not a file."""
         root = self.place(row)[0].root
         return None if root is None else Path(root, self.names[row])
 
     def identities(self) -> list[tuple[str | None, str]]:
-        """What tells the image of each row from others: its path, or its data set, split and name; (None, name)
-        where neither is known."""
-        found: list[tuple[str | None, str]] = []
+        """What identifies the image of each row: its path, or else its data set, split and name.
+
+        If neither is known, the identity is (None, name).
+        """
+        identities: list[tuple[str | None, str]] = []
         for source in self.sources:
-            names = self.names[len(found) : len(found) + source.rows]
+            names = self.names[len(identities) : len(identities) + source.rows]
             if source.root is not None:
-                found += [("file", os.path.join(source.root, name)) for name in names]
+                identities += [("file", os.path.join(source.root, name)) for name in names]
             else:
                 place = f"{source.data['name']} {source.split}" if source.data else None
-                found += [(place, name) for name in names]
-        return found
+                identities += [(place, name) for name in names]
+        return identities
 
     def nameless(self, row: int) -> bool:
-        """Whether nothing but its number is known of row `row`, as `unnamed` has it."""
+        """Whether only the number of row `row` is known, as in `unnamed`."""
         source, place = self.place(row)
         return source.root is None and source.data is None and self.names[row] == str(place)
 
     def subset(self, rows: list[int]) -> Items:
-        """The rows `rows`, in this order, with all class names."""
+        """The rows `rows` in this order, with all class names."""
         sources: list[Source] = []
         for row in rows:
             source, place = self.place(row)
             one = replace(source, rows=1, first=place if source.root is None else source.first)
-            if sources and sources[-1].takes(one):
+            if sources and sources[-1].continues_with(one):
                 sources[-1] = replace(sources[-1], rows=sources[-1].rows + 1)
             else:
                 sources.append(one)
@@ -151,7 +156,7 @@ class Items:
         return Items(names, self.labels[rows], self.class_names, tuple(sources))
 
     def followed_by(self, other: Items) -> Items:
-        """The rows of both; classes of the same name are one class."""
+        """The rows of `self` and then those of `other`. Classes with the same name become one."""
         places = {name: i for i, name in enumerate(self.class_names)}
         for name in other.class_names:
             places.setdefault(name, len(places))
@@ -164,7 +169,7 @@ class Items:
         )
 
     def header(self) -> dict[str, Any]:
-        """What is in it but for names and labels, as JSON holds it."""
+        """Everything but names and labels, in a form that JSON can store."""
         return {"class_names": list(self.class_names), "sources": [asdict(source) for source in self.sources]}
 
 
@@ -172,13 +177,13 @@ def items_from(names: tuple[str, ...], labels: Tensor, header: dict[str, Any]) -
     """The inverse of `Items.header`.
 
     Raises:
-        UserError, KeyError, TypeError: the header is not of these rows.
+        UserError, KeyError, TypeError: the header does not belong to these rows.
     """
     return Items(names, labels, tuple(header["class_names"]), tuple(Source(**source) for source in header["sources"]))
 
 
 def model_from(values: dict[str, Any] | None) -> EmbeddingModel | None:
-    """The inverse of `dataclasses.asdict`, None for None; fields of a later version are left out.
+    """The inverse of `dataclasses.asdict`; None for None. Fields of a later version are ignored.
 
     Raises:
         KeyError: a field is missing.
@@ -187,5 +192,5 @@ def model_from(values: dict[str, Any] | None) -> EmbeddingModel | None:
 
 
 def unnamed(rows: int) -> Items:
-    """Items of rows that nothing is known of: their numbers."""
+    """Items for rows about which nothing is known. Their names are their numbers."""
     return Items(tuple(map(str, range(rows))), torch.full((rows,), -1), (), (Source(rows),))

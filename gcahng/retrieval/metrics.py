@@ -1,17 +1,18 @@
 """Recall@K, Precision@K, MAP@K, R-Precision and MAP@R of an embedding.
 
-For a query whose class has R other items in the gallery, and right(i) = 1 if the i-th nearest is of its class, else 0:
+Let a query's class have R other items in the gallery, and let right(i) be 1 if the i-th nearest item is of its class,
+else 0. Then the metrics of the query are:
 
-- Recall@K: 1 if any of its K nearest is of its class, else 0;
-- Precision@K: the part of its K nearest that is of its class, right(1) + ... + right(K) over K;
-- MAP@K: (1 / min(R, K)) * sum over i = 1..K of precision@i * right(i);
+- Recall@K: 1 if any of the K nearest items is right, else 0;
+- Precision@K: the share of the K nearest items that is right, (right(1) + … + right(K)) / K;
+- MAP@K: 1 / min(R, K) times the sum over i = 1 … K of precision@i · right(i);
 - R-Precision: Precision@R;
-- MAP@R: (1/R) * sum over i = 1..R of precision@i * right(i).
+- MAP@R: 1 / R times the sum over i = 1 … R of precision@i · right(i).
 
-Each is the mean over the queries with R > 0. Recall@K, R-Precision and MAP@R are those of Musgrave et al., "A Metric
-Learning Reality Check" (ECCV 2020), section 3.2. MAP@K is divided by the most that K neighbours can reach, so that 1
-means perfect; pytorch-metric-learning divides it by R, torchmetrics by the right items found. With K the whole gallery
-the three are the same.
+Each metric is averaged over the queries with R > 0. Recall@K, R-Precision and MAP@R are those of Musgrave et al., "A
+Metric Learning Reality Check" (ECCV 2020), section 3.2. MAP@K is divided by the most that K neighbors can reach, so
+that 1 means perfect. pytorch-metric-learning divides it by R, and torchmetrics by the number of right items found. If K
+is the whole gallery, the three agree.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from gcahng.errors import UserError
 from gcahng.progress import Progress
 from gcahng.retrieval.plan import RetrievalPlan
 from gcahng.retrieval.queries import QueryMetrics
-from gcahng.retrieval.rows import check_embeddings, split
+from gcahng.retrieval.rows import check_embeddings, dtype_name, split
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ class RetrievalResult:
     """Metrics over all queries, and over the queries of each class.
 
     Attributes:
-        overall: as `retrieval_metrics` returns them without `per_class`.
-        per_class: by label, the same metrics and the number of "queries" counted; a class none of whose queries has a
-            match is left out.
+        overall: what `retrieval_metrics` returns without `per_class`.
+        per_class: for each label, the same metrics and the number of "queries" that count. A class is left out if none
+            of its queries has a match.
     """
 
     overall: dict[str, float]
@@ -55,6 +56,8 @@ def retrieval_metrics(
 ) -> RetrievalResult: ...
 
 
+# Fifteen arguments: this is the public function, and each keyword is a choice of its own. Inside the package,
+# `RetrievalPlan` groups those that travel together.
 def retrieval_metrics(
     embeddings: Tensor,
     labels: Tensor,
@@ -73,56 +76,60 @@ def retrieval_metrics(
     chunk: int = 1024,
     progress: Progress | None = None,
 ) -> dict[str, float] | RetrievalResult:
-    """Retrieval metrics of `embeddings` among themselves, or of `embeddings` as queries against a gallery.
+    """Compute retrieval metrics of `embeddings` among themselves, or as queries against a gallery.
 
-    In self-retrieval a query is left out of its own neighbours by its index, so that a duplicate of it counts. The
-    result depends neither on `backend` nor on `chunk`.
+    In self-retrieval, a query is removed from its own neighbors by its index, so a duplicate of it counts. The result
+    depends on neither `backend` nor `chunk`.
 
     Args:
         embeddings: (n, D), any floating dtype.
         labels: (n,) integers.
         metrics: any of "recall", "precision", "map", "map@r" and "r_precision".
-        recall_at: the K of Recall@K; a K beyond the gallery means all of it.
-        precision_at: the K of Precision@K; what is missing beyond the gallery counts as wrong.
-        map_at: the K of MAP@K.
-        gallery_embeddings: (m, D), with `gallery_labels` (m,); None for self-retrieval.
-        normalize: search by cosine similarity; False searches by Euclidean distance of the rows as they are.
-        ties: how gallery rows at the same distance are ordered. "index": as they come; "optimistic" and "pessimistic":
-            the right ones first or last; "expected": the mean over all orders.
-        protocol: "exact" (the definitions), or "official", what the authors' evaluation does, see
+        recall_at: values of K for Recall@K. A K larger than the gallery means the whole gallery.
+        precision_at: values of K for Precision@K. If K is larger than the gallery, the missing items count as wrong.
+        map_at: values of K for MAP@K.
+        gallery_embeddings: (m, D); None for self-retrieval.
+        gallery_labels: (m,) integers; None for self-retrieval.
+        normalize: search by cosine similarity. False searches by Euclidean distance between the rows as they are.
+        ties: order of gallery rows at the same distance. "index" takes them in gallery order, "optimistic" puts the
+            right ones first, "pessimistic" puts them last, and "expected" averages over all orders.
+        protocol: "exact" for the definitions, or "official" for what the authors' evaluation computes, see
             `gcahng.retrieval.plan`.
         per_class: also return the metrics of each class.
         backend: "auto", "torch" or "faiss", see `gcahng.retrieval.nearest`.
-        chunk: queries searched at once, fewer where a class is large; memory is about chunk x min(m, 65,536).
-        progress: called with the queries done so far and all that count.
+        chunk: queries that are searched at once, fewer if a class is large. Memory is about chunk × min(m, 65,536)
+            distances.
+        progress: called with the queries done so far and the number that count.
 
     Returns:
-        "recall@K", "precision@K" and "map@K" for each K, "map@r" and "r_precision" as fractions; as integers, the
-        "queries" counted and the "queries_without_match", left out because the gallery holds no item of their class
-        (R = 0). With `per_class`, a `RetrievalResult` that holds this as `overall`.
+        "recall@K", "precision@K" and "map@K" for each K, "map@r" and "r_precision", all as fractions. Also the number
+        of "queries" that count, and of "queries_without_match", which are left out because the gallery has no item of
+        their class (R = 0). With `per_class`, a `RetrievalResult` whose `overall` is this.
 
     Raises:
-        UserError: an argument of a wrong shape, type or range; non-finite values; a zero row with `normalize=True`;
-            "faiss" where it is not installed; no query with a match, or with "official" any query without.
+        UserError: an argument has a wrong shape, type or range; a value is not finite; a row is zero with
+            `normalize=True`; "faiss" is not installed; no query has a match; or, with "official", a query has none.
     """
     metrics = (metrics,) if isinstance(metrics, str) else tuple(metrics)
     plan = RetrievalPlan(metrics, recall_at, precision_at, map_at, ties, protocol, normalize)
     check_embeddings("embeddings", embeddings)
     labels = check_labels("labels", labels, embeddings)
     if (gallery_embeddings is None) != (gallery_labels is None):
-        missing = "gallery_labels" if gallery_labels is None else "gallery_embeddings"
-        raise UserError(f"gallery_embeddings and gallery_labels go together, {missing} is None")
+        missing, given = "gallery_labels", "gallery_embeddings"
+        if gallery_labels is not None:
+            missing, given = given, missing
+        raise UserError(f"{missing} is None; it must be given together with {given}")
     if gallery_embeddings is not None:
         check_embeddings("gallery_embeddings", gallery_embeddings, embeddings.shape[1])
         gallery_labels = check_labels("gallery_labels", gallery_labels, gallery_embeddings)
     queries = QueryMetrics(plan, embeddings, labels, gallery_embeddings, gallery_labels, backend)
     counted = queries.counted
-    found = []
+    chunks = []
     for rows in split(counted, queries.chunk(chunk)):
-        found.append(queries(rows))
+        chunks.append(queries(rows))
         if progress is not None:
-            progress(sum(map(len, found)), len(counted))
-    values = torch.cat(found)
+            progress(sum(map(len, chunks)), len(counted))
+    values = torch.cat(chunks)
     overall = _means(plan.names, values) | {
         "queries": len(counted),
         "queries_without_match": len(labels) - len(counted),
@@ -131,24 +138,38 @@ def retrieval_metrics(
 
 
 def _means(names: Sequence[str], values: Tensor) -> dict[str, float]:
-    """The mean of each column of `values` (q, len(names)), exactly summed: chunks and threads leave no trace."""
+    """The mean of each column of `values` (q, len(names)). The sums are exact, so chunks and threads do not matter."""
     return {name: math.fsum(column) / len(column) for name, column in zip(names, values.T.tolist(), strict=True)}
 
 
 def _per_class(names: Sequence[str], values: Tensor, labels: Tensor) -> dict[int, dict[str, float]]:
     """`_means` over the queries of each label."""
     classes, sizes = labels.unique(return_counts=True)
-    parts = values[labels.argsort(stable=True)].split(sizes.tolist())
+    by_class = values[labels.argsort(stable=True)].split(sizes.tolist())
     return {
-        label: _means(names, part) | {"queries": len(part)} for label, part in zip(classes.tolist(), parts, strict=True)
+        label: _means(names, own) | {"queries": len(own)} for label, own in zip(classes.tolist(), by_class, strict=True)
     }
 
 
 def check_labels(name: str, labels: Tensor, embeddings: Tensor) -> Tensor:
-    """`labels` on the CPU as int64; UserError unless they are integers, one for each row of `embeddings`."""
+    """Check labels and move them to the CPU.
+
+    Args:
+        name: name of the argument, for errors.
+        labels: (n,) integers.
+        embeddings: (n, D) embeddings that they belong to.
+
+    Returns:
+        (n,) int64 labels on the CPU.
+
+    Raises:
+        UserError: the labels are not integers, or not one for each embedding.
+    """
     labels = torch.as_tensor(labels)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise UserError(f"{name} must be integers, got {labels.dtype}")
+        raise UserError(f"{name} is {dtype_name(labels)}; it must be integer")
     if labels.shape != embeddings.shape[:1]:
-        raise UserError(f"{name} must have shape ({len(embeddings)},) like the embeddings, got {tuple(labels.shape)}")
+        raise UserError(
+            f"{name} has shape {tuple(labels.shape)}; it must have shape ({len(embeddings)},), like the embeddings"
+        )
     return labels.detach().cpu().long().contiguous()

@@ -1,18 +1,18 @@
-"""What is to be measured, and by which rules.
+"""Which metrics to compute, and by which rules.
 
-Protocol "exact" is the definitions of `gcahng.retrieval.metrics`. Protocol "official" is what the authors' evaluation
-does, for comparison with published numbers; cosine similarity only:
+The protocol "exact" follows the definitions in `gcahng.retrieval.metrics`. The protocol "official" does what the
+authors' evaluation does, to compare with published numbers. It supports cosine similarity only:
 
-- In self-retrieval, the first of a query's ranking is dropped, whoever it is, instead of the query by its index. A
-  duplicate of the query with a smaller index is dropped in its place, and the query then counts as its own neighbour.
-- Rankings end after 1,000 neighbours. A class with R > 1,000 loses what lies beyond in R-Precision and MAP@R, which
-  still divide by R; in self-retrieval, Recall@K beyond K = 1,000 is Recall@1000.
+- In self-retrieval, the first item of a ranking is dropped, whatever it is, instead of the query by its index. A
+  duplicate of the query with a smaller index is dropped in its place, and the query then counts as its own neighbor.
+- Rankings end after 1,000 neighbors. R-Precision and MAP@R of a class with R > 1,000 lose what comes after, but still
+  divide by R. In self-retrieval, Recall@K with K > 1,000 is Recall@1000.
 - Against a gallery (In-Shop), Recall@K counts a query if fewer than K wrong items are strictly nearer than its nearest
-  right one: a tie between the two is decided for the query. The other metrics take ties as everywhere.
-- A query without a match has no value: the authors divide zero by zero there, here it is an error.
+  right one. So a tie between the two counts for the query. The other metrics treat ties as usual.
+- A query without a match has no value. The authors divide zero by zero there; here it is an error.
 
-Where their code leaves the order of ties to the library, it is by index here. They compute similarities in float32, so
-that neighbours closer than its rounding may be swapped; the order here is the exact one.
+Their code leaves the order of ties to a library; here it is the order of the gallery. They compute similarities in
+float32, so neighbors that are closer than its rounding may be swapped; here the order is exact.
 """
 
 from __future__ import annotations
@@ -26,15 +26,20 @@ from gcahng.retrieval.ties import TIES
 METRICS = ("recall", "precision", "map", "map@r", "r_precision")
 PROTOCOLS = ("exact", "official")
 
-#: Neighbours in a ranking of the authors' evaluation.
+# Neighbors in a ranking of the authors' evaluation.
 OFFICIAL_DEPTH = 1000
-# Recall@K up to this K is read from the ranking; beyond, the first match is counted out, which needs no sorted ranking.
+# Recall@K up to this K is read from the ranking. For a larger K, the rows before the first match are counted, which
+# needs no sorted ranking.
 _RANKED_RECALL = 32
 
 
 @dataclass(frozen=True)
 class RetrievalPlan:
-    """The checked choices of `gcahng.retrieval.retrieval_metrics`, which explains them."""
+    """The options of `gcahng.retrieval.retrieval_metrics`, which explains them, after checking.
+
+    Raises:
+        UserError: an option is out of range, or two do not fit together.
+    """
 
     metrics: tuple[str, ...]
     recall_at: Sequence[int]
@@ -46,17 +51,21 @@ class RetrievalPlan:
 
     def __post_init__(self):
         if not self.metrics or any(name not in METRICS for name in self.metrics):
-            raise UserError(f"metrics must be some of {', '.join(METRICS)}, got {self.metrics!r}")
+            raise UserError(f"metrics is {self.metrics!r}; it must be one or more of {', '.join(METRICS)}")
         for name in ("recall_at", "precision_at", "map_at"):
             object.__setattr__(self, name, _check_at(name, getattr(self, name)))
         if self.ties not in TIES:
-            raise UserError(f"ties must be one of {', '.join(TIES)}, got {self.ties!r}")
+            raise UserError(f"ties is {self.ties!r}; it must be one of {', '.join(TIES)}")
         if self.protocol not in PROTOCOLS:
-            raise UserError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {self.protocol!r}")
+            raise UserError(f"protocol is {self.protocol!r}; it must be one of {', '.join(PROTOCOLS)}")
         if self.official and self.ties != "index":
-            raise UserError(f'ties must be "index" with protocol="official", which has its own rule, got {self.ties!r}')
+            raise UserError(
+                f'ties is {self.ties!r}; it must be "index" with protocol="official", which has its own rule'
+            )
         if self.official and not self.normalize:
-            raise UserError('normalize must be True with protocol="official", which is by cosine similarity, got False')
+            raise UserError(
+                'normalize is False; it must be True with protocol="official", which uses cosine similarity'
+            )
 
     @property
     def official(self) -> bool:
@@ -64,13 +73,18 @@ class RetrievalPlan:
 
     @property
     def names(self) -> list[str]:
-        """The metrics one by one, in the order of the columns that `QueryMetrics` gives."""
+        """The names of the metrics, in the order of the columns that `QueryMetrics` returns."""
         at = {"recall": self.recall_at, "precision": self.precision_at, "map": self.map_at}
         names = [f"{name}@{k}" for name, ks in at.items() if name in self.metrics for k in ks]
         return names + [name for name in ("map@r", "r_precision") if name in self.metrics]
 
     def depth(self, largest: int, available: int) -> int:
-        """Neighbours a query that have to be ranked, with at most `largest` right ones and `available` rows."""
+        """The number of neighbors per query that have to be ranked.
+
+        Args:
+            largest: largest number of right items of any query.
+            available: number of gallery rows that a query can be given.
+        """
         depth = 1
         if "map@r" in self.metrics or "r_precision" in self.metrics:
             depth = largest
@@ -84,8 +98,8 @@ class RetrievalPlan:
 
 
 def _check_at(name: str, at: Sequence[int]) -> tuple[int, ...]:
-    """The K of `at` without repetitions; UserError unless they are positive integers."""
+    """The values of K without repetitions; UserError if they are not positive integers."""
     values = list(at) if isinstance(at, Sequence) else []
     if not values or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in values):
-        raise UserError(f"{name} must be a sequence of positive integers, got {at!r}")
+        raise UserError(f"{name} is {at!r}; it must be a sequence of positive integers")
     return tuple(dict.fromkeys(values))

@@ -6,20 +6,20 @@ import torch
 from torch import Tensor
 
 from gcahng.errors import UserError
-from gcahng.retrieval.neighbours import NeighbourSearch, Ranking
+from gcahng.retrieval.neighbors import NeighborSearch, Ranking
 from gcahng.retrieval.plan import OFFICIAL_DEPTH, RetrievalPlan
 from gcahng.retrieval.ties import FirstMatch, first_match, gains, recall, tie_groups
 
-# Ranked neighbours, or right items measured, at once.
+# Ranked neighbors, or distances to right items, that are computed at once.
 _AT_ONCE = 1 << 22
 
 
 class QueryMetrics:
-    """Gives the metrics of some queries at a time.
+    """Computes the metrics of some queries at a time.
 
     Args:
-        plan: what to measure.
-        embeddings: (n, D) the queries; the gallery too where `gallery` is None.
+        plan: the metrics and rules.
+        embeddings: (n, D) the queries; they are the gallery too if `gallery` is None.
         labels: (n,) int64 on the CPU.
         gallery: (m, D) or None.
         gallery_labels: (m,) int64 on the CPU, or None.
@@ -27,6 +27,10 @@ class QueryMetrics:
 
     Attributes:
         counted: (q,) the queries with R > 0.
+
+    Raises:
+        UserError: no query has a match, or a query has none with the official protocol; or an argument is one that
+            `NeighborSearch` refuses.
     """
 
     def __init__(
@@ -46,16 +50,16 @@ class QueryMetrics:
         self._matches = self._classes.sizes(labels) - int(self._self_retrieval)
         self.counted = self._matches.nonzero().squeeze(1)
         if not len(self.counted):
-            raise UserError("labels must give some query another item of its class to find, all have R = 0")
+            raise UserError("labels has no query with another item of its class; it must have at least one")
         if plan.official and len(self.counted) < len(labels):
             first = int((self._matches == 0).nonzero()[0])
             raise UserError(
-                f'labels must give every query another item of its class with protocol="official", '
-                f"{len(labels) - len(self.counted)} have none, the first in row {first}"
+                f"labels has {len(labels) - len(self.counted)} queries without another item of their class, the first "
+                f'in row {first}; it must have none with protocol="official"'
             )
-        # The first of the ranking is dropped by rank instead of by index.
+        # Whether the first item of a ranking is dropped, instead of the query by its index.
         self._drops_first = plan.official and self._self_retrieval
-        self._search = NeighbourSearch(
+        self._search = NeighborSearch(
             embeddings, gallery, normalize=plan.normalize, backend=backend, keep_self=self._drops_first
         )
         available = self._search.available - int(self._drops_first)
@@ -65,11 +69,11 @@ class QueryMetrics:
         self._cuts = [min(k, limit) for k in plan.recall_at]
 
     def chunk(self, wanted: int) -> int:
-        """Queries to give at once: `wanted`, or fewer where their rankings are long."""
+        """The number of queries to pass at once: `wanted`, or fewer if their rankings are long."""
         return min(wanted, max(1, _AT_ONCE // self._depth))
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """(q, len(plan.names)) float64 metrics of the queries `rows` (q,)."""
+        """The metrics (q, len(plan.names)) float64 of the queries `rows` (q,)."""
         plan = self._plan
         ranking, left_out = self._ranked(rows)
         right = self._same_class(rows.unsqueeze(1), ranking.indices)
@@ -79,8 +83,8 @@ class QueryMetrics:
             met, match = first_match(right, groups, self._recall_ties)
             if max(self._cuts) > self._depth and not met.all():
                 unmet = met.logical_not().nonzero().squeeze(1)
-                for ours, theirs in zip(match, self._counted_out(rows[unmet], left_out[unmet]), strict=True):
-                    ours[unmet] = theirs
+                for field, counted in zip(match, self._count_before_match(rows[unmet], left_out[unmet]), strict=True):
+                    field[unmet] = counted
                 met[unmet] = True
             columns += [recall(match, k, self._recall_ties) * met for k in self._cuts]
         gain, precision_gain = gains(right, groups, plan.ties)
@@ -97,43 +101,46 @@ class QueryMetrics:
         return torch.stack(columns, dim=1)
 
     def _ranked(self, rows: Tensor) -> tuple[Ranking, Tensor]:
-        """The rankings of the queries on the CPU, and (q,) the gallery row that each leaves out (-1: none)."""
-        found = self._search.ranked(rows, self._depth + int(self._drops_first), self._same_class)
-        ranking = Ranking(*(part.cpu() for part in found))
+        """The rankings of the queries on the CPU, and the gallery row (q,) that each leaves out (-1: none)."""
+        ranking = self._search.ranked(rows, self._depth + int(self._drops_first), self._same_class)
+        ranking = Ranking(*(field.cpu() for field in ranking))
         if not self._drops_first:
             return ranking, rows if self._self_retrieval else torch.full_like(rows, -1)
         rest = Ranking(ranking.indices[:, 1:], ranking.distances[:, 1:], ranking.beyond, ranking.beyond_right)
         return rest, ranking.indices[:, 0]
 
     def _same_class(self, rows: Tensor, gallery_rows: Tensor) -> Tensor:
-        """Whether queries and gallery rows are of one class, pair by pair, where the pairs are."""
+        """Whether queries and gallery rows are of the same class, pair by pair, on the device of the gallery rows."""
         return (self._labels[rows.cpu()] == self._gallery_labels[gallery_rows.cpu()]).to(gallery_rows.device)
 
-    def _counted_out(self, rows: Tensor, left_out: Tensor) -> FirstMatch:
-        """Where the first match of each of the queries stands, by counting who is nearer than it."""
+    def _count_before_match(self, rows: Tensor, left_out: Tensor) -> FirstMatch:
+        """Where the first match of each query stands, found by counting the rows that are nearer."""
         largest = int(self._classes.sizes(self._labels[rows]).max())
         size = max(1, _AT_ONCE // largest)
-        nearest = [self._nearest_match(*part) for part in zip(rows.split(size), left_out.split(size), strict=True)]
-        target, target_index, tied_right = (torch.cat(part) for part in zip(*nearest, strict=True))
-        found = self._search.standing(rows, target, target_index, sorted(set(self._cuts)), left_out)
-        # Where no K of Recall@K depends on the ties, they were not counted.
-        return FirstMatch(found.closer.cpu(), found.tied.cpu().maximum(tied_right), tied_right, found.tied_before.cpu())
+        chunks = zip(rows.split(size), left_out.split(size), strict=True)
+        nearest = [self._nearest_match(*chunk) for chunk in chunks]
+        target, target_index, tied_right = (torch.cat(field) for field in zip(*nearest, strict=True))
+        standing = self._search.standing(rows, target, target_index, sorted(set(self._cuts)), left_out)
+        # Ties are not counted if no K of Recall@K depends on them, so `tied` may be too small.
+        tied = standing.tied.cpu().maximum(tied_right)
+        return FirstMatch(standing.closer.cpu(), tied, tied_right, standing.tied_before.cpu())
 
     def _nearest_match(self, rows: Tensor, left_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(q,) the distance of the nearest right item of each query, the first such item, and how many there are."""
+        """The distance (q,) of the nearest right item of each query, the first such item, and how many there are."""
         query, item = self._classes.members(self._labels[rows])
-        keep = item != left_out[query]
-        query, item = query[keep], item[keep]
+        counts = item != left_out[query]
+        query, item = query[counts], item[counts]
         distances = self._search.pair_distances(rows[query], item).cpu()
         nearest = torch.full((len(rows),), torch.inf, dtype=torch.float64)
         nearest.scatter_reduce_(0, query, distances, "amin")
-        at = distances == nearest[query]
-        first = torch.full((len(rows),), len(self._gallery_labels)).scatter_reduce_(0, query[at], item[at], "amin")
-        return nearest, first, torch.zeros_like(first).index_add_(0, query, at.long())
+        is_nearest = distances == nearest[query]
+        first = torch.full((len(rows),), len(self._gallery_labels))
+        first.scatter_reduce_(0, query[is_nearest], item[is_nearest], "amin")
+        return nearest, first, torch.zeros_like(first).index_add_(0, query, is_nearest.long())
 
 
 class _Classes:
-    """The gallery by class."""
+    """The gallery items of each class."""
 
     def __init__(self, gallery_labels: Tensor):
         self._labels, self._sizes = gallery_labels.unique(return_counts=True)
@@ -141,12 +148,16 @@ class _Classes:
         self._starts = self._sizes.cumsum(0) - self._sizes
 
     def sizes(self, labels: Tensor) -> Tensor:
-        """(n,) how many gallery items have each label of `labels` (n,)."""
+        """The number (n,) of gallery items with each label of `labels` (n,)."""
         place = self._place(labels)
         return torch.where(self._labels[place] == labels, self._sizes[place], 0)
 
     def members(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The gallery items of each of `labels` (n,), all in the gallery: as pairs (t,) (t,) of place and item."""
+        """The gallery items of each of `labels` (n,), all of which are in the gallery.
+
+        Returns:
+            (t,) places in `labels` and (t,) gallery items, as pairs.
+        """
         place = self._place(labels)
         sizes = self._sizes[place]
         query = torch.arange(len(labels)).repeat_interleave(sizes)

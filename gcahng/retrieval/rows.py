@@ -1,4 +1,4 @@
-"""Rows of embeddings as the search reads them: checked, scaled when used, and taken in blocks."""
+"""Rows of embeddings for the search: checking them, scaling them when they are used, and taking them in blocks."""
 
 from __future__ import annotations
 
@@ -10,23 +10,32 @@ from torch import Tensor
 
 from gcahng.errors import UserError
 
-# Elements of a float64 block gathered at once (64 MiB).
+# Elements of a float64 block that is gathered at once (64 MiB).
 _BLOCK = 1 << 23
 
 
 class Rows:
-    """Rows (n, D) as given, with their norms (n,) float64 and what they are divided by, first their norms.
+    """Embeddings (n, D) that are scaled when they are used.
 
     Args:
-        name: the argument's name, for errors.
-        values: (n, D).
-        normalize: whether every row needs a direction.
+        name: name of the argument, for errors.
+        values: (n, D) embeddings.
+        normalize: whether every row needs a direction, that is a norm above 0.
+
+    Attributes:
+        values: the rows as they were given.
+        dim: D.
+        norms: (n,) float64 norms of the rows.
+        divisor: (n, 1) or () float64 that rows are divided by. These are the norms, unless the caller sets another one.
+
+    Raises:
+        UserError: a norm is infinite, or 0 with `normalize`.
     """
 
     def __init__(self, name: str, values: Tensor, normalize: bool):
         self.values = values
         self.dim = values.shape[1]
-        # By blocks, so that the rows are never held in float64 as a whole.
+        # In blocks, so that the whole set is never in memory in float64.
         norms = [torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64) for rows in blocks(values, self.dim)]
         self.norms = torch.cat(norms)
         check_norms(name, self.norms, normalize)
@@ -36,7 +45,7 @@ class Rows:
         return len(self.values)
 
     def at(self, index: Tensor, dtype: torch.dtype) -> Tensor:
-        """Scaled rows (*index.shape, D), divided in float64, then rounded to `dtype`."""
+        """The scaled rows (*index.shape, D), divided in float64 and then rounded to `dtype`."""
         divisor = self.divisor[index] if self.divisor.ndim else self.divisor
         return self.values[index].double().div_(divisor).to(dtype)
 
@@ -49,41 +58,73 @@ class Rows:
 
 
 def check_embeddings(name: str, embeddings: Tensor, dim: int | None = None) -> None:
-    """UserError unless `embeddings` is a finite, floating (n, D) tensor with n, D >= 1 (and D = `dim`)."""
+    """Check that `embeddings` is a finite floating-point tensor (n, D) with n, D >= 1.
+
+    Args:
+        name: name of the argument, for errors.
+        embeddings: the tensor to check.
+        dim: D if it must have a certain value; None allows any.
+
+    Raises:
+        UserError: it is not.
+    """
     if not isinstance(embeddings, Tensor):
-        raise UserError(f"{name} must be a tensor of shape (n, D), got {type(embeddings).__name__}")
+        raise UserError(f"{name} is a {type(embeddings).__name__}; it must be a tensor of shape (n, D)")
     if embeddings.ndim != 2 or 0 in embeddings.shape:
-        raise UserError(f"{name} must have shape (n, D) with n, D >= 1, got {tuple(embeddings.shape)}")
+        raise UserError(f"{name} has shape {tuple(embeddings.shape)}; it must have shape (n, D) with n, D >= 1")
     if not embeddings.is_floating_point():
-        raise UserError(f"{name} must be floating point, got {embeddings.dtype}")
+        raise UserError(f"{name} is {dtype_name(embeddings)}; it must be floating point")
     if dim is not None and embeddings.shape[1] != dim:
-        raise UserError(f"{name} must have {dim} channels like embeddings, got {embeddings.shape[1]}")
+        raise UserError(
+            f"{name} has {embeddings.shape[1]} channels; it must have {dim}, like the embeddings it is compared with"
+        )
     finite = torch.cat([rows.isfinite().all(dim=1) for rows in blocks(embeddings, embeddings.shape[1])])
     if not finite.all():
-        raise UserError(f"{name} must be finite, row {int(finite.logical_not().nonzero()[0])} is not")
+        raise UserError(
+            f"{name} has non-finite values in row {int(finite.logical_not().nonzero()[0])}; it must be finite"
+        )
 
 
-def check_norms(name: str, norms: Tensor, normalize: bool, right_for: str = "normalize=True") -> None:
-    """UserError at a row whose norm (n,) is infinite, or zero where rows are normalised."""
+def check_norms(name: str, norms: Tensor, normalize: bool, option: str = "normalize=True") -> None:
+    """Check the norms of rows.
+
+    Args:
+        name: name of the argument that the rows are from, for errors.
+        norms: (n,) norms.
+        normalize: whether rows are scaled to norm 1.
+        option: the option that asks for scaling, for errors.
+
+    Raises:
+        UserError: a norm is infinite, or 0 with `normalize`.
+    """
     wrong = norms.isinf() | (norms == 0 if normalize else False)
     if wrong.any():
         row = int(wrong.nonzero()[0])
-        right = f"positive and finite with {right_for}" if normalize else "finite"
-        raise UserError(f"{name} must have rows whose norm is {right}, row {row} has norm {norms[row].item()}")
+        expected = f"positive and finite with {option}" if normalize else "finite"
+        raise UserError(f"{name} has norm {norms[row].item()} in row {row}; it must be {expected}")
+
+
+def dtype_name(tensor: Tensor) -> str:
+    """The dtype of a tensor, as errors name it: "float32" rather than "torch.float32"."""
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def split(rows: Tensor, chunk: int) -> Iterator[Tensor]:
-    """`rows` in pieces of `chunk`; UserError unless that is a positive integer."""
+    """Split `rows` into pieces of `chunk`.
+
+    Raises:
+        UserError: `chunk` is not a positive integer.
+    """
     if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-        raise UserError(f"chunk must be a positive integer, got {chunk!r}")
+        raise UserError(f"chunk is {chunk!r}; it must be a positive integer")
     return (rows[start : start + chunk] for start in range(0, len(rows), chunk))
 
 
-def blocks(rows: Tensor, elements: int, at_once: int = _BLOCK) -> tuple[Tensor, ...]:
-    """`rows` (n, ...) in pieces whose work, `elements` for a row, stays within `at_once`; none where n = 0."""
-    return rows.split(max(1, at_once // elements)) if len(rows) else ()
+def blocks(rows: Tensor, elements: int, most: int = _BLOCK) -> tuple[Tensor, ...]:
+    """Split `rows` (n, ...), each of which takes `elements` elements of work, so that a piece takes at most `most`."""
+    return rows.split(max(1, most // elements)) if len(rows) else ()
 
 
 def power_of_two(largest: float) -> float:
-    """The power of two, thus an exact divisor, that brings a norm of `largest` to at most 1 (1 where all is zero)."""
+    """The power of two that a norm of `largest` can be divided by, exactly, to be at most 1; 1 if `largest` is 0."""
     return 2.0 ** max(math.frexp(largest)[1], -1000)

@@ -1,7 +1,7 @@
-"""What equal distances do to a ranking: four ways to order the rows of one distance.
+"""Ties: four ways to order gallery rows that are at the same distance.
 
-"index" takes them as they come in the gallery. "optimistic" puts the right ones first and "pessimistic" last: no order
-does better or worse. "expected" is the mean over all their orders, each as likely as the others, in closed form.
+"index" takes them in gallery order. "optimistic" puts the right ones first and "pessimistic" puts them last; no order
+gives better or worse metrics. "expected" is the mean over all orders, each equally likely, in closed form.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ TIES = ("index", "expected", "optimistic", "pessimistic")
 
 
 class TieGroups(NamedTuple):
-    """For every rank of a ranking (q, k), of the rows at the distance of the one there.
+    """For every rank of a ranking (q, k), the group of rows at the same distance as the row there.
 
     Attributes:
-        start: (q, k) int64 rows nearer than they.
-        size: (q, k) int64 how many they are, those beyond rank k included.
-        right_before: (q, k) int64 right rows among the nearer ones.
-        right: (q, k) int64 right rows among them.
+        start: (q, k) int64 number of rows that are nearer than the group.
+        size: (q, k) int64 number of rows in the group, including those beyond rank k.
+        right_before: (q, k) int64 number of right rows that are nearer than the group.
+        right: (q, k) int64 number of right rows in the group.
     """
 
     start: Tensor
@@ -31,13 +31,13 @@ class TieGroups(NamedTuple):
 
 
 class FirstMatch(NamedTuple):
-    """Where the first right row of a query stands; what Recall@K is made of.
+    """Where the first right row of a query stands, which decides Recall@K.
 
     Attributes:
-        closer: (q,) int64 rows nearer than it, all wrong.
-        tied: (q,) int64 rows at its distance, itself included.
-        tied_right: (q,) int64 right rows among them.
-        tied_before: (q,) int64 rows among them before the first right one by index.
+        closer: (q,) int64 number of rows that are nearer, all of them wrong.
+        tied: (q,) int64 number of rows at its distance, itself included.
+        tied_right: (q,) int64 number of right rows among these.
+        tied_before: (q,) int64 number of rows among these that come before the first right one in gallery order.
     """
 
     closer: Tensor
@@ -47,20 +47,20 @@ class FirstMatch(NamedTuple):
 
 
 def tie_groups(distances: Tensor, right: Tensor, beyond: Tensor, beyond_right: Tensor) -> TieGroups:
-    """The groups of equal distances in a ranking.
+    """Find the groups of equal distances in a ranking.
 
     Args:
-        distances: (q, k) ascending.
-        right: (q, k) whether the row at that rank is right.
-        beyond: (q,) rows past rank k at the distance of rank k.
-        beyond_right: (q,) the right ones of these.
+        distances: (q, k), ascending.
+        right: (q, k) bool, whether the row at that rank is right.
+        beyond: (q,) number of rows after rank k at the distance of rank k.
+        beyond_right: (q,) number of right rows among these.
     """
     q, k = distances.shape
     rank = torch.arange(k, device=distances.device).expand(q, -1)
     edge = torch.ones(q, 1, dtype=torch.bool, device=distances.device)
     changes = distances[:, 1:] != distances[:, :-1]
     start = torch.where(torch.cat([edge, changes], dim=1), rank, 0).cummax(dim=1).values
-    # The last rank of the group, sought from the right.
+    # The last rank of the group, found from the right.
     end = torch.where(torch.cat([changes, edge], dim=1), rank, k).flip(1).cummin(dim=1).values.flip(1)
     count = torch.nn.functional.pad(right.long().cumsum(dim=1), (1, 0))
     right_before = count.gather(1, start)
@@ -74,10 +74,18 @@ def tie_groups(distances: Tensor, right: Tensor, beyond: Tensor, beyond_right: T
 
 
 def gains(right: Tensor, groups: TieGroups, ties: str) -> tuple[Tensor, Tensor]:
-    """For every rank i, right(i) and precision@i * right(i) (q, k) float64, or their expectations.
+    """For every rank i, right(i) and precision@i · right(i), or their expectations.
 
-    In a group of g rows, m of them right, behind c right ones, each order as likely: the row at its t-th place is right
-    with probability m / g, and then (t - 1) (m - 1) / (g - 1) of the t - 1 before it are right in the mean.
+    Take a group of g rows, m of them right, in random order. The row at its t-th place is right with probability m / g.
+    If it is, (t - 1) (m - 1) / (g - 1) of the t - 1 rows before it in the group are right on average.
+
+    Args:
+        right: (q, k) bool, whether the row at each rank is right.
+        groups: the groups of equal distances.
+        ties: one of `TIES`.
+
+    Returns:
+        Two (q, k) float64 tensors.
     """
     q, k = right.shape
     rank = torch.arange(1, k + 1, device=right.device)
@@ -95,25 +103,28 @@ def gains(right: Tensor, groups: TieGroups, ties: str) -> tuple[Tensor, Tensor]:
 
 
 def first_match(right: Tensor, groups: TieGroups, ties: str) -> tuple[Tensor, FirstMatch]:
-    """Which queries (q,) bool meet a right row in their ranking, and where; nonsense for the others.
+    """Find the first right row in each ranking.
 
-    But for "index", a right row past rank k at the distance of rank k counts as met.
+    Unless `ties` is "index", a right row after rank k at the distance of rank k counts as well.
+
+    Returns:
+        (q,) bool, whether a ranking has a right row, and where that stands. The latter has no meaning for the others.
     """
     met = right if ties == "index" else groups.right > 0
     first = met.to(torch.uint8).argmax(dim=1, keepdim=True)
-    at = TieGroups(*(part.gather(1, first).squeeze(1) for part in groups))
-    return met.any(dim=1), FirstMatch(at.start, at.size, at.right, first.squeeze(1) - at.start)
+    group = TieGroups(*(field.gather(1, first).squeeze(1) for field in groups))
+    return met.any(dim=1), FirstMatch(group.start, group.size, group.right, first.squeeze(1) - group.start)
 
 
 def recall(match: FirstMatch, k: int, ties: str) -> Tensor:
-    """Recall@k (q,) float64: whether the first right row is among the k nearest, or how likely that is."""
+    """Recall@k (q,) float64: whether the first right row is among the k nearest, or the probability of that."""
     if ties == "index":
         return (match.closer + match.tied_before < k).double()
     if ties == "optimistic":
         return (match.closer < k).double()
     if ties == "pessimistic":
         return (match.closer + match.tied - match.tied_right < k).double()
-    # s of the g tied rows are among the k nearest; all s are wrong with probability C(g - m, s) / C(g, s).
+    # If s of the g tied rows are among the k nearest, all s are wrong with probability C(g - m, s) / C(g, s).
     drawn = (k - match.closer).clamp_min(0).minimum(match.tied)
     missed = torch.ones(len(drawn), dtype=torch.float64, device=drawn.device)
     for i in range(int(match.tied_right.max()) if len(drawn) else 0):

@@ -1,4 +1,4 @@
-"""`gcahng bench` and `gcahng plan` on tiny cases, and the gate on planted mistakes."""
+"""`gcahng bench` and `gcahng plan` on tiny cases, and the comparison with the reference on planted errors."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from gcahng.engine.fused import FusedStages
 
-from gcahng.bench import gate as gates
+from gcahng.bench import agreement as agreement_module
 from gcahng.bench import memory, step, system
+from gcahng.bench.agreement import Agreement, outputs
 from gcahng.bench.cases import Case, Problem
-from gcahng.bench.gate import Gate, outputs
 from gcahng.bench.peak import Peak, from_json, measure_peak, to_json
 from gcahng.cli import main
 from gcahng.commands.plan import parse_bytes
-from gcahng.engine.fused import FusedStages
 from gcahng.errors import UserError
 
 TINY = Case(12, 3, 16, 1, impl="cpp")
@@ -26,33 +26,33 @@ linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak 
 
 
 @pytest.fixture(scope="module")
-def gate() -> Gate:
-    return Gate(TINY)
+def agreement() -> Agreement:
+    return Agreement(TINY)
 
 
 @pytest.mark.parametrize("impl", ["reference", "torch", "cpp"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp64"])
-def test_the_gate_lets_right_results_through(gate: Gate, impl: str, precision: str) -> None:
-    for kept in ("store", "hidden", "recompute") if impl != "reference" else ("store",):
-        assert gate.problem(Case(12, 3, 16, 1, impl=impl, precision=precision, memory=kept)) is None
+def test_right_results_agree(agreement: Agreement, impl: str, precision: str) -> None:
+    for memory_mode in ("store", "hidden", "recompute") if impl != "reference" else ("store",):
+        assert agreement.problem(Case(12, 3, 16, 1, impl=impl, precision=precision, memory=memory_mode)) is None
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_gate_refuses_planted_mistakes(gate: Gate, precision: str) -> None:
+def test_planted_errors_disagree(agreement: Agreement, precision: str) -> None:
     right = outputs(Case(12, 3, 16, 1, impl="cpp", precision=precision))
-    assert gate.compare(right, precision) is None
+    assert agreement.compare(right, precision) is None
     for name in right:
         wrong = dict(right) | {name: right[name] * 1.5}
-        assert gate.compare(wrong, precision).startswith(f"{name} is off by 0.")
+        assert agreement.compare(wrong, precision).startswith(f"{name} is off by 0.")
     nan = dict(right) | {"dz": right["dz"].clone().fill_(float("nan"))}
-    assert gate.compare(nan, precision).startswith("dz is off by inf")
+    assert agreement.compare(nan, precision).startswith("dz is off by inf")
     cut = dict(right) | {"dz": right["dz"][1:]}
-    assert gate.compare(cut, precision).startswith("dz is off by inf")
+    assert agreement.compare(cut, precision).startswith("dz is off by inf")
     del right["dz"]
-    assert gate.compare(right, precision) == "it has other outputs: dz"
+    assert agreement.compare(right, precision) == "its outputs differ in dz"
     slight = outputs(Case(12, 3, 16, 1, impl="cpp"))
     slight["losses"][1] *= 1 + 2e-6
-    assert gate.compare(slight, "fp32").startswith("losses is off by 2e-06")
+    assert agreement.compare(slight, "fp32").startswith("losses is off by 2e-06")
 
 
 def test_a_wrong_stage_has_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +89,7 @@ def test_outputs_do_not_move_the_weights(monkeypatch: pytest.MonkeyPatch) -> Non
         made.append((problem, [p.detach().clone() for p in problem.gca.parameters()]))
         return problem
 
-    monkeypatch.setattr(gates, "Problem", make)
+    monkeypatch.setattr(agreement_module, "Problem", make)
     outputs(TINY)
     ((problem, before),) = made
     assert all(torch.equal(a, b) for a, b in zip(before, problem.gca.parameters(), strict=True))
@@ -131,7 +131,7 @@ def test_step_prints_and_writes_everything(tmp_path: Path, capsys: pytest.Captur
 
 @pytest.mark.parametrize("precision", ["bf16", "fp64"])
 def test_ratios_are_against_the_fp32_reference(precision: str) -> None:
-    """Whatever is asked for beside it, and once where it is asked for itself."""
+    """The fp32 reference is measured once, also if it is among the variants."""
     size = replace(TINY, precision=precision)
     reference = replace(TINY, impl="reference")
     rows = step.measure([size], [size, reference, replace(reference, precision=precision)], 1, peaks=False)["rows"]
@@ -200,7 +200,7 @@ def test_growth_and_extra_are_those_of_the_same_case(monkeypatch: pytest.MonkeyP
         return Peak(peak, peak // 2, peak, peak)
 
     monkeypatch.setattr(memory, "measure_peak", measured)
-    cases = [Case(n, memory=kept) for n in (12, 24) for kept in ("store", "hidden")]
+    cases = [Case(n, memory=memory_mode) for n in (12, 24) for memory_mode in ("store", "hidden")]
     many, few = Case(243, classes=11318), Case(243)
     rows = memory.measure(cases, [(many, few)], steps=1)
     assert [row["growth"] for row in rows[:2]] == [None, None]
@@ -226,7 +226,7 @@ def test_a_case_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(memory, "measure_peak", measured)
     rows = memory.measure([Case(12), Case(24)], [(Case(24), Case(12))], steps=1)
     assert [row["peak"] for row in rows] == [1000, None]
-    assert "Nothing for cpp fp32 store at n = 24: memory was short." in memory.table(rows)
+    assert "No result for cpp fp32 store at n = 24: memory was short." in memory.table(rows)
 
 
 def test_cases_survive_json() -> None:
@@ -298,7 +298,10 @@ def test_plan_lists_the_whole_peak(classes: str, capsys: pytest.CaptureFixture[s
         (["bench", "step", "--batch", "0"], "argument --batch: invalid whole number above 0 value: '0'"),
         (["bench", "step", "--batch", "10"], "batch is 10 and views is 3"),
         (["bench", "step", "--impl", "cuda"], "impl='cuda' is not available"),
-        (["bench", "memory", "--classes", "3"], "classes is 3; a batch of 129 with 3 views has 43 classes"),
+        (
+            ["bench", "memory", "--classes", "3"],
+            "classes is 3; it must be at least 43, the classes in a batch of 129 with 3 views",
+        ),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

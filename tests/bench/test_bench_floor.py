@@ -1,4 +1,4 @@
-"""benchmarks/bench_floor.py: a step is at least its products and stages, and shares follow from times."""
+"""benchmarks/bench_floor.py: a step takes at least as long as its products and stages, and the shares are right."""
 
 from __future__ import annotations
 
@@ -37,4 +37,4 @@ def test_it_runs(tmp_path: Path) -> None:
 def test_other_stages_are_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Case, "implementation", "torch")
     assert bench_floor.main(["--batch", "12"]) == 2
-    assert "bench_floor: stages are torch here" in capsys.readouterr().err
+    assert "bench_floor: the stages are torch; they must be cpp" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""benchmarks/bench_micro_batch.py: what it shows is of parts that compute what the whole batch computes."""
+"""benchmarks/bench_micro_batch.py: it shows only parts that compute what the whole batch computes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ spec.loader.exec_module(bench_micro_batch)
 OPTIONS = argparse.Namespace(name="x", size=8, batch=4)
 
 
-def found(embedding: float, gradient: float) -> dict:
+def measured(embedding: float, gradient: float) -> dict:
     return {
         "embeddings": torch.tensor([1.0, embedding]),
         "gradients": torch.tensor([2.0, gradient]),
@@ -30,14 +30,16 @@ def found(embedding: float, gradient: float) -> dict:
 
 
 def test_a_row_is_of_the_median() -> None:
-    row = bench_micro_batch.row(OPTIONS, 2, found(0.5, 1.0), found(0.5, 1.0))
+    row = bench_micro_batch.row(OPTIONS, 2, measured(0.5, 1.0), measured(0.5, 1.0))
     assert bench_micro_batch.text(row) == "| x | 4 | 2 | 2.00 | 7 | 0e+00 |"
 
 
 @pytest.mark.parametrize("wrong", [(0.51, 1.0), (0.5, 1.01), (float("nan"), 1.0), (0.5, float("nan"))])
 def test_parts_that_compute_something_else_have_no_row(wrong: tuple[float, float]) -> None:
-    with pytest.raises(UserError, match="micro_batch 2 is not the whole batch's to 1e-03: off by"):
-        bench_micro_batch.row(OPTIONS, 2, found(*wrong), found(0.5, 1.0))
+    with pytest.raises(
+        UserError, match="the results of micro_batch 2 are off by .*; they must be within 1e-03 of the whole"
+    ):
+        bench_micro_batch.row(OPTIONS, 2, measured(*wrong), measured(0.5, 1.0))
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""benchmarks/bench_ranks.py: what it shows is of processes that compute what one computes."""
+"""benchmarks/bench_ranks.py: it shows only processes that compute what one process computes."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ bench_ranks = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(bench_ranks)
 
 
-def found(loss: float, gradient: float) -> dict:
+def measured(loss: float, gradient: float) -> dict:
     return {"first": {"loss": loss}, "gradient": torch.tensor([[1.0, gradient]]), "times": [1.0, 3.0], "peak": 10}
 
 
 def test_a_row_is_of_the_slowest_process() -> None:
-    one, other = found(2.0, 3.0), found(2.0, 3.0) | {"times": [2.0, 2.0], "peak": 20}
+    one, other = measured(2.0, 3.0), measured(2.0, 3.0) | {"times": [2.0, 2.0], "peak": 20}
     row = bench_ranks.row(Case(12, dim=8), 2, 1, [one, other], 0.0)
     assert row["all_s"] == [2.0, 3.0] and row["peaks"] == [10, 20]
     assert bench_ranks.text(row).startswith("| 12 | 2 | 1 | 2.500 |")
@@ -34,10 +34,10 @@ def test_a_row_is_of_the_slowest_process() -> None:
 
 @pytest.mark.parametrize("wrong", [(2.1, 3.0), (2.0, 3.01)])
 def test_processes_that_compute_something_else_have_no_row(wrong: tuple[float, float]) -> None:
-    one = found(2.0, 3.0) | {"gradient": torch.tensor([[1.0, 3.0], [1.0, 3.0]])}
-    parts = [found(2.0, 3.0), found(2.0, 3.0)]
+    one = measured(2.0, 3.0) | {"gradient": torch.tensor([[1.0, 3.0], [1.0, 3.0]])}
+    parts = [measured(2.0, 3.0), measured(2.0, 3.0)]
     assert bench_ranks.disagreement(parts, one) == 0
-    off = bench_ranks.disagreement([parts[0], found(*wrong)], one)
+    off = bench_ranks.disagreement([parts[0], measured(*wrong)], one)
     with pytest.raises(UserError, match="2 processes at n = 12 differ from one by"):
         bench_ranks.row(Case(12, dim=8), 2, 1, parts, off)
 
@@ -54,4 +54,4 @@ def test_it_runs(tmp_path: Path) -> None:
     (row,) = json.loads((tmp_path / "ranks.json").read_text())["rows"]
     assert (row["n"], row["processes"], len(row["peaks"])) == (12, 2, 2)
     done = run("--processes", "5")
-    assert done.returncode == 2 and "--batch 12 is no multiple of --processes 5" in done.stderr
+    assert done.returncode == 2 and "--batch is 12; it must be a multiple of --processes 5" in done.stderr

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from gcahng.engine.fused import FusedStages
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gcahng.bench.agreement import Agreement
 from gcahng.bench.cases import Case, Problem
-from gcahng.bench.gate import Gate
 from gcahng.bench.peak import from_json, to_json
-from gcahng.engine.fused import FusedStages
 from gcahng.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -280,16 +280,16 @@ def test_a_step_is_checked_where_the_reference_fits(monkeypatch) -> None:
     case = Case(24, 3, 8, 1, impl="torch")
     assert _gpu_step._size_of_check(small_step(n=24), case) == 15
     assert _gpu_step._size_of_check(small_step(n=24, largest_check=12), case) == 12
-    right = _gpu_step.Gate
+    right = _gpu_step.Agreement
 
-    def short(size: Case) -> Gate:
+    def short(size: Case) -> Agreement:
         if size.batch > 12:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return right(size)
 
-    monkeypatch.setattr(_gpu_step, "Gate", short)
+    monkeypatch.setattr(_gpu_step, "Agreement", short)
     assert _gpu_step._check(24, [case], nothing) == {case.name: (12, None)}, "again at less, where it did not fit"
-    monkeypatch.setattr(_gpu_step, "Gate", lambda size: short(replace(size, batch=99)))
+    monkeypatch.setattr(_gpu_step, "Agreement", lambda size: short(replace(size, batch=99)))
     n, reason = _gpu_step._check(24, [case], nothing)[case.name]
     assert n == 12 and reason == "cannot be checked: out of memory"
 
@@ -380,7 +380,7 @@ def test_cases_for_a_device() -> None:
     assert from_json(to_json(case)) == case
     with pytest.raises(UserError, match="precision is 'tf32'; it must be one of fp32, bf16, fp64"):
         Case(12, precision="tf32")
-    with pytest.raises(UserError, match="compiled is True and impl 'cpp'"):
+    with pytest.raises(UserError, match="compiled is True and impl is 'cpp'"):
         Case(12, impl="cpp", compiled=True)
     with pytest.raises(UserError, match="device is 'tpu'"):
         Case(12, device="tpu")
@@ -405,7 +405,7 @@ def test_a_compiled_reference_is_the_reference(monkeypatch) -> None:
 
     monkeypatch.setattr(torch, "compile", compile_)
     case = Case(12, 3, 16, 1, impl="reference", compiled=True)
-    assert Gate(case).problem(case) is None
+    assert Agreement(case).problem(case) is None
     assert compiled == ["metric_pass", "generator_pass"]
     assert replace(case, compiled=False).name + " compiled" == case.name
 

@@ -1,4 +1,4 @@
-"""Files that are not as the data set has them: one error at load, everything in one list from the verification."""
+"""Files that differ from the data set: loading stops at the first difference, and the verification lists them all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import trees
 from test_data_sets import config_of
 
 from gcahng.data import load_data
-from gcahng.data.listing import leaves
+from gcahng.data.listing import leaves_folder
 from gcahng.data.verify import verify_data
 from gcahng.errors import UserError
 
@@ -23,7 +23,7 @@ def edit(path: Path, old: str, new: str) -> None:
 
 
 def searched(path: Path, shared: str) -> None:
-    """Queries and a gallery in the place of the test images, and a training class in one of the two."""
+    """Put queries and a gallery in place of the test images, and a training class into one of the two."""
     others = {"query": "gallery", "gallery": "query"}[shared]
     path.write_text(path.read_text().replace(",test", f",{others}"))
     edit(path, "0,train", f"0,{shared}")
@@ -57,7 +57,7 @@ def _csv(change: Callable[[Path], object]) -> tuple[str, Callable[[Path], Path],
 BIRD = "images/001.Some_Bird/Some_Bird_0001_100.jpg"
 ITEM = "img/WOMEN/Dresses/id_00000001/00_1_front.jpg"
 
-# What is done to a tree (given its root, of csv the list), and what is said of it, at load and by the verification.
+# How a tree is changed (given its root, or the list for csv), and what loading and the verification say about it.
 BROKEN = {
     "missing file": (*_cub(lambda r: (r / BIRD).unlink()), rf"{BIRD} is missing \(listed in images.txt line 1\)"),
     "folder for a file": (*_cub(lambda r: [(r / BIRD).unlink(), (r / BIRD).mkdir()]), rf"{BIRD} is missing \(listed"),
@@ -82,11 +82,11 @@ BROKEN = {
     ),
     "image of two classes": (
         *_cub(lambda r: edit(r / "image_class_labels.txt", "5 2\n", "5 2\n5 101\n")),
-        "image_class_labels.txt line 6: image 5 is listed before; restore the original",
+        "image_class_labels.txt line 6: image 5 was listed before; restore the original",
     ),
     "image of two files": (
         *_cub(lambda r: edit(r / "images.txt", "\n3 ", "\n2 ")),
-        "images.txt line 3: image 2 is listed before; restore the original",
+        "images.txt line 3: image 2 was listed before; restore the original",
     ),
     "not UTF-8": (
         *_cub(lambda r: (r / "images.txt").write_bytes(b"\xff\xfe" + (r / "images.txt").read_bytes())),
@@ -94,7 +94,7 @@ BROKEN = {
     ),
     "up and out": (
         *_cub(lambda r: edit(r / "images.txt", "001.Some_Bird/", "../../secret/")),
-        "images.txt line 1: 'images/../../secret/.*' leaves the data set's folder; every image must lie below",
+        "images.txt line 1: 'images/../../secret/.*' leaves the data set's folder; every image must be inside",
     ),
     "absolute": (
         *_cub(lambda r: edit(r / "images.txt", "2 001.Some_Bird/", "2 /etc/001.Some_Bird/")),
@@ -141,7 +141,7 @@ BROKEN = {
     ),
     "no class folder": (
         *_folder(lambda r: trees.write_image(r / "train" / "stray.png")),
-        "train/stray.png lies in no class folder; move it to train/CLASS/",
+        "train/stray.png is not in a class folder; move it to train/CLASS/",
     ),
     "empty class": (*_folder(lambda r: (r / "test" / "new").mkdir()), r"test/new/ has no images \(.jpg"),
     "no test": (*_folder(lambda r: (r / "test").rename(r / "held out")), "it has no test/"),
@@ -212,7 +212,7 @@ def test_bad_annotation_has_its_number(tmp_path: Path) -> None:
     ],
 )
 def test_paths_that_leave_on_any_system(path: str, expected: bool) -> None:
-    assert leaves(path) == expected
+    assert leaves_folder(path) == expected
 
 
 def test_image_level_tree_in_the_place_of_the_original(tmp_path: Path) -> None:

@@ -59,8 +59,8 @@ def test_splits_are_by_class_and_all_files_are_there(tree: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("tree", MAKERS)
-def test_each_class_has_one_colour(tree: str, tmp_path: Path) -> None:
-    """The trees paint a class in its own colour: labels belong to the pixels, not only to the names."""
+def test_each_class_has_one_color(tree: str, tmp_path: Path) -> None:
+    """The trees paint a class in its own color: labels belong to the pixels, not only to the names."""
     name, make = MAKERS[tree]
     data = load(name, make(tmp_path / "data"))
     for split in (data.train, data.test):
@@ -113,7 +113,7 @@ def test_cars196_has_49_makes() -> None:
 def test_cars196_refuses_folders_of_something_else(tmp_path: Path) -> None:
     root = trees.make_cars196(tmp_path, "folders")
     (root / "train" / "FIAT 500 Abarth 2012").rename(root / "train" / "Trabant 601 1989")
-    with pytest.raises(UserError, match="Trabant 601 1989/ is no class of Cars196"):
+    with pytest.raises(UserError, match="Trabant 601 1989/ is not a class of Cars196"):
         load("cars196", root)
 
 
@@ -165,11 +165,11 @@ def test_folder_skips_hidden_and_other_files(tmp_path: Path) -> None:
     assert len(load("folder", root).train) == 12
 
 
-@pytest.mark.parametrize("columns", [("path", "label", "split"), ("split", "colour", "path", "label")])
+@pytest.mark.parametrize("columns", [("path", "label", "split"), ("split", "color", "path", "label")])
 def test_csv_columns_in_any_order(columns: tuple[str, ...], tmp_path: Path) -> None:
     made = trees.make_csv(tmp_path / "images")
     rows = [line.split(",") for line in made.read_text().splitlines()[1:]]
-    named = [dict(zip(("path", "label", "split"), row, strict=True)) | {"colour": '"a, b"'} for row in rows]
+    named = [dict(zip(("path", "label", "split"), row, strict=True)) | {"color": '"a, b"'} for row in rows]
     elsewhere = tmp_path / "other.csv"
     lines = [",".join(columns), *(",".join(row[column] for column in columns) for row in named)]
     elsewhere.write_text("\ufeff" + "\r\n".join(lines) + "\r\n\r\n", encoding="utf-8")
@@ -201,7 +201,11 @@ def test_a_tenth_of_the_training_classes_validates_and_at_least_two(train: int, 
 
 @pytest.mark.parametrize(
     ("classes", "asked", "says", "most"),
-    [(6, None, "null: 2 of 3", "$"), (12, 5, "5 of 6", ", or from 2 to 4 "), (12, 1, "1 of 6", ", or from 2 to 4 ")],
+    [
+        (6, None, "null, which means 2 of 3", "$"),
+        (12, 5, "5 of 6", ", or from 2 to 4 "),
+        (12, 1, "1 of 6", ", or from 2 to 4 "),
+    ],
 )
 def test_validation_classes_out_of_range(classes: int, asked: int | None, says: str, most: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"data.val_classes is {says}.*must be 0{most}"):
@@ -222,11 +226,11 @@ def test_digest_follows_paths_labels_and_sizes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"root": None}, "data.root is not given; folder needs it"),
-        ({"root": "nowhere"}, "data.root is nowhere, which is no folder"),
-        ({"csv": "a.csv"}, "data.csv is a.csv and data.name folder"),
+        ({"root": None}, "data.root is not given; folder needs the folder of"),
+        ({"root": "nowhere"}, "data.root is nowhere, which is not a folder"),
+        ({"csv": "a.csv"}, "data.csv is a.csv and data.name is folder"),
         ({"name": "csv", "root": None}, "data.csv is not given"),
-        ({"name": "csv", "csv": "a.csv"}, "data.csv is a.csv, which is no file"),
+        ({"name": "csv", "csv": "a.csv"}, "data.csv is a.csv, which is not a file"),
     ],
 )
 def test_options_that_do_not_fit(fields: dict[str, str | None], says: str, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_batch_is_balanced_uint8_and_named(tree: ImageFiles) -> None:
     assert (labels[:, 0] != labels[:, 2]).all()
     for row, named in zip(labels.tolist(), names, strict=True):
         assert [tree.labels[tree.paths.index(name)] for name in named] == row
-    # A class has its own colour, so pixels belong to their labels.
+    # A class has its own color, so pixels belong to their labels.
     for step in range(4):
         for place in range(4):
             whole = torch.tensor(list(read_rgb(tree.root / names[step][place]).resize((1, 1)).tobytes())).float()
@@ -226,7 +226,7 @@ def test_two_replacements_of_a_class_differ(tree: ImageFiles, tmp_path: Path) ->
 
 def test_class_without_a_readable_image(tree: ImageFiles, tmp_path: Path) -> None:
     batches = batches_of(damaged(tree, tmp_path, 5, 6, 7, 8, 9), skip_unreadable=True)
-    with pytest.raises(UserError, match=r"no image of class_2 can be read, .*class_2/\d.png among them"):
+    with pytest.raises(UserError, match=r"no image of class_2 can be read, .*class_2/\d.png included"):
         draw(batches, range(20))
 
 

@@ -1,4 +1,4 @@
-"""The index makes the next start instant, and is never believed when it is stale or damaged."""
+"""The index makes the next start instant, and is not used if it is stale or damaged."""
 
 from __future__ import annotations
 

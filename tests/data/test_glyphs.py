@@ -63,7 +63,7 @@ def test_height_on_the_line_tells_characters_apart(drawn: tuple[list[int], np.nd
     assert np.flatnonzero(superscript.any(axis=1)).max() < np.flatnonzero(subscript.any(axis=1)).max() - 5
 
 
-def test_ink_is_centred_along_the_line(drawn: tuple[list[int], np.ndarray]) -> None:
+def test_ink_is_centered_along_the_line(drawn: tuple[list[int], np.ndarray]) -> None:
     images = drawn[1].reshape(-1, 32, 32)
     columns = images.any(axis=1)
     left, right = columns.argmax(axis=1), 31 - columns[:, ::-1].argmax(axis=1)
@@ -110,7 +110,7 @@ def test_more_training_classes_only_add_some(splits: DataSplits) -> None:
     [
         ({"train_classes": 1}, "train_classes is 1"),
         ({"val_classes": 1}, "val_classes is 1; it must be at least 2, or 0 for none"),
-        ({"train_classes": 1000}, "at most 10.. together"),
+        ({"train_classes": 1000}, "together they must be at most 10.., the number"),
     ],
 )
 def test_sizes_out_of_range(sizes: dict[str, int], message: str) -> None:

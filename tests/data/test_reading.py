@@ -66,7 +66,7 @@ def _transparent_palette() -> Image.Image:
         (Image.fromarray(np.full((6, 8), 90 * 257, np.uint16)), "png", GREY),
         (Image.fromarray(np.full((6, 8), 90 * 257, np.uint16)), "tif", GREY),
     ],
-    ids=["RGB", "grey", "one bit", "CMYK", "palette", "transparent palette", "alpha", "transparent", "grey alpha",
+    ids=["RGB", "gray", "one bit", "CMYK", "palette", "transparent palette", "alpha", "transparent", "gray alpha",
          "16 bits", "16 bits, TIFF"],
 )  # fmt: skip
 def test_every_mode_becomes_rgb(
@@ -135,7 +135,7 @@ def test_images_in_memory_are_given_out_as_they_are() -> None:
 
 
 def test_crop_larger_than_resize(seven: ImageFiles) -> None:
-    with pytest.raises(UserError, match="resize is 16 and crop 20; resize must be at least crop"):
+    with pytest.raises(UserError, match="resize is 16 and crop is 20; resize must be at least crop"):
         next(evaluation_batches(seven, Preprocessing(16, 20), 3))
 
 

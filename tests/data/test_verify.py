@@ -1,4 +1,4 @@
-"""`gcahng data verify`: one list of everything that differs, each with its remedy, and an exit status."""
+"""`gcahng data verify`: one list of all differences, each with its remedy, and an exit status."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def whole_cub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As many images and classes as CUB-200-2011 has, all of them one file."""
     root = tmp_path_factory.mktemp("CUB_200_2011")
     trees.write_image(root / "one.jpg")
-    listed, labelled = [], []
+    listed, labeled = [], []
     for first, images in ((1, 5864), (101, 5924)):
         for i in range(images):
             number = first + i % 100
@@ -36,9 +36,9 @@ def whole_cub(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 (root / "images" / f"{number:03}.Bird").mkdir(parents=True)
             os.link(root / "one.jpg", root / "images" / name)
             listed.append(f"{len(listed) + 1} {name}\n")
-            labelled.append(f"{len(labelled) + 1} {number}\n")
+            labeled.append(f"{len(labeled) + 1} {number}\n")
     (root / "images.txt").write_text("".join(listed))
-    (root / "image_class_labels.txt").write_text("".join(labelled))
+    (root / "image_class_labels.txt").write_text("".join(labeled))
     return root
 
 
@@ -134,8 +134,8 @@ def test_progress_reaches_all_images(tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (["data", "verify", "imagenet"], "argument NAME: invalid choice: 'imagenet'"),
-        (["data", "verify", "sop"], "data.root is not given; sop needs it"),
-        (["data", "verify", "sop", "--root", "nowhere"], "data.root is nowhere, which is no folder"),
+        (["data", "verify", "sop"], "data.root is not given; sop needs the folder of"),
+        (["data", "verify", "sop", "--root", "nowhere"], "data.root is nowhere, which is not a folder"),
         (["data", "verify", "csv"], "data.csv is not given"),
         (["data"], "{verify,list}"),
     ],

@@ -1,4 +1,4 @@
-"""Small trees in the exact formats of the data sets: noisy images of random sizes, a colour a class."""
+"""Small trees in the exact formats of the data sets: noisy images of random sizes, with one color for each class."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ CAR_NAMES = {  # class numbers on both sides of 98, which is the last training c
 }
 
 
-def write_image(path: Path, colour_of: int = 0, seed: int = 0, size: int = 24) -> None:
-    """An image of about `size` pixels a side in the colour of class `colour_of`, with noise of its own."""
+def write_image(path: Path, color_of: int = 0, seed: int = 0, size: int = 24) -> None:
+    """Write an image with sides of about `size` pixels in the color of class `color_of`, with its own noise."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    random = np.random.default_rng([colour_of, seed])
-    colour = np.random.default_rng(colour_of).integers(0, 256, 3)
+    random = np.random.default_rng([color_of, seed])
+    color = np.random.default_rng(color_of).integers(0, 256, 3)
     height, width = random.integers(size, size + size // 2 + 1, 2)
-    pixels = np.clip(colour + random.integers(-40, 41, (height, width, 3)), 0, 255).astype(np.uint8)
+    pixels = np.clip(color + random.integers(-40, 41, (height, width, 3)), 0, 255).astype(np.uint8)
     Image.fromarray(pixels).save(path, quality=90) if path.suffix == ".jpg" else Image.fromarray(pixels).save(path)
 
 
@@ -36,17 +36,17 @@ def make_cub200(root: Path, classes: int = 6, images: int = 4, size: int = 24) -
     """CUB-200-2011 with half of the classes from 1 on and half from 101 on; `root` has images.txt."""
     root.mkdir(parents=True, exist_ok=True)
     numbers = [*range(1, classes // 2 + 1), *range(101, 101 + classes - classes // 2)]
-    listed, labelled, split = [], [], []
+    listed, labeled, split = [], [], []
     for number in numbers:
         for i in range(images):
             image = len(listed) + 1
             name = f"{number:03}.Some_Bird/Some_Bird_{image:04}_{number * 100 + i}.jpg"
             write_image(root / "images" / name, number, i, size)
             listed.append(f"{image} {name}\n")
-            labelled.append(f"{image} {number}\n")
+            labeled.append(f"{image} {number}\n")
             split.append(f"{image} {i % 2}\n")
     (root / "images.txt").write_text("".join(listed))
-    (root / "image_class_labels.txt").write_text("".join(labelled))
+    (root / "image_class_labels.txt").write_text("".join(labeled))
     (root / "train_test_split.txt").write_text("".join(split))
     (root / "classes.txt").write_text("".join(f"{n} {n:03}.Some_Bird\n" for n in numbers))
     return root
@@ -86,8 +86,8 @@ def make_cars196(root: Path, layout: str = "annos", numbers: Sequence[int] = tup
         fields = [*_BOX, "class", "fname"]
         savemat(devkit / "cars_train_annos.mat", {"annotations": _structs(fields, train)})
         savemat(root / "cars_test_annos_withlabels.mat", {"annotations": _structs(fields, test)})
-        unlabelled = [(*box, name) for *box, _, name in test]
-        savemat(devkit / "cars_test_annos.mat", {"annotations": _structs([*_BOX, "fname"], unlabelled)})
+        unlabeled = [(*box, name) for *box, _, name in test]
+        savemat(devkit / "cars_test_annos.mat", {"annotations": _structs([*_BOX, "fname"], unlabeled)})
     return root
 
 

@@ -12,7 +12,7 @@ from mask_cases import CHANCES, DRAWS, LAYERS, SEEDS, assert_a_draw_at_the_thres
 
 from gcahng.engine.masks import EdgeDropout
 from gcahng.engine.schedule import make_schedule
-from gcahng.kernels._gate import dropout_arguments, factors
+from gcahng.kernels.gate import dropout_arguments, factors
 from gcahng.reference.philox import dropout_threshold, edge_keeps
 
 

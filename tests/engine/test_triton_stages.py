@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from gcahng.engine.fused import FusedStages, stage_ops
+from gcahng.engine.triton import TritonStages, _shared_memory
 from stage_cases import Setup, Some
 from stage_checks import (
     STAGES,
@@ -29,13 +31,11 @@ from stage_checks import (
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from gcahng.engine.fused import FusedStages, stage_ops
 from gcahng.engine.schedule import make_schedule
 from gcahng.engine.stages import Keep
-from gcahng.engine.triton import TritonStages, _shared_memory
 from gcahng.engine.workspace import Workspace
-from gcahng.kernels import _tile, edge_update, head, mlp_in, mlp_out
-from gcahng.kernels._sums import add_partials
+from gcahng.kernels import edge_update, head, mlp_in, mlp_out, tiles
+from gcahng.kernels.sums import add_partials
 from gcahng.testing import seeded
 
 PRECISIONS = ("float64", "float32", "float16")
@@ -79,7 +79,7 @@ def test_moments_of_several_blocks_of_rows_a_program(few_programs):
 
 
 def test_more_parts_of_nodes_than_are_added_at_once(monkeypatch):
-    monkeypatch.setattr(_tile, "NODE_PARTS", _tile.NODE_PARTS._replace(block_parts=1))
+    monkeypatch.setattr(tiles, "NODE_PARTS", tiles.NODE_PARTS._replace(block_parts=1))
     check_stage(Setup(5, 8, 5, 2000), "edge_to_node", "float64", "triton")
 
 

@@ -73,7 +73,7 @@ def test_a_folder(model: Model, tmp_path: Path) -> None:
     found = run(model, folder, tmp_path / "x.npy").embeddings
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png"))
     assert list(found.items.names) == files and found.items.path(3) == folder / files[3]
-    assert found.items.class_names == ("c0", "c1", "c2") and found.items.labelled
+    assert found.items.class_names == ("c0", "c1", "c2") and found.items.labeled
     images = ImageFiles(folder, tuple(files), found.items.labels, found.items.class_names)
     expected = torch.cat(
         [

@@ -121,14 +121,14 @@ def test_eval_of_a_data_set_with_a_gallery(
         ("eval {run} --gallery {tmp}/e.npy", "--gallery is {tmp}/e.npy; it needs --embeddings"),
         ("eval --embeddings {tmp}/e.npy", "{tmp}/e.npy has rows without a label; metrics need the class of each"),
         ("eval --embeddings {tmp}/e.npy --data.root x", "--embeddings supports no --data.root"),
-        ("eval --embeddings {tmp}/none.npy", "{tmp}/none.npy is no file"),
+        ("eval --embeddings {tmp}/none.npy", "{tmp}/none.npy is not a file"),
         ("eval {run} --data.name imagenet", "data.name is 'imagenet'; it must be one of glyphs, cub200"),
         (
             "eval {run} --data.name folder --data.root {tmp} --data.image_size 400",
             "data.resize is 256 and data.image_size 400",
         ),
-        ("eval {run} --recall_at 0", "recall_at must be a sequence of positive integers"),
-        ("eval {run} --ties expected --protocol official", 'ties must be "index" with protocol="official"'),
+        ("eval {run} --recall_at 0", "recall_at is (0,); it must be a sequence of positive integers"),
+        ("eval {run} --ties expected --protocol official", "ties is 'expected'; it must be \"index\" with"),
     ],
 )
 def test_mistakes_of_eval(
@@ -167,7 +167,10 @@ def test_queries_and_gallery_are_of_one_network(tmp_path: Path) -> None:
         ("unknown", None),
     ):
         write_embeddings(tmp_path / f"{name}.npy", EmbeddingSet(torch.eye(2), rows, of))
-    for other, message in (("b", "different networks"), ("cropped", "cropped to 224 pixels in one, to 256 and 200")):
+    for other, message in (
+        ("b", "different networks"),
+        ("cropped", "cropped to 224 pixels for one, and to 256 and 200"),
+    ):
         with pytest.raises(UserError, match=rf"a\.npy and .*{other}\.npy do not fit: .*{message}"):
             evaluate_embeddings(tmp_path / "a.npy", tmp_path / f"{other}.npy")
     for other in ("a", "unknown"):

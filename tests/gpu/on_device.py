@@ -16,8 +16,8 @@ from test_golden import OUTPUT, STEPS, row_order
 from torch import Tensor
 
 import gcahng
+from gcahng.bench.agreement import Agreement, outputs
 from gcahng.bench.cases import Case as BenchCase
-from gcahng.bench.gate import Gate, outputs
 from gcahng.testing import seeded
 
 # Tied and apart, one class a tile and several, odd channels and the paper's; rows past one block of any kernel.
@@ -95,11 +95,11 @@ def check_against_reference(device: str, case: Case, impl: str) -> None:
 
 def check_precisions(device: str, impl: str, precisions: tuple[str, ...], n: int = 30, dim: int = 64) -> None:
     """As near to fp64 as the reference at the same precision."""
-    gate = Gate(BenchCase(n, 3, dim, 2, device=device))
+    agreement = Agreement(BenchCase(n, 3, dim, 2, device=device))
     for precision in precisions:
         for memory in ("store", "hidden", "recompute"):
             case = BenchCase(n, 3, dim, 2, impl=impl, precision=precision, memory=memory, device=device)
-            assert gate.problem(case) is None, f"{case.name}: {gate.problem(case)}"
+            assert agreement.problem(case) is None, f"{case.name}: {agreement.problem(case)}"
 
 
 def check_step_twice(device: str, impl: str, precision: str, n: int = 30, dim: int = 64) -> None:

@@ -47,7 +47,7 @@ def test_the_definition(backend, monkeypatch):
     information = entropy[1] + entropy[2] - entropy[0]
     assert 0.1 < found["nmi"] < 0.95
     assert found["nmi"] == pytest.approx(float(2 * information / (entropy[1] + entropy[2])), abs=1e-12)
-    # Of all relabellings, the expected information is that of the mean over many.
+    # Of all relabelings, the expected information is that of the mean over many.
     generator = torch.Generator().manual_seed(0)
     shuffled = []
     for _ in range(300):
@@ -140,11 +140,11 @@ def test_nothing_is_warned_of(backend, capfd):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(clusters=241), r"clusters must be an integer in 1\.\.240, got 241"),
-        (dict(iterations=0), r"iterations must be an integer in 1\.\.1000000, got 0"),
-        (dict(seed=-1), r"seed must be an integer in 0\.\.2147483647, got -1"),
-        (dict(backend="torch"), "backend must be one of auto, faiss, scikit-learn, got 'torch'"),
-        (dict(labels=torch.zeros(3, dtype=torch.int64)), r"labels must have shape \(240,\)"),
+        (dict(clusters=241), "clusters is 241; it must be an integer from 1 to 240"),
+        (dict(iterations=0), "iterations is 0; it must be an integer from 1 to 1000000"),
+        (dict(seed=-1), "seed is -1; it must be an integer from 0 to 2147483647"),
+        (dict(backend="torch"), "backend is 'torch'; it must be one of auto, faiss, scikit-learn"),
+        (dict(labels=torch.zeros(3, dtype=torch.int64)), r"labels has shape \(3,\); it must have shape \(240,\)"),
     ],
 )
 def test_errors(arguments, message):

@@ -1,4 +1,4 @@
-"""Files of embeddings: both forms give back what was written, in pieces, and say what is wrong with them."""
+"""Files of embeddings: both forms return what was written, and a broken file is a clear error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MODEL = EmbeddingModel("f" * 64, "glyph_conv", "runs/a/checkpoints/last.pt", 256
 
 
 def example(rows: int = 7, dim: int = 5) -> EmbeddingSet:
-    """Names that CSV and UTF-8 find hard: a comma, quotes, a line break, a byte that is no UTF-8."""
+    """Names that are hard for CSV and UTF-8: a comma, quotes, a line break, a byte that is not UTF-8."""
     names = ('a,b "c".png', "line\nbreak.png", "byte \udcff.png", *(f"sub/ü{i}.png" for i in range(rows - 3)))
     labels = torch.tensor([2, 0, -1, 0, 1, 2, 1][:rows])
     sources = (Source(3, "/pictures"), Source(rows - 3, None, {"name": "glyphs"}, "test", 4))
@@ -72,7 +72,7 @@ def test_labels_that_no_class_has(tmp_path: Path) -> None:
     for labels in (torch.tensor([0, 3]), torch.tensor([-2, 0])):
         items = Items(("a", "b"), labels, ("x", "y"), (Source(2),))
         write_embeddings(tmp_path / "x.safetensors", EmbeddingSet(torch.ones(2, 3), items))
-        with pytest.raises(UserError, match="holds labels beyond its 2 classes; it is damaged"):
+        with pytest.raises(UserError, match="has labels beyond its 2 classes; it is damaged"):
             read_embeddings(tmp_path / "x.safetensors")
 
 
@@ -106,7 +106,7 @@ def test_embeddings_made_elsewhere(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", values)  # float64
     found = read_embeddings(tmp_path / "x.npy")
     assert torch.equal(found.embeddings, torch.from_numpy(values).float())
-    assert found.items.names == ("0", "1", "2", "3") and not found.items.labelled and found.model is None
+    assert found.items.names == ("0", "1", "2", "3") and not found.items.labeled and found.model is None
     (tmp_path / "x.csv").write_text("id,path,label\n1,a.png,dog\n2,b.png,cat\n3,c.png,dog\n4,d.png,\n")
     items = read_embeddings(tmp_path / "x.npy").items
     assert items.names == ("a.png", "b.png", "c.png", "d.png") and items.class_names == ("dog", "cat")
@@ -136,34 +136,37 @@ def test_damaged_files(suffix: str, how: str, tmp_path: Path) -> None:
     path = tmp_path / f"x{suffix}"
     write_embeddings(path, example())
     damage(path, how)
-    with pytest.raises(UserError, match=f"x{suffix} is no .*or is damaged"):
+    with pytest.raises(UserError, match=f"x{suffix} is not .*or is damaged"):
         read_embeddings(path)
 
 
 def test_mistakes(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    for path, message in (("x.txt", "its name must end in .safetensors or .npy"), ("x.npy", "x.npy is no file")):
+    for path, message in (("x.txt", "its name must end in .safetensors or .npy"), ("x.npy", "x.npy is not a file")):
         with pytest.raises(UserError, match=message):
             read_embeddings(tmp_path / path)
     save_file({"embeddings": torch.ones(2, 2)}, tmp_path / "foreign.safetensors")
-    with pytest.raises(UserError, match="foreign.safetensors holds no embeddings; its format is None"):
+    with pytest.raises(UserError, match="foreign.safetensors has the format None; it must be"):
         read_embeddings(tmp_path / "foreign.safetensors")
     np.save(tmp_path / "integers.npy", np.arange(6).reshape(2, 3))
-    with pytest.raises(UserError, match="integers.npy holds int64; embeddings must be floating point"):
+    with pytest.raises(UserError, match="integers.npy contains int64 values; they must be floating point"):
         read_embeddings(tmp_path / "integers.npy")
     np.save(tmp_path / "nan.npy", np.array([[1.0, 2.0], [np.nan, 1.0]], np.float32))
-    with pytest.raises(UserError, match="nan.npy must hold finite values, row 1 does not"):
+    with pytest.raises(UserError, match="nan.npy has non-finite values in row 1; they must be finite"):
         read_embeddings(tmp_path / "nan.npy")
     np.save(tmp_path / "large.npy", np.array([[1.0, 2.0], [1e300, 1.0]]))
-    with warnings.catch_warnings(), pytest.raises(UserError, match="large.npy must hold finite values, row 1 does not"):
+    with (
+        warnings.catch_warnings(),
+        pytest.raises(UserError, match="large.npy has non-finite values in row 1; they must be"),
+    ):
         warnings.simplefilter("error")
         read_embeddings(tmp_path / "large.npy")
     np.save(tmp_path / "number.npy", np.float32(3))
-    with pytest.raises(UserError, match="number.npy holds a single number; embeddings must be"):
+    with pytest.raises(UserError, match="number.npy contains a single number; it must contain embeddings"):
         read_embeddings(tmp_path / "number.npy")
     np.save(tmp_path / "pickled.npy", np.array([{"a": 1}], dtype=object))
-    with pytest.raises(UserError, match="pickled.npy is no .npy file"):
+    with pytest.raises(UserError, match="pickled.npy is not a .npy file"):
         read_embeddings(tmp_path / "pickled.npy")
 
 
@@ -171,24 +174,24 @@ def test_a_csv_or_json_of_something_else(tmp_path: Path) -> None:
     write_embeddings(tmp_path / "x.npy", example())
     lines = (tmp_path / "x.csv").read_bytes().splitlines(keepends=True)
     (tmp_path / "x.csv").write_bytes(b"".join(lines[:-1]))
-    with pytest.raises(UserError, match="x.json does not describe|must be of as many rows"):
+    with pytest.raises(UserError, match="x.json does not describe|rows; these must be equal"):
         read_embeddings(tmp_path / "x.npy")
     (tmp_path / "x.json").unlink()
-    with pytest.raises(UserError, match="x.npy has 7 rows and .*x.csv 6; they do not belong"):
+    with pytest.raises(UserError, match="x.npy has 7 rows and .*x.csv has 6; they must be equal"):
         read_embeddings(tmp_path / "x.npy")
     (tmp_path / "x.csv").write_text("file\na\n")
     with pytest.raises(UserError, match="x.csv has no column path"):
         read_embeddings(tmp_path / "x.npy")
     (tmp_path / "x.csv").unlink()
     (tmp_path / "x.json").write_text(json.dumps({"format": "something else"}))
-    with pytest.raises(UserError, match="x.json is of format 'something else'"):
+    with pytest.raises(UserError, match="x.json has the format 'something else'"):
         read_embeddings(tmp_path / "x.npy")
 
 
 def test_a_table_that_is_there_is_not_written_over(tmp_path: Path) -> None:
     check_free(tmp_path / "x.npy")
     (tmp_path / "x.csv").write_text("my own table\n")
-    with pytest.raises(UserError, match="beside which x.csv would be written over"):
+    with pytest.raises(UserError, match="and x.csv beside it would be overwritten"):
         check_free(tmp_path / "x.npy")
     check_free(tmp_path / "x.safetensors")
 
@@ -220,7 +223,7 @@ def test_items_of_both_share_classes() -> None:
     b = Items(("3", "4", "5"), torch.tensor([0, -1, 1]), ("y", "z"), (Source(3),))
     both = a.followed_by(b)
     assert [both.class_name(i) for i in range(5)] == ["y", "x", "y", None, "z"] and both.class_names == ("x", "y", "z")
-    assert not both.labelled and a.labelled
-    with pytest.raises(UserError, match="of as many rows, got 2, 1 and 2"):
+    assert not both.labeled and a.labeled
+    with pytest.raises(UserError, match="names, labels and sources have 2, 1 and 2 rows; these must be equal"):
         Items(("1", "2"), torch.tensor([0]), ("x",), (Source(2),))
     assert unnamed(2).identities() == [(None, "0"), (None, "1")]

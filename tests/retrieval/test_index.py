@@ -27,8 +27,8 @@ EVERY = [*FLAT, ("ivf_flat", "faiss"), ("ivf_pq", "faiss"), ("hnsw", "faiss")]
 
 def clustered(n, dim=16, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    centres = torch.randn(40, dim, generator=torch.Generator().manual_seed(99))
-    return centres[torch.randint(0, 40, (n,), generator=generator)] + 0.5 * torch.randn(n, dim, generator=generator)
+    centers = torch.randn(40, dim, generator=torch.Generator().manual_seed(99))
+    return centers[torch.randint(0, 40, (n,), generator=generator)] + 0.5 * torch.randn(n, dim, generator=generator)
 
 
 GALLERY, QUERIES = clustered(1500), clustered(60, seed=1)
@@ -92,7 +92,7 @@ def test_what_settings_leave_open_follows_from_the_gallery(monkeypatch):
 
 
 def cells_of(seed, metric="euclidean"):
-    """The centres of 20 cells, trained on a hundred rows of a gallery in the order of their first channel."""
+    """The centers of 20 cells, trained on a hundred rows of a gallery in the order of their first channel."""
     gallery = GALLERY[GALLERY[:, 0].argsort()]
     index = build_index(gallery, "ivf_flat", metric=metric, settings=IndexSettings(lists=20, seed=seed))
     return torch.as_tensor(index.raw.quantizer.reconstruct_n(0, 20))
@@ -206,7 +206,7 @@ def test_a_broken_file_is_one_line(kind, backend):
     file = io.BytesIO()
     build_index(GALLERY, kind, backend=backend, settings=IndexSettings(lists=20)).write(file)
     for content in (b"", b"no index at all", file.getvalue()[: len(file.getvalue()) // 2]):
-        with pytest.raises(UserError, match="the index must be") as error:
+        with pytest.raises(UserError, match="the file is not an index .*; it must be") as error:
             read_index(io.BytesIO(content), kind, "cosine")
         assert "\n" not in str(error.value)
 
@@ -215,16 +215,16 @@ def test_a_broken_file_is_one_line(kind, backend):
 def test_rows_that_no_index_wrote(rows):
     file = io.BytesIO()
     np.save(file, rows)
-    with pytest.raises(UserError, match=r"the index must hold float32 rows \(n, D\), got \("):
+    with pytest.raises(UserError, match=r"the index has .* rows of shape \(.*; it must have float32 rows \(n, D\)"):
         read_index(io.BytesIO(file.getvalue()), "flat", "cosine")
 
 
 def test_kind_and_metric_are_checked_when_read():
     file = io.BytesIO()
     build_index(GALLERY, "hnsw").write(file)
-    with pytest.raises(UserError, match="must be a IndexIVFFlat for cosine, got a IndexHNSWFlat for cosine"):
+    with pytest.raises(UserError, match="is a IndexHNSWFlat for cosine; it must be a IndexIVFFlat for cosine"):
         read_index(io.BytesIO(file.getvalue()), "ivf_flat", "cosine")
-    with pytest.raises(UserError, match="IndexHNSWFlat for euclidean, got a IndexHNSWFlat for cosine"):
+    with pytest.raises(UserError, match="is a IndexHNSWFlat for cosine; it must be a IndexHNSWFlat for euclidean"):
         read_index(io.BytesIO(file.getvalue()), "hnsw", "euclidean")
 
 
@@ -254,7 +254,7 @@ def test_smallest_is_topk(m, k):
 
 def test_without_faiss(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    monkeypatch.setattr(candidates, "_said", set())
+    monkeypatch.setattr(candidates, "_warned", set())
     with caplog.at_level(logging.WARNING, "gcahng"):
         assert build_index(GALLERY).backend == "torch"
         nearest(GALLERY[:20], 2)
@@ -276,15 +276,21 @@ def test_without_faiss(monkeypatch, caplog):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(kind="lsh"), "kind must be one of flat, ivf_flat, ivf_pq, hnsw, got 'lsh'"),
-        (dict(metric="dot"), "metric must be one of cosine, euclidean, got 'dot'"),
-        (dict(backend="annoy"), "backend must be one of auto, torch, faiss, got 'annoy'"),
-        (dict(kind="hnsw", backend="torch"), 'backend must be "faiss" or "auto" for kind \'hnsw\', got "torch"'),
-        (dict(embeddings=GALLERY[0]), r"embeddings must have shape \(n, D\)"),
-        (dict(embeddings=GALLERY * 0), 'norm is positive and finite with metric="cosine", row 0 has norm 0.0'),
-        (dict(kind="ivf_pq", embeddings=GALLERY[:255]), "embeddings must have at least 256 rows .* got 255"),
-        (dict(kind="ivf_pq", settings=IndexSettings(code_bytes=5)), "code_bytes must divide the 16 channels, got 5"),
-        (dict(kind="ivf_flat", settings=IndexSettings(lists=1501)), "lists must be at most .* 1500, got 1501"),
+        (dict(kind="lsh"), "kind is 'lsh'; it must be one of flat, ivf_flat, ivf_pq, hnsw"),
+        (dict(metric="dot"), "metric is 'dot'; it must be one of cosine, euclidean"),
+        (dict(backend="annoy"), "backend is 'annoy'; it must be one of auto, torch, faiss"),
+        (dict(kind="hnsw", backend="torch"), 'backend is "torch" and kind is \'hnsw\'; it must be "faiss" or "auto"'),
+        (dict(embeddings=GALLERY[0]), r"embeddings has shape \(16,\); it must have shape \(n, D\)"),
+        (dict(embeddings=GALLERY * 0), 'norm 0.0 in row 0; it must be positive and finite with metric="cosine"'),
+        (dict(kind="ivf_pq", embeddings=GALLERY[:255]), "embeddings has 255 rows; it must have at least 256"),
+        (
+            dict(kind="ivf_pq", settings=IndexSettings(code_bytes=5)),
+            "code_bytes is 5; it must divide 16, the number of channels",
+        ),
+        (
+            dict(kind="ivf_flat", settings=IndexSettings(lists=1501)),
+            "lists is 1501; it must be at most 1500, the number of",
+        ),
     ],
 )
 def test_errors(arguments, message):
@@ -294,36 +300,38 @@ def test_errors(arguments, message):
 
 
 def test_errors_of_settings_and_search():
-    with pytest.raises(UserError, match="probes must be an integer of at least 1, got 0"):
+    with pytest.raises(UserError, match="probes is 0; it must be an integer of at least 1"):
         IndexSettings(probes=0)
-    with pytest.raises(UserError, match="links must be an integer of at least 2, got None"):
+    with pytest.raises(UserError, match="links is None; it must be an integer of at least 2"):
         IndexSettings(links=None)
-    with pytest.raises(UserError, match=r"seed must be an integer in 0\.\.2147483647, got 2147483648"):
+    with pytest.raises(UserError, match="seed is 2147483648; it must be an integer from 0 to 2147483647"):
         IndexSettings(seed=2**31)
-    with pytest.raises(UserError, match="links must be an integer of at least 2, got 1"):  # faiss would crash
+    with pytest.raises(UserError, match="links is 1; it must be an integer of at least 2"):  # faiss would crash
         IndexSettings(links=1)
     for name, value, most in (
         ("links", 2**30, 4096),
         ("build_breadth", 2**31, 2**31 - 1),
         ("search_breadth", 2**70, 2**31 - 1),
     ):
-        with pytest.raises(UserError, match=rf"{name} must be an integer in [12]\.\.{most}, got {value}"):
+        with pytest.raises(UserError, match=rf"{name} is {value}; it must be an integer from [12] to {most}"):
             IndexSettings(**{name: value})
     for backend in ("torch", "faiss"):
         index = build_index(GALLERY, backend=backend)
         for arguments, message in [
-            (dict(k=0), r"k must be an integer in 1\.\.1500 \(the rows of the index\), got 0"),
-            (dict(k=1501), r"k must be an integer in 1\.\.1500"),
-            (dict(effort=3), 'effort must be None for kind "flat", which compares all rows, got 3'),
-            (dict(effort=0), "effort must be a positive integer, got 0"),
-            (dict(chunk=0), "chunk must be a positive integer, got 0"),
-            (dict(queries=QUERIES[:, :3]), "queries must have 16 channels like embeddings, got 3"),
+            (dict(k=0), "k is 0; it must be an integer from 1 to 1500, the number of rows in the index"),
+            (dict(k=1501), "k is 1501; it must be an integer from 1 to 1500"),
+            (dict(effort=3), 'effort is 3; it must be None for kind "flat", which compares all rows'),
+            (dict(effort=0), "effort is 0; it must be a positive integer"),
+            (dict(chunk=0), "chunk is 0; it must be a positive integer"),
+            (dict(queries=QUERIES[:, :3]), "queries has 3 channels; it must have 16, like the embeddings"),
             (
                 dict(queries=QUERIES * 0),
-                'queries must have rows whose norm is positive and finite with metric="cosine"',
+                'queries has norm 0.0 in row 0; it must be positive and finite with metric="cosine"',
             ),
         ]:
             with pytest.raises(UserError, match=message):
                 index.search(**(dict(queries=QUERIES, k=3) | arguments))
-    with pytest.raises(UserError, match=r"embeddings must be the \(1500, 16\) rows of the index, got \(60, 16\)"):
+    with pytest.raises(
+        UserError, match=r"embeddings has shape \(60, 16\); it must have that of the index, \(1500, 16\)"
+    ):
         recall_against_exact(index, QUERIES, QUERIES)

@@ -1,4 +1,4 @@
-"""Index files: they answer as the index that was saved, and a file that is not whole is one clear line."""
+"""Index files: they answer like the index that was saved, and a broken file is one clear line."""
 
 from __future__ import annotations
 
@@ -74,9 +74,12 @@ def test_what_does_not_fit_is_refused(saved: Path) -> None:
     contents = load(saved)
     other = replace(MODEL, fingerprint="b" * 64, path="runs/b")
     wrong = [
-        (embeddings(5, dim=9), "queries has 9 channels; the index has 8"),
+        (embeddings(5, dim=9), "queries has 9 channels; it must have 8, like the index"),
         (replace(embeddings(5), model=other), r"queries does not fit the index: .*runs/a.*runs/b.* different networks"),
-        (replace(embeddings(5), model=replace(MODEL, crop=32)), "cropped to 224 pixels in one, to 256 and 32 in the"),
+        (
+            replace(embeddings(5), model=replace(MODEL, crop=32)),
+            "cropped to 224 pixels for one, and to 256 and 32 pixels for",
+        ),
     ]
     for queries, message in wrong:
         for use in (contents.search, contents.add):
@@ -142,29 +145,29 @@ def test_a_query_in_the_index_can_be_left_out(tmp_path: Path) -> None:
 
 
 def test_vectors_without_names_have_no_image_to_leave_out() -> None:
-    """Row 1 of the queries is not row 1 of the index for having its number."""
+    """Row 1 of the queries need not be row 1 of the index."""
     whole = replace(embeddings(6), items=unnamed(6), model=None)
     queries = replace(whole, embeddings=whole.embeddings[[3, 0]], items=whole.items.subset([3, 0]))
     contents = build(whole)
     assert contents.search("queries", queries, 1).indices.tolist() == [[3], [0]]
-    with pytest.raises(UserError, match="leave_out_same needs to know .* queries has vectors without names"):
+    with pytest.raises(UserError, match="leave_out_same needs the names .* queries has vectors without names"):
         contents.search("queries", queries, 1, leave_out_same=True)
     named = replace(queries, items=replace(queries.items, names=("d.png", "a.png")))
     assert contents.search("queries", named, 1, leave_out_same=True).indices.tolist() == [[3], [0]]
 
 
 def test_every_byte_is_checked(saved: Path) -> None:
-    """Whatever byte is wrong, and wherever the file ends, it is one clear line that names the file."""
+    """Any wrong byte, and a file that ends anywhere, is one clear line that names the file."""
     content = saved.read_bytes()
     places = [*range(0, 40), *range(40, len(content), 37), len(content) - 1]
     for place in places:
         damaged = bytearray(content)
         damaged[place] ^= 0x41
         saved.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"x\.index is (no index of gcahng|an index of version|truncated)"):
+        with pytest.raises(UserError, match=r"x\.index (is not an index of gcahng|has version|is truncated)"):
             load(saved)
         saved.write_bytes(content[:place])
-        with pytest.raises(UserError, match=r"x\.index is (no index of gcahng|truncated)"):
+        with pytest.raises(UserError, match=r"x\.index is (not an index of gcahng|truncated)"):
             load(saved)
     saved.write_bytes(content + b"more")
     with pytest.raises(UserError, match="its checksum is wrong"):
@@ -177,7 +180,7 @@ def test_every_byte_is_checked(saved: Path) -> None:
 def test_names_for_other_rows_than_there_are(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "x.index"
     save(path, replace(build(embeddings(20), kind), items=embeddings(19).items))
-    with pytest.raises(UserError, match="x.index holds 20 rows of 8 channels; its header says 19 of 8"):
+    with pytest.raises(UserError, match="x.index has 20 rows of 8 channels; by its header it must have 19 of 8"):
         load(path)
 
 
@@ -191,12 +194,16 @@ def test_foreign_newer_and_missing_files(saved: Path, tmp_path: Path) -> None:
     flat = faiss.IndexFlatL2(8)
     flat.add(embeddings(20).embeddings.numpy())
     faiss.write_index(flat, str(tmp_path / "foreign.index"))
-    with pytest.raises(UserError, match="foreign.index is no index of gcahng; name a file that gcahng index build"):
+    with pytest.raises(
+        UserError, match="foreign.index is not an index of gcahng; it must be a file that gcahng index build"
+    ):
         load(tmp_path / "foreign.index")
     content = bytearray(saved.read_bytes())
     content[8:12] = struct.pack("<I", 2)
     saved.write_bytes(content)
-    with pytest.raises(UserError, match="x.index is an index of version 2; this version of gcahng reads version 1"):
+    with pytest.raises(
+        UserError, match="x.index has version 2; it must have version 1, which this version of gcahng reads"
+    ):
         load(saved)
     with pytest.raises(UserError, match="no.index cannot be read: No such file"):
         load(tmp_path / "no.index")

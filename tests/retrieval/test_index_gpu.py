@@ -1,4 +1,4 @@
-"""Which indices go to a GPU, with a stand-in for faiss's; tests/gpu has the real one."""
+"""Which indices are moved to a GPU, with a stand-in for faiss on a GPU. tests/gpu has the real one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GPU = torch.device("cuda", 1)
 
 
 class GpuStandIn:
-    """An index as faiss's on a GPU: of another type, and all else as that on the CPU."""
+    """Looks like an index of faiss on a GPU: it has another type, and otherwise behaves like the one on the CPU."""
 
     def __init__(self, raw: Any) -> None:
         self.raw = raw
@@ -76,14 +76,14 @@ def test_what_a_gpu_does_not_take_stays_on_the_cpu(
         index = read_index(_written("ivf_pq", code_bytes=16), "ivf_pq", "cosine", device=GPU)
     assert not moves and index.search(GALLERY[:3], 5).indices.shape == (3, 5)
     assert [record.message for record in caplog.records] == [
-        "ivf_pq is searched on the CPU; faiss on the GPU does not take it: 16 bytes a code are not supported"
+        "ivf_pq is searched on the CPU, because faiss does not support it on the GPU: 16 bytes a code are not supported"
     ]
 
 
 def test_limits_of_a_gpu(moves: list[tuple[int, str]]) -> None:
     index = read_index(_written("flat"), "flat", "cosine", device=GPU)
     assert index.search(GALLERY[:2], 2048).indices.shape == (2, 2048)
-    with pytest.raises(UserError, match="k must be at most 2048 for faiss on a GPU, got 2049; search on"):
+    with pytest.raises(UserError, match="k is 2049; it must be at most 2048 for faiss on a GPU"):
         index.search(GALLERY[:2], 2049)
 
 

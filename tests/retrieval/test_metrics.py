@@ -21,10 +21,10 @@ def golden():
         return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["expected"])  # noqa: SIM118
 
 
-def plain_metrics(neighbours, labels, gallery_labels, sizes, recall_at):
+def plain_metrics(neighbors, labels, gallery_labels, sizes, recall_at):
     """The definitions, query by query, from the full ranking (lists of gallery indices)."""
     recall, map_at_r, r_precision = {k: [] for k in recall_at}, [], []
-    for ranking, label, size in zip(neighbours, labels, sizes, strict=True):
+    for ranking, label, size in zip(neighbors, labels, sizes, strict=True):
         if size == 0:
             continue
         right = [gallery_labels[j] == label for j in ranking]
@@ -78,8 +78,8 @@ def odd_data(seed):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.cat([torch.full((size,), 7 * size - 3) for size in range(1, 13)])
     labels = labels[torch.randperm(len(labels), generator=generator)]
-    centres = torch.randn(100, 6, generator=generator)
-    embeddings = centres[labels] + torch.randn(len(labels), 6, generator=generator)
+    centers = torch.randn(100, 6, generator=generator)
+    embeddings = centers[labels] + torch.randn(len(labels), 6, generator=generator)
     copies = torch.randint(0, len(labels), (40, 2), generator=generator)
     embeddings[copies[:, 0]] = embeddings[copies[:, 1]]
     return embeddings, labels
@@ -129,7 +129,7 @@ def test_chunks_and_backends_agree_to_the_last_bit():
 
 
 def test_the_order_of_the_rows_leaves_no_trace():
-    embeddings, labels = labelled(seed=13)
+    embeddings, labels = labeled(seed=13)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))
     options = dict(metrics=ALL, per_class=True)
     assert retrieval_metrics(embeddings[order], labels[order], **options) == retrieval_metrics(
@@ -137,7 +137,7 @@ def test_the_order_of_the_rows_leaves_no_trace():
     )
 
 
-def test_a_duplicate_of_another_class_is_a_wrong_neighbour():
+def test_a_duplicate_of_another_class_is_a_wrong_neighbor():
     # Removing the query by rank instead of by index would drop row 0 for query 1, and count row 2 first.
     embeddings = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.1, 1.0]])
     labels = torch.tensor([0, 1, 1, 0])
@@ -148,7 +148,7 @@ def test_a_duplicate_of_another_class_is_a_wrong_neighbour():
     assert metrics["recall@3"] == 1.0
 
 
-def labelled(seed=11, n=500, classes=40):
+def labeled(seed=11, n=500, classes=40):
     """Embeddings of norm 1 in float64 without duplicates, some classes larger than others."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, classes, (n,), generator=generator)
@@ -162,8 +162,8 @@ ALL = ("recall", "precision", "map", "map@r", "r_precision")
 def test_agrees_with_pytorch_metric_learning():
     """Precision@1, R-Precision and MAP@R are the same. Two differences are of definition:
 
-    - A query is removed from its own neighbours by rank there, by index here: no duplicates in these data.
-    - Their mean_average_precision at K divides by R, ours by min(R, K), the most that K neighbours can reach: theirs
+    - A query is removed from its own neighbors by rank there, by index here: no duplicates in these data.
+    - Their mean_average_precision at K divides by R, ours by min(R, K), the most that K neighbors can reach: theirs
       times R / min(R, K), query by query, is ours.
     """
     from pytorch_metric_learning.distances import LpDistance
@@ -175,7 +175,7 @@ def test_agrees_with_pytorch_metric_learning():
         knn = CustomKNN(LpDistance(normalize_embeddings=False), batch_size=100)
         return AccuracyCalculator(include=include, k=k, knn_func=knn).get_accuracy(*data)
 
-    embeddings, labels = labelled()
+    embeddings, labels = labeled()
     query, query_labels, gallery, gallery_labels = embeddings[:100], labels[:100], embeddings[100:], labels[100:]
     in_gallery = dict(gallery_embeddings=gallery, gallery_labels=gallery_labels)
     for ours, expected in [
@@ -213,7 +213,7 @@ def test_agrees_with_torchmetrics():
     from torchmetrics import retrieval
 
     n = 120
-    embeddings, labels = labelled(seed=12, n=n, classes=10)
+    embeddings, labels = labeled(seed=12, n=n, classes=10)
     # Theirs takes an item with a score of zero or less for a wrong one.
     similarities = 2 + embeddings @ embeddings.T
     others = ~torch.eye(n, dtype=torch.bool)
@@ -314,25 +314,28 @@ E1, L1 = torch.eye(4), torch.tensor([0, 0, 1, 1])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(labels=L1[:3]), r"labels must have shape \(4,\) like the embeddings, got \(3,\)"),
-        (dict(labels=L1.unsqueeze(1)), r"labels must have shape \(4,\) like the embeddings, got \(4, 1\)"),
-        (dict(labels=L1.float()), "labels must be integers, got torch.float32"),
-        (dict(labels=L1 > 0), "labels must be integers, got torch.bool"),
-        (dict(labels=torch.arange(4)), "labels must give some query another item of its class"),
-        (dict(embeddings=E1[0]), r"embeddings must have shape \(n, D\) .* got \(4,\)"),
-        (dict(embeddings=E1 / 0), "embeddings must be finite, row 0"),
-        (dict(embeddings=E1 * 0), "embeddings must have rows whose norm is positive"),
-        (dict(gallery_embeddings=E1), "go together, gallery_labels is None"),
-        (dict(gallery_labels=L1), "go together, gallery_embeddings is None"),
-        (dict(gallery_embeddings=E1, gallery_labels=L1[:2]), r"gallery_labels must have shape \(4,\)"),
-        (dict(gallery_embeddings=E1[:, :2], gallery_labels=L1), "gallery_embeddings must have 4 channels"),
-        (dict(gallery_embeddings=E1, gallery_labels=L1 + 2), "labels must give some query another item"),
-        (dict(recall_at=()), r"recall_at must be a sequence of positive integers, got \(\)"),
-        (dict(recall_at=(0, 1)), r"recall_at must be a sequence of positive integers, got \(0, 1\)"),
-        (dict(recall_at=3), "recall_at must be a sequence of positive integers, got 3"),
-        (dict(recall_at="12"), "recall_at must be a sequence of positive integers, got '12'"),
-        (dict(backend="annoy"), "backend must be one of auto, torch, faiss, got 'annoy'"),
-        (dict(chunk=-1), "chunk must be a positive integer, got -1"),
+        (dict(labels=L1[:3]), r"labels has shape \(3,\); it must have shape \(4,\), like the embeddings"),
+        (dict(labels=L1.unsqueeze(1)), r"labels has shape \(4, 1\); it must have shape \(4,\), like the embeddings"),
+        (dict(labels=L1.float()), "labels is float32; it must be integer"),
+        (dict(labels=L1 > 0), "labels is bool; it must be integer"),
+        (dict(labels=torch.arange(4)), "labels has no query with another item of its class; it must"),
+        (dict(embeddings=E1[0]), r"embeddings has shape \(4,\); it must have shape \(n, D\)"),
+        (dict(embeddings=E1 / 0), "embeddings has non-finite values in row 0; it must be finite"),
+        (dict(embeddings=E1 * 0), "embeddings has norm 0.0 in row 0; it must be positive"),
+        (dict(gallery_embeddings=E1), "gallery_labels is None; it must be given together with gallery_embeddings"),
+        (dict(gallery_labels=L1), "gallery_embeddings is None; it must be given together with gallery_labels"),
+        (
+            dict(gallery_embeddings=E1, gallery_labels=L1[:2]),
+            r"gallery_labels has shape \(2,\); it must have shape \(4,\)",
+        ),
+        (dict(gallery_embeddings=E1[:, :2], gallery_labels=L1), "gallery_embeddings has 2 channels; it must have 4"),
+        (dict(gallery_embeddings=E1, gallery_labels=L1 + 2), "labels has no query with another item"),
+        (dict(recall_at=()), r"recall_at is \(\); it must be a sequence of positive integers"),
+        (dict(recall_at=(0, 1)), r"recall_at is \(0, 1\); it must be a sequence of positive integers"),
+        (dict(recall_at=3), "recall_at is 3; it must be a sequence of positive integers"),
+        (dict(recall_at="12"), "recall_at is '12'; it must be a sequence of positive integers"),
+        (dict(backend="annoy"), "backend is 'annoy'; it must be one of auto, torch, faiss"),
+        (dict(chunk=-1), "chunk is -1; it must be a positive integer"),
     ],
 )
 def test_errors(arguments, message):

@@ -79,7 +79,7 @@ def ranked_recall(request, monkeypatch):
     once."""
     if not request.param:
         monkeypatch.setattr(plan, "_RANKED_RECALL", 0)
-        monkeypatch.setattr("gcahng.retrieval.neighbours._DOUBT_WIDTH", 4)
+        monkeypatch.setattr("gcahng.retrieval.neighbors._DOUBT_WIDTH", 4)
     return request.param
 
 
@@ -87,7 +87,7 @@ def ranked_recall(request, monkeypatch):
 @pytest.mark.parametrize("ties", ["index", "expected", "optimistic", "pessimistic"])
 @pytest.mark.parametrize("margin", [0, 32])
 def test_ties_in_self_retrieval(ties, backend, margin, ranked_recall, monkeypatch):
-    monkeypatch.setattr("gcahng.retrieval.neighbours._MARGIN", margin)
+    monkeypatch.setattr("gcahng.retrieval.neighbors._MARGIN", margin)
     embeddings, labels = grid(14, 1, 4)
     expected = plain(embeddings, labels, embeddings, labels, ties, own=True)
     options = dict(normalize=False, ties=ties, backend=backend, **AT)
@@ -257,16 +257,19 @@ def test_cuda_equals_cpu(protocol, ranked_recall):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(ties="random"), "ties must be one of index, expected, optimistic, pessimistic, got 'random'"),
-        (dict(protocol="paper"), "protocol must be one of exact, official, got 'paper'"),
-        (dict(protocol="official", ties="expected"), 'ties must be "index" with protocol="official"'),
-        (dict(protocol="official", normalize=False), 'normalize must be True with protocol="official"'),
-        (dict(protocol="official", labels=torch.tensor([0, 0, 1, 2])), "2 have none, the first in row 2"),
-        (dict(metrics=("ndcg",)), "metrics must be some of recall, precision, map, map@r, r_precision"),
-        (dict(metrics=()), "metrics must be some of"),
-        (dict(metrics="mrr"), r"metrics must be some of .*, got \('mrr',\)"),
-        (dict(precision_at=(0,)), r"precision_at must be a sequence of positive integers, got \(0,\)"),
-        (dict(map_at=7), "map_at must be a sequence of positive integers, got 7"),
+        (dict(ties="random"), "ties is 'random'; it must be one of index, expected, optimistic, pessimistic"),
+        (dict(protocol="paper"), "protocol is 'paper'; it must be one of exact, official"),
+        (dict(protocol="official", ties="expected"), 'ties is .*; it must be "index" with protocol="official"'),
+        (dict(protocol="official", normalize=False), 'normalize is False; it must be True with protocol="official"'),
+        (
+            dict(protocol="official", labels=torch.tensor([0, 0, 1, 2])),
+            "labels has 2 queries without another item of their class, the first in row 2",
+        ),
+        (dict(metrics=("ndcg",)), "must be one or more of recall, precision, map, map@r, r_precision"),
+        (dict(metrics=()), r"metrics is \(\); it must be one or more of"),
+        (dict(metrics="mrr"), r"metrics is \('mrr',\); it must be one or more of"),
+        (dict(precision_at=(0,)), r"precision_at is \(0,\); it must be a sequence of positive integers"),
+        (dict(map_at=7), "map_at is 7; it must be a sequence of positive integers"),
     ],
 )
 def test_errors(arguments, message):

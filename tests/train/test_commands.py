@@ -134,9 +134,12 @@ def test_eval_options_of_the_metrics(
     assert main(["eval", str(run), "--device", "cpu", "--protocol", "official", "--json", str(written)]) == 0
     assert json.loads(written.read_text())["test"].keys() == summary["test"].keys()
     for mistake, message in [
-        (["--protocol", "paper"], "protocol must be one of exact, official, got 'paper'"),
-        (["--ties", "none"], "ties must be one of index, expected, optimistic, pessimistic, got 'none'"),
-        (["--metrics", "f1"], "metrics must be some of recall, precision, map, map@r, r_precision, got ('f1',)"),
+        (["--protocol", "paper"], "protocol is 'paper'; it must be one of exact, official"),
+        (["--ties", "none"], "ties is 'none'; it must be one of index, expected, optimistic, pessimistic"),
+        (
+            ["--metrics", "f1"],
+            "metrics is ('f1',); it must be one or more of recall, precision, map, map@r, r_precision",
+        ),
     ]:
         capsys.readouterr()
         assert main(["eval", str(run), "--device", "cpu", *mistake]) == 2
