@@ -18,6 +18,7 @@ import statistics
 from collections.abc import Iterator
 from typing import Any
 
+from gcahng.ops._stages import STAGES
 from torch.profiler import ProfilerActivity, profile
 
 from gcahng.bench.cases import EDGE_MEMORY, Case, Problem
@@ -25,7 +26,6 @@ from gcahng.bench.rows import show
 from gcahng.bench.system import ProductRate, seconds
 from gcahng.engine.plan import floor_products
 from gcahng.errors import UserError
-from gcahng.ops._stages import STAGES
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm", "aten::baddbmm_")
 WARM_UP = 3

@@ -24,9 +24,9 @@ import torch.multiprocessing as mp
 from gcahng.bench.rows import show
 from gcahng.bench.system import seconds
 from gcahng.errors import UserError
+from gcahng.models.backbones import build_backbone
 from gcahng.train import BackboneConfig
-from gcahng.train.backbones import build_backbone
-from gcahng.train.meter import peak_memory_mib
+from gcahng.train.throughput import peak_memory_mib
 
 # The error of float32 sums over images in another order, relative to the largest entry.
 ROUNDING = 1e-3

@@ -20,8 +20,8 @@ from _stage_tile import STAGES, Size, Tile
 from torch import Tensor
 
 from gcahng.bench.system import settings
+from gcahng.dispatch import available
 from gcahng.engine.schedule import default_tile_rows
-from gcahng.ops._implementations import available
 from gcahng.testing.compare import largest_allowed
 
 DIM, CLASSES, VIEWS = 256, 40, 3
@@ -52,7 +52,7 @@ def check(precision: str, stage: str) -> None:
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("stage", STAGES)
 def test_stage(stage: str, precision: str, impl: str, benchmark: Any) -> None:
-    reason = available("cpp", "cpu", "loss")
+    reason = available("cpp", "cpu")
     assert reason is None, reason
     check(precision, stage)
     tile = tile_of(impl, *PRECISIONS[precision])

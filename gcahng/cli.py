@@ -1,7 +1,8 @@
 """The command line, `gcahng COMMAND …`.
 
-A command is one module of `gcahng.commands` with a function `run(arguments: list[str]) -> int`, which returns the exit
-status, and one line in `COMMANDS`. A module is imported when its command runs, so that the others start fast.
+A command is a module of `gcahng.commands` and a line in `COMMANDS`. The module has a function
+`run(arguments: list[str]) -> int`, which returns the exit status. It is imported when its
+command runs, so that other commands start fast.
 """
 
 from __future__ import annotations
@@ -32,9 +33,16 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 2 for a user's mistake, 130 for Ctrl-C, 141 for `gcahng … | head`."""
+    """Run a command.
+
+    Args:
+        arguments: the command and its options; None: those of the process.
+
+    Returns:
+        The exit status: the command's, 2 for a user's mistake, 130 for Ctrl-C, 141 for `gcahng … | head`.
+    """
     for stream in (sys.stdout, sys.stderr):
-        # A file's name may hold what the terminal's encoding does not, or bytes that are no text.
+        # A file's name may hold characters that the terminal's encoding lacks, or bytes that are no text.
         if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -54,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _nobody_reads() -> bool:
-    """Whether the reader of standard output has gone; what is left for it then goes nowhere, or Python's exit fails."""
+    """Whether the reader of standard output has gone. If so, further output goes nowhere, or Python's exit fails."""
     try:
         print(flush=True)
     except BrokenPipeError:
@@ -94,6 +102,6 @@ def _help() -> str:
             "commands:",
             *lines,
             "",
-            "gcahng COMMAND --help tells a command's options; gcahng --version the version.",
+            "gcahng COMMAND --help lists a command's options; gcahng --version prints the version.",
         ]
     )

@@ -10,6 +10,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is imported
 
+pytest_plugins = ["small_runs"]  # fixtures
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that need a CUDA device are skipped without one."""

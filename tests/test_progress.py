@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from gcahng.commands._progress import progress
+from gcahng.commands.progress_bar import progress_bar
 
 
 class Terminal(io.StringIO):
@@ -23,7 +23,7 @@ def test_on_a_terminal(
     monkeypatch.delenv("NO_COLOR", raising=False)
     screen = Terminal()
     monkeypatch.setattr("sys.stderr", screen)
-    with progress("embedding", unit=unit) as bar:
+    with progress_bar("embedding", unit=unit) as bar:
         bar(10, 40)
         bar(30, 40)
     assert "embedding" in screen.getvalue() and amount in screen.getvalue() and "left" in screen.getvalue()
@@ -31,6 +31,6 @@ def test_on_a_terminal(
 
 
 def test_elsewhere_it_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress("embedding") as bar:
+    with progress_bar("embedding") as bar:
         bar(10, 40)
     assert capsys.readouterr() == ("", "")

@@ -1,1 +1,1 @@
-"""The commands of the command line, a module each; `gcahng.cli.COMMANDS` lists them."""
+"""The commands of the command line, one in each module; `gcahng.cli.COMMANDS` lists them."""

@@ -9,28 +9,32 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gcahng.commands._arguments import Parser
+from gcahng.commands.arguments import Parser
 from gcahng.errors import UserError
 
 
 def run(arguments: list[str]) -> int:
-    """Measure the loss on this machine: `step` for times, `memory` for peaks."""
+    """Measure the loss on this machine: `step` measures times, `memory` measures peaks."""
     parser = Parser(prog="gcahng bench", description=run.__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="{step,memory}", parser_class=Parser)
     step = commands.add_parser(
-        "step", help="forward, rest and whole step against the fp32 reference", description=_step.__doc__
+        "step",
+        help="time of the forward, of the rest and of the whole step, against the fp32 reference",
+        description=_step.__doc__,
     )
     _add_sizes(step, batch=[81, 129])
     step.add_argument("--impl", nargs="+", default=["auto"], help="implementations of the loss (auto)")
     step.add_argument("--precision", nargs="+", choices=("fp32", "bf16", "fp64"), default=["fp32", "bf16"])
     step.add_argument("--reps", type=_positive, default=5, help="repetitions (5)")
-    step.add_argument("--no-peak", action="store_true", help="leave the peaks out, which take a process a case")
-    memory = commands.add_parser("memory", help="peak memory by batch and mode", description=_memory.__doc__)
+    step.add_argument("--no-peak", action="store_true", help="leave out the peaks, each of which takes a process")
+    memory = commands.add_parser("memory", help="peak memory by batch size and mode", description=_memory.__doc__)
     _add_sizes(memory, batch=[129, 192, 384, 513, 768], modes=["store", "hidden", "recompute"])
     memory.add_argument("--impl", nargs="+", default=["auto"], help="implementations of the loss (auto)")
     memory.add_argument("--precision", nargs="+", choices=("fp32", "bf16", "fp64"), default=["fp32"])
-    memory.add_argument("--steps", type=_positive, default=2, help="steps in a process (2)")
-    memory.add_argument("--no-classes", action="store_true", help="leave out phase 3 with M = 11,318 at n = 243")
+    memory.add_argument("--steps", type=_positive, default=2, help="steps in each process (2)")
+    memory.add_argument(
+        "--no-classes", action="store_true", help="leave out the case with M = 11,318 classes at n = 243"
+    )
     options = parser.parse_args(arguments)
     return {"step": _step, "memory": _memory}[options.command](options)
 
@@ -39,7 +43,7 @@ def _add_sizes(parser: argparse.ArgumentParser, batch: list[int], modes: list[st
     modes = modes or ["store", "hidden"]
     shown = " ".join(map(str, batch))
     parser.add_argument("--batch", type=_positive, nargs="+", default=batch, metavar="N", help=f"batch sizes ({shown})")
-    parser.add_argument("--views", type=_positive, default=3, metavar="K", help="samples a class (3)")
+    parser.add_argument("--views", type=_positive, default=3, metavar="K", help="samples of each class (3)")
     parser.add_argument("--dim", type=_positive, default=512, metavar="D", help="embedding channels (512)")
     parser.add_argument("--layers", type=_positive, default=2, metavar="L", help="graph layers (2)")
     parser.add_argument(
@@ -47,7 +51,7 @@ def _add_sizes(parser: argparse.ArgumentParser, batch: list[int], modes: list[st
     )
     parser.add_argument(
         "--memory", nargs="+", choices=("store", "hidden", "recompute"), default=modes,
-        help=f"how edges are kept ({' '.join(modes)})",
+        help=f"how edges are stored ({' '.join(modes)})",
     )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
 
@@ -63,7 +67,7 @@ _positive.__name__ = "whole number above 0"  # argparse says "invalid … value"
 
 
 def _cases(options: argparse.Namespace) -> list[Any]:
-    """The cases that options span, a list a batch size."""
+    """The cases that the options describe, in one list for each batch size."""
     from gcahng.bench.cases import Case
 
     groups = []
@@ -77,7 +81,7 @@ def _cases(options: argparse.Namespace) -> list[Any]:
             for memory in (options.memory if impl != "reference" else options.memory[:1])
         ]
         for case in group:
-            _ = case.implementation  # UserError for one that is not available
+            _ = case.implementation  # raises UserError where it is not available
         groups.append(list({case.name: case for case in group}.values()))
     return groups
 
@@ -85,7 +89,7 @@ def _cases(options: argparse.Namespace) -> list[Any]:
 def _step(options: argparse.Namespace) -> int:
     """Time a training step and its forward for each implementation, precision and mode, against the fp32 reference.
 
-    Everything is interleaved in one process. A case is first held to the reference in fp64; one that disagrees has no
+    All cases take turns in one process. Each is first compared with the reference in fp64; one that disagrees gets no
     ratio.
     """
     from gcahng.bench import step, system
@@ -95,9 +99,9 @@ def _step(options: argparse.Namespace) -> int:
     settings = system.settings()
     print(system.describe(settings))
     sizes, variants = [group[0] for group in groups], groups[0]
-    found = step.measure(sizes, variants, options.reps, peaks=not options.no_peak)
-    print(f"\n{step.table(found)}")
-    _write(options.json, {"settings": settings, **found})
+    results = step.measure(sizes, variants, options.reps, peaks=not options.no_peak)
+    print(f"\n{step.table(results)}")
+    _write(options.json, {"settings": settings, **results})
     return 0
 
 
@@ -122,13 +126,13 @@ def _memory(options: argparse.Namespace) -> int:
 
 
 def _check_place(path: Path | None) -> None:
-    """UserError for a file that cannot be written: measuring takes minutes."""
+    """Raise UserError if a file cannot be written, before measuring, which takes minutes."""
     if path is None:
         return
     from gcahng.bench.rows import check_place
 
     if path.is_dir():
-        raise UserError(f"--json {path} is a folder; name a file, such as {path / 'bench.json'}")
+        raise UserError(f"--json is {path}, a folder; it must be a file, such as {path / 'bench.json'}")
     with _writing(path):
         check_place(path)
 
@@ -136,7 +140,7 @@ def _check_place(path: Path | None) -> None:
 def _write(path: Path | None, values: dict[str, Any]) -> None:
     if path is None:
         return
-    from gcahng.train.files import write_text
+    from gcahng.files import write_text
 
     with _writing(path):
         write_text(path, json.dumps(values, indent=1) + "\n")
@@ -148,4 +152,4 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"--json {path} cannot be written: {error.strerror or error}") from None
+        raise UserError(f"--json is {path}, which cannot be written: {error.strerror or error}") from None

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gcahng.commands._arguments import Parser
-from gcahng.commands._images import add_image_options, add_stream_options, embed_sources
+from gcahng.commands.arguments import Parser
+from gcahng.commands.image_options import add_image_options, add_stream_options, embed_sources
 
 
 def run(arguments: list[str]) -> int:
     """Embed images and write the embeddings with their paths and labels.
 
-    Without SOURCE, the test split of the model's data set is embedded, or what --data and --split say. Stopped at any
-    time, the same command goes on where it was.
+    Without SOURCE it embeds the test split of the model's data set, or what --data and --split say. If it is stopped,
+    the same command continues where it was.
     """
     parser = Parser(prog="gcahng embed", description=run.__doc__)
     parser.add_argument("model", type=Path, metavar="MODEL", help="a run folder, a checkpoint or a .safetensors file")
     parser.add_argument(
-        "sources", type=Path, nargs="*", metavar="SOURCE", help="image files, folders, or .txt lists with a path a line"
+        "sources",
+        type=Path,
+        nargs="*",
+        metavar="SOURCE",
+        help="image files, folders, or .txt lists with one path in each line",
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="X.safetensors, or X.npy (with X.csv and X.json)"
@@ -26,14 +30,14 @@ def run(arguments: list[str]) -> int:
     add_image_options(parser)
     options = parser.parse_intermixed_args(arguments)
 
+    from gcahng.models.model_file import load_model
     from gcahng.retrieval.embeddings import check_suffix
-    from gcahng.train.models import load_model
 
     check_suffix("--out", options.out)
     model = load_model(options.model, options.which)
-    found = embed_sources(options, model, options.sources, options.out)
-    rows, dim = found.embeddings.shape
-    classes = f", {len(found.items.class_names)} classes" if found.items.labeled else ", without labels"
+    embedded = embed_sources(options, model, options.sources, options.out)
+    rows, dim = embedded.embeddings.shape
+    classes = f", {len(embedded.items.class_names)} classes" if embedded.items.labeled else ", without labels"
     print(f"{rows} embeddings of {dim} channels{classes}")
     print(f"written     {options.out}")
     return 0

@@ -8,31 +8,39 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gcahng.commands._arguments import Parser, data_options
-from gcahng.commands._progress import progress
+from gcahng.commands.arguments import Parser, data_options
+from gcahng.commands.progress_bar import progress_bar
 from gcahng.errors import UserError
 
 if TYPE_CHECKING:
-    from gcahng.train.evaluate import EvalOptions
+    from gcahng.evaluation.evaluate import EvalOptions
 
-# --per_class without a file.
+# What --per_class is without a file.
 _IN_JSON = Path()
 
 
 def run(arguments: list[str]) -> int:
     """Print Recall@K, MAP@R and R-Precision of a trained network or of embeddings, and write them as JSON.
 
-    Where the data set has a gallery, the test images are searched in it.
+    If the data set has a gallery, the test images are searched in it.
     """
     parser = Parser(prog="gcahng eval", description=run.__doc__)
     parser.add_argument(
-        "run", type=Path, nargs="?", metavar="RUN_OR_CHECKPOINT", help="a run folder, a checkpoint, a .safetensors file"
+        "run",
+        type=Path,
+        nargs="?",
+        metavar="RUN_OR_CHECKPOINT",
+        help="a run folder, a checkpoint or a .safetensors file",
     )
     parser.add_argument("--which", choices=("last", "best"), default="last", help="checkpoint of a run folder (last)")
-    parser.add_argument("--split", choices=("test", "val", "train"), default="test", help="its classes (test)")
+    parser.add_argument(
+        "--split", choices=("test", "val", "train"), default="test", help="split whose classes are used (test)"
+    )
     parser.add_argument("--onnx", type=Path, metavar="FILE", help="evaluate a network that gcahng export wrote instead")
     parser.add_argument("--embeddings", type=Path, metavar="FILE", help="evaluate a file of embeddings instead")
-    parser.add_argument("--gallery", type=Path, metavar="FILE", help="with --embeddings: what they are searched in")
+    parser.add_argument(
+        "--gallery", type=Path, metavar="FILE", help="file of embeddings that those of --embeddings are searched in"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write (eval-WHICH-SPLIT.json in the run)")
     _add_metric_options(parser)
@@ -50,11 +58,17 @@ def run(arguments: list[str]) -> int:
         options.run = options.onnx
     if options.embeddings is None:
         if options.gallery is not None:
-            raise UserError(f"--gallery {options.gallery} goes with --embeddings; a data set brings its own gallery")
-        return _report(options, _evaluate_network(options), options.split, _default_json(options))
+            raise UserError(
+                f"--gallery is {options.gallery}; it needs --embeddings, because a data set has its own gallery"
+            )
+        return _print_and_write(options, _evaluate_network(options), options.split, _default_json(options))
     if data_options(options):
-        raise UserError(f"--data.{next(iter(data_options(options)))} does not go with --embeddings, which has no data")
-    return _report(options, _evaluate_file(options), "embeddings", options.embeddings.with_suffix(".eval.json"))
+        raise UserError(
+            f"--embeddings supports no --data.{next(iter(data_options(options)))}, because it reads no data set"
+        )
+    return _print_and_write(
+        options, _evaluate_file(options), "embeddings", options.embeddings.with_suffix(".eval.json")
+    )
 
 
 def _add_metric_options(parser: Parser) -> None:
@@ -66,7 +80,9 @@ def _add_metric_options(parser: Parser) -> None:
         metavar="METRIC",
         help="any of recall, precision, map, map@r, r_precision (recall map@r r_precision)",
     )
-    group.add_argument("--recall_at", type=int, nargs="+", metavar="K", help="(the data set's, or 1 2 4 8)")
+    group.add_argument(
+        "--recall_at", type=int, nargs="+", metavar="K", help="K of Recall@K (the data set's, or 1 2 4 8)"
+    )
     group.add_argument("--precision_at", type=int, nargs="+", metavar="K", help="also Precision@K")
     group.add_argument("--map_at", type=int, nargs="+", metavar="K", help="also MAP@K")
     group.add_argument(
@@ -76,7 +92,7 @@ def _add_metric_options(parser: Parser) -> None:
         help="order of gallery images at the same distance: index, expected, optimistic or pessimistic (index)",
     )
     group.add_argument(
-        "--protocol", default="exact", metavar="NAME", help="exact, or official: as the authors evaluate (exact)"
+        "--protocol", default="exact", metavar="NAME", help="exact; or official, as the authors evaluate (exact)"
     )
     group.add_argument(
         "--per_class",
@@ -84,14 +100,14 @@ def _add_metric_options(parser: Parser) -> None:
         nargs="?",
         const=_IN_JSON,
         metavar="FILE.csv",
-        help="write the metrics of each class; without FILE.csv into the JSON",
+        help="write the metrics of each class, into the JSON if no file is given",
     )
     group.add_argument("--clustering", action="store_true", help="also NMI and AMI of k-means, which takes long")
     group.add_argument("--seed", type=int, default=0, help="of k-means (0)")
 
 
 def _metric_options(options: argparse.Namespace) -> EvalOptions:
-    from gcahng.train.evaluate import EvalOptions
+    from gcahng.evaluation.evaluate import EvalOptions
 
     return EvalOptions(
         metrics=tuple(options.metrics),
@@ -107,13 +123,13 @@ def _metric_options(options: argparse.Namespace) -> EvalOptions:
 
 
 def _evaluate_network(options: argparse.Namespace) -> dict[str, Any]:
-    from gcahng.train.evaluate import evaluate_checkpoint
+    from gcahng.evaluation.evaluate import evaluate_checkpoint
 
     with ExitStack() as bars:
 
         def bar(what: str) -> Any:
             bars.close()  # the bar before
-            return bars.enter_context(progress(what))
+            return bars.enter_context(progress_bar(what))
 
         result = evaluate_checkpoint(
             options.run,
@@ -133,29 +149,29 @@ def _evaluate_network(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _evaluate_file(options: argparse.Namespace) -> dict[str, Any]:
-    from gcahng.train.evaluate import evaluate_embeddings
+    from gcahng.evaluation.evaluate import evaluate_embeddings
 
-    with progress("searching") as bar:
+    with progress_bar("searching") as bar:
         return evaluate_embeddings(options.embeddings, options.gallery, options=_metric_options(options), progress=bar)
 
 
-def _report(options: argparse.Namespace, result: dict[str, Any], name: str, default_json: Path) -> int:
+def _print_and_write(options: argparse.Namespace, result: dict[str, Any], name: str, default_json: Path) -> int:
     """Print the table and write the files; `name` is the key of the metrics in `result`."""
-    from gcahng.train.files import write_json, writing
-    from gcahng.train.report import metrics_table
+    from gcahng.files import write_json, writing
+    from gcahng.runs.metrics_table import metrics_table
 
     classes = None
     if options.per_class not in (None, _IN_JSON):
         classes = result.pop("per_class")
     written = options.json or default_json
     metrics = result[name]
-    print(metrics_table({f"{name} (per cent)": metrics}))
+    print(metrics_table({f"{name} (percent)": metrics}))
     if metrics["queries_without_match"]:
         print(f"left out    {metrics['queries_without_match']} queries without another image of their class")
     if "checkpoint" in result:
         steps = "" if result["steps"] is None else f", step {result['steps']}"
         print(f"checkpoint  {result['checkpoint']}{steps}")
-    # After the table: what took long to measure is on the screen even if it cannot be written.
+    # Written after the table, so that the metrics are on the screen even if they cannot be written.
     if classes is not None:
         with writing(options.per_class):
             _write_classes(options.per_class, classes)
@@ -167,11 +183,11 @@ def _report(options: argparse.Namespace, result: dict[str, Any], name: str, defa
 
 
 def _write_classes(path: Path, classes: dict[str, dict[str, float]]) -> None:
-    """A line a class, whole or not at all."""
+    """Write one line for each class, whole or not at all."""
     import csv
     import io
 
-    from gcahng.train.files import write_text
+    from gcahng.files import write_text
 
     names = list(next(iter(classes.values())))
     text = io.StringIO(newline="")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gcahng.commands._arguments import Parser
+from gcahng.commands.arguments import Parser
 
 
 def run(arguments: list[str]) -> int:
@@ -17,12 +17,17 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("model", type=Path, metavar="MODEL", help="a run folder, a checkpoint or a .safetensors file")
     parser.add_argument("out", type=Path, metavar="OUT", help="the file to write, .onnx or .pt2")
     parser.add_argument("--which", choices=("last", "best"), default="last", help="checkpoint of a run folder (last)")
-    parser.add_argument("--opset", type=int, help="ONNX operator set (the exporter's own choice)")
-    parser.add_argument("--check", action=argparse.BooleanOptionalAction, default=True, help="compare outputs (yes)")
+    parser.add_argument("--opset", type=int, help="ONNX operator set (the exporter's choice)")
+    parser.add_argument(
+        "--check",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compare the outputs with the network's (yes)",
+    )
     options = parser.parse_args(arguments)
 
-    from gcahng.train.export import CHECKED_BATCHES, export_model
-    from gcahng.train.models import load_model
+    from gcahng.models.export import CHECKED_BATCHES, export_model
+    from gcahng.models.model_file import load_model
 
     model = load_model(options.model, options.which)
     worst = export_model(model, options.out, opset=options.opset, check=options.check)

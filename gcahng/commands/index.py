@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gcahng.commands._arguments import Parser
-from gcahng.commands._images import add_image_options, add_stream_options, embed_sources, is_embeddings
-from gcahng.commands._progress import progress
+from gcahng.commands.arguments import Parser
+from gcahng.commands.image_options import add_image_options, add_stream_options, embed_sources, is_embeddings
+from gcahng.commands.progress_bar import progress_bar
 from gcahng.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,22 +19,26 @@ if TYPE_CHECKING:
 
 # Options of `gcahng.retrieval.index.IndexSettings`.
 _SETTINGS = {
-    "lists": "k-means cells of ivf_flat and ivf_pq (4 √rows, at least 39 rows a cell)",
-    "probes": "cells looked at in a search (one in 32)",
-    "code_bytes": "bytes a row of ivf_pq; divides the channels (up to a quarter of them)",
-    "links": "neighbours a node of hnsw's graph, 2 to 4096 (32)",
-    "build_breadth": "nodes of hnsw kept in view while it is built (80)",
-    "search_breadth": "nodes of hnsw kept in view in a search (128)",
-    "seed": "of k-means and its sample (0)",
+    "lists": "k-means cells of ivf_flat and ivf_pq (4 √rows, with at least 39 rows in a cell)",
+    "probes": "cells that a search looks at (one in 32)",
+    "code_bytes": "bytes for a row of ivf_pq, a divisor of the channels (up to a quarter of them)",
+    "links": "neighbors of each node in hnsw's graph, 2 to 4096 (32)",
+    "build_breadth": "nodes that hnsw compares at a time while it is built (80)",
+    "search_breadth": "nodes that hnsw compares at a time in a search (128)",
+    "seed": "seed of k-means and its sample (0)",
 }
 
 
 def run(arguments: list[str]) -> int:
-    """Build a search index of embeddings, add to one, or tell what is in one."""
+    """Build a search index of embeddings, add to one, or print what is in one."""
     actions = {"build": _build, "add": _add, "info": _info}
     if arguments and arguments[0] in actions:
         return actions[arguments[0]](arguments[1:])
-    parser = Parser(prog="gcahng index", description=run.__doc__, epilog="gcahng index ACTION --help tells more.")
+    parser = Parser(
+        prog="gcahng index",
+        description=run.__doc__,
+        epilog="gcahng index ACTION --help lists the options of an action.",
+    )
     parser.add_argument("action", choices=actions, help=", ".join(actions))
     parser.parse_args(arguments)
     raise AssertionError("parse_args ends with what is no action")
@@ -48,10 +52,10 @@ def _build(arguments: list[str]) -> int:
         "--kind",
         choices=("flat", "ivf_flat", "ivf_pq", "hnsw"),
         default="flat",
-        help="flat compares all rows; the others look at a part of them and need faiss (flat)",
+        help="flat compares all rows; the others compare a part of them and need faiss (flat)",
     )
     parser.add_argument(
-        "--metric", choices=("cosine", "euclidean"), default="cosine", help="cosine normalises the rows (cosine)"
+        "--metric", choices=("cosine", "euclidean"), default="cosine", help="cosine normalizes the rows (cosine)"
     )
     for name, meaning in _SETTINGS.items():
         parser.add_argument(f"--{name}", type=int, metavar="N", help=meaning)
@@ -61,11 +65,13 @@ def _build(arguments: list[str]) -> int:
     from gcahng.retrieval.index_file import build
 
     if options.out.exists():
-        raise UserError(f"--out {options.out} exists; gcahng index add adds to it, or remove it first")
+        raise UserError(
+            f"--out is {options.out}, which exists; it must be a new file: gcahng index add extends an index"
+        )
     settings = IndexSettings(**{n: getattr(options, n) for n in _SETTINGS if getattr(options, n) is not None})
-    found, temporary = _embeddings(options, options.out)
-    with progress("indexing") as bar:
-        contents = build(found, options.kind, options.metric, settings, bar)
+    embedded, temporary = _embeddings(options, options.out)
+    with progress_bar("indexing") as bar:
+        contents = build(embedded, options.kind, options.metric, settings, bar)
     _save(options.out, contents, temporary)
     print(f"{len(contents)} rows of {contents.index.dim} channels, {options.kind}, {options.metric}")
     print(f"written     {options.out}")
@@ -76,13 +82,15 @@ def _add(arguments: list[str]) -> int:
     """Add embeddings, or images that the index's model embeds first, to an index."""
     parser = Parser(prog="gcahng index add", description=_add.__doc__)
     parser.add_argument("index", type=Path, metavar="INDEX", help="the index")
-    parser.add_argument("--allow_duplicates", action="store_true", help="add images that are in it once more")
+    parser.add_argument(
+        "--allow_duplicates", action="store_true", help="add images that are in the index already once more"
+    )
     options = _parse_sources(parser, arguments)
 
     from gcahng.retrieval.index_file import load
 
     version = _version(options.index)
-    with progress("checking", unit="bytes") as bar:
+    with progress_bar("checking", unit="bytes") as bar:
         contents = load(options.index, to_add=True, progress=bar)
     before = len(contents)
     what = " ".join(map(str, options.sources)) or "the data set"
@@ -91,10 +99,10 @@ def _add(arguments: list[str]) -> int:
         if not options.allow_duplicates:
             contents.check_new(what, items)
 
-    found, temporary = _embeddings(options, options.index, contents.model, check)
-    check(found.items)
-    with progress("adding") as bar:
-        contents = contents.add(what, found, allow_duplicates=True, progress=bar)
+    embedded, temporary = _embeddings(options, options.index, contents.model, check)
+    check(embedded.items)
+    with progress_bar("adding") as bar:
+        contents = contents.add(what, embedded, allow_duplicates=True, progress=bar)
     if _version(options.index) != version:
         raise UserError(f"{options.index} was written by another process meanwhile; run this command again")
     _save(options.index, contents, temporary)
@@ -104,7 +112,7 @@ def _add(arguments: list[str]) -> int:
 
 
 def _info(arguments: list[str]) -> int:
-    """Check an index and tell what is in it."""
+    """Check an index and print what is in it."""
     parser = Parser(prog="gcahng index info", description=_info.__doc__)
     parser.add_argument("index", type=Path, metavar="INDEX", help="the index")
     options = parser.parse_args(arguments)
@@ -112,10 +120,10 @@ def _info(arguments: list[str]) -> int:
     from gcahng.retrieval.index_file import read_header
     from gcahng.retrieval.items import model_from
 
-    with progress("checking", unit="bytes") as bar:
+    with progress_bar("checking", unit="bytes") as bar:
         header, items = read_header(options.index, bar)
     model = model_from(header["model"])
-    print(f"kind        {header['kind']}, {header['metric']}{', rows normalised' if header['normalised'] else ''}")
+    print(f"kind        {header['kind']}, {header['metric']}{', rows normalized' if header['normalised'] else ''}")
     print(f"rows        {header['rows']} of {header['dim']} channels, {options.index.stat().st_size} bytes")
     print(f"labels      {f'{len(items.class_names)} classes' if items.class_names else 'none'}")
     if model is None:
@@ -130,7 +138,7 @@ def _info(arguments: list[str]) -> int:
 
 
 def _save(index: Path, contents: IndexFile, temporary: Path | None) -> None:
-    """Write the index; what was made for it alone has then served."""
+    """Write the index, and remove the file of embeddings that was made for it."""
     from gcahng.retrieval.index_file import save
 
     save(index, contents)
@@ -139,7 +147,7 @@ def _save(index: Path, contents: IndexFile, temporary: Path | None) -> None:
 
 
 def _version(index: Path) -> tuple[int, ...] | None:
-    """What changes whenever a file is written anew; None: there is none."""
+    """What changes whenever a file is written; None if there is no such file."""
     try:
         status = index.stat()
     except OSError:
@@ -153,10 +161,15 @@ def _parse_sources(parser: Parser, arguments: list[str]) -> argparse.Namespace:
         type=Path,
         nargs="*",
         metavar="SOURCE",
-        help="one file of embeddings (.safetensors, .npy); with --model images, folders and lists, or nothing for a "
-        "split of the data set",
+        help="one file of embeddings (.safetensors, .npy); or with --model images, folders and lists, or nothing, "
+        "which is a split of the data set",
     )
-    parser.add_argument("--model", type=Path, metavar="MODEL", help="embeds images: a run folder, a checkpoint …")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        metavar="MODEL",
+        help="network that embeds images: a run folder, a checkpoint or a .safetensors file",
+    )
     add_stream_options(parser)
     add_image_options(parser)
     return parser.parse_intermixed_args(arguments)
@@ -168,12 +181,19 @@ def _embeddings(
     like: EmbeddingModel | None = None,
     check: Callable[[Items], None] = lambda items: None,
 ) -> tuple[EmbeddingSet, Path | None]:
-    """The embeddings that the command line means, and the file made of them, to delete once they are in the index.
+    """The embeddings that the command line names.
 
-    `like` and `check` are those of `embed_sources`.
+    Args:
+        options: of the command line.
+        index: the index that they are for.
+        like, check: as for `embed_sources`.
+
+    Returns:
+        The embeddings, and the file that was made for them, which is removed once they are in the index; None where
+        they come from a file of the user's.
     """
+    from gcahng.models.model_file import load_model
     from gcahng.retrieval.embeddings import read_embeddings
-    from gcahng.train.models import load_model
 
     if options.model is None:
         if len(options.sources) != 1 or not is_embeddings(options.sources[0]):

@@ -6,7 +6,7 @@ import math
 import re
 from typing import TYPE_CHECKING
 
-from gcahng.commands._arguments import Parser
+from gcahng.commands.arguments import Parser
 from gcahng.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,35 +17,48 @@ _WIDEST_MEASURED = 1024
 
 
 def run(arguments: list[str]) -> int:
-    """Print the memory and arithmetic of a training step that its sizes imply, and the largest batch that fits."""
+    """Print the memory and the arithmetic of a training step by its sizes, and the largest batch that fits."""
     parser = Parser(prog="gcahng plan", description=run.__doc__)
-    parser.add_argument("--batch", type=int, required=True, metavar="N", help="samples a batch")
+    parser.add_argument("--batch", type=int, required=True, metavar="N", help="samples in a batch")
     parser.add_argument(
-        "--views", type=int, metavar="K", help="samples a class (the first of 3, 4, 2, 5 and 7 that divides the batch)"
+        "--views",
+        type=int,
+        metavar="K",
+        help="samples of each class (the first of 3, 4, 2, 5 and 7 that divides the batch)",
     )
     parser.add_argument("--dim", type=int, default=512, metavar="D", help="embedding channels (512)")
     parser.add_argument("--layers", type=int, default=2, metavar="L", help="graph layers (2)")
     parser.add_argument("--classes", type=int, metavar="M", help="training classes (100, or as many as the batch has)")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of products (fp32)")
-    parser.add_argument("--edge-dtype", choices=("fp32", "bf16"), default="fp32", help="of stored edges (fp32)")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="precision of products (fp32)")
+    parser.add_argument("--edge-dtype", choices=("fp32", "bf16"), default="fp32", help="dtype of stored edges (fp32)")
     parser.add_argument(
-        "--independent", action="store_true", help="dropout drawn for both directions (symmetric=False)"
+        "--independent", action="store_true", help="both directions of an edge draw their own dropout (symmetric=False)"
     )
     parser.add_argument(
         "--stages",
         choices=("fused", "torch"),
-        help="the engine's stages (fused, or torch beyond what those take)",
+        help="the engine's stages (fused, or torch for sizes that fused stages do not take)",
     )
-    parser.add_argument("--processes", type=int, default=1, metavar="P", help="that share a batch; figures of one (1)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what the step runs on (cpu)")
-    parser.add_argument("--memory-limit", metavar="BYTES", help="such as 16GB or 24GiB (what is free here)")
-    parser.add_argument("--rate", type=float, metavar="GFLOP/S", help="of matrix products (measured here, on the CPU)")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        metavar="P",
+        help="processes that share a batch; the figures are those of one (1)",
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device that the step runs on (cpu)")
+    parser.add_argument(
+        "--memory-limit", metavar="BYTES", help="memory to fit into, such as 16GB or 24GiB (what is free here)"
+    )
+    parser.add_argument(
+        "--rate", type=float, metavar="GFLOP/S", help="speed of matrix products (measured here, on the CPU)"
+    )
     options = parser.parse_args(arguments)
 
     import torch
 
+    from gcahng.dispatch import MOST_CHANNELS, MOST_VIEWS
     from gcahng.engine.free_memory import free_memory
-    from gcahng.engine.limits import exceeded
     from gcahng.engine.plan import StepSize
 
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -53,16 +66,16 @@ def run(arguments: list[str]) -> int:
     for name, least in least_of.items():
         value = getattr(options, name)
         if value is not None and (value < least or (name == "rate" and not 0 < value < math.inf)):
-            wanted = "above 0, and finite" if name == "rate" else f"at least {least}"
+            wanted = "above 0 and finite" if name == "rate" else f"at least {least}"
             raise UserError(f"--{name} is {value}; it must be {wanted}")
     views = options.views or next((k for k in (3, 4, 2, 5, 7) if options.batch % k == 0 and options.batch >= 2 * k), 3)
     if options.classes is not None and options.classes < options.batch // views:
         raise UserError(
             f"--classes is {options.classes}; it must be at least {options.batch // views}, the classes in a batch"
         )
-    if options.stages == "fused" and (limit := exceeded("triton", views, options.dim)):
-        raise UserError(f"--views is {views}; fused stages take up to {limit.most}, --stages torch any number")
-    beyond = exceeded("cpp" if options.device == "cpu" else "cuda", views, options.dim)
+    if options.stages == "fused" and views > MOST_VIEWS:
+        raise UserError(f"--views is {views}; fused stages take up to {MOST_VIEWS}, --stages torch any number")
+    beyond = views > MOST_VIEWS or options.dim > MOST_CHANNELS.get(options.device, options.dim)
     size = StepSize(
         batch=options.batch,
         dim=options.dim,
@@ -85,12 +98,20 @@ def run(arguments: list[str]) -> int:
 
         # Wider products are no faster, and would take the memory that is only planned here.
         rate = ProductRate(min(options.dim, _WIDEST_MEASURED), options.precision).rate()
-    print(report(size, limit, bool(options.memory_limit), rate, measured=options.rate is None))
+    print(plan_text(size, limit, bool(options.memory_limit), rate, measured=options.rate is None))
     return 0
 
 
-def report(size: StepSize, limit: int | None, given: bool, rate: float | None, measured: bool = False) -> str:
-    """The text of `gcahng plan`. limit: bytes (given, or free here; None: unknown); rate: FLOP/s or None."""
+def plan_text(size: StepSize, limit: int | None, given: bool, rate: float | None, measured: bool = False) -> str:
+    """The text that `gcahng plan` prints.
+
+    Args:
+        size: of the step.
+        limit: the memory in bytes; None: unknown.
+        given: whether the user gave the limit; otherwise it is free memory.
+        rate: of matrix products in FLOP/s; None: unknown.
+        measured: whether the rate was measured here.
+    """
     from gcahng.engine import plan
 
     rows = []
@@ -122,7 +143,7 @@ def report(size: StepSize, limit: int | None, given: bool, rate: float | None, m
         *("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]),
         "",
         f"peak: a step's beyond its state, which is {_bytes(plan.state_bytes(size))} of weights, gradients and "
-        "optimisers' moments.",
+        "optimizers' moments.",
     ]
     if rate is not None:
         where = "measured here" if measured else "given"
@@ -143,9 +164,10 @@ def report(size: StepSize, limit: int | None, given: bool, rate: float | None, m
 
 
 def parse_bytes(text: str) -> int:
-    """16GB, 24GiB, 512 MB or a number of bytes.
+    """The number of bytes that a text such as 16GB, 24GiB, 512 MB or 1000 means.
 
-    Errors: UserError for anything else.
+    Raises:
+        UserError: the text is no amount of memory.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT]I?)?B?)\s*", text.upper())
     if match is None or float(match[1]) == 0:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from gcahng.commands._arguments import Parser
+from gcahng.commands.arguments import Parser
 
 
 def run(arguments: list[str]) -> int:
-    """List the recipes: gcahng train --config NAME --data.root DIR runs one."""
+    """List the recipes; gcahng train --config NAME --data.root DIR runs one."""
     Parser(prog="gcahng recipes", description=run.__doc__).parse_args(arguments)
     from gcahng import recipes
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from gcahng.commands._arguments import Parser
+from gcahng.commands.arguments import Parser
 
 
 def run(arguments: list[str]) -> int:
@@ -14,22 +14,31 @@ def run(arguments: list[str]) -> int:
     The page needs no network and no other file.
     """
     parser = Parser(prog="gcahng report", description=run.__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder (or a checkpoint, without curves)")
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder, or a checkpoint, whose page has no curves")
     parser.add_argument("--baseline", type=Path, nargs="+", default=[], metavar="RUN", help="runs to compare with")
     parser.add_argument("--out", type=Path, metavar="FILE.html", help="the page (report.html in the run folder)")
     parser.add_argument("--which", choices=("last", "best"), default="last", help="checkpoint of run folders (last)")
-    parser.add_argument("--queries", type=int, default=6, metavar="N", help="best, worst and random ones, each (6)")
     parser.add_argument(
-        "--map", choices=("auto", "umap", "pca"), default="auto", help="UMAP if installed, or PCA (auto)"
+        "--queries",
+        type=int,
+        default=6,
+        metavar="N",
+        help="how many of the best, of the worst and of random queries to show (6)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of random queries and the map (0)")
+    parser.add_argument(
+        "--map",
+        choices=("auto", "umap", "pca"),
+        default="auto",
+        help="auto is UMAP where it is installed, and PCA elsewhere (auto)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random queries and of the map (0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
     parser.add_argument(
-        "--data.root", dest="data_root", type=Path, metavar="DIR", help="folder of the images (that of the run)"
+        "--data.root", dest="data_root", type=Path, metavar="DIR", help="folder of the images (the run's)"
     )
     options = parser.parse_args(arguments)
 
-    from gcahng._extras import require
+    from gcahng.extras import require
 
     require("rich", extra="train", purpose="gcahng report")
     from rich.progress import Progress

@@ -8,55 +8,55 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gcahng.commands._arguments import Parser, data_options
-from gcahng.commands._images import add_image_options, is_embeddings, load_images
-from gcahng.commands._progress import progress
+from gcahng.commands.arguments import Parser, data_options
+from gcahng.commands.image_options import add_image_options, is_embeddings, load_images
+from gcahng.commands.progress_bar import progress_bar
 from gcahng.errors import UserError
 
 if TYPE_CHECKING:
+    from gcahng.evaluation.search_plot import Hit
     from gcahng.retrieval.embeddings import EmbeddingSet
     from gcahng.retrieval.index_file import IndexFile
-    from gcahng.train.search_plot import Hit
 
 
 def run(arguments: list[str]) -> int:
-    """Print the nearest images of an index for every query."""
+    """Print the nearest images of every query in an index."""
     parser = Parser(prog="gcahng search", description=run.__doc__)
-    parser.add_argument("index", type=Path, metavar="INDEX", help="what gcahng index build wrote")
+    parser.add_argument("index", type=Path, metavar="INDEX", help="an index that gcahng index build wrote")
     parser.add_argument(
         "queries",
         type=Path,
         nargs="*",
         metavar="QUERY",
-        help="images, folders and lists, or one file of embeddings or vectors (.safetensors, .npy); without, a split "
-        "of --data.name",
+        help="images, folders and lists, or one file of embeddings or vectors (.safetensors, .npy); or nothing, which "
+        "is a split of --data.name",
     )
-    parser.add_argument("--k", type=int, default=10, metavar="K", help="images a query (10)")
-    parser.add_argument("--rows", type=int, nargs="+", metavar="I", help="of the queries, only these, counted from 0")
+    parser.add_argument("--k", type=int, default=10, metavar="K", help="number of images for each query (10)")
+    parser.add_argument("--rows", type=int, nargs="+", metavar="I", help="search only these queries, counted from 0")
     parser.add_argument(
-        "--effort", type=int, metavar="N", help="cells (ivf_flat, ivf_pq) or nodes (hnsw) looked at (as built)"
+        "--effort", type=int, metavar="N", help="cells (ivf_flat, ivf_pq) or nodes (hnsw) that are compared (as built)"
     )
     parser.add_argument(
-        "--leave_out_same", action="store_true", help="leave the query's own image out, where it is in the index"
+        "--leave_out_same", action="store_true", help="leave out the query's own image where the index has it"
     )
-    parser.add_argument("--model", type=Path, metavar="MODEL", help="embeds the queries (the index's, where it lies)")
+    parser.add_argument("--model", type=Path, metavar="MODEL", help="network that embeds the queries (the index's)")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="draw queries and found images")
+    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="draw the queries and their nearest images")
     add_image_options(parser)
     options = parser.parse_intermixed_args(arguments)
 
+    from gcahng.devices import resolve_device
     from gcahng.retrieval.index_file import load
-    from gcahng.train.devices import resolve_device
 
     if options.k < 1:
         raise UserError(f"--k is {options.k}; it must be at least 1")
     if options.picture is not None and options.picture.suffix != ".png":
         raise UserError(f"--picture is {options.picture}; its name must end in .png")
-    with progress("checking", unit="bytes") as bar:
+    with progress_bar("checking", unit="bytes") as bar:
         contents = load(options.index, device=resolve_device(options.device), progress=bar)
     queries = _queries(options, contents)
     what = " ".join(map(str, options.queries)) or "the data set"
-    with progress("searching") as bar:
+    with progress_bar("searching") as bar:
         result = contents.search(
             what,
             queries,
@@ -67,7 +67,7 @@ def run(arguments: list[str]) -> int:
         )
     hits = _hits(contents, queries, result.indices.tolist(), result.values.tolist())
     if options.picture is not None:
-        from gcahng.train.search_plot import plot_search
+        from gcahng.evaluation.search_plot import plot_search
 
         plot_search(queries.items, contents.items, hits, contents.index.metric, options.picture)
     print(_as_json(contents, queries, hits) if options.json else _as_table(contents, queries, hits))
@@ -77,15 +77,15 @@ def run(arguments: list[str]) -> int:
 
 
 def _queries(options: argparse.Namespace, contents: IndexFile) -> EmbeddingSet:
-    """The embeddings of the queries, read or made."""
+    """The embeddings of the queries, which are read from a file or computed."""
     from gcahng.retrieval.embeddings import read_embeddings
 
     if any(map(is_embeddings, options.queries)):
         if len(options.queries) > 1:
             raise UserError(f"{len(options.queries)} queries are given; a file of embeddings must be the only one")
-        found = read_embeddings(options.queries[0])
-        rows = _rows(options, len(found))
-        return replace(found, embeddings=found.embeddings[rows], items=found.items.subset(rows))
+        queries = read_embeddings(options.queries[0])
+        rows = _rows(options, len(queries))
+        return replace(queries, embeddings=queries.embeddings[rows], items=queries.items.subset(rows))
     if not options.queries and "name" not in data_options(options):
         raise UserError("no queries are given; name images, a file of embeddings, or a data set with --data.name")
     return _embedded(options, contents)
@@ -95,17 +95,16 @@ def _embedded(options: argparse.Namespace, contents: IndexFile) -> EmbeddingSet:
     import torch
 
     from gcahng.data import usual_workers
+    from gcahng.devices import resolve_device
+    from gcahng.evaluation.embed import embed, embedding_model
+    from gcahng.models.model_file import load_model
     from gcahng.retrieval.embeddings import EmbeddingSet
-    from gcahng.train.devices import resolve_device
-    from gcahng.train.embedding import embedding_model
-    from gcahng.train.evaluate import embed
-    from gcahng.train.models import load_model
 
     where = options.model
     if where is None:
         if contents.model is None or not Path(contents.model.path).exists():
             known = "it does not say which" if contents.model is None else f"{contents.model.path} is not there"
-            raise UserError(f"the queries need the network of the index and {known}; give --model")
+            raise UserError(f"the queries need the network of the index, and {known}; give --model")
         where = Path(contents.model.path)
     model = load_model(where, options.which)
     images, items, preprocessing = load_images(options, model, options.queries, contents.model)
@@ -113,13 +112,13 @@ def _embedded(options: argparse.Namespace, contents: IndexFile) -> EmbeddingSet:
     images, items = images.subset(torch.tensor(rows)), items.subset(rows)
     identity = embedding_model(model, preprocessing)
     device = resolve_device(options.device)
-    # Processes take longer to start than a few images to read.
+    # Starting processes takes longer than reading a few images.
     workers = usual_workers(data_options(options).get("workers")) if len(images) > 64 else 0
     # A network that does not fit is refused before it embeds anything.
     contents.check(str(where), EmbeddingSet(torch.empty(0, contents.index.dim), items.subset([]), identity))
-    with progress("embedding") as bar:
-        rows_found = embed(model.network.to(device), images, device, preprocessing, workers, bar)
-    return EmbeddingSet(rows_found.cpu(), items, identity)
+    with progress_bar("embedding") as bar:
+        embeddings = embed(model.network.to(device), images, device, preprocessing, workers, bar)
+    return EmbeddingSet(embeddings.cpu(), items, identity)
 
 
 def _rows(options: argparse.Namespace, count: int) -> list[int]:
@@ -134,15 +133,15 @@ def _rows(options: argparse.Namespace, count: int) -> list[int]:
 def _hits(
     contents: IndexFile, queries: EmbeddingSet, indices: list[list[int]], values: list[list[float]]
 ) -> list[list[Hit]]:
-    from gcahng.train.search_plot import Hit
+    from gcahng.evaluation.search_plot import Hit
 
     def right(query: int, row: int) -> bool | None:
-        asked, found = queries.items.class_name(query), contents.items.class_name(row)
-        return None if asked is None or found is None else asked == found
+        wanted, given = queries.items.class_name(query), contents.items.class_name(row)
+        return None if wanted is None or given is None else wanted == given
 
     return [
-        [Hit(row, value, right(query, row)) for row, value in zip(*found, strict=True) if row >= 0]
-        for query, found in enumerate(zip(indices, values, strict=True))
+        [Hit(row, value, right(query, row)) for row, value in zip(*nearest, strict=True) if row >= 0]
+        for query, nearest in enumerate(zip(indices, values, strict=True))
     ]
 
 
@@ -150,13 +149,13 @@ def _as_table(contents: IndexFile, queries: EmbeddingSet, hits: list[list[Hit]])
     items = contents.items
     value = {"cosine": "similarity", "euclidean": "distance"}[contents.index.metric]
     blocks = []
-    for query, found in enumerate(hits):
+    for query, nearest in enumerate(hits):
         label = queries.items.class_name(query)
-        names = [items.class_name(hit.row) or "" for hit in found]
+        names = [items.class_name(hit.row) or "" for hit in nearest]
         width = max([len(name) for name in names] + [5])
         title = f"query {queries.items.names[query]}{f' ({label})' if label else ''}"
         lines = [title, f"{'rank':>6}{value:>12}  {'label':<{width}}  {'':<5}  name"]
-        for rank, (hit, name) in enumerate(zip(found, names, strict=True), start=1):
+        for rank, (hit, name) in enumerate(zip(nearest, names, strict=True), start=1):
             verdict = {None: "", True: "right", False: "wrong"}[hit.right]
             lines.append(f"{rank:>6}{hit.value:>12.4f}  {name:<{width}}  {verdict:<5}  {items.names[hit.row]}")
         blocks.append("\n".join(lines))
@@ -170,7 +169,7 @@ def _as_json(contents: IndexFile, queries: EmbeddingSet, hits: list[list[Hit]]) 
         path = items.path(row)
         return {"name": items.names[row], "path": path and str(path), "label": items.class_name(row)}
 
-    found = [
+    results = [
         {
             **about(queries.items, query),
             "results": [
@@ -181,4 +180,4 @@ def _as_json(contents: IndexFile, queries: EmbeddingSet, hits: list[list[Hit]]) 
         for query, nearest in enumerate(hits)
     ]
     model = contents.model.fingerprint if contents.model else None
-    return json.dumps({"metric": contents.index.metric, "model": model, "queries": found}, indent=1)
+    return json.dumps({"metric": contents.index.metric, "model": model, "queries": results}, indent=1)

@@ -10,14 +10,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gcahng._extras import require
-from gcahng.commands._arguments import Parser
+from gcahng.commands.arguments import Parser
 from gcahng.errors import UserError
+from gcahng.extras import require
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-    from gcahng.train.config import TrainConfig
+    from gcahng.config import TrainConfig
 
 
 def _truth(text: str) -> bool:
@@ -26,29 +26,30 @@ def _truth(text: str) -> bool:
     return text.lower() == "true"
 
 
-# What may be said anew when a run is resumed, and the names that gcahng.train.resume has for it.
+# The options that may change when a run is resumed, and their names in gcahng.train.resume.
 _RESUME_OPTIONS = {
     "--device": ("device", str, "auto, cpu, cuda or cuda:N"),
-    "--threads": ("threads", int, "of PyTorch on the CPU"),
+    "--threads": ("threads", int, "threads of PyTorch on the CPU"),
     "--data.root": ("root", str, "folder of the data set's files"),
     "--data.workers": ("workers", int, "processes that read image files"),
     "--data.skip_unreadable": (
         "skip_unreadable",
         _truth,
-        "true: another image stands in for a damaged one",
+        "true: another image replaces a damaged one",
     ),
-    "--skip_nonfinite": ("skip_nonfinite", int, "steps in a row that are left out where something is not finite"),
+    "--skip_nonfinite": ("skip_nonfinite", int, "how many steps in a row are left out where something is not finite"),
 }
 
-# torchrun ends all processes as soon as one of them has ended in an error: so the one that tells it must be the first.
-_WAITS_FOR_THE_TELLER = 10.0  # seconds; torchrun on another machine may not hear of it
+# torchrun ends all processes once one has ended in an error. So the process that prints the error must end first, and
+# the others wait this many seconds; torchrun on another machine may not notice.
+_WAIT_FOR_MESSAGE = 10.0
 
 
 def run(arguments: list[str]) -> int:
     """Train an embedding network, evaluate it on classes it never saw, and write a run folder.
 
-    Without options: GCA-HNG on glyphs. Options may come from a YAML file or a recipe (--config), which later options
-    override. --resume RUN goes on with a run that was ended before its end.
+    Without options it trains GCA-HNG on glyphs. Options may come from a YAML file or a recipe (--config), and later
+    options override them. --resume RUN continues a run that stopped before its end.
     """
     from gcahng.train import NonFinite, TrainingInterrupted
     from gcahng.train.processes import OtherProcessFailed, says_nothing
@@ -56,18 +57,18 @@ def run(arguments: list[str]) -> int:
     silent = says_nothing()
     try:
         train = _resumed(arguments) if _wants_resume(arguments) else _started(arguments)
-    except UserError:  # of all processes that torchrun started
+    except UserError:  # which all processes that torchrun started raise
         if silent:
-            time.sleep(_WAITS_FOR_THE_TELLER)
+            time.sleep(_WAIT_FOR_MESSAGE)
             return 2
         raise
     try:
         summary = train()
     except (OtherProcessFailed, NonFinite, TrainingInterrupted) as error:
         if silent or isinstance(error, OtherProcessFailed):
-            # Of a signal torchrun waits for all to end: no longer than telling takes.
+            # After a signal torchrun waits for all processes, so they wait only until the message is printed.
             signalled = isinstance(error, TrainingInterrupted) or isinstance(error.__cause__, KeyboardInterrupt)
-            time.sleep(1 if signalled else _WAITS_FOR_THE_TELLER)
+            time.sleep(1 if signalled else _WAIT_FOR_MESSAGE)
             return getattr(error, "exit_code", 2)
         raise
     if not silent:
@@ -83,14 +84,14 @@ def _started(arguments: list[str]) -> Callable[[], dict[str, Any]]:
 
 
 def _resumed(arguments: list[str]) -> Callable[[], dict[str, Any]]:
-    parser = Parser(prog="gcahng train --resume", description="Go on with a run that was ended before its end.")
+    parser = Parser(prog="gcahng train --resume", description="Continue a run that stopped before its end.")
     parser.add_argument("--resume", metavar="RUN", required=True, help="the run folder")
     for option, (name, kind, text) in _RESUME_OPTIONS.items():
         parser.add_argument(option, dest=name, type=kind, help=f"{text} (the run's own)")
     options, others = parser.parse_known_args(arguments)
     if others:
         raise UserError(
-            f"{others[0]} cannot be given with --resume: a run goes on with its own options, but for "
+            f"{others[0]} cannot be given with --resume: a run continues with its own options, except "
             f"{', '.join(_RESUME_OPTIONS)}"
         )
     from gcahng.train import resume
@@ -100,7 +101,7 @@ def _resumed(arguments: list[str]) -> Callable[[], dict[str, Any]]:
     values = vars(options)
     folder = Path(values.pop("resume"))
     if not says_nothing() and finished(folder) is not None:
-        print(f"{folder} has finished; there is nothing to go on with")
+        print(f"{folder} has finished; there is nothing to resume")
     return lambda: resume(folder, **values, verbose=True)
 
 
@@ -109,10 +110,10 @@ def _wants_resume(arguments: list[str]) -> bool:
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
-    from gcahng.train.report import metrics_table
+    from gcahng.runs.metrics_table import metrics_table
 
     out, best = Path(summary["out"]), summary["best"]
-    rows = {"test (per cent)": summary["test"]}
+    rows = {"test (percent)": summary["test"]}
     if best and best["step"] != summary["steps"]:
         rows[f"test, best checkpoint (step {best['step']})"] = summary["test_best"]
     print()
@@ -121,7 +122,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
     if summary["left_out"]:
         print(f"{summary['left_out']} steps were not finite and were left out; see {out}/nonfinite.jsonl")
     if summary["unreadable"]:
-        print(f"{summary['unreadable']} times another image stood in for one that cannot be read")
+        print(f"{summary['unreadable']} times another image replaced one that cannot be read")
     print(f"{summary['steps']} steps, {summary['seconds']:.0f} s; wrote")
     for name in ("summary.json", "config.yaml", "metrics.jsonl", "checkpoints/last.pt", "checkpoints/best.pt"):
         if (out / name).exists():
@@ -134,14 +135,14 @@ def parse(arguments: list[str]) -> TrainConfig:
     """The config that command line arguments describe; `--help` and `--print_config` print and exit.
 
     Raises:
-        UserError: an unknown option, or a value of the wrong type, on the command line or in a YAML file.
+        UserError: an option is unknown or a value has the wrong type, on the command line or in a YAML file.
     """
     require("jsonargparse", extra="train", purpose="gcahng train reads its options")
     from argparse import ArgumentError
 
     from jsonargparse import ArgumentParser
 
-    from gcahng.train.config import TrainConfig, config_from_dict
+    from gcahng.config import TrainConfig, config_from_dict
 
     parser = ArgumentParser(prog="gcahng train", description=run.__doc__, exit_on_error=False)
     parser.add_argument("--config", action="config", help="a YAML file of these options, or the name of a recipe")
@@ -152,25 +153,25 @@ def parse(arguments: list[str]) -> TrainConfig:
         raise UserError(_one_line(str(error), parser)) from None
     except UnicodeDecodeError as error:
         raise UserError(
-            f"config must be a YAML file in UTF-8, and its byte {error.start} is none: {error.reason}; save it so"
+            f"config has invalid UTF-8 at byte {error.start} ({error.reason}); it must be a YAML file in UTF-8"
         ) from None
     del values["config"]
     return config_from_dict(values)
 
 
 def _with_recipes(arguments: list[str]) -> list[str]:
-    """The arguments with recipes' names after --config replaced by their files."""
-    found = list(arguments)
+    """The arguments, where the name of a recipe after --config is replaced by its file."""
+    replaced = list(arguments)
     for i, argument in enumerate(arguments):
         if argument == "--config" and i + 1 < len(arguments):
-            found[i + 1] = _config_file(arguments[i + 1])
+            replaced[i + 1] = _config_file(arguments[i + 1])
         elif argument.startswith("--config="):
-            found[i] = f"--config={_config_file(argument.removeprefix('--config='))}"
-    return found
+            replaced[i] = f"--config={_config_file(argument.removeprefix('--config='))}"
+    return replaced
 
 
 def _config_file(name: str) -> str:
-    """A file as it is; anything that cannot be one is a recipe's name."""
+    """The path of a config: `name` itself if it can be a file, otherwise the file of the recipe `name`."""
     if Path(name).exists() or Path(name).name != name or Path(name).suffix in (".yaml", ".yml", ".json"):
         return name
     from gcahng.recipes import find
@@ -179,7 +180,7 @@ def _config_file(name: str) -> str:
 
 
 def _one_line(message: str, parser: ArgumentParser) -> str:
-    """jsonargparse's message, shorter, with what may have been meant."""
+    """jsonargparse's message in one line, with the option that may have been meant."""
     if unknown := re.match(r"[Uu]nrecognized arguments: (\S+?)(=.*)?(\s|$)", message):
         option = unknown[1]
         meant = get_close_matches(option, [name for a in parser._actions for name in a.option_strings], n=1, cutoff=0.5)
@@ -188,7 +189,7 @@ def _one_line(message: str, parser: ArgumentParser) -> str:
     message = re.sub(r"<class '(\w+)'>", r"\1", message)
     message = re.sub(
         r"Expected a typing\.Literal\[([^\]]+)\]",
-        lambda found: f"Expected one of {found[1].replace(chr(39), '')}",
+        lambda match: f"Expected one of {match[1].replace(chr(39), '')}",
         message,
     )
     message = re.sub(  # an option that may be null

@@ -14,7 +14,7 @@ from gcahng.data.reading import usual_workers
 from gcahng.data.sampler import BalancedBatchSampler
 
 if TYPE_CHECKING:
-    from gcahng.train.config import DataConfig
+    from gcahng.data.config import DataConfig
 
 
 class Batches(Protocol):

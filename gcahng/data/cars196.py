@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gcahng._extras import require
 from gcahng.data.class_folders import ClassFolders, names_in, scan
 from gcahng.data.listing import DataMismatch, DataSetFiles, Difference, Entry, ReportDifference, locate
 from gcahng.data.spec import Counts, DataSetSpec, key_of, not_found
+from gcahng.extras import require
 
 CLASSES = 196
 TRAIN_CLASSES = 98

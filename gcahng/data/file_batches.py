@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from gcahng._extras import require
 from gcahng.data.augment import drawing
 from gcahng.data.image_set import ImageFiles
 from gcahng.data.reading import UnreadableImage, read_in_order, read_rgb
 from gcahng.data.sampler import BalancedBatchSampler
 from gcahng.errors import UserError
+from gcahng.extras import require
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from gcahng._extras import require
 from gcahng.data.image_set import DataSplits, ImageSet
 from gcahng.errors import UserError
+from gcahng.extras import require
 
 if TYPE_CHECKING:
     from matplotlib.ft2font import FT2Font

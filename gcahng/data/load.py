@@ -18,7 +18,7 @@ from gcahng.data.spec import DataSetSpec
 from gcahng.errors import UserError
 
 if TYPE_CHECKING:
-    from gcahng.train.config import DataConfig
+    from gcahng.data.config import DataConfig
 
 DATA_SETS = {module.SPEC.name: module.SPEC for module in (cub200, cars196, sop, inshop, folder, csv_file)}
 # Fixed, so that runs with different seeds choose their best checkpoint on the same classes.

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from gcahng._extras import require
 from gcahng.data.image_set import ImageFiles, LabeledImages
 from gcahng.errors import UserError
+from gcahng.extras import require
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage

@@ -1,4 +1,4 @@
-"""Complete options of training runs by name, for `gcahng train --config NAME`."""
+"""Recipes: the complete options of training runs by name, for `gcahng train --config NAME`."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gcahng._extras import require
 from gcahng.errors import UserError
+from gcahng.extras import require
 
 if TYPE_CHECKING:
-    from gcahng.train import TrainConfig
+    from gcahng.config import TrainConfig
 
 _FOLDER = Path(__file__).parent
 
 
 def names() -> list[str]:
-    """Every recipe, sorted."""
+    """The names of all recipes, sorted."""
     return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
 
 
@@ -24,7 +24,7 @@ def find(name: str) -> Path:
     """The YAML file of a recipe.
 
     Raises:
-        UserError: there is none of that name; tells the closest ones.
+        UserError: there is no recipe of that name; the closest names are told.
     """
     path = _FOLDER / f"{name}.yaml"
     if name in names():
@@ -38,12 +38,12 @@ def load(name: str) -> TrainConfig:
     """The options of a recipe; data.root is not among them.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: there is no recipe of that name.
     """
     path = find(name)
     require("yaml", extra="train", purpose="recipes are YAML")
     import yaml
 
-    from gcahng.train.config import config_from_dict
+    from gcahng.config import config_from_dict
 
     return config_from_dict(yaml.safe_load(path.read_text()))

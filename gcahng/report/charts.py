@@ -1,6 +1,6 @@
-"""Charts as inline SVG whose colours the page's style sheet sets, so that they follow light and dark.
+"""Charts as inline SVG. The page's style sheet sets their colors, so that they follow light and dark.
 
-Text that comes in is escaped here; what comes out is markup.
+Text that these functions take is escaped here; they return markup.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-from gcahng.train.records import running_mean
+from gcahng.runs.records import running_mean
 
 WIDTH, HEIGHT = 380, 230
 MAX_POINTS = 400
@@ -25,18 +25,18 @@ class Line:
     """One line of a chart.
 
     Attributes:
-        name: in the key; "" for none.
+        name: its name in the key; "" leaves it out there.
         points: (x, y) by ascending x; values that are not finite leave a gap.
-        colour: 1 … 6, of the style sheet.
-        dashed: instead of solid.
-        band: (x, low, high) around the line.
-        smooth: points are drawn thin, and their running mean over a twentieth of them thick.
-        dots: mark the points.
+        color: 1 to 6, one of the style sheet's.
+        dashed: whether it is dashed instead of solid.
+        band: (x, low, high) of a band around the line.
+        smooth: whether the points are drawn thin, and their running mean over a twentieth of them thick.
+        dots: whether the points are marked.
     """
 
     name: str
     points: Sequence[Point]
-    colour: int = 1
+    color: int = 1
     dashed: bool = False
     band: Sequence[tuple[float, float, float]] = field(default=())
     smooth: bool = False
@@ -55,12 +55,12 @@ def line_chart(
     """A figure of lines over a common axis.
 
     Args:
-        lines: at least one point among them.
-        title: markup of the heading.
-        note: small, beside it.
-        x_label: of the axis.
-        x_names: the x are 0, 1, … and have these names.
-        from_zero: the vertical axis starts at 0.
+        lines: with at least one point among them.
+        title: the heading, as markup.
+        note: a small text beside it.
+        x_label: the label of the horizontal axis.
+        x_names: the names of x = 0, 1, …; None: x are numbers.
+        from_zero: whether the vertical axis starts at 0.
     """
     values = [y for line in lines for _, y in line.points] + [
         y for line in lines for band in line.band for y in band[1:]
@@ -83,7 +83,7 @@ def line_chart(
     for line in lines:
         parts.append(_drawn(line, x_of, y_of))
     key = "".join(
-        f'<li class="c{line.colour}{" dashed" if line.dashed else ""}">{escape(line.name)}</li>'
+        f'<li class="c{line.color}{" dashed" if line.dashed else ""}">{escape(line.name)}</li>'
         for line in lines
         if line.name
     )
@@ -98,10 +98,10 @@ def bar_chart(
     """A figure of a histogram over [0, 1] in equal parts, with the outline of an earlier one.
 
     Args:
-        shares: of each part.
-        earlier: shares of the outline, or None.
+        shares: the share of each part.
+        earlier: the shares of the outline; None: no outline.
         title, note, x_label: as in `line_chart`.
-        key: names of the bars and of the outline.
+        key: the names of the bars and of the outline.
     """
     top = max(*shares, *(earlier or [0.0]), 1e-9)
     y_ticks = ticks(0.0, 100 * top, 4)
@@ -127,13 +127,26 @@ def bar_chart(
 
 
 def figure(title: str, note: str, picture: str, key: str = "") -> str:
-    """A figure with its heading (`title` is markup), a note and a key around a picture."""
+    """A figure as markup.
+
+    Args:
+        title: the heading, as markup.
+        note: a small text beside it.
+        picture: the SVG.
+        key: the key, as markup.
+    """
     caption = f"<figcaption><b>{title}</b> <span>{escape(note)}</span></figcaption>"
     return f'<figure class="chart">{caption}{key}{picture}</figure>'
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers, `about` as many, the first at or below `low` and the last at or above `high`."""
+    """Round numbers for the ticks of an axis.
+
+    Args:
+        low: the first tick is at or below it.
+        high: the last tick is at or above it.
+        about: about how many ticks there are.
+    """
     if not high > low:
         spread = abs(low) * 0.1 or 1.0
         low, high = low - spread, high + spread
@@ -145,18 +158,18 @@ def ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def number(value: float) -> str:
-    """A tick's text: 12,000 and 0.25, no more digits than needed."""
+    """A tick's text, with no more digits than needed: 12,000 or 0.25."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.6g}"
 
 
 def _drawn(line: Line, x_of: Callable[[float], float], y_of: Callable[[float], float]) -> str:
-    style = f"line c{line.colour}{' dashed' if line.dashed else ''}"
+    style = f"line c{line.color}{' dashed' if line.dashed else ''}"
     points = _thinned(line.points)
     parts = []
     if line.band:
         edge = [(x, high) for x, _, high in line.band] + [(x, low) for x, low, _ in reversed(line.band)]
         places = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in edge)
-        parts.append(f'<polygon class="band c{line.colour}" points="{places}"/>')
+        parts.append(f'<polygon class="band c{line.color}" points="{places}"/>')
     window = max(1, len(points) // 20) if line.smooth else 1
     if window > 1:
         parts.append(_path(points, x_of, y_of, style + " thin"))
@@ -165,7 +178,7 @@ def _drawn(line: Line, x_of: Callable[[float], float], y_of: Callable[[float], f
     parts.append(_path(points, x_of, y_of, style))
     if line.dots or len(points) == 1:
         parts += [
-            f'<circle class="dot c{line.colour}" cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="3"/>'
+            f'<circle class="dot c{line.color}" cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="3"/>'
             for x, y in points
             if math.isfinite(y)
         ]
@@ -173,7 +186,7 @@ def _drawn(line: Line, x_of: Callable[[float], float], y_of: Callable[[float], f
 
 
 def _thinned(points: Sequence[Point]) -> list[Point]:
-    """At most `MAX_POINTS` points, each the mean of as many neighbours."""
+    """At most `MAX_POINTS` points, each the mean of the same number of neighbors."""
     group = -(-len(points) // MAX_POINTS)
     if group <= 1:
         return list(points)
@@ -217,7 +230,7 @@ def _axes(
 
 
 def _anchor(x: float, text: str) -> str:
-    """In the middle under its tick, unless the text would then be cut off on the right."""
+    """Where a tick's text is anchored: in its middle, unless it would then be cut off on the right."""
     return "end" if x + 3.5 * len(text) > WIDTH else "middle"
 
 

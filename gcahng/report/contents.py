@@ -13,17 +13,18 @@ import torch
 from torch import Tensor
 
 from gcahng.data import DataSplits, LabeledImages, load_data, usual_workers
+from gcahng.devices import resolve_device, torch_threads
 from gcahng.errors import UserError
+from gcahng.evaluation.embed import embed
+from gcahng.evaluation.evaluate import Gallery, metrics_of
+from gcahng.models.model_file import Model, load_model
+from gcahng.progress import Progress
 from gcahng.report.embedding_map import EmbeddingMap, embedding_map
+from gcahng.report.options import ReportOptions
 from gcahng.report.ranking import Ranking, rank
-from gcahng.train.devices import resolve_device, torch_threads
-from gcahng.train.evaluate import Gallery, embed, metrics_of
-from gcahng.train.models import Model, load_model
-from gcahng.train.records import read_records
+from gcahng.runs.records import read_records
 
-NEIGHBOURS = 8
-
-Progress = Callable[[int, int], None]  # images embedded so far, and all of them
+NEIGHBORS = 8
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Run:
         loss: its loss's title.
         step: of the checkpoint that `metrics` belong to; None where unknown.
         metrics: on the test classes, as `retrieval_metrics` gives them.
-        records: lines of its metrics.jsonl; none where there is no such file.
+        records: the lines of its metrics.jsonl; none where there is no such file.
         digest: of its data.
     """
 
@@ -53,12 +54,13 @@ class Contents:
 
     Attributes:
         run: the run itself.
-        baselines: runs it is compared with.
+        baselines: the runs that it is compared with.
         model: the run's network, where it came from and its options.
-        images, gallery: the queries, and what they are searched in (the same where there is no gallery).
-        ranking: neighbours of every query.
+        images: the queries.
+        gallery: what they are searched in; the queries themselves where the data set has no gallery.
+        ranking: the neighbors of every query.
         map: some queries in the plane.
-        queries: how many the grids show, each.
+        queries: how many queries each grid shows.
         seed: of random choices.
         same_data: whether the images are those of the training run.
     """
@@ -75,27 +77,30 @@ class Contents:
     same_data: bool
 
 
-def gather(
-    source: Path,
-    *,
-    baselines: Sequence[Path],
-    which: str,
-    queries: int,
-    map_method: str,
-    seed: int,
-    device: str,
-    data_root: Path | None,
-    say: Callable[[str], None],
-    progress: Progress,
-) -> Contents:
-    """Embed the test images of the run's data and look at what they find; arguments as in `write_report`."""
-    model = load_model(source, which)
-    measure = _Measure(resolve_device(device), data_root, say, progress)
+def gather(source: Path, options: ReportOptions, say: Callable[[str], None], progress: Progress) -> Contents:
+    """Embed the test images of a run's data and search them.
+
+    Args:
+        source: a run folder, a checkpoint or a model file.
+        options: of the report.
+        say: called with a line about each thing that is done.
+        progress: called with the images embedded so far and all of them.
+
+    Returns:
+        Everything that the page shows.
+
+    Raises:
+        UserError: the run, a baseline or the data cannot be read.
+    """
+    model = load_model(source, options.which)
+    measure = _Measure(resolve_device(options.device), options.data_root, say, progress)
     data = measure.data(model)
-    names = _names([source, *baselines])
-    # First, so that a mistake in their names shows at once.
-    others = [
-        _baseline(name, path, which, data.recall_at, measure) for name, path in zip(names[1:], baselines, strict=True)
+    paths = [source, *map(Path, options.baselines)]
+    names = _names(paths)
+    # The baselines come first, so that a mistake in their names shows at once.
+    baselines = [
+        _baseline(name, path, options.which, data.recall_at, measure)
+        for name, path in list(zip(names, paths, strict=True))[1:]
     ]
     embeddings, gallery, metrics = measure(model, data, data.recall_at)
     say("drawing the map and the page")
@@ -104,14 +109,14 @@ def gather(
     digest = model.data_digest
     return Contents(
         run=Run(names[0], model.config.loss_title, model.step, metrics, _records(source), digest),
-        baselines=others,
+        baselines=baselines,
         model=model,
         images=data.test,
         gallery=data.test if data.gallery is None else data.gallery,
-        ranking=rank(embeddings, labels, NEIGHBOURS, gallery, gallery_labels),
-        map=embedding_map(embeddings, labels, method=map_method, seed=seed),
-        queries=queries,
-        seed=seed,
+        ranking=rank(embeddings, labels, NEIGHBORS, gallery, gallery_labels),
+        map=embedding_map(embeddings, labels, method=options.map_method, seed=options.seed),
+        queries=options.queries,
+        seed=options.seed,
         same_data=digest is None or digest == data.digest,
     )
 
@@ -121,7 +126,7 @@ class _Measure:
     """Embeds the test images of models, and measures what they find."""
 
     place: torch.device
-    root: Path | None
+    root: Path | str | None
     say: Callable[[str], None]
     progress: Progress
 
@@ -132,8 +137,8 @@ class _Measure:
     def __call__(
         self, model: Model, data: DataSplits, recall_at: Sequence[int]
     ) -> tuple[Tensor, Tensor | None, dict[str, float]]:
-        """Embeddings of the test images and of the gallery, if there is one, on the CPU; and the metrics."""
-        # The training run's number of threads, as `gcahng eval` takes it, so that the numbers are the same.
+        """The embeddings of the test images and of the gallery (None without one), on the CPU, and the metrics."""
+        # As many threads as `gcahng eval` takes, which are those of the training run, so that the numbers are equal.
         with torch_threads(min(model.config.threads or torch.get_num_threads(), os.cpu_count() or 1)):
             queries = self._embed(model, "test", data.test)
             gallery = None if data.gallery is None else self._embed(model, "gallery", data.gallery)
@@ -149,7 +154,7 @@ class _Measure:
 
 
 def _baseline(name: str, path: Path, which: str, recall_at: Sequence[int], measure: _Measure) -> Run:
-    """A run's test metrics: those of its summary where they are of the same checkpoint, else measured now."""
+    """A run's test metrics: its summary's where they belong to the same checkpoint; otherwise they are measured now."""
     summary = _summary(path) if which == "last" else None
     if summary is not None and all(f"recall@{k}" in summary["test"] for k in recall_at):
         return Run(name, summary["loss"], summary["steps"], summary["test"], _records(path), summary["data_digest"])
@@ -173,6 +178,6 @@ def _records(run: Path) -> list[dict[str, Any]]:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The last part of each path, or the whole path where that is not enough to tell them apart."""
+    """The last part of each path, or the whole path where two last parts are equal."""
     short = [path.resolve().name for path in paths]
     return [name if short.count(name) == 1 else str(path) for name, path in zip(short, paths, strict=True)]

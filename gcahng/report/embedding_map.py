@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from gcahng._extras import require
 from gcahng.errors import UserError
+from gcahng.extras import require
 
 METHODS = ("auto", "umap", "pca")
-UMAP_NEIGHBOURS = 15
+UMAP_NEIGHBORS = 15
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class EmbeddingMap:
     """Some images as points in the plane.
 
     Attributes:
-        rows: (p,) which images.
-        places: (p, 2), both axes in one unit.
+        rows: (p,) the rows of the images.
+        places: (p, 2) where they lie, both axes in one unit.
         method: "umap" or "pca".
-        explained: share of the variance that the two components of PCA hold; None for UMAP.
+        explained: the share of the variance that the two components of PCA hold; None for UMAP.
     """
 
     rows: Tensor
@@ -37,17 +37,21 @@ class EmbeddingMap:
 def embedding_map(
     embeddings: Tensor, labels: Tensor, *, method: str = "auto", images: int = 1200, classes: int = 100, seed: int = 0
 ) -> EmbeddingMap:
-    """Place images of some random classes, all images of each, by their normalised embeddings.
+    """Place the images of some random classes in the plane by their normalized embeddings.
 
     Args:
         embeddings: (n, D).
         labels: (n,).
         method: "umap", "pca", or "auto": UMAP where it is installed.
-        images, classes: at most so many; one class is shown in any case, cut to `images`.
+        images: the most images that are shown. All images of a class are shown, but for a first class that is larger.
+        classes: the most classes that are shown.
         seed: of the choice and of UMAP.
 
+    Returns:
+        Where each image lies.
+
     Raises:
-        UserError: another method, or UMAP is asked for and missing.
+        UserError: the method is unknown, or UMAP is asked for and missing.
     """
     if method not in METHODS:
         raise UserError(f"map is {method!r}; it must be one of {', '.join(METHODS)}")
@@ -56,8 +60,8 @@ def embedding_map(
     rows = _choose(labels.cpu(), images, classes, seed)
     points = normalize(embeddings.detach().cpu()[rows], dim=1)
     explained = None
-    # UMAP's neighbourhoods need more points than this; PCA does not.
-    if method == "umap" or (method == "auto" and find_spec("umap") and len(rows) > 2 * UMAP_NEIGHBOURS):
+    # UMAP's neighborhoods need more points than this; PCA does not.
+    if method == "umap" or (method == "auto" and find_spec("umap") and len(rows) > 2 * UMAP_NEIGHBORS):
         method, places = "umap", _umap(points, seed)
     else:
         method, (places, explained) = "pca", _pca(points)
@@ -65,7 +69,7 @@ def embedding_map(
 
 
 def _choose(labels: Tensor, images: int, classes: int, seed: int) -> Tensor:
-    """Ascending rows of random classes."""
+    """The rows of random classes, ascending."""
     present = labels.unique()
     order = present[torch.randperm(len(present), generator=torch.Generator().manual_seed(seed))]
     chosen: list[Tensor] = []
@@ -79,8 +83,8 @@ def _choose(labels: Tensor, images: int, classes: int, seed: int) -> Tensor:
 
 def _pca(points: Tensor) -> tuple[Tensor, float]:
     """(p, 2) scores on the two first principal components, and their share of the variance."""
-    centred = (points - points.mean(dim=0)).double()
-    u, s, _ = torch.linalg.svd(centred, full_matrices=False)
+    centered = (points - points.mean(dim=0)).double()
+    u, s, _ = torch.linalg.svd(centered, full_matrices=False)
     scores = u[:, :2] * s[:2]
     if scores.shape[1] < 2:
         scores = torch.nn.functional.pad(scores, (0, 2 - scores.shape[1]))
@@ -92,10 +96,10 @@ def _pca(points: Tensor) -> tuple[Tensor, float]:
 
 def _umap(points: Tensor, seed: int) -> Tensor:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a seed rules parallel code out, and of numba's own
+        warnings.simplefilter("ignore")  # a seed rules parallel code out; others are numba's own
         from umap import UMAP
 
-        # The distance keeps the images of a close class from lying on one another.
-        umap = UMAP(n_neighbors=UMAP_NEIGHBOURS, min_dist=0.6, metric="cosine", random_state=seed)
-        found = umap.fit_transform(points.numpy())
-    return torch.from_numpy(found).double()
+        # The distance spreads the images of a tight class, which would lie on one another.
+        umap = UMAP(n_neighbors=UMAP_NEIGHBORS, min_dist=0.6, metric="cosine", random_state=seed)
+        places = umap.fit_transform(points.numpy())
+    return torch.from_numpy(places).double()

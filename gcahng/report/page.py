@@ -1,4 +1,4 @@
-"""The report's page: head, summary and foot around the sections; all in one file, without any address in it."""
+"""The report's page: head, summary and foot around the sections. It is one file and names no other address."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from html import escape
 from importlib.resources import files
 
 import gcahng
+from gcahng.config import config_to_dict
 from gcahng.report import sections
 from gcahng.report.contents import Contents, Run
-from gcahng.train.config import config_to_dict
-from gcahng.train.report import metric_title
+from gcahng.runs.metrics_table import metric_title
 
 
 def page(contents: Contents) -> str:
@@ -34,7 +34,7 @@ def page(contents: Contents) -> str:
     )
     style, script = _resource("page.css"), _resource("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    # Nothing but this script runs and nothing is loaded, whatever a class or a file may be called.
+    # Only this script runs and nothing is loaded, whatever a class or a file is called.
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -54,7 +54,7 @@ def page(contents: Contents) -> str:
 </div></header>
 <main>
 {body}
-<footer>Written by gcahng {escape(gcahng.__version__)}. The page needs nothing beside itself.</footer>
+<footer>Written by gcahng {escape(gcahng.__version__)}. The page needs no other file.</footer>
 </main>
 <script>{script}</script>
 </body>
@@ -90,7 +90,7 @@ def _results(contents: Contents) -> str:
 
 
 def _comparison(runs: Sequence[Run]) -> str:
-    """Recall@K, MAP@R and R-Precision of all runs: a table, in per cent, the best of each column bold; and a chart."""
+    """All runs' metrics in percent: a table with the best of each column bold, and a chart of Recall@K."""
     names = [name for name in runs[0].metrics if name not in ("queries", "queries_without_match")]
     top = {name: max(run.metrics.get(name, -1.0) for run in runs) for name in names}
     rows = []
@@ -107,7 +107,7 @@ def _comparison(runs: Sequence[Run]) -> str:
             f'<tr><th>{escape(run.name)}<br><span class="note">{escape(about)}</span></th>{"".join(cells)}</tr>'
         )
     head = "".join(f"<th>{metric_title(name)}</th>" for name in names)
-    table = f"<table><thead><tr><th>per cent</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    table = f"<table><thead><tr><th>percent</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     table = f'<div class="scroll" tabindex="0">{table}</div>'
     return f'<h3>Recall@K against baseline runs</h3><div class="two">{table}{sections.recall_chart(runs)}</div>'
 

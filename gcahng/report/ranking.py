@@ -12,17 +12,17 @@ from torch.nn.functional import normalize
 from gcahng.errors import UserError
 from gcahng.retrieval import nearest
 
-GATHERED = 2**24  # numbers of neighbours at once
+GATHERED = 2**24  # numbers of neighbors at once
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """The nearest neighbours of every query.
+    """The nearest neighbors of every query.
 
     Attributes:
-        labels: (n,) of the queries.
-        gallery_labels: (m,) of what they are searched in.
-        neighbours: (n, k) gallery indices, nearest first.
+        labels: (n,) the classes of the queries.
+        gallery_labels: (m,) the classes of what they are searched in.
+        neighbors: (n, k) gallery indices, nearest first.
         similarities: (n, k) cosines.
         matches: (n,) R, how many other items of the query's class the gallery has.
         precision: (n,) average precision at R, whose mean is MAP@R; NaN where R = 0.
@@ -30,23 +30,24 @@ class Ranking:
 
     labels: Tensor
     gallery_labels: Tensor
-    neighbours: Tensor
+    neighbors: Tensor
     similarities: Tensor
     matches: Tensor
     precision: Tensor
 
     @property
     def right(self) -> Tensor:
-        """(n, k) whether a neighbour is of the query's class."""
-        return self.gallery_labels[self.neighbours] == self.labels[:, None]
+        """(n, k) whether a neighbor is of the query's class."""
+        return self.gallery_labels[self.neighbors] == self.labels[:, None]
 
     def best(self, count: int) -> list[int]:
-        """Queries of the highest precision, one a class; of equal ones those with the widest gap behind the last right
-        neighbour."""
+        """The queries of the highest precision, one from each class; of equal ones those with the widest gap behind
+        the last right neighbor."""
         return self._first_of_classes(torch.stack([-self.precision, -self._gap()]), count)
 
     def worst(self, count: int) -> list[int]:
-        """Queries of the lowest precision, one a class; of equal ones those most similar to a wrong neighbour."""
+        """The queries of the lowest precision, one from each class; of equal ones those most similar to a wrong
+        neighbor."""
         wrong = self.similarities.masked_fill(self.right, -torch.inf).amax(dim=1)
         return self._first_of_classes(torch.stack([self.precision, -wrong]), count)
 
@@ -56,15 +57,15 @@ class Ranking:
         return self._first_of_classes(order[None], count)
 
     def _gap(self) -> Tensor:
-        """(n,) similarity of the R-th neighbour less that of the next; 0 where that is not known."""
+        """(n,) the similarity of the R-th neighbor less that of the next; 0 where that is not known."""
         if self.similarities.shape[1] == 1:
             return torch.zeros(len(self.labels))
         last = self.matches.clamp(1, self.similarities.shape[1] - 1)[:, None]
         return (self.similarities.gather(1, last - 1) - self.similarities.gather(1, last)).squeeze(1)
 
     def _first_of_classes(self, keys: Tensor, count: int) -> list[int]:
-        """The first `count` queries by ascending `keys` (the first key counts most), one of each class as long as there
-        are classes."""
+        """The first `count` queries by ascending `keys`, of which the first counts most: one of each class, then more
+        where there are fewer classes."""
         order = torch.arange(len(self.labels))
         for key in reversed(keys):
             order = order[key[order].sort(stable=True).indices]
@@ -85,9 +86,9 @@ class ConfusedPair:
 
     Attributes:
         classes: both labels, the one with more errors first.
-        errors: images of either whose nearest neighbour is of the other.
-        images: queries of both classes.
-        example: a query and its nearest neighbour, the most similar such pair (gallery index).
+        errors: how many images of either have a nearest neighbor of the other.
+        images: how many queries both classes have.
+        example: the most similar such pair: a query and its nearest neighbor (an index of the gallery).
     """
 
     classes: tuple[int, int]
@@ -99,17 +100,21 @@ class ConfusedPair:
 def rank(
     embeddings: Tensor,
     labels: Tensor,
-    neighbours: int,
+    neighbors: int,
     gallery_embeddings: Tensor | None = None,
     gallery_labels: Tensor | None = None,
 ) -> Ranking:
-    """Find the neighbours of every query, at least `neighbours` and as many as its average precision needs.
+    """Find the neighbors of every query, at least `neighbors` and as many as its average precision needs.
 
     Args:
         embeddings: (n, D) of the queries.
-        labels: (n,).
-        neighbours: fewer only where the gallery is smaller.
-        gallery_embeddings, gallery_labels: (m, D) and (m,); None: the queries themselves, each without itself.
+        labels: (n,) of the queries.
+        neighbors: how many at least; there are fewer only where the gallery is smaller.
+        gallery_embeddings: (m, D); None: each query is searched among the other queries.
+        gallery_labels: (m,); None with the gallery.
+
+    Returns:
+        The neighbors and what they are worth.
 
     Raises:
         UserError: no query has another item of its class to find.
@@ -121,26 +126,33 @@ def rank(
     classes = int(max(labels.max(), gallery_labels.max())) + 1
     matches = torch.bincount(gallery_labels, minlength=classes)[labels] - int(own)
     if not (matches > 0).any():
-        raise UserError("labels must give some query another item of its class to find, all have R = 0")
-    k = min(max(neighbours, int(matches.max()) + 1), len(gallery) - int(own))
-    found = nearest(embeddings, k, gallery_embeddings=None if own else gallery)
+        raise UserError("no query has another item of its class to find, all have R = 0; labels must repeat a class")
+    k = min(max(neighbors, int(matches.max()) + 1), len(gallery) - int(own))
+    nearest_items = nearest(embeddings, k, gallery_embeddings=None if own else gallery)
     queries, items = normalize(embeddings, dim=1), normalize(gallery, dim=1)
     at_once = max(1, GATHERED // (k * items.shape[1]))
     similarities = torch.cat(
         [
             (items[rows] @ query[:, :, None]).squeeze(2)
-            for rows, query in zip(found.split(at_once), queries.split(at_once), strict=True)
+            for rows, query in zip(nearest_items.split(at_once), queries.split(at_once), strict=True)
         ]
     )
-    right = (gallery_labels[found] == labels[:, None]) & (torch.arange(k) < matches[:, None])
+    right = (gallery_labels[nearest_items] == labels[:, None]) & (torch.arange(k) < matches[:, None])
     precision = right.cumsum(dim=1).double() / torch.arange(1, k + 1)
     # 0 / 0, a NaN, for queries without a match.
-    return Ranking(labels, gallery_labels, found, similarities, matches, (precision * right).sum(dim=1) / matches)
+    return Ranking(
+        labels, gallery_labels, nearest_items, similarities, matches, (precision * right).sum(dim=1) / matches
+    )
 
 
 def confused_pairs(ranking: Ranking, count: int) -> list[ConfusedPair]:
-    """The pairs of classes with the most images whose nearest neighbour is of the other class."""
-    nearest_label = ranking.gallery_labels[ranking.neighbours[:, 0]]
+    """The pairs of classes with the most images whose nearest neighbor is of the other class, most first.
+
+    Args:
+        ranking: of all queries.
+        count: how many pairs at most.
+    """
+    nearest_label = ranking.gallery_labels[ranking.neighbors[:, 0]]
     wrong = ((nearest_label != ranking.labels) & (ranking.matches > 0)).nonzero().squeeze(1)
     errors: dict[tuple[int, int], list[int]] = defaultdict(list)
     for query in wrong.tolist():
@@ -156,7 +168,7 @@ def confused_pairs(ranking: Ranking, count: int) -> list[ConfusedPair]:
                 classes=(a, b) if 2 * from_a >= len(queries) else (b, a),
                 errors=len(queries),
                 images=int(sizes[a] + sizes[b]),
-                example=(shown, int(ranking.neighbours[shown, 0])),
+                example=(shown, int(ranking.neighbors[shown, 0])),
             )
         )
     return pairs

@@ -11,37 +11,37 @@ from torch import Tensor
 
 from gcahng.data import ImageFiles, LabeledImages
 from gcahng.report.charts import Line, bar_chart, line_chart
-from gcahng.report.contents import NEIGHBOURS, Contents, Run
+from gcahng.report.contents import NEIGHBORS, Contents, Run
 from gcahng.report.ranking import confused_pairs
 from gcahng.report.thumbnails import SPRITE_COLUMNS, data_uri, sprite
-from gcahng.train.records import LOSSES, metric_names, series
-from gcahng.train.report import metric_title
+from gcahng.runs.metrics_table import metric_title
+from gcahng.runs.records import LOSSES, metric_names, series
 
 PAIRS = 12
-COLOURS = 6
+COLORS = 6
 MAP_WIDTH, MAP_HEIGHT, MAP_MARGIN = 900, 640, 20
 
 
 def empty(reason: str) -> str:
-    """In the place of a part that has nothing to show."""
+    """What a part shows that has nothing else to show."""
     return f'<p class="empty">{escape(reason)}</p>'
 
 
 def recall_chart(runs: Sequence[Run]) -> str:
-    """Recall@K over K, a line a run."""
+    """Recall@K over K, one line for each run."""
     ks = sorted(int(name.removeprefix("recall@")) for name in runs[0].metrics if name.startswith("recall@"))
     lines = [
         Line(
             run.name,
             [(i, 100 * run.metrics[f"recall@{k}"]) for i, k in enumerate(ks) if f"recall@{k}" in run.metrics],
-            colour=place % COLOURS + 1,
+            color=place % COLORS + 1,
             dashed=place > 0,
             dots=True,
         )
         for place, run in enumerate(runs)
     ]
     return line_chart(
-        lines, title="Recall@K", note="per cent", x_label="K", x_names=[str(k) for k in ks]
+        lines, title="Recall@K", note="percent", x_label="K", x_names=[str(k) for k in ks]
     )  # fmt: skip
 
 
@@ -53,20 +53,20 @@ def curves(contents: Contents) -> str:
     charts = []
     for name in ("map@r", "recall@1"):
         lines = [
-            Line(other.name, _per_cent(series(other.records, kind, name)), place % COLOURS + 1, place > 0, dots=True)
+            Line(other.name, _per_cent(series(other.records, kind, name)), place % COLORS + 1, place > 0, dots=True)
             for place, other in enumerate(runs)
         ]
         lines = [line for line in lines if line.points]
         if lines:
-            charts.append(line_chart(lines, title=metric_title(name), note=f"per cent, {classes}"))
+            charts.append(line_chart(lines, title=metric_title(name), note=f"percent, {classes}"))
     recalls = metric_names(run.records, kind)
     recalls = [name for name in recalls if name.startswith("recall@")]
     lines = [
-        Line(metric_title(name), _per_cent(series(run.records, kind, name)), i % COLOURS + 1, i >= COLOURS)
+        Line(metric_title(name), _per_cent(series(run.records, kind, name)), i % COLORS + 1, i >= COLORS)
         for i, name in enumerate(recalls)
     ]
     if lines:
-        charts.append(line_chart(lines, title="Recall@K", note=f"per cent, {classes}, this run"))
+        charts.append(line_chart(lines, title="Recall@K", note=f"percent, {classes}, this run"))
     for name, meaning in LOSSES.items():
         points = series(run.records, "train", name)
         if points:
@@ -82,13 +82,13 @@ def negatives(run: Run) -> str:
     if not records:
         if run.loss.startswith("gca_hng"):
             return empty(
-                "The run did not record its negatives: it is older than this record, or its metrics.jsonl is not here."
+                "The run did not record its negatives: it is older than this record, or its metrics.jsonl is missing."
             )
         return empty(f"The loss {run.loss} generates no negatives.")
 
-    def line(name: str, title: str, colour: int, band: bool = False, dashed: bool = False) -> Line:
+    def line(name: str, title: str, color: int, band: bool = False, dashed: bool = False) -> Line:
         edges = [(r["step"], r[f"{name}_p10"], r[f"{name}_p90"]) for r in records] if band else ()
-        return Line(title, [(r["step"], r[name]) for r in records], colour, dashed, band=edges)
+        return Line(title, [(r["step"], r[name]) for r in records], color, dashed, band=edges)
 
     distances = line_chart(
         [
@@ -112,7 +112,7 @@ def negatives(run: Run) -> str:
     nearer = line_chart(
         [Line("", [(r["step"], 100 * r["nearer"]) for r in records], 2, dots=True)],
         title="Harder than real",
-        note="per cent nearer than every real sample of their class",
+        note="percent nearer than every real sample of their class",
         from_zero=True,
     )
     first, last = records[0], records[-1]
@@ -120,7 +120,7 @@ def negatives(run: Run) -> str:
         last["theta_histogram"],
         first["theta_histogram"] if len(records) > 1 else None,
         title="Distribution of θ",
-        note=f"per cent in each of {len(last['theta_histogram'])} bins",
+        note=f"percent in each of {len(last['theta_histogram'])} bins",
         x_label="θ, all channels, samples of different classes",
         key=(f"step {last['step']:,}", f"step {first['step']:,}"),
     )
@@ -144,7 +144,7 @@ def negatives(run: Run) -> str:
 
 
 def queries(contents: Contents) -> str:
-    """Grids of the best, the worst and random queries with their neighbours."""
+    """Grids of the best, the worst and random queries with their neighbors."""
     ranking, count = contents.ranking, contents.queries
     grids = (
         ("Best", "highest AP@R, one query a class", ranking.best(count)),
@@ -152,8 +152,8 @@ def queries(contents: Contents) -> str:
         ("Random", "one query a class", ranking.random(count, contents.seed)),
     )
     about = (
-        "A query with its average precision at R (their mean is MAP@R), then its nearest images, nearest first, each "
-        "with its cosine similarity. "
+        "Each row is a query with its average precision at R (the mean of all is MAP@R), then its nearest images, "
+        "nearest first, each with its cosine similarity. "
         '<span class="right"><b class="mark">✓</b></span> and a solid frame: of the query’s class. '
         '<span class="wrong"><b class="mark">✗</b></span> and a dashed frame: of another class.'
     )
@@ -168,35 +168,35 @@ def confused(contents: Contents) -> str:
     """Pairs of classes that are taken for one another."""
     pairs = confused_pairs(contents.ranking, PAIRS)
     if not pairs:
-        return empty("Every query's nearest neighbour is of its own class.")
+        return empty("Every query's nearest neighbor is of its own class.")
     names = contents.images.class_names
     cards = []
     for pair in pairs:
-        query, found = pair.example
-        pictures = _picture(contents.images, query, "query") + _picture(contents.gallery, found, "its nearest")
+        query, nearest = pair.example
+        pictures = _picture(contents.images, query, "query") + _picture(contents.gallery, nearest, "its nearest")
         a, b = (escape(names[label]) for label in pair.classes)
         share = f"{pair.errors} of {pair.images} images find the other class first"
         cards.append(f'<div class="pair">{pictures}<div><b>{a}</b> / <b>{b}</b><span>{share}</span></div></div>')
-    about = "Pairs of classes with the most images whose nearest neighbour is of the other class, and one such image."
+    about = "Pairs of classes with the most images whose nearest neighbor is of the other class, and one such image."
     return f'<p class="note">{about}</p><div class="pairs">{"".join(cards)}</div>'
 
 
 def embedding_map(contents: Contents) -> str:
-    """Points in the plane, coloured by class; the page's script shows a point's image."""
-    found, images = contents.map, contents.images
-    rows = found.rows.tolist()
-    labels = images.labels[found.rows]
+    """Points in the plane, colored by class; the page's script shows a point's image."""
+    points, images = contents.map, contents.images
+    rows = points.rows.tolist()
+    labels = images.labels[points.rows]
     present = labels.unique()
     places = {int(label): place for place, label in enumerate(present)}
     ranking = contents.ranking
-    lost = ~ranking.right[found.rows, 0] & (ranking.matches[found.rows] > 0)
+    lost = ~ranking.right[points.rows, 0] & (ranking.matches[points.rows] > 0)
     circles = []
-    middle, scale = _fit(found.places)
-    for (x, y), label, is_lost in zip(found.places.tolist(), labels.tolist(), lost.tolist(), strict=True):
+    middle, scale = _fit(points.places)
+    for (x, y), label, is_lost in zip(points.places.tolist(), labels.tolist(), lost.tolist(), strict=True):
         cx, cy = MAP_WIDTH / 2 + scale * (x - middle[0]), MAP_HEIGHT / 2 - scale * (y - middle[1])
         # Hues a golden angle apart, at three lightnesses that show on white and on black.
-        colour = f"hsl({places[label] * 137.508 % 360:.0f} 65% {(50, 40, 60)[places[label] % 3]}%)"
-        circles.append(f'<circle{" class=lost" if is_lost else ""} cx="{cx:.1f}" cy="{cy:.1f}" r="5" fill="{colour}"/>')
+        color = f"hsl({places[label] * 137.508 % 360:.0f} 65% {(50, 40, 60)[places[label] % 3]}%)"
+        circles.append(f'<circle{" class=lost" if is_lost else ""} cx="{cx:.1f}" cy="{cy:.1f}" r="5" fill="{color}"/>')
     picture, side = sprite(images, rows)
     known = {
         "side": side,
@@ -209,13 +209,13 @@ def embedding_map(contents: Contents) -> str:
     data = json.dumps(known, separators=(",", ":")).replace("<", "\\u003c")
     axes = (
         "UMAP"
-        if found.method == "umap"
-        else f"PCA; the two components hold {100 * found.explained:.0f} % of the variance"
+        if points.method == "umap"
+        else f"PCA; the two components hold {100 * points.explained:.0f} % of the variance"
     )
     about = (
-        f"{len(rows):,} of {len(images):,} test images: all of {len(present):,} random classes, a colour each. {axes}. "
-        "A rim: the nearest neighbour is of another class. Point at an image, or use the arrow keys, to see it and its "
-        "class."
+        f"{len(rows):,} of {len(images):,} test images: all of {len(present):,} random classes, a color each. {axes}. "
+        "A rim says that the nearest neighbor is of another class. Point at an image, or use the arrow keys, to see it "
+        "and its class."
     )
     label = f"Map of {len(rows)} images of {len(present)} classes"
     return (
@@ -236,12 +236,12 @@ def _fit(places: Tensor) -> tuple[tuple[float, float], float]:
 
 def _query(contents: Contents, query: int) -> str:
     ranking = contents.ranking
-    found = ranking.neighbours[query, :NEIGHBOURS].tolist()
+    neighbors = ranking.neighbors[query, :NEIGHBORS].tolist()
     right, similarities = ranking.right[query].tolist(), ranking.similarities[query].tolist()
     precision = f'<span class="score">AP@R {100 * float(ranking.precision[query]):.0f} %</span>'
     head = f'<div class="item">{_item(contents.images, query)}{precision}</div>'
     items = []
-    for item, is_right, similarity in zip(found, right, similarities, strict=False):
+    for item, is_right, similarity in zip(neighbors, right, similarities, strict=False):
         mark = f'<span class="mark">{"✓" if is_right else "✗"}</span> <span class="score">{similarity:.3f}</span>'
         kind = "right" if is_right else "wrong"
         items.append(f'<li class="item {kind}">{_item(contents.gallery, item)}{mark}</li>')

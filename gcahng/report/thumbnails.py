@@ -6,9 +6,9 @@ import base64
 import io
 from typing import TYPE_CHECKING
 
-from gcahng._extras import require
 from gcahng.data import ImageFiles, LabeledImages, read_rgb
 from gcahng.errors import UserError
+from gcahng.extras import require
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -19,12 +19,20 @@ SPRITE_COLUMNS = 32
 
 
 def data_uri(images: LabeledImages, index: int) -> str:
-    """Image `index`, a square from its middle, at most `SIDE` pixels wide."""
+    """Image `index` as a square from its middle, at most `SIDE` pixels wide."""
     return _encode(_square(images, index, SIDE))
 
 
 def sprite(images: LabeledImages, indices: list[int]) -> tuple[str, int]:
-    """One picture of the images in rows of `SPRITE_COLUMNS`, and the side in pixels of each."""
+    """One picture of several images.
+
+    Args:
+        images: that they are among.
+        indices: which images.
+
+    Returns:
+        A data URI of the images in rows of `SPRITE_COLUMNS`, and the side of each in pixels.
+    """
     from PIL import Image
 
     squares = [_square(images, index, SPRITE_SIDE) for index in indices]
@@ -37,7 +45,7 @@ def sprite(images: LabeledImages, indices: list[int]) -> tuple[str, int]:
 
 
 def _square(images: LabeledImages, index: int, side: int) -> Image:
-    """Grey or RGB; small images keep their size, all others are scaled to `side`."""
+    """An image, gray or RGB; small images stay as they are, all others are scaled to `side`."""
     require("PIL", extra="train", purpose="pictures are drawn")
     from PIL import Image, ImageOps
 
@@ -57,6 +65,6 @@ def _encode(picture: Image) -> str:
     if not features.check("webp"):
         raise UserError("Pillow was built without WebP, which the report's pictures need; pip install pillow brings it")
     buffer = io.BytesIO()
-    drawing = picture.mode == "L"  # sharp edges, which lossless keeps in fewer bytes
+    drawing = picture.mode == "L"  # its sharp edges take fewer bytes without loss
     picture.save(buffer, "WEBP", lossless=drawing, quality=75, method=4)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

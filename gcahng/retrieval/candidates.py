@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gcahng._extras import require
 from gcahng.errors import UserError
+from gcahng.extras import require
 from gcahng.retrieval.rows import Rows
 
 BACKENDS = ("auto", "torch", "faiss")

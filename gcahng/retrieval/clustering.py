@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gcahng._extras import require
 from gcahng.errors import UserError
+from gcahng.extras import require
 from gcahng.retrieval.candidates import faiss_sees_gpus, warn_once_without_faiss
 from gcahng.retrieval.index_base import prepared
 from gcahng.retrieval.metrics import check_labels

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gcahng._extras import require
 from gcahng.errors import UserError
+from gcahng.extras import require
+from gcahng.files import atomic_write, write_json
 from gcahng.retrieval.items import EmbeddingModel, Items, Source, items_from, model_from, unnamed
 from gcahng.retrieval.rows import dtype_name
-from gcahng.train.files import atomic_write, write_json
 
 FORMAT = "gcahng-embeddings-1"
 SUFFIXES = (".safetensors", ".npy")

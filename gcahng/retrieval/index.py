@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gcahng._extras import require
 from gcahng.errors import UserError
+from gcahng.extras import require
+from gcahng.progress import Progress
 from gcahng.retrieval.candidates import choose_backend
-from gcahng.retrieval.index_base import KINDS, METRICS, Index, IndexSettings, Progress, SearchResult
+from gcahng.retrieval.index_base import KINDS, METRICS, Index, IndexSettings, SearchResult
 from gcahng.retrieval.index_faiss import FaissIndex
 from gcahng.retrieval.index_torch import TorchIndex
 from gcahng.retrieval.neighbors import nearest

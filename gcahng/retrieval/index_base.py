@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import BinaryIO, NamedTuple
 
@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from gcahng.errors import UserError
+from gcahng.progress import Progress
 from gcahng.retrieval.rows import check_embeddings, check_norms, split
 
 KINDS = ("flat", "ivf_flat", "ivf_pq", "hnsw")
 METRICS = ("cosine", "euclidean")
-
-Progress = Callable[[int, int], None]
 
 # Smallest and largest value of settings. faiss stores them in a C int, and it crashes with one link per node.
 _C_INT = 2**31 - 1

@@ -18,7 +18,6 @@ import json
 import os
 import struct
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,10 +26,11 @@ import numpy as np
 import torch
 
 from gcahng.errors import UserError
+from gcahng.files import atomic_write
+from gcahng.progress import Progress
 from gcahng.retrieval.embeddings import EmbeddingSet, decode_names, encode_names
 from gcahng.retrieval.index import Index, IndexSettings, SearchResult, build_index, read_index
 from gcahng.retrieval.items import EmbeddingModel, Items, items_from, model_from
-from gcahng.train.files import atomic_write
 
 MAGIC = b"GCAHNGIX"
 VERSION = 1
@@ -41,8 +41,6 @@ _DIGEST_SIZE = hashlib.sha256().digest_size
 _BLOCK = 1 << 22
 # Alignment of the payload, the same as in numpy's files, so that its rows can be mapped into memory.
 _ALIGNMENT = 64
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

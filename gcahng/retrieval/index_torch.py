@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from gcahng.errors import UserError
+from gcahng.progress import Progress
 from gcahng.retrieval.candidates import float32_products_are_float32, smallest, square_distances
-from gcahng.retrieval.index_base import ROWS, Index, Progress, write_rows
+from gcahng.retrieval.index_base import ROWS, Index, write_rows
 
 # Gallery rows that are compared at once.
 _BLOCK = 1 << 16

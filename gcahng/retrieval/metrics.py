@@ -18,7 +18,7 @@ is the whole gallery, the three agree.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, overload
 
@@ -26,11 +26,10 @@ import torch
 from torch import Tensor
 
 from gcahng.errors import UserError
+from gcahng.progress import Progress
 from gcahng.retrieval.plan import RetrievalPlan
 from gcahng.retrieval.queries import QueryMetrics
 from gcahng.retrieval.rows import check_embeddings, dtype_name, split
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
-"""Training and evaluation of embedding networks."""
+"""Training of embedding networks: `fit` trains a `TrainConfig`, and `resume` continues a run."""
 
-from gcahng.train.config import BackboneConfig, DataConfig, GcaConfig, OptimizerConfig, TrainConfig
+from gcahng.config import BackboneConfig, GcaConfig, OptimizerConfig, TrainConfig
+from gcahng.data.config import DataConfig
 from gcahng.train.finite import NonFinite
 from gcahng.train.loop import fit, resume
 from gcahng.train.session import TrainingInterrupted

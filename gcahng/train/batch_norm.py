@@ -15,8 +15,9 @@ _SHAREABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class SharedBatchNorm(_BatchNorm):
-    """nn.SyncBatchNorm, which knows GPUs alone, for the CPU: in training it normalises by mean and variance over the
-    parts of all processes, which are equally large.
+    """What nn.SyncBatchNorm, which needs GPUs, is for the CPU.
+
+    In training it normalizes by mean and variance over the parts of all processes, which are equally large.
 
     Args:
         arguments: of a BatchNorm.
@@ -28,26 +29,26 @@ class SharedBatchNorm(_BatchNorm):
         self._ranks = ranks
 
     def _check_input_dim(self, input: Tensor) -> None:
-        pass  # any
+        pass  # any number of dimensions
 
     def forward(self, input: Tensor) -> Tensor:
-        """(n / count, C, …) → the same."""
+        """(n / count, C, …), the part of this process → the same shape."""
         if not self.training:
             return super().forward(input)
         x = input.to(self.running_mean.dtype) if self.running_mean is not None else input
         others = [0, *range(2, x.ndim)]
         shape = (1, -1, *[1] * (x.ndim - 2))
         mean = self._mean(x.mean(others))
-        centred = x - mean.view(shape)
-        variance = self._mean(centred.square().mean(others))
+        centered = x - mean.view(shape)
+        variance = self._mean(centered.square().mean(others))
         self._follow(mean.detach(), variance.detach(), self._ranks.count * x.numel() // x.shape[1])
         scale = torch.rsqrt(variance + self.eps)
         if self.weight is not None:
             scale = scale * self.weight
-        found = centred * scale.view(shape)
+        normalized = centered * scale.view(shape)
         if self.bias is not None:
-            found = found + self.bias.view(shape)
-        return found.to(input.dtype)
+            normalized = normalized + self.bias.view(shape)
+        return normalized.to(input.dtype)
 
     def _mean(self, own: Tensor) -> Tensor:
         return _Sum.apply(own, self._ranks) / self._ranks.count
@@ -68,20 +69,19 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, own: Tensor, ranks: Ranks) -> Tensor:
         ctx.ranks = ranks
-        found = own.clone()
-        ranks.add_up(found)
-        return found
+        total = own.clone()
+        ranks.add_up(total)
+        return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        found = gradient.clone()
-        ctx.ranks.add_up(found)
-        return found, None
+        total = gradient.clone()
+        ctx.ranks.add_up(total)
+        return total, None
 
 
 def share_batch_norm(model: nn.Module, ranks: Ranks, name: str) -> None:
-    """Puts a shared one in the place of each BatchNorm of `model` that follows the batches; names of parameters and
-    buffers stay.
+    """Replace each BatchNorm of a model that is in training mode by a shared one, with the same parameters and buffers.
 
     Args:
         model: in training mode, on its device.
@@ -89,7 +89,7 @@ def share_batch_norm(model: nn.Module, ranks: Ranks, name: str) -> None:
         name: of the network, for the error.
 
     Raises:
-        UserError: one is of a kind of its own.
+        UserError: a BatchNorm is of a class that has no shared form.
     """
     for module in list(model.modules()):
         for child_name, child in list(module.named_children()):
@@ -98,7 +98,7 @@ def share_batch_norm(model: nn.Module, ranks: Ranks, name: str) -> None:
             if type(child) not in _SHAREABLE:
                 raise UserError(
                     f"backbone.name is {name}, whose {type(child).__name__} cannot be shared among processes; set "
-                    "backbone.freeze_bn true, or train in one process"
+                    "backbone.freeze_bn to true, or train in one process"
                 )
             setattr(module, child_name, _shared(child, ranks))
 
@@ -106,10 +106,10 @@ def share_batch_norm(model: nn.Module, ranks: Ranks, name: str) -> None:
 def _shared(norm: _BatchNorm, ranks: Ranks) -> _BatchNorm:
     arguments = norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats
     if any(tensor.is_cuda for tensor in (*norm.parameters(), *norm.buffers())):
-        found: _BatchNorm = nn.SyncBatchNorm(*arguments, process_group=ranks.group)
+        shared: _BatchNorm = nn.SyncBatchNorm(*arguments, process_group=ranks.group)
     else:
-        found = SharedBatchNorm(*arguments, ranks=ranks)
-    found.weight, found.bias = norm.weight, norm.bias
+        shared = SharedBatchNorm(*arguments, ranks=ranks)
+    shared.weight, shared.bias = norm.weight, norm.bias
     for name, buffer in norm.named_buffers():
-        setattr(found, name, buffer)
-    return found.train(norm.training)
+        setattr(shared, name, buffer)
+    return shared.train(norm.training)

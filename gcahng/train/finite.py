@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: found before they reach a checkpoint."""
+"""Finds losses and gradients that are not finite before they reach a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,13 +15,18 @@ _NAMED_IMAGES = 3
 
 
 class NonFinite(UserError):
-    """A loss or a gradient is infinite or no number.
+    """A loss or a gradient is infinite or NaN.
 
     Args:
-        step: of the run; the first is 1.
-        values: all that were looked at, in the order in which they arise.
+        step: of the run, counted from 1.
+        values: all values of the step, in the order in which they arise.
         images: the names of the batch's images.
-        advice: what to do, added to the message.
+        advice: what to do, which is added to the message.
+
+    Attributes:
+        step: of the run.
+        values: those that are not finite.
+        images: the names of the batch's images.
     """
 
     def __init__(self, step: int, values: Mapping[str, float], images: list[str], advice: str = "") -> None:
@@ -36,12 +41,12 @@ class NonFinite(UserError):
         self.step, self.values, self.images = step, bad, images
 
     def with_advice(self, advice: str) -> NonFinite:
-        """The same with what to do about it."""
+        """The same error, which also says what to do."""
         return NonFinite(self.step, self.values, self.images, advice)
 
 
 def largest(gradients: list[Tensor]) -> Tensor:
-    """The largest absolute entry, 0-dim; NaN where one is NaN. Unlike a sum of squares it does not overflow."""
+    """The largest absolute entry, 0-dim; NaN if an entry is NaN. Unlike a sum of squares it does not overflow."""
     return nn.utils.get_total_norm(gradients, norm_type=float("inf"))
 
 
@@ -49,8 +54,8 @@ class FiniteWatch:
     """Looks at the values of each step.
 
     Args:
-        deferred: a step's values are read when those of the next one are there, so that a GPU need not be waited for.
-            `settle` reads what is left.
+        deferred: whether a step's values are read one step later, so that nothing waits for the GPU. `settle` reads the
+            last ones.
     """
 
     def __init__(self, deferred: bool) -> None:
@@ -58,10 +63,15 @@ class FiniteWatch:
         self._unread: _Unread | None = None
 
     def look(self, step: int, values: Mapping[str, Tensor], images: Callable[[], list[str]]) -> None:
-        """Take the 0-dim `values` of `step`.
+        """Take the values of a step.
+
+        Args:
+            step: of the run.
+            values: 0-dim tensors by name.
+            images: returns the names of the batch's images.
 
         Raises:
-            NonFinite: one of them is not finite; if deferred, of the step before.
+            NonFinite: a value is not finite; if deferred, one of the step before.
         """
         stacked = torch.stack([value.detach().float() for value in values.values()])
         if not self._deferred:
@@ -78,10 +88,10 @@ class FiniteWatch:
         self._unread = _Unread(step, list(values), stacked, event, lambda: names)
 
     def settle(self) -> None:
-        """Read what has not been read.
+        """Read the values that have not been read.
 
         Raises:
-            NonFinite: see `look`; again each time, since what followed from the values is there to stay.
+            NonFinite: see `look`. Each call raises it again, because the weights remain spoiled.
         """
         if self._unread is not None:
             self._unread.check()

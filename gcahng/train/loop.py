@@ -1,4 +1,4 @@
-"""Training from a config to a run folder, and from a run folder to its end."""
+"""Training: `fit` makes a run folder from a config, and `resume` continues one to its end."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from typing import Any
 
 import torch
 
-from gcahng._extras import require
+from gcahng.config import TrainConfig, config_from_dict, config_to_dict
 from gcahng.data import DataSplits, load_data
+from gcahng.devices import deterministic, resolve_device, torch_threads
 from gcahng.errors import UserError
-from gcahng.train.checkpoint import FOLDER, newest_checkpoint
-from gcahng.train.config import TrainConfig, config_from_dict, config_to_dict
-from gcahng.train.devices import deterministic, resolve_device, torch_threads
-from gcahng.train.files import check_run_folder, make_run_folder, remove_temporaries, run_lock, write_text, writing
-from gcahng.train.measure import check_matches
+from gcahng.extras import require
+from gcahng.files import remove_temporaries, write_text, writing
+from gcahng.runs.checkpoint import FOLDER, newest_checkpoint
+from gcahng.runs.run_folder import check_run_folder, make_run_folder, run_lock
+from gcahng.runs.versions import versions
 from gcahng.train.processes import Processes, run_processes
-from gcahng.train.report import Reporter, reporter
 from gcahng.train.session import SUMMARY, Session, selects_on
+from gcahng.train.split_metrics import check_matches
+from gcahng.train.terminal import Terminal, terminal_for
 from gcahng.train.trainer import Trainer
-from gcahng.train.versions import versions
 
 CONFIG = "config.yaml"
 
@@ -33,12 +34,12 @@ def fit(config: TrainConfig, *, verbose: bool = False) -> dict[str, Any]:
 
     The folder holds config.yaml (all options, the versions as a comment), metrics.jsonl, tensorboard/, checkpoints/
     (last.pt, previous.pt, best.pt where something chooses it, step-N.pt, and the weights of each as .safetensors),
-    curves.png, retrieval.png and, written last, summary.json. A run that ended before, however it did, is finished by
-    `resume`.
+    curves.png, retrieval.png and, written last, summary.json. A run that has no summary.json, however it ended, is
+    finished by `resume`.
 
     Args:
         config: what to train.
-        verbose: report on standard output, with a progress bar if it is a terminal.
+        verbose: whether progress is printed on standard output, with a progress bar if it is a terminal.
 
     Returns:
         What summary.json holds: "test" with "recall@1", …, "map@r", "r_precision" of the last checkpoint as fractions
@@ -46,9 +47,9 @@ def fit(config: TrainConfig, *, verbose: bool = False) -> dict[str, Any]:
         steps alone, and more; and "out", the run folder.
 
     Raises:
-        UserError: a value of `config` that cannot be, a run folder that is not empty, a missing extra, a loss or a
-            gradient that is not finite (NonFinite), a file that cannot be written (CannotWrite).
-        TrainingInterrupted: on SIGINT and SIGTERM in the main thread.
+        UserError: a value of `config` is wrong, the run folder is not empty, an extra is missing, a loss or a gradient
+            is not finite (NonFinite), or a file cannot be written (CannotWrite).
+        TrainingInterrupted: SIGINT or SIGTERM came in the main thread.
     """
     with run_processes() as processes, ExitStack() as open_now:
         with processes.together():
@@ -65,11 +66,11 @@ def fit(config: TrainConfig, *, verbose: bool = False) -> dict[str, Any]:
         processes.on_first(lambda: _hold(open_now, run))
         config = trainer.config = replace(trainer.config, out=str(run))
         processes.on_first(lambda: _write_config(run, config))
-        report = reporter(verbose, processes.first)
-        open_now.callback(report.close)
+        terminal = terminal_for(verbose, processes.first)
+        open_now.callback(terminal.close)
         with processes.together():
-            _announce(report, trainer, data, f"writes {run}")
-        return Session(trainer, data, report, {}, resumed=0).finish()
+            _announce(terminal, trainer, data, f"writes {run}")
+        return Session(trainer, data, terminal, {}, resumed=0).finish()
 
 
 def resume(
@@ -83,33 +84,33 @@ def resume(
     skip_unreadable: bool | None = None,
     verbose: bool = False,
 ) -> dict[str, Any]:
-    """Go on with a run that was ended before its end; the same as `gcahng train --resume RUN`.
+    """Continue a run that stopped before its end; the same as `gcahng train --resume RUN`.
 
-    The run goes on from its newest checkpoint that can be read (from its start if it has none yet) and ends with the
-    weights that it would have had without the interruption, bit for bit: on the CPU with the same number of threads, on
-    CUDA with `deterministic`. A run that has finished is left as it is.
+    The run continues from its newest checkpoint that can be read, or from its start if it has none yet. It ends with
+    the weights that it would have had without the interruption, bit for bit: on the CPU with the same number of
+    threads, on CUDA with `deterministic`. A finished run is not changed.
 
     Args:
-        run: the folder.
-        device, threads, root, workers, skip_nonfinite, skip_unreadable: in the place of the run's own; None keeps them.
-            Another device or another number of threads changes the last bits.
-        verbose: report on standard output, with a progress bar if it is a terminal.
+        run: the run folder.
+        device, threads, root, workers, skip_nonfinite, skip_unreadable: options that replace the run's own; None: the
+            run's own. Another device or another number of threads changes the last bits.
+        verbose: whether progress is printed on standard output, with a progress bar if it is a terminal.
 
     Returns:
         As `fit`.
 
     Raises:
-        UserError: no run folder, a run that another process trains, no checkpoint that can be read; and as `fit`.
-        TrainingInterrupted: on SIGINT and SIGTERM in the main thread.
+        UserError: there is no such run folder, another process trains the run, no checkpoint can be read; and as `fit`.
+        TrainingInterrupted: SIGINT or SIGTERM came in the main thread.
     """
     run = Path(run)
     with run_processes() as processes, ExitStack() as open_now:
         summary = processes.on_first(lambda: _finished_or_begun(run))
         if summary is not None:
             return summary
-        report = reporter(verbose, processes.first)
-        open_now.callback(report.close)
-        before, state = processes.on_first(lambda: _take_up(run, report, open_now))
+        terminal = terminal_for(verbose, processes.first)
+        open_now.callback(terminal.close)
+        before, state = processes.on_first(lambda: _take_up(run, terminal, open_now))
         with processes.together():
             config = replace(
                 before,
@@ -127,7 +128,7 @@ def resume(
             config.check()
             _require_extras(config)
         for difference in _differences(before, config, state, processes):
-            report.warning(f"{difference}; the last bits may differ from those of an uninterrupted run")
+            terminal.warning(f"{difference}; the last bits may differ from those of an uninterrupted run")
         open_now.enter_context(_surroundings(config))
         data, trainer = _begin(config, processes, pretrained=not state)
         open_now.callback(trainer.close)
@@ -135,36 +136,37 @@ def resume(
             if state:
                 trainer.load_state_dict(state)
         if state and state["data_digest"] != data.digest:
-            report.warning(
-                "files of the data set have other sizes than when the checkpoint was written; the run goes on with them"
+            terminal.warning(
+                "files of the data set have other sizes than when the checkpoint was written; the run continues with "
+                "them"
             )
         with processes.together():
-            _announce(report, trainer, data, f"goes on in {run} after step {trainer.step}")
+            _announce(terminal, trainer, data, f"continues in {run} after step {trainer.step}")
         resumed = state.get("resumed", 0) + 1
-        return Session(trainer, data, report, state, resumed).finish()
+        return Session(trainer, data, terminal, state, resumed).finish()
 
 
 def finished(run: Path) -> dict[str, Any] | None:
-    """The summary of a run that has come to its end, with "out", the folder; None: it has not."""
+    """The summary of a finished run and "out", its folder; None if the run has not finished."""
     path = run / SUMMARY
     return {**json.loads(path.read_text()), "out": str(run)} if path.is_file() else None
 
 
 def _own_device(name: str, processes: Processes) -> torch.device:
-    """The device that `name` means; of several processes each has the GPU of its local rank (see run_processes)."""
+    """The device that `name` means; each of several processes has the GPU of its local rank (see `run_processes`)."""
     if processes.count > 1 and name.startswith("cuda:"):
         raise UserError(f"device is {name!r}; each of {processes.count} processes takes a GPU of its own: give cuda")
     device = resolve_device(name)
-    if device.type == "cuda" and processes.count > 1 and processes.local_rank >= (found := torch.cuda.device_count()):
+    if device.type == "cuda" and processes.count > 1 and processes.local_rank >= (devices := torch.cuda.device_count()):
         raise UserError(
-            f"device is {name!r}; PyTorch finds {found} CUDA devices here, and there are more processes: start as many "
-            "as there are devices, or give cpu"
+            f"device is {name!r}; PyTorch finds {devices} CUDA devices here, and there are more processes: start as "
+            "many as there are devices, or give cpu"
         )
     return device
 
 
 def _begin(config: TrainConfig, processes: Processes, *, pretrained: bool) -> tuple[DataSplits, Trainer]:
-    """The data and a trainer that has made no step; on each machine its first process fetches and indexes for all."""
+    """The data and a new trainer. The first process of each machine downloads and indexes for the others."""
     with processes.together(), processes.in_turn():
         data = load_data(config.data)
         check_matches(data)
@@ -175,20 +177,24 @@ def _begin(config: TrainConfig, processes: Processes, *, pretrained: bool) -> tu
 
 
 def _finished_or_begun(run: Path) -> dict[str, Any] | None:
-    """A finished run's summary; None: there is something to go on with."""
+    """The summary of a finished run; None if there is something to continue."""
     if not run.is_dir() or not ((run / CONFIG).is_file() or (run / FOLDER).is_dir()):
-        raise UserError(f"resume is {run}, which is no run folder; name one that gcahng train wrote")
+        raise UserError(f"resume is {run}, which is no run folder; it must be one that gcahng train wrote")
     return finished(run)
 
 
-def _take_up(run: Path, report: Reporter, open_now: ExitStack) -> tuple[TrainConfig, dict[str, Any]]:
-    """Holds a run folder until `open_now` ends → its options, and the newest checkpoint's state."""
+def _take_up(run: Path, terminal: Terminal, open_now: ExitStack) -> tuple[TrainConfig, dict[str, Any]]:
+    """Hold a run folder until `open_now` ends, and read it.
+
+    Returns:
+        The run's options, and the state of its newest checkpoint, {} where it has none.
+    """
     _hold(open_now, run)
     for folder in (run, run / FOLDER):
         remove_temporaries(folder)
     path, state, damaged = newest_checkpoint(run)
     for error in damaged:
-        report.warning(f"{error}; going on from {path}, step {state['step']}")
+        terminal.warning(f"{error}; the run continues from {path}, step {state['step']}")
     return config_from_dict(state["config"]) if state else _read_config(run / CONFIG), state
 
 
@@ -203,7 +209,7 @@ def _write_config(run: Path, config: TrainConfig) -> None:
 
 @contextmanager
 def _surroundings(config: TrainConfig) -> Iterator[None]:
-    """A run's threads and algorithms; the caller's random generators are left alone."""
+    """Within, a run's threads and algorithms; the caller's random generators stay as they are."""
     device = torch.device(config.device)
     with ExitStack() as stack:
         stack.enter_context(torch_threads(config.threads or torch.get_num_threads()))
@@ -219,34 +225,34 @@ def _require_extras(config: TrainConfig) -> None:
         require("wandb", extra="wandb", purpose=f"wandb is {config.wandb!r}")
 
 
-def _announce(report: Reporter, trainer: Trainer, data: DataSplits, where: str) -> None:
+def _announce(terminal: Terminal, trainer: Trainer, data: DataSplits, where: str) -> None:
     config, count = trainer.config, trainer.processes.count
     places = f"{count} processes on {config.device}" if count > 1 else config.device
-    report.start(
+    terminal.start(
         f"{config.loss_title} on {config.data.name}, {data.train.num_classes} classes; {config.steps} steps of "
         f"{config.data.classes_per_batch} x {config.data.samples_per_class} on {places}; {where}",
         config.steps,
     )
     if selects_on(config, data) == "test":
-        report.warning(
-            "select is 'test': the best checkpoint is chosen on the test classes, as the authors do; its numbers are "
-            "too good, select 'val' or 'last' for honest ones"
+        terminal.warning(
+            "select is 'test', which chooses the best checkpoint on the test classes, as the authors do; its "
+            "numbers are too good: select 'val' or 'last' for honest ones"
         )
 
 
 def _differences(before: TrainConfig, now: TrainConfig, state: dict[str, Any], processes: Processes) -> list[str]:
-    """What of this session is not as it was in the one that wrote the checkpoint."""
-    found = []
+    """What differs from the session that wrote the checkpoint."""
+    differences = []
     for name in ("device", "threads"):
         if (old := getattr(before, name)) != (new := getattr(now, name)):
-            found.append(f"{name} was {old} and is {new}")
+            differences.append(f"{name} was {old} and is {new}")
     if state and (old := 1 + len(state.get("rng_of_others", []))) != processes.count:
-        found.append(f"the number of processes was {old} and is {processes.count}")
+        differences.append(f"the number of processes was {old} and is {processes.count}")
     was, now_are = state.get("versions", {}), versions()
     for name in was.keys() & now_are.keys() if state else ():
         if was[name] != now_are[name]:
-            found.append(f"{name} was {was[name]} and is {now_are[name]}")
-    return sorted(found)
+            differences.append(f"{name} was {was[name]} and is {now_are[name]}")
+    return sorted(differences)
 
 
 def _yaml(config: TrainConfig) -> str:

@@ -9,14 +9,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from gcahng._extras import require
+from gcahng.config import TrainConfig
 from gcahng.engine.ranks import Ranks
 from gcahng.errors import UserError
+from gcahng.extras import require
 from gcahng.losses import GCAHNGLoss, npair_loss
 from gcahng.losses.official import load_official_state_dict
-from gcahng.train.config import TrainConfig
+from gcahng.models.pretrained import read_tensors
 from gcahng.train.finite import largest
-from gcahng.train.pretrained import read_tensors
 
 PROXY_LR_FACTORS = {"proxy_anchor": 100.0, "arcface": 10.0}
 
@@ -25,32 +25,35 @@ class Objective(nn.Module):
     """A loss in the training loop: loss = objective(z, labels); loss.backward(); finish_step(); optimizer.step()."""
 
     def finish_step(self, scaler: torch.amp.GradScaler | None = None) -> dict[str, Tensor]:
-        """What the loss does by itself after the backward; returns the step's losses, detached and 0-dim.
+        """Do what the loss does by itself after the backward, such as a step of its own optimizers.
 
         Args:
             scaler: what scaled the loss, before its update.
+
+        Returns:
+            The losses of the step, detached and 0-dim.
         """
         raise NotImplementedError
 
     def largest_gradients(self) -> dict[str, Tensor]:
-        """Of what finish_step stepped: the largest absolute gradients before they were clipped, 0-dim."""
+        """The largest absolute gradient, before clipping, of each module that `finish_step` stepped, 0-dim."""
         return {}
 
     def end_epoch(self) -> None:
-        """An epoch has ended."""
+        """Called at the end of an epoch."""
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Within, one of the processes that share batches may use the loss by itself."""
+        """Within, one of the processes that share batches may use the loss without the others."""
         yield
 
     def proxies(self) -> list[nn.Parameter]:
-        """The loss's parameters that the loop's optimiser steps."""
+        """The loss's parameters that the loop's optimizer steps."""
         raise NotImplementedError
 
 
 class PlainObjective(Objective):
-    """A loss without a generator; of processes that share a batch each computes all of it."""
+    """A loss without a generator; each of the processes that share a batch computes the whole loss."""
 
     def __init__(self, base: Callable[[Tensor, Tensor], Tensor], ranks: Ranks | None = None) -> None:
         super().__init__()
@@ -74,7 +77,7 @@ class PlainObjective(Objective):
 
 
 class GcaObjective(Objective):
-    """GCA-HNG: the loss owns its generator, and the optimisers of it."""
+    """GCA-HNG: the loss owns its generator and the generator's optimizers."""
 
     def __init__(self, gca: GCAHNGLoss) -> None:
         super().__init__()
@@ -120,7 +123,7 @@ def build_objective(
     Args:
         config: of the run.
         num_classes: of the training set.
-        pretrained: start from gca.weights; False where weights are loaded afterwards.
+        pretrained: whether it starts from gca.weights; False where weights are loaded afterwards.
         ranks: the processes that share each batch.
 
     Raises:
@@ -172,7 +175,7 @@ def _load_weights(loss: GCAHNGLoss, path: str) -> None:
 
 
 def proxy_lr(config: TrainConfig) -> float:
-    """Learning rate of the class vectors of the loss in use (1 times lr for a loss that has none)."""
+    """The learning rate of the class vectors of the loss in use; optimizer.lr for a loss that has none."""
     if config.optimizer.proxy_lr is not None:
         return config.optimizer.proxy_lr
     name = config.gca.base if config.loss == "gca_hng" else config.loss
@@ -180,7 +183,7 @@ def proxy_lr(config: TrainConfig) -> float:
 
 
 def _pml_loss(name: str, num_classes: int, embedding_dim: int) -> nn.Module:
-    """pytorch-metric-learning's loss with its own defaults; all three normalise the embeddings themselves."""
+    """A loss of pytorch-metric-learning with its own defaults; all of them normalize the embeddings themselves."""
     require("pytorch_metric_learning", extra="train", purpose=f"the loss {name} is pytorch-metric-learning's")
     from pytorch_metric_learning import losses
 

@@ -1,4 +1,4 @@
-"""The loop's optimiser: its groups, its schedule, and what is frozen when."""
+"""The loop's optimizer: its groups, its schedule and its warm-up."""
 
 from __future__ import annotations
 
@@ -6,13 +6,20 @@ import math
 
 import torch
 
-from gcahng.train.backbones import Backbone
-from gcahng.train.config import TrainConfig
+from gcahng.config import TrainConfig
+from gcahng.models.backbones import Backbone
 from gcahng.train.losses import Objective, proxy_lr
 
 
 def build_optimizer(config: TrainConfig, model: Backbone, objective: Objective) -> torch.optim.AdamW:
-    """AdamW over what trains of the network, and over the loss's proxies with their own rate and no weight decay."""
+    """AdamW over the trainable parameters of the network, and over the loss's proxies with a learning rate of their own
+    and no weight decay.
+
+    Args:
+        config: of the run.
+        model: the network.
+        objective: the loss.
+    """
     groups = [{"params": model.trainable(), "base_lr": config.optimizer.lr}]
     if proxies := objective.proxies():
         groups.append({"params": proxies, "base_lr": proxy_lr(config), "weight_decay": 0.0})
@@ -20,10 +27,14 @@ def build_optimizer(config: TrainConfig, model: Backbone, objective: Objective) 
 
 
 def lr_factor(config: TrainConfig, step: int) -> float:
-    """What the schedule multiplies every learning rate with in step `step` (the first is 0).
+    """The factor by which the schedule multiplies every learning rate.
 
-    cosine: ½ (1 + cos(π step / steps)), anew every step. step: γ^⌊epoch / step_epochs⌋ with epoch =
-    ⌊step / steps_per_epoch⌋, the epochs of warm-up counted.
+    cosine: ½ (1 + cos(π step / steps)), which changes at every step. step: γ^⌊epoch / step_epochs⌋ with
+    epoch = ⌊step / steps_per_epoch⌋, where the epochs of warm-up count.
+
+    Args:
+        config: of the run.
+        step: counted from 0.
     """
     if config.optimizer.schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * step / config.steps))
@@ -34,10 +45,16 @@ def lr_factor(config: TrainConfig, step: int) -> float:
 
 
 def prepare_step(config: TrainConfig, step: int, model: Backbone, optimizer: torch.optim.Optimizer) -> None:
-    """Set the learning rates of step `step` (the first is 0), and what of the network trains in it.
+    """Set the learning rates of a step, and whether the network's body trains in it.
 
-    During warm-up the network's body is left out of the graph: its parameters get no gradient, so that AdamW leaves
-    them, their weight decay and their moments alone. Its BatchNorm2d keep following the batches unless they are frozen.
+    During warm-up the body is left out of the graph. Its parameters get no gradient, so that AdamW changes neither them
+    nor their moments, and applies no weight decay. Its BatchNorm2d still follow the batches unless they are frozen.
+
+    Args:
+        config: of the run.
+        step: counted from 0.
+        model: the network.
+        optimizer: that of `build_optimizer`.
     """
     factor = lr_factor(config, step)
     for group in optimizer.param_groups:

@@ -1,4 +1,4 @@
-"""The processes that train one run together, as torchrun starts them, or this one alone."""
+"""The processes that train one run together, as torchrun starts them, or a single process."""
 
 from __future__ import annotations
 
@@ -17,27 +17,29 @@ from gcahng.engine.ranks import Ranks
 from gcahng.errors import UserError
 
 _Result = TypeVar("_Result")
-# The others wait while the first one searches a large test set; one that dies is torchrun's to notice.
+# The others wait while the first one searches a large test set. torchrun notices a process that dies.
 _PATIENCE = timedelta(days=7)
 _started = itertools.count()
 
 
 class OtherProcessFailed(UserError):
-    """Another process of the run met the error and tells it; this one only ends with it."""
+    """Another process of the run failed and reports its error; this process only ends."""
 
 
 class Processes:
-    """What the processes of a run tell each other. Every method is one of all processes, called in the same order.
+    """What the processes of a run tell each other. All processes call the same methods in the same order.
 
-    Small things and files' contents go over gloo, which keeps no device waiting; gradients and embeddings over `ranks`.
+    Small values and the contents of files go over gloo, for which no device waits; gradients and embeddings go over
+    `ranks`.
 
     Args:
-        ranks: of the devices' group; None: this process is alone.
-        local_rank: this process's place among those of its machine; its GPU's number.
+        ranks: the processes as the loss sees them; None: this process is alone.
+        local_rank: this process's place among those of its machine, and the number of its GPU.
 
     Attributes:
-        rank, count: this process's place, and how many there are.
-        first: whether this one writes, measures and reports.
+        rank: this process's place.
+        count: the number of processes.
+        first: whether this process writes, measures and prints.
     """
 
     def __init__(self, ranks: Ranks | None = None, local_rank: int = 0) -> None:
@@ -47,8 +49,12 @@ class Processes:
         self._control: Any = None if ranks is None else dist.new_group(backend="gloo", timeout=_PATIENCE)
 
     def part(self, length: int, multiple: int = 1) -> slice:
-        """This process's share of `length` things, cut at multiples of `multiple`; of the last there may be fewer, or
-        none."""
+        """This process's share of a number of things.
+
+        Args:
+            length: how many things there are.
+            multiple: shares are cut at multiples of it; the last shares may be smaller or empty.
+        """
         blocks = -(-length // multiple)
         each = -(-blocks // self.count) * multiple
         return slice(min(self.rank * each, length), min((self.rank + 1) * each, length))
@@ -57,24 +63,24 @@ class Processes:
         """The largest of all processes' numbers."""
         if self._control is None:
             return number
-        found = torch.tensor(number)
-        dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self._control)
-        return int(found)
+        most = torch.tensor(number)
+        dist.all_reduce(most, op=dist.ReduceOp.MAX, group=self._control)
+        return int(most)
 
     def all_of(self, own: _Result) -> list[_Result]:
-        """What each process has, in their order."""
+        """What each process has, by rank."""
         if self._control is None:
             return [own]
-        found: list[Any] = [None] * self.count
-        dist.all_gather_object(found, own, group=self._control)
-        return found
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, own, group=self._control)
+        return values
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """What all do, each on its own, and none goes on from unless all could.
+        """Within, every process does something on its own, and none continues unless all succeed.
 
         Raises:
-            OtherProcessFailed: in those that could, and where several could not, in all of them but one.
+            OtherProcessFailed: in the processes that succeed, and in all but one of those that fail.
         """
         error = None
         try:
@@ -89,8 +95,8 @@ class Processes:
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
-        """What the first process of a machine does before its others, so that they find it done (an index, a
-        download)."""
+        """Within, the first process of a machine goes before the others, so that an index or a download is there for
+        them."""
         if self.local_rank:
             self.largest(0)
         try:
@@ -100,34 +106,40 @@ class Processes:
                 self.largest(0)
 
     def on_first(self, action: Callable[[], _Result]) -> _Result:
-        """What the first process finds; the others wait for it.
+        """Let the first process do something while the others wait.
+
+        Args:
+            action: called in the first process.
+
+        Returns:
+            What the action returned, in all processes.
 
         Raises:
-            OtherProcessFailed: in the others, where the first one could not.
+            OtherProcessFailed: in the others, where the action failed.
         """
         if self._control is None:
             return action()
-        found: list[Any] = [None]
+        results: list[Any] = [None]
         with self.together():
             if self.first:
-                found = [action()]
-        dist.broadcast_object_list(found, dist.get_global_rank(self._control, 0), group=self._control)
-        return found[0]
+                results = [action()]
+        dist.broadcast_object_list(results, dist.get_global_rank(self._control, 0), group=self._control)
+        return results[0]
 
     def rows_on_first(self, rows: Tensor) -> Tensor:
-        """Every process's rows (…, D), one after the other, on the first process's device; elsewhere its own."""
+        """(…, D) the rows of all processes by rank, on the first one's device; in the others their own rows."""
         if self._control is None:
             return rows
-        found: list[Any] | None = [None] * self.count if self.first else None
-        dist.gather_object(rows.cpu(), found, dist.get_global_rank(self._control, 0), group=self._control)
-        return rows if found is None else torch.cat(found).to(rows.device)
+        parts: list[Any] | None = [None] * self.count if self.first else None
+        dist.gather_object(rows.cpu(), parts, dist.get_global_rank(self._control, 0), group=self._control)
+        return rows if parts is None else torch.cat(parts).to(rows.device)
 
     def each(self, value: Tensor) -> Tensor:
-        """Every process's 0-dim value (count,), on its device."""
+        """(count,) the 0-dim values of all processes, on the device of this one's."""
         return value[None] if self.ranks is None else self.ranks.gather(value[None])
 
     def average(self, gradients: Sequence[Tensor]) -> None:
-        """Puts the mean over processes in each gradient's place."""
+        """Replace each gradient by its mean over the processes, in place."""
         if self.ranks is None or not gradients:
             return
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
@@ -142,9 +154,12 @@ ALONE = Processes()
 
 @contextmanager
 def run_processes() -> Iterator[Processes]:
-    """The processes that torchrun started for this run, or those of a torch.distributed group that is there already;
-    without either this one is alone. On CUDA each takes the GPU of its local rank, or where LOCAL_RANK is not set (a
-    script that started its processes itself) the one that is current."""
+    """The processes that torchrun started for this run, or those of a torch.distributed group that exists already;
+    without either, this process alone.
+
+    On CUDA each process takes the GPU of its local rank. Where LOCAL_RANK is not set, because a script started its
+    processes itself, it takes the current GPU.
+    """
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     started = dist.is_available() and not dist.is_initialized() and dist.is_torchelastic_launched()
     if not started and not (dist.is_available() and dist.is_initialized()):
@@ -154,7 +169,7 @@ def run_processes() -> Iterator[Processes]:
     if cuda and "LOCAL_RANK" in os.environ:
         torch.cuda.set_device(local_rank)
     if started:
-        # With names of its own in torchrun's store: a script may train one run after the other.
+        # A prefix of its own in torchrun's store, because a script may train several runs.
         store, rank, count = next(iter(dist.rendezvous("env://")))
         store = dist.PrefixStore(f"gcahng run {next(_started)}", store)
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
@@ -167,5 +182,5 @@ def run_processes() -> Iterator[Processes]:
 
 
 def says_nothing() -> bool:
-    """Whether what all processes of a run would say in the same way is left to another one."""
+    """Whether another process of the run prints what all of them would print."""
     return int(os.environ.get("RANK", 0)) > 0 and dist.is_available() and dist.is_torchelastic_launched()

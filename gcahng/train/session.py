@@ -1,4 +1,4 @@
-"""A run from the step that it has reached to its summary."""
+"""A session trains a run from the step that it has reached to its summary."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gcahng.config import TrainConfig
 from gcahng.data import DataSplits, ImageFiles, LabeledImages
 from gcahng.data.reading import read_rgb
 from gcahng.errors import UserError
-from gcahng.train.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
-from gcahng.train.config import TrainConfig
-from gcahng.train.files import CannotWrite, write_json, writing
+from gcahng.evaluation.hardness import NegativesProbe
+from gcahng.files import CannotWrite, write_json, writing
+from gcahng.models.model_file import save_model
+from gcahng.runs.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
+from gcahng.runs.log import NONFINITE, NoLog, RunLog
+from gcahng.runs.versions import versions
 from gcahng.train.finite import NonFinite
-from gcahng.train.hardness import NegativesProbe
-from gcahng.train.log import NONFINITE, NoLog, RunLog
-from gcahng.train.measure import Measured, Split, measure
-from gcahng.train.meter import Meter
-from gcahng.train.models import save_model
-from gcahng.train.report import Reporter
 from gcahng.train.signals import StopSignals
+from gcahng.train.split_metrics import Measured, Split, measure
+from gcahng.train.terminal import Terminal
+from gcahng.train.throughput import StepTimer
 from gcahng.train.trainer import Trainer
-from gcahng.train.versions import versions
 
 SUMMARY = "summary.json"
 # What chooses the best checkpoint, by the classes it is measured on.
@@ -35,30 +35,40 @@ _CHOOSES = {"val": "map@r", "test": "recall@1"}
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM came during training: the step was finished and a checkpoint written.
+    """SIGINT or SIGTERM came during training; the step was finished and a checkpoint written.
 
-    `exit_code` is the shell's for the signal, 130 or 143.
+    Attributes:
+        exit_code: the shell's exit status for the signal, 130 or 143.
     """
 
     def __init__(self, step: int, steps: int, checkpoint: Path, run: Path, exit_code: int, processes: int = 1) -> None:
         super().__init__(
-            f"interrupted after step {step} of {steps}; {checkpoint} holds everything, to go on: "
+            f"interrupted after step {step} of {steps}; {checkpoint} holds everything; to continue: "
             f"{resume_command(run, processes)}"
         )
         self.exit_code = exit_code
 
 
 def resume_command(run: Path, processes: int = 1) -> str:
-    """What a user types to go on with a run of so many processes (on one machine)."""
+    """What a user types to continue a run on one machine.
+
+    Args:
+        run: the run folder.
+        processes: how many processes train it.
+    """
     program = "gcahng" if processes == 1 else f"torchrun --nproc-per-node {processes} -m gcahng"
     return f"{program} train --resume {shlex.quote(str(run))}"
 
 
 def selects_on(config: TrainConfig, data: DataSplits) -> Split | None:
-    """The classes that choose the best checkpoint; None: nothing is chosen.
+    """The split that chooses the best checkpoint; None: nothing is chosen.
+
+    Args:
+        config: of the run.
+        data: the splits.
 
     Raises:
-        UserError: validation classes are to choose, and there are none.
+        UserError: the validation classes are to choose, and there are none.
     """
     if config.select == "val" and data.val is None:
         raise UserError(
@@ -74,19 +84,19 @@ class Session:
     """Trains from a trainer's step to the end of its run, with checkpoints.
 
     Args:
-        trainer: fresh, or with a checkpoint's state; its config's `out` is the run folder.
+        trainer: new, or with a checkpoint's state; its config's `out` is the run folder.
         data: the splits.
-        report: hears of the progress.
+        terminal: prints the progress.
         state: of the checkpoint; {} at the start of a run.
-        resumed: how often the run was resumed.
+        resumed: how many times the run was resumed.
 
-    Of several processes each has a session, and all go through the same steps; the first one alone writes and reports.
+    Each of several processes has a session, and all take the same steps; only the first one writes and prints.
     """
 
     def __init__(
-        self, trainer: Trainer, data: DataSplits, report: Reporter, state: dict[str, Any], resumed: int
+        self, trainer: Trainer, data: DataSplits, terminal: Terminal, state: dict[str, Any], resumed: int
     ) -> None:
-        self.config, self.trainer, self.data, self.report = trainer.config, trainer, data, report
+        self.config, self.trainer, self.data, self.terminal = trainer.config, trainer, data, terminal
         self.processes = trainer.processes
         self.signals = StopSignals()
         self._probe = NegativesProbe(self.config, data.train, trainer.device)
@@ -104,7 +114,7 @@ class Session:
         self._started = time.monotonic()
         seconds = state.get("seconds", {"all": 0.0, "step": 0.0, "step_cpu": 0.0})
         self._seconds_before = seconds["all"]
-        self.meter = Meter(trainer, seconds["step"], seconds["step_cpu"])
+        self.step_timer = StepTimer(trainer, seconds["step"], seconds["step_cpu"])
         self._log_state = state.get("log")
         if state and self.selects_on is not None:
             self._adopt_best()
@@ -116,7 +126,7 @@ class Session:
             What summary.json holds, and "out", the run folder.
 
         Raises:
-            TrainingInterrupted, NonFinite, CannotWrite: with the command that goes on with the run.
+            TrainingInterrupted, NonFinite, CannotWrite: with the command that continues the run.
         """
         try:
             with self.signals:
@@ -126,7 +136,7 @@ class Session:
                     self._train(log)
                 return self._conclude()
         except CannotWrite as error:
-            raise CannotWrite(f"{error}; {self._way_back()} when that is mended") from error
+            raise CannotWrite(f"{error}; {self._way_back()} once that is repaired") from error
         except BrokenPipeError as error:  # `gcahng train | head`
             raise CannotWrite(f"what reads the run's output has gone ({error.strerror}); {self._way_back()}") from error
 
@@ -139,13 +149,13 @@ class Session:
         config, trainer = self.config, self.trainer
         while trainer.step < config.steps:
             try:
-                losses = self.meter.train_step()
+                losses = self.step_timer.train_step()
                 evaluates = trainer.step % config.eval_every == 0 or trainer.step == config.steps
                 writes = evaluates or trainer.step % config.log_every == 0
-                if writes:  # nothing of a spoilt network is written or searched
+                if writes:  # so that nothing of a spoiled network is written or searched
                     trainer.settle()
-            except NonFinite as found:
-                self._stop_for(found, log)
+            except NonFinite as error:
+                self._stop_for(error, log)
             if losses:
                 log.add(losses)
             if writes or not losses:
@@ -153,10 +163,10 @@ class Session:
                     self._write_step(log, losses, writes)
             if evaluates:
                 self._evaluate(log)
-            keeps = config.keep_every is not None and trainer.step % config.keep_every == 0
+            stays = config.keep_every is not None and trainer.step % config.keep_every == 0
             stops = self._stop_wanted()
-            if evaluates or keeps or stops:
-                self._save(log, kept=keeps)
+            if evaluates or stays or stops:
+                self._save(log, stays=stays)
             if stops:
                 self._interrupt()
 
@@ -168,14 +178,14 @@ class Session:
     def _write_step(self, log: RunLog, losses: Mapping[str, Tensor], writes: bool) -> None:
         step, left_out = self.trainer.step, self.trainer.last_left_out
         if not losses and left_out is not None:
-            log.nonfinite(left_out)
-            self.report.status(f"left out: {left_out}")
+            log.nonfinite(left_out.step, left_out.values, left_out.images)
+            self.terminal.status(f"left out: {left_out}")
         if not writes:
             return
-        with self.meter.timing():  # here a GPU is waited for
+        with self.step_timer.timing():  # here a GPU is waited for
             means = log.train(step)
-        log.write(step, "system", self.meter.interval())
-        self.report.losses(step, means)
+        log.write(step, "system", self.step_timer.interval())
+        self.terminal.losses(step, means)
 
     def _evaluate(self, log: RunLog) -> None:
         step = self.trainer.step
@@ -183,13 +193,13 @@ class Session:
             self.latest[split] = metrics = self._measure(split).metrics
             with self.processes.together():
                 log.write(step, split, metrics)
-                self.report.evaluation(step, split, metrics)
+                self.terminal.evaluation(step, split, metrics)
         self.processes.on_first(lambda: self._measure_negatives(log))
         if self.selects_on is None:
             return
-        found, name = self.latest[self.selects_on], _CHOOSES[self.selects_on]
-        if not self.best or found[name] > self.best[self.selects_on][name]:
-            self.best = {"step": step, self.selects_on: found}
+        metrics, name = self.latest[self.selects_on], _CHOOSES[self.selects_on]
+        if not self.best or metrics[name] > self.best[self.selects_on][name]:
+            self.best = {"step": step, self.selects_on: metrics}
 
     def _measure_negatives(self, log: RunLog) -> None:
         if negatives := self._probe.measure(self.trainer.model, self.trainer.objective):
@@ -199,28 +209,36 @@ class Session:
         trainer = self.trainer
         return measure(trainer.model, self.data, split, self.config, trainer.device, self.processes)
 
-    def _save(self, log: RunLog, *, kept: bool) -> None:
-        """Write last.pt, after everything that must be there when it is: a run goes on from it, and writes the rest
-        again when it comes to the same steps."""
+    def _save(self, log: RunLog, *, stays: bool) -> None:
+        """Write last.pt after everything else. A run continues from it, and writes again what it wrote after it.
+
+        Args:
+            log: reaches the disk first.
+            stays: whether a checkpoint of this step is written that is never replaced.
+        """
         try:
             state = self.trainer.state_dict()
-        except NonFinite as found:
-            self._stop_for(found, log)
-        self.processes.on_first(lambda: self._write_all(log, state, kept=kept))
+        except NonFinite as error:
+            self._stop_for(error, log)
+        self.processes.on_first(lambda: self._write_all(log, state, stays=stays))
         self._saved = self.trainer.step
 
-    def _write_all(self, log: RunLog, state: dict[str, Any], *, kept: bool) -> None:
+    def _write_all(self, log: RunLog, state: dict[str, Any], *, stays: bool) -> None:
         log.flush()
         state |= {
             "best": self.best,
             "latest": self.latest,
             "log": log.state_dict(),
-            "seconds": {"all": self._seconds(), "step": self.meter.seconds, "step_cpu": self.meter.cpu_seconds},
+            "seconds": {
+                "all": self._seconds(),
+                "step": self.step_timer.seconds,
+                "step_cpu": self.step_timer.cpu_seconds,
+            },
             "resumed": self.resumed,
         }
         if self.best.get("step") == self.trainer.step:
             self._write("best", state)
-        if kept:
+        if stays:
             self._write(f"step-{self.trainer.step}", state)
         self._write("last", state, previous=checkpoint_path(self.run, "previous"))
 
@@ -239,35 +257,35 @@ class Session:
             self.trainer.step, self.config.steps, last, self.run, 128 + self._stopped_by, self.processes.count
         )
 
-    def _stop_for(self, found: NonFinite, log: RunLog) -> NoReturn:
-        log.nonfinite(found)
+    def _stop_for(self, error: NonFinite, log: RunLog) -> NoReturn:
+        log.nonfinite(error.step, error.values, error.images)
         in_row = max(self.config.skip_nonfinite, 2)
-        raise found.with_advice(
-            f"all are in {self.run / NONFINITE}; {self._way_back()} and repeats these steps, with --skip_nonfinite "
-            f"{in_row + 1} without them; or start anew with a smaller optimizer.lr or optimizer.clip_value"
+        raise error.with_advice(
+            f"all are in {self.run / NONFINITE}; {self._way_back()} and repeats these steps, or leaves them out with "
+            f"--skip_nonfinite {in_row + 1}; or start again with a smaller optimizer.lr or optimizer.clip_value"
         ) from None
 
     def _way_back(self) -> str:
         command = resume_command(self.run, self.processes.count)
         if self._saved is None:
             return f"there is no checkpoint yet; {command} starts again"
-        return f"the last good checkpoint is of step {self._saved}; {command} goes on from it"
+        return f"the last good checkpoint is of step {self._saved}; {command} continues from it"
 
     def _adopt_best(self) -> None:
-        """best.pt may be of a later step than the checkpoint that the run goes on from; it stays the one to beat."""
+        """Take over the best checkpoint, which may be of a later step than the one that the run continues from."""
         path = checkpoint_path(self.run, "best")
         try:
             self.best = self.processes.on_first(
                 lambda: load_checkpoint(path)["best"] if path.is_file() or self.best else {}
             )
         except UserError as error:  # damaged, or no longer there
-            self.report.warning(f"{error}; the best checkpoint is chosen anew from step {self.trainer.step} on")
+            self.terminal.warning(f"{error}; the best checkpoint is chosen again from step {self.trainer.step} on")
             self.best = {}
 
     def _conclude(self) -> dict[str, Any]:
         config, trainer = self.config, self.trainer
         with self.processes.together():
-            self.report.status("evaluating on the test classes")
+            self.terminal.status("evaluating on the test classes")
         test, embeddings = self._measure("test")
         self.processes.on_first(lambda: _draw(self.run, self.data, embeddings, config))
         of_best = test
@@ -289,8 +307,8 @@ class Session:
             "unreadable": unreadable,
             "resumed": self.resumed,
             "seconds": round(self._seconds(), 2),
-            "step_seconds": round(self.meter.seconds, 3),
-            "step_cpu_seconds": round(self.meter.cpu_seconds, 3),
+            "step_seconds": round(self.step_timer.seconds, 3),
+            "step_cpu_seconds": round(self.step_timer.cpu_seconds, 3),
             "loss": config.loss_title,
             "seed": config.seed,
             "data_digest": self.data.digest,
@@ -311,8 +329,8 @@ class Session:
 
 
 def _draw(run: Path, data: DataSplits, embeddings: Tensor, config: TrainConfig) -> None:
-    """Curves, and a picture of retrieval among all test images, those of a gallery included."""
-    from gcahng.train.plots import plot_curves, plot_retrieval_grid
+    """Draw the curves, and a picture of retrieval among all test images, those of a gallery included."""
+    from gcahng.runs.plots import plot_curves, plot_retrieval_grid
 
     parts = [data.test] if data.gallery is None else [data.test, data.gallery]
 

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end a run at the end of a step."""
+"""SIGINT and SIGTERM, which end a run at the end of a step."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 
 class StopSignals:
-    """While it lasts, the first SIGINT or SIGTERM is only noted, so that the step can end; the second acts as usual.
+    """Within, the first SIGINT or SIGTERM is only noted, so that the step can end; the second one acts as usual.
 
-    Outside the main thread, where Python allows no handlers, it does nothing.
+    It does nothing outside the main thread, where Python allows no handlers.
 
     Attributes:
-        received: the signal's number; None before it comes.
+        received: the number of the signal; None before one has come.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The training step and everything that its next step depends on."""
+"""The training step, and everything that the next step depends on."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gcahng.config import TrainConfig, config_to_dict
 from gcahng.data import DataSplits, build_batches
+from gcahng.dispatch import choose
 from gcahng.errors import UserError
-from gcahng.ops._implementations import resolve
-from gcahng.train.backbones import build_backbone
+from gcahng.models.backbones import build_backbone
+from gcahng.runs.versions import versions
 from gcahng.train.batch_norm import share_batch_norm
-from gcahng.train.config import TrainConfig, config_to_dict
 from gcahng.train.finite import FiniteWatch, NonFinite, largest
 from gcahng.train.losses import build_objective
 from gcahng.train.optim import build_optimizer, prepare_step
 from gcahng.train.processes import ALONE, Processes
-from gcahng.train.versions import versions
 
 _AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# As they arise in a step: the first one that is not finite is then the one to blame.
+# In the order in which they arise in a step, so that the first one that is not finite is the cause.
 _EMBEDDING, _GRADIENT = "the largest embedding", "the network's gradient"
 _CAUSES_FIRST = (
     _EMBEDDING,
@@ -39,25 +39,26 @@ _CAUSES_FIRST = (
 
 
 class Trainer:
-    """A run in progress: network, loss, optimiser, batches, and the step they have reached.
+    """A run in progress: network, loss, optimizer, batches, and the step they have reached.
 
-    Fresh weights come from torch's global generator, which the constructor seeds; `gcahng.train.fit` keeps the caller's
-    generator out of it. A trainer that loads another's `state_dict` goes on with the same bits (on the CPU with the
+    Fresh weights come from torch's global generator, which the constructor seeds; `gcahng.train.fit` restores the
+    caller's generator. A trainer that loads another's `state_dict` continues with the same bits (on the CPU with the
     same number of threads).
 
     Args:
         config: with `device` resolved.
         data: the splits; training needs `train` only.
-        pretrained: start from the pretrained weights that the config asks for; False: a state is loaded afterwards.
-        processes: that share each batch. All of them make the same calls, and their networks and losses stay equal: the
-            whole batch's BatchNorm statistics, graph and loss are those of one process, and gradients are averaged.
+        pretrained: whether to start from the pretrained weights that the config asks for; False where a state is loaded
+            afterwards.
+        processes: that share each batch. All of them make the same calls, and their networks and losses stay equal.
+            BatchNorm statistics, graph and loss are those of the whole batch, and gradients are averaged.
 
     Attributes:
-        config: epochs are counted in steps now.
-        step: how many steps have been made, those left out included.
+        config: the config, whose epochs are counted in steps.
+        step: how many steps have been made, including those that were left out.
         left_out: how many steps were left out because something was not finite.
-        last_left_out: what was found in the last of them.
-        wait_seconds: time spent waiting for batches.
+        last_left_out: the error of the last of them.
+        wait_seconds: time that was spent waiting for batches.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Trainer:
         self.data_digest, self._data_listing, self.processes = data.digest, data.listing, processes
         self.device = torch.device(config.device)
         if config.loss == "gca_hng" and config.gca.impl != "auto":
-            resolve(config.gca.impl, self.device.type, "loss")  # UserError now, not in the first step
+            choose(config.gca.impl, self.device)  # raises UserError now, and not in the first step
         torch.manual_seed(config.seed)
         part = _part_of_batch(config, processes)
         self.batches = build_batches(config.data, data.train, seed=config.seed, device=self.device, part=part)
@@ -81,30 +82,30 @@ class Trainer:
         self.step = self.left_out = self._left_out_in_row = 0
         self.last_left_out: NonFinite | None = None
         self.wait_seconds = 0.0
-        # To leave a step out, and with a scaler anyway, values must be known before the step is made.
+        # A scaler, or leaving steps out, needs to know the values before the step is made.
         deferred = self.device.type == "cuda" and not config.skip_nonfinite and not self.scaler.is_enabled()
         self._watch = FiniteWatch(deferred)
-        if processes.rank:  # what a network drops is not the same in all parts of a batch
+        if processes.rank:  # so that dropout in the network differs between the parts of a batch
             torch.manual_seed(config.seed + processes.rank)
 
     def start_together(self) -> None:
-        """Gives all processes the first one's weights, once all have been made."""
+        """Give all processes the weights of the first one; called once all trainers exist."""
         if (ranks := self.processes.ranks) is not None:
             for part in (self.model, self.objective):
                 ranks.copy_from_first(t.detach() for t in (*part.parameters(), *part.buffers()))
 
     def train_step(self) -> dict[str, Tensor]:
-        """One optimiser step on the next batch; its losses, detached and 0-dim.
+        """Make one optimizer step on the next batch.
 
         Returns:
-            The losses; nothing where the step was left out (config.skip_nonfinite), which left everything as it was but
-            for the batches and the count of steps.
+            The losses, detached and 0-dim; {} where the step was left out (config.skip_nonfinite), which changes
+            nothing but the batches and the count of steps.
 
         Raises:
             NonFinite: a loss or a gradient is not finite. On CUDA without skip_nonfinite it may be that of the step
-                before; the weights are spoilt then, but `state_dict` never gives them away.
+                before. The weights are spoiled then, but `state_dict` never returns them.
         """
-        kept = self._keep() if self.config.skip_nonfinite else None
+        before = self._snapshot() if self.config.skip_nonfinite else None
         prepare_step(self.config, self.step, self.model, self.optimizer)
         start = time.monotonic()
         with self.processes.together():
@@ -114,11 +115,11 @@ class Trainer:
         try:
             logs = self._learn(images, labels)
             self._left_out_in_row = 0
-        except NonFinite as found:
-            if kept is None or self._left_out_in_row >= self.config.skip_nonfinite:
+        except NonFinite as error:
+            if before is None or self._left_out_in_row >= self.config.skip_nonfinite:
                 raise
-            self._put_back(kept)
-            self.last_left_out = found
+            self._restore(before)
+            self.last_left_out = error
             self.left_out += 1
             self._left_out_in_row += 1
         self.step += 1
@@ -127,7 +128,7 @@ class Trainer:
         return logs
 
     def settle(self) -> None:
-        """Find out whether the steps so far were finite, where that is put off until the next one.
+        """See that all steps so far were finite, where that is otherwise seen one step later.
 
         Raises:
             NonFinite: see `train_step`.
@@ -147,12 +148,12 @@ class Trainer:
             stepped = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
             gradients: list[Tensor] = [p.grad for p in stepped]  # type: ignore[misc]
             self.processes.average(gradients)
-            # Before the optimiser's step: what is found here can still keep the network as it is.
+            # Before the optimizer's step, so that an error here leaves the network unchanged.
             logs = {"loss": loss.detach(), **self.objective.finish_step(self.scaler)}
-        except UserError:  # GCA-HNG refuses such embeddings by itself, but knows neither step nor images
+        except UserError:  # GCA-HNG refuses embeddings that are not finite, but knows neither step nor images
             self._watch.settle()
-            if not bool((found := self._largest(embeddings)).isfinite()):
-                self._look({_EMBEDDING: found})
+            if not bool((largest_embedding := self._largest(embeddings)).isfinite()):
+                self._look({_EMBEDDING: largest_embedding})
                 self._watch.settle()
             raise
         values = {_EMBEDDING: self._largest(embeddings), **logs, **self.objective.largest_gradients()}
@@ -166,11 +167,11 @@ class Trainer:
         return logs
 
     def _largest(self, embeddings: Tensor) -> Tensor:
-        """The largest absolute entry of the whole batch's embeddings, 0-dim; NaN where one is NaN."""
+        """The largest absolute entry of the whole batch's embeddings, 0-dim; NaN if an entry is NaN."""
         return self.processes.each(embeddings.detach().abs().amax()).amax()
 
     def _scaled_step(self, stepped: list[nn.Parameter], gradients: list[Tensor]) -> None:
-        """A step of fp16: gradients that overflow under a scale above 1 are the scaler's to leave out."""
+        """Make a step of fp16. The scaler itself leaves out gradients that overflow under a scale above 1."""
         before = self.scaler.get_scale()
         self.scaler.unscale_(self.optimizer)
         gradient = largest(gradients)
@@ -184,19 +185,19 @@ class Trainer:
         ordered = {name: values[name] for name in (*_CAUSES_FIRST, *values) if name in values}
         self._watch.look(self.step + 1, ordered, self.batches.names)
 
-    def _keep(self) -> _Kept:
-        """What a step moves before it is known to be finite: not the network's weights, but all of the loss."""
+    def _snapshot(self) -> _Snapshot:
+        """What a step changes before it is known to be finite: the network's buffers and all of the loss."""
         buffers = [buffer.clone() for buffer in self.model.buffers()]
-        return _Kept(buffers, copy.deepcopy(self.objective.state_dict()))
+        return _Snapshot(buffers, copy.deepcopy(self.objective.state_dict()))
 
-    def _put_back(self, kept: _Kept) -> None:
-        for buffer, value in zip(self.model.buffers(), kept.buffers, strict=True):
+    def _restore(self, before: _Snapshot) -> None:
+        for buffer, value in zip(self.model.buffers(), before.buffers, strict=True):
             buffer.copy_(value)
-        self.objective.load_state_dict(kept.objective)
+        self.objective.load_state_dict(before.objective)
         self.optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of training: tensors and plain values; every process gets the same.
+        """What a checkpoint holds of training: tensors and plain values, which are the same in every process.
 
         Raises:
             NonFinite: see `train_step`.
@@ -222,9 +223,9 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where the trainer that gave `state` stood.
+        """Continue from the state of another trainer.
 
-        Files of other sizes than they had are taken: one may have been restored.
+        Files may have other sizes than they had, because one may have been restored.
 
         Raises:
             UserError: the state belongs to other data.
@@ -232,15 +233,15 @@ class Trainer:
         same_files = self._data_listing is not None and state.get("data_listing") == self._data_listing
         if state["data_digest"] != self.data_digest and not same_files:
             raise UserError(
-                f"the checkpoint was trained on data {state['data_digest']} and these are {self.data_digest}: other "
-                "options of data, files added or gone, or another version of matplotlib or its fonts"
+                f"the checkpoint was trained on data {state['data_digest']} and these are {self.data_digest}: the "
+                "options of data, the files, or the version of matplotlib or its fonts differ"
             )
         self.model.load_state_dict(state["model"])
         self.objective.load_state_dict(state["loss"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
-        first = self.processes.first  # which goes on counting for all
+        first = self.processes.first  # it continues to count for all
         self.batches.load_state_dict(state["batches"] | ({} if first else {"skipped": torch.tensor(0)}))
         rngs = [state["rng"], *state.get("rng_of_others", [])]
         if self.processes.rank < len(rngs):
@@ -252,7 +253,7 @@ class Trainer:
         self.left_out, self._left_out_in_row = state["left_out"]["all"], state["left_out"]["in_row"]
 
     def unreadable(self) -> int:
-        """How many files that cannot be read other images have stood in for so far."""
+        """How many times another image has replaced a file that cannot be read."""
         return sum(self.processes.all_of(self.batches.skipped))
 
     def close(self) -> None:
@@ -270,6 +271,6 @@ def _part_of_batch(config: TrainConfig, processes: Processes) -> slice:
     return processes.part(samples)
 
 
-class _Kept(NamedTuple):
+class _Snapshot(NamedTuple):
     buffers: list[Tensor]
     objective: dict[str, Any]

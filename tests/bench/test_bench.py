@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gcahng.engine.fused import FusedStages
 
 from gcahng.bench import agreement as agreement_module
 from gcahng.bench import memory, step, system
@@ -17,7 +18,6 @@ from gcahng.bench.cases import Case, Problem
 from gcahng.bench.peak import Peak, from_json, measure_peak, to_json
 from gcahng.cli import main
 from gcahng.commands.plan import parse_bytes
-from gcahng.engine.fused import FusedStages
 from gcahng.errors import UserError
 
 TINY = Case(12, 3, 16, 1, impl="cpp")
@@ -155,11 +155,12 @@ def test_auto_is_measured_as_it_runs() -> None:
 @pytest.mark.parametrize("command", ["step", "memory"])
 def test_a_place_for_numbers_is_looked_at_first(command: str, tmp_path: Path, capsys) -> None:
     (tmp_path / "file").touch()
-    places = {tmp_path: "is a folder; name a file, such as ", tmp_path / "file" / "x.json": "cannot be written: "}
+    below_file = tmp_path / "file" / "x.json"
+    places = {tmp_path: "a folder; it must be a file, such as ", below_file: "which cannot be written: "}
     for place, message in places.items():
         assert main(["bench", command, "--batch", "12", *SIZES, "--json", str(place)]) == 2
         out, err = capsys.readouterr()
-        assert out == "" and err.startswith(f"gcahng: error: --json {place} {message}") and err.count("\n") == 1
+        assert out == "" and err.startswith(f"gcahng: error: --json is {place}, {message}") and err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

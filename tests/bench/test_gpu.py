@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from gcahng.engine.fused import FusedStages
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gcahng.bench.agreement import Agreement
 from gcahng.bench.cases import Case, Problem
 from gcahng.bench.peak import from_json, to_json
-from gcahng.engine.fused import FusedStages
 from gcahng.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

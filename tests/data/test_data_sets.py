@@ -13,8 +13,8 @@ import trees
 
 from gcahng.data import DataSplits, ImageFiles, load_data, read_rgb
 from gcahng.data.cars196 import TEST_MAKES, TRAIN_MAKES
+from gcahng.data.config import DataConfig
 from gcahng.errors import UserError
-from gcahng.train.config import DataConfig
 
 MAKERS: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "cub200": ("cub200", trees.make_cub200),

@@ -26,8 +26,8 @@ from gcahng.data import (
     random_shifts,
     read_rgb,
 )
+from gcahng.data.config import DataConfig
 from gcahng.errors import UserError
-from gcahng.train.config import DataConfig
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores

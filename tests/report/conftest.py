@@ -64,7 +64,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gcahng.train.loop.load_data", lambda config: data)
         for name in ("plot_curves", "plot_retrieval_grid"):  # pictures that nobody looks at here
-            patch.setattr(f"gcahng.train.plots.{name}", lambda *arguments, **options: None)
+            patch.setattr(f"gcahng.runs.plots.{name}", lambda *arguments, **options: None)
         fit(small_config(run))
         fit(small_config(baseline, "npair"))
     return Runs(run, baseline, data)
@@ -88,14 +88,14 @@ def made_up_data_everywhere(runs: Runs, see: Callable[[DataSplits], None]) -> It
 
 @pytest.fixture(scope="session")
 def file_data(tmp_path_factory: pytest.TempPathFactory) -> DataSplits:
-    """Queries and a gallery as files, in colour, wider than high; the last query has nothing right to find."""
+    """Queries and a gallery as files, in color, wider than high; the last query has nothing right to find."""
     root = tmp_path_factory.mktemp("files")
     made = drawn(6, 4, 4, HOSTILE)
     paths = []
-    for i, (grey, label) in enumerate(zip(made.images, made.labels.tolist(), strict=True)):
+    for i, (gray, label) in enumerate(zip(made.images, made.labels.tolist(), strict=True)):
         name = f"item '{label}' \"{i}\" <i>&.png"
-        colour = torch.stack([grey, grey.flip(0), 255 - grey], dim=2)
-        Image.fromarray(colour.repeat(3, 4, 1).numpy()).save(root / name)
+        color = torch.stack([gray, gray.flip(0), 255 - gray], dim=2)
+        Image.fromarray(color.repeat(3, 4, 1).numpy()).save(root / name)
         paths.append(name)
     files = ImageFiles(root, tuple(paths), made.labels, made.class_names)
     places = torch.arange(len(files))

@@ -64,8 +64,8 @@ def opened(request: pytest.FixtureRequest, browser: Any, report: Path) -> Iterat
     assert [url for url in asked if not url.startswith("data:")] == [report.as_uri()]
 
 
-def colours(screenshot: bytes) -> int:
-    """How many colours a screenshot has: one for an empty part."""
+def colors(screenshot: bytes) -> int:
+    """How many colors a screenshot has: one for an empty part."""
     picture = Image.open(io.BytesIO(screenshot)).convert("RGB")
     return len(picture.getcolors(maxcolors=picture.width * picture.height))
 
@@ -78,7 +78,7 @@ def test_every_part_shows_and_fits(opened: Any) -> None:
         section = opened.locator(f"#{part}")
         box = section.bounding_box()
         assert box["height"] > 50 and box["x"] >= 0 and box["x"] + box["width"] <= width
-        assert colours(section.screenshot()) > 10
+        assert colors(section.screenshot()) > 10
     # Every picture is decoded, and every chart is drawn within the page.
     assert opened.evaluate("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
     for chart in opened.locator("svg").all():
@@ -102,7 +102,7 @@ def test_the_map_shows_images(opened: Any, runs: Any) -> None:
     # Class 0 is called <script>…: it is shown as text, and no dialog opened.
     name = opened.locator("#tip-name").inner_text()
     assert name in runs.data.test.class_names and opened.locator("#tip-note").inner_text().startswith("image ")
-    assert colours(opened.locator("#thumb").screenshot()) > 50
+    assert colors(opened.locator("#thumb").screenshot()) > 50
     assert opened.locator(".map circle.here").count() == 1 and opened.locator(".map circle.same").count() == 5
     tip_box, map_box = tip.bounding_box(), opened.locator(".map").bounding_box()
     assert map_box["x"] <= tip_box["x"] and tip_box["x"] + tip_box["width"] <= map_box["x"] + map_box["width"]
@@ -140,5 +140,5 @@ def test_dark_and_light(browser: Any, report: Path) -> None:
         page.goto(report.as_uri())
         grounds.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
         page.close()
-    light, dark = (sum(map(int, colour[4:-1].split(","))) for colour in grounds)
+    light, dark = (sum(map(int, color[4:-1].split(","))) for color in grounds)
     assert light > 600 and dark < 150

@@ -245,7 +245,7 @@ def test_the_command(runs, capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("{run} --queries 0", "queries is 0; it must be at least 1"),
         ("{run} --seed -1", "seed is -1; it must be in 0 … 4294967295"),
-        ("{run} --out {tmp}", "out is {tmp}, a folder; name a file"),
+        ("{run} --out {tmp}", "out is {tmp}, a folder; it must be a file"),
         ("{run} --map tsne", "argument --map: invalid choice"),
         ("{run} --out {tmp}/file/x.html", "out is {tmp}/file/x.html; {tmp}/file is a file, not a folder"),
         ("{tmp}/none", "{tmp}/none does not exist"),
@@ -281,7 +281,7 @@ def test_a_full_disk_leaves_the_old_page(runs, tmp_path: Path, monkeypatch: pyte
 
 def test_images_that_have_moved_and_progress(runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     roots, heard = [], []
-    monkeypatch.setattr("gcahng.train.evaluate.EVAL_BATCH", 20)
+    monkeypatch.setattr("gcahng.evaluation.embed.EVAL_BATCH", 20)
     monkeypatch.setattr("gcahng.report.contents.load_data", lambda config: (roots.append(config.root), runs.data)[1])
     whole = write(runs, tmp_path)[1]
     parts = write(runs, tmp_path, data_root=Path("/elsewhere"), progress=lambda *places: heard.append(places))[1]

@@ -54,10 +54,10 @@ def test_umap_where_it_is_installed_else_pca(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(maps, "_umap", lambda points, seed: torch.zeros(len(points), 2))
     monkeypatch.setattr(maps, "find_spec", lambda name: object())
     assert embedding_map(points, labels).method == "umap"
-    assert embedding_map(points[:10], labels[:10]).method == "pca"  # too few for neighbourhoods
+    assert embedding_map(points[:10], labels[:10]).method == "pca"  # too few for neighborhoods
     monkeypatch.setattr(maps, "find_spec", lambda name: None)
     assert embedding_map(points, labels).method == "pca"
-    monkeypatch.setattr("gcahng._extras.find_spec", lambda name: None)
+    monkeypatch.setattr("gcahng.extras.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'UMAP: umap is not installed; pip install "gcahng\[umap\]"'):
         embedding_map(points, labels, method="umap")
     with pytest.raises(UserError, match="map is 'tsne'; it must be one of auto, umap, pca"):
@@ -178,7 +178,7 @@ def pixels(picture: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(picture.convert("L"))).long()
 
 
-def test_small_grey_images_are_kept_as_they_are(runs) -> None:
+def test_small_gray_images_are_kept_as_they_are(runs) -> None:
     images = runs.data.test
     assert torch.equal(pixels(decoded(data_uri(images, 7))), images.images[7].long())
     chosen = list(range(40))

@@ -15,11 +15,11 @@ def on_circle(*degrees: float) -> torch.Tensor:
     return torch.stack([angles.cos(), angles.sin()], dim=1)
 
 
-def test_neighbours_and_precision_by_hand() -> None:
+def test_neighbors_and_precision_by_hand() -> None:
     embeddings = on_circle(0, 1, 50, 53, 120, 124)
     labels = torch.tensor([0, 0, 1, 0, 1, 2])
-    ranking = rank(embeddings, labels, neighbours=3)
-    assert ranking.neighbours[0].tolist() == [1, 2, 3] and ranking.neighbours[2].tolist() == [3, 1, 0]
+    ranking = rank(embeddings, labels, neighbors=3)
+    assert ranking.neighbors[0].tolist() == [1, 2, 3] and ranking.neighbors[2].tolist() == [3, 1, 0]
     assert ranking.matches.tolist() == [2, 2, 1, 2, 1, 0]
     assert ranking.right[0].tolist() == [True, False, True]
     torch.testing.assert_close(ranking.similarities[0], torch.deg2rad(torch.tensor([1.0, 50.0, 53.0])).cos())
@@ -50,7 +50,7 @@ def test_ties_of_precision() -> None:
     # Three perfect pairs; two images of different classes that are nearest to one another.
     embeddings = on_circle(0, 2, 10, 13, 100, 102, 200, 201, 230, 260)
     labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 4, 3, 4])
-    ranking = rank(embeddings, labels, neighbours=4)
+    ranking = rank(embeddings, labels, neighbors=4)
     assert ranking.best(3) == [5, 3, 0]  # cos 2° - cos 89°, cos 3° - cos 11°, cos 2° - cos 10°
     assert set(ranking.worst(2)) == {6, 7}  # both 1 degree from a wrong image
     assert ranking.worst(1)[0] in (6, 7)
@@ -73,15 +73,15 @@ def test_confused_classes_by_hand() -> None:
 
 def test_an_image_without_a_match_is_confused_with_nothing() -> None:
     embeddings, labels = on_circle(0, 1, 80, 81, 2), torch.tensor([0, 0, 1, 1, 2])
-    assert rank(embeddings, labels, 2).neighbours[4, 0] == 1
+    assert rank(embeddings, labels, 2).neighbors[4, 0] == 1
     assert confused_pairs(rank(embeddings, labels, 2), 5) == []
 
 
-def test_as_many_neighbours_as_the_largest_class_needs() -> None:
+def test_as_many_neighbors_as_the_largest_class_needs() -> None:
     """All its right ones, and the next: how far that is decides among the best."""
     embeddings, labels = on_circle(0, 1, 2, 60, 100, 101), torch.tensor([0, 0, 0, 1, 2, 2])
-    assert rank(embeddings, labels, neighbours=1).neighbours.shape == (6, 3)
-    assert rank(embeddings, labels, neighbours=1).best(2) == [0, 5]  # cos 2° - cos 60°, cos 1° - cos 41°
+    assert rank(embeddings, labels, neighbors=1).neighbors.shape == (6, 3)
+    assert rank(embeddings, labels, neighbors=1).best(2) == [0, 5]  # cos 2° - cos 60°, cos 1° - cos 41°
 
 
 @pytest.mark.parametrize("room", [1, 100, 10**6])
@@ -92,7 +92,7 @@ def test_similarities_do_not_depend_on_how_many_are_gathered_at_once(
     monkeypatch.setattr("gcahng.report.ranking.GATHERED", room)
     ranking = rank(embeddings, torch.arange(20) % 4, 3)
     unit = embeddings / embeddings.norm(dim=1, keepdim=True)
-    torch.testing.assert_close(ranking.similarities, (unit @ unit.T).gather(1, ranking.neighbours))
+    torch.testing.assert_close(ranking.similarities, (unit @ unit.T).gather(1, ranking.neighbors))
 
 
 def test_nothing_to_find() -> None:

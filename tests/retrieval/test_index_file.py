@@ -236,7 +236,7 @@ def test_without_faiss_flat_works_and_the_others_say_what_is_missing(
     expected = load(saved).search("queries", embeddings(20), 3)
     monkeypatch.setitem(sys.modules, "faiss", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr("gcahng._extras.find_spec", lambda name: None)
+    monkeypatch.setattr("gcahng.extras.find_spec", lambda name: None)
     contents = load(saved)
     assert contents.index.backend == "torch"
     assert torch.equal(contents.search("queries", embeddings(20), 3).indices, expected.indices)

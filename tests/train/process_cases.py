@@ -21,22 +21,22 @@ from torch import Tensor, nn
 from gcahng.data import load_data
 from gcahng.engine.ranks import Ranks
 from gcahng.errors import UserError
+from gcahng.evaluation import embed
 from gcahng.train import (
     BackboneConfig,
     DataConfig,
     GcaConfig,
     TrainConfig,
     TrainingInterrupted,
-    evaluate,
     fit,
     loop,
-    measure,
     resume,
     session,
+    split_metrics,
 )
 from gcahng.train.batch_norm import share_batch_norm
 from gcahng.train.processes import Processes, run_processes
-from gcahng.train.report import Mute, Reporter, reporter
+from gcahng.train.terminal import Mute, Terminal, terminal_for
 from gcahng.train.trainer import Trainer
 
 COUNT, STEPS = 2, 4
@@ -58,7 +58,7 @@ def base_config(**fields: Any) -> TrainConfig:
 
 
 def steps_in_double(name: str, processes: Processes, device: str = "cpu") -> dict[str, Tensor]:
-    """Training steps in float64 → their losses, the weights and the statistics, on the CPU."""
+    """Make training steps in float64; returns their losses, the weights and the statistics, on the CPU."""
     trainer = Trainer(base_config(**LOSSES[name], device=device), small_data(), processes=processes)
     for module in (trainer.model, trainer.objective):
         module.double()
@@ -77,18 +77,18 @@ def steps_in_double(name: str, processes: Processes, device: str = "cpu") -> dic
 
 
 def measured(processes: Processes) -> tuple[dict[str, float], Tensor]:
-    """Retrieval among images of which each process embeds some, and the first one's embeddings."""
+    """Retrieval metrics of images that the processes embed together, and the embeddings in the first process."""
     made, data = base_config(), small_data()
     trainer = Trainer(made, data, processes=processes)
     trainer.start_together()
     with pytest.MonkeyPatch.context() as patch:
-        for module in (measure, evaluate):
+        for module in (split_metrics, embed):
             patch.setattr(module, "EVAL_BATCH", 16)
-        return measure.measure(trainer.model, data, "test", made, trainer.device, processes)
+        return split_metrics.measure(trainer.model, data, "test", made, trainer.device, processes)
 
 
 def norm_case(processes: Processes, momentum: float | None, affine: bool) -> dict[str, Tensor]:
-    """BatchNorm over a batch of feature maps, of which this process has a part, and its gradients."""
+    """Outputs and gradients of BatchNorm over a batch of feature maps that the processes share."""
     generator = torch.Generator().manual_seed(0)
     x, weights = (torch.randn(12, 5, 3, 3, dtype=torch.float64, generator=generator) for _ in range(2))
     x[:, 0] += 1e4
@@ -140,7 +140,7 @@ def runs(folder: Path, rank: int) -> dict[str, Any]:
 
 
 def failures(folder: Path, rank: int) -> dict[str, str]:
-    """What one is told of what goes wrong in one process, or in all."""
+    """The errors that each process reports when something fails in one process, or in all."""
     made = config(folder / "full")
     odd = replace(made, data=replace(made.data, classes_per_batch=3, samples_per_class=3))
     found = {"odd": error_of(lambda: fit(odd))}
@@ -149,22 +149,22 @@ def failures(folder: Path, rank: int) -> dict[str, str]:
         patch.setattr(os, "fsync", full_disk_after(os.fsync, lambda _: rank == 0, errno.ENOSPC))
         found["full disk"] = error_of(lambda: fit(made))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_learn", spoilt_in(Trainer._learn, rank == COUNT - 1))
-        found["not finite"] = error_of(lambda: fit(replace(made, out=str(folder / "spoilt"))))
+        patch.setattr(Trainer, "_learn", spoiled_in(Trainer._learn, rank == COUNT - 1))
+        found["not finite"] = error_of(lambda: fit(replace(made, out=str(folder / "spoiled"))))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "reporter", deaf_reader)
+        patch.setattr(loop, "terminal_for", deaf_reader)
         try:
             found["broken pipe"] = error_of(lambda: fit(replace(made, out=str(folder / "unread"))))
         except BrokenPipeError:
             found["broken pipe"] = "BrokenPipeError"
     dist.barrier()
-    spoilt = (folder / "spoilt" / "nonfinite.jsonl").read_text()
-    return found | {"written": spoilt}
+    spoiled = (folder / "spoiled" / "nonfinite.jsonl").read_text()
+    return found | {"written": spoiled}
 
 
-def deaf_reader(verbose: bool, speaks: bool) -> Reporter:
-    """Of a run whose output nobody reads: the first process finds it out, with the first line."""
-    return Unread() if speaks else reporter(verbose, speaks)
+def deaf_reader(verbose: bool, speaks: bool) -> Terminal:
+    """The error of a run whose output nobody reads, which the first process notices at its first line."""
+    return Unread() if speaks else terminal_for(verbose, speaks)
 
 
 class Unread(Mute):
@@ -172,7 +172,7 @@ class Unread(Mute):
         raise BrokenPipeError
 
 
-def spoilt_in(real: Callable[..., Any], here: bool) -> Callable[..., Any]:
+def spoiled_in(real: Callable[..., Any], here: bool) -> Callable[..., Any]:
     def learn(self: Trainer, images: Tensor, labels: Tensor) -> Any:
         if here and self.step == 2:
             self.model.head[1].register_forward_hook(lambda *arguments: arguments[-1] * float("inf"))
@@ -203,7 +203,7 @@ def small_runs() -> Any:
 
 
 def process(rank: int, folder: str, tree: str) -> None:
-    """One process: what it found, in a file."""
+    """Run one process, and write its results to a file."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=COUNT)
     found: dict[str, Any] = {}
@@ -225,7 +225,7 @@ NORMS: list[tuple[float | None, bool]] = [(0.1, True), (None, True), (0.3, False
 
 
 def gpu_process(rank: int, count: int, folder: str) -> None:
-    """One process with a GPU of its own: its training steps, in a file."""
+    """Run one process with a GPU of its own, and write the results of its training steps to a file."""
     torch.cuda.set_device(rank)
     where = f"file://{folder}/meet"
     dist.init_process_group("cpu:gloo,cuda:nccl", init_method=where, rank=rank, world_size=count)

@@ -18,9 +18,9 @@ import yaml
 import gcahng
 from gcahng.cli import main
 from gcahng.commands.train import parse
+from gcahng.config import config_to_dict
+from gcahng.runs.checkpoint import load_checkpoint
 from gcahng.train import DataConfig, GcaConfig, TrainConfig
-from gcahng.train.checkpoint import load_checkpoint
-from gcahng.train.config import config_to_dict
 
 ROOT = Path(gcahng.__file__).parents[1]
 SMALL = "--steps 3 --eval_every 2 --device cpu --threads 1 --data.classes_per_batch 4 --backbone.width 4 "
@@ -53,7 +53,7 @@ def test_a_runs_config_is_read_back(tmp_path: Path) -> None:
     [
         ("--steps x", "steps: Expected an int. Got value: x"),
         ("--epochs x", "epochs: Expected an int or null. Got value: x"),
-        ("--eval_every_epochs 2", "eval_every_epochs is 2 and epochs is null; give epochs, or eval_every (steps)"),
+        ("--eval_every_epochs 2", "eval_every_epochs is 2 and epochs is null; give epochs, or eval_every in steps"),
         ("--loss triplet", "loss: Expected one of gca_hng, npair, proxy_anchor, supcon, arcface. Got value: triplet"),
         ("--config {tmp}/words.yaml", "config must be a YAML file of options; it holds: words"),
         ("--gca.bass npair", "--gca.bass is no option; did you mean --gca.base?"),
@@ -61,7 +61,7 @@ def test_a_runs_config_is_read_back(tmp_path: Path) -> None:
         ("--config {tmp}/unknown.yaml", "Group 'data' does not accept option 'rooot'"),
         ("--config {tmp}/type.yaml", "steps: Expected an int"),
         ("--config {tmp}/broken.yaml", ""),
-        ("--config {tmp}/latin.yaml", "config must be a YAML file in UTF-8, and its byte 4 is none"),
+        ("--config {tmp}/latin.yaml", "config has invalid UTF-8 at byte 4"),
         ("--config {tmp}/empty.yaml", "optimizer is null; it must hold its options, such as lr, or be left out"),
         ("--out {tmp}/full", "out is {tmp}/full, which is not empty"),
         ("--device tpu", "device is 'tpu'; it must be auto, cpu, cuda or cuda:N"),
@@ -156,7 +156,7 @@ def test_eval_says_when_the_images_differ(
     from dataclasses import replace
 
     other = replace(small_data, digest="0" * 16)
-    monkeypatch.setattr("gcahng.train.evaluate.load_data", lambda config: other)
+    monkeypatch.setattr("gcahng.evaluation.evaluate.load_data", lambda config: other)
     assert main(["eval", str(finished_run[0]), "--json", str(tmp_path / "x.json")]) == 0
     assert capsys.readouterr().err.startswith("gcahng: note: these images differ from those of the training run")
 
@@ -175,7 +175,7 @@ def test_the_bar_shows_losses_and_time_left(monkeypatch: pytest.MonkeyPatch) -> 
 
     from rich.console import Console
 
-    from gcahng.train.report import Bar
+    from gcahng.train.terminal import Bar
 
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=140)
@@ -197,7 +197,7 @@ def test_a_narrow_bar_keeps_the_count_and_the_times(width: int, monkeypatch: pyt
 
     from rich.console import Console
 
-    from gcahng.train.report import Bar
+    from gcahng.train.terminal import Bar
 
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=width, color_system=None)
@@ -229,7 +229,7 @@ def test_ctrl_c_in_a_real_process(tmp_path: Path) -> None:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err.startswith("gcahng: interrupted after step ") and err.count("\n") == 1
-    assert err.endswith(f"to go on: gcahng train --resume {tmp_path / 'run'}\n")
+    assert err.endswith(f"to continue: gcahng train --resume {tmp_path / 'run'}\n")
 
 
 @pytest.mark.slow
@@ -252,7 +252,7 @@ def test_sigkill_and_resume_on_the_command_line(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_default_run_learns_unseen_classes(tmp_path: Path) -> None:
-    """The README's command, to the end: within its time, and as good as it promises."""
+    """The README's command runs to its end, within the time and with the quality that the README promises."""
     out = tmp_path / "run"
     subprocess.run([sys.executable, "-m", "gcahng", "train", "--out", str(out)], cwd=ROOT, check=True, timeout=1800)
     summary = json.loads((out / "summary.json").read_text())
@@ -263,7 +263,7 @@ def test_the_default_run_learns_unseen_classes(tmp_path: Path) -> None:
 
 
 def test_recipes_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file is a file; what cannot be one is asked of gcahng.recipes."""
+    """A path is a file; anything that cannot be a path is looked up in gcahng.recipes."""
     import types
 
     (tmp_path / "a_recipe.yaml").write_text("steps: 7\n")

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from gcahng.config import config_from_dict, config_to_dict
+from gcahng.devices import resolve_device
 from gcahng.errors import UserError
 from gcahng.train import BackboneConfig, DataConfig, GcaConfig, OptimizerConfig, TrainConfig, fit
-from gcahng.train.config import config_from_dict, config_to_dict
-from gcahng.train.devices import resolve_device
 
 
 def test_round_trip() -> None:
@@ -51,7 +51,10 @@ def test_unknown_names(values: dict[str, Any], message: str) -> None:
             TrainConfig(data=DataConfig(name="folder", root=".", image_size=320)),
             "data.resize is 256 and data.image_size 320",
         ),
-        (TrainConfig(gca=GcaConfig(impl="cuda"), device="cpu"), "impl='cuda' is not available for loss on cpu"),
+        (
+            TrainConfig(gca=GcaConfig(impl="cuda"), device="cpu"),
+            "impl is 'cuda', which is not available for loss on cpu",
+        ),
         (TrainConfig(data=DataConfig(samples_per_class=1)), "data.samples_per_class is 1"),
         (TrainConfig(data=DataConfig(classes_per_batch=1)), "data.classes_per_batch is 1"),
         (TrainConfig(data=DataConfig(max_shift=-1)), "data.max_shift is -1"),

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from gcahng.cli import main
 from gcahng.data import DataSplits
+from gcahng.runs.checkpoint import load_checkpoint
 from gcahng.train import GcaConfig, NonFinite, TrainConfig, fit, resume
-from gcahng.train.checkpoint import load_checkpoint
 from gcahng.train.finite import FiniteWatch
 from gcahng.train.losses import GcaObjective
 from gcahng.train.trainer import Trainer
@@ -31,7 +31,7 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def everything(trainer: Trainer) -> dict[str, Any]:
-    """What a step moves, but for the batches and the counts."""
+    """Everything that a step changes, except the batches and the counts."""
     state = trainer.state_dict()
     return {name: state[name] for name in ("model", "loss", "optimizer")}
 
@@ -55,16 +55,16 @@ def copied(value: Any) -> Any:
 
 
 def spoil_gradient(parameter: nn.Parameter, value: float, when: Callable[[], bool] = lambda: True) -> Any:
-    """The parameter's gradients have `value` in one place."""
+    """One entry of the parameter's gradient is `value`."""
 
-    def spoilt(gradient: Tensor) -> Tensor | None:
+    def spoiled(gradient: Tensor) -> Tensor | None:
         if not when():
             return None
         gradient = gradient.clone()
         gradient.view(-1)[0] = value
         return gradient
 
-    return parameter.register_hook(spoilt)
+    return parameter.register_hook(spoiled)
 
 
 def spoil_embeddings(trainer: Trainer) -> Any:
@@ -120,7 +120,7 @@ def test_a_term_is_named(
     else:
         passes = gca._passes
 
-        class Spoilt:
+        class Spoiled:
             def __init__(self, device: torch.device) -> None:
                 self._passes = passes(device)
 
@@ -132,7 +132,7 @@ def test_a_term_is_named(
                 found = self._passes.generator_pass(*arguments)
                 return found._replace(**{field: found.diversity * math.inf}) if hasattr(found, field) else found
 
-        monkeypatch.setattr(gca, "_passes", Spoilt)
+        monkeypatch.setattr(gca, "_passes", Spoiled)
     with pytest.raises(NonFinite, match=rf"^{term} is -?(inf|nan) at step 1"):
         trainer.train_step()
 
@@ -146,14 +146,14 @@ def test_the_graph_networks_gradients(
     gca = generator_of(trainer)
     real, count = gca._show_gradients, [0]
 
-    def spoilt(module: str, parameters: list[nn.Parameter]) -> None:
+    def spoiled(module: str, parameters: list[nn.Parameter]) -> None:
         if module == "graph_network":
             count[0] += 1
             if count[0] == pass_number:
                 parameters[0].grad.view(-1)[0] = value  # type: ignore[union-attr]
         real(module, parameters)
 
-    gca._show_gradients = spoilt
+    gca._show_gradients = spoiled
     with pytest.raises(NonFinite, match=f"^the graph network's gradient of {name} is {value} at step 1"):
         trainer.train_step()
 
@@ -188,7 +188,7 @@ def test_a_step_left_out_leaves_everything_as_it_was(small_config: MakeConfig, s
 def test_a_gradient_alone_leaves_everything_as_it_was(
     loss: str, small_config: MakeConfig, small_data: DataSplits
 ) -> None:
-    """By then the generator has made its step."""
+    """The generator has made its step before this is seen."""
     trainer = Trainer(small_config(loss=loss, skip_nonfinite=1), small_data)
     trainer.train_step()
     before = copied(everything(trainer))
@@ -273,12 +273,12 @@ def test_on_cuda_a_step_later(loss: str, small_config: MakeConfig, small_data: D
     hook.remove()
     with pytest.raises(NonFinite, match="^the network's gradient is nan at step 2"):
         trainer.train_step()
-    with pytest.raises(NonFinite, match="^the network's gradient is nan at step 2"):  # the weights are spoilt for good
+    with pytest.raises(NonFinite, match="^the network's gradient is nan at step 2"):  # the weights are spoiled for good
         trainer.state_dict()
 
 
 def spoil_step(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
-    """In every run the network's gradients at these steps are no numbers."""
+    """In every run the network's gradients are NaN at these steps."""
     real = Trainer.__init__
 
     def init(self: Trainer, *arguments: Any, **options: Any) -> None:

@@ -14,12 +14,13 @@ import pytest
 import torch
 import yaml
 
+from gcahng.config import config_from_dict
 from gcahng.data import DataSplits, ImageSet, Preprocessing
 from gcahng.errors import UserError
-from gcahng.train import DataConfig, TrainConfig, TrainingInterrupted, evaluate, fit, measure
-from gcahng.train.checkpoint import SCHEMA, load_checkpoint
-from gcahng.train.config import config_from_dict
-from gcahng.train.evaluate import evaluate_checkpoint
+from gcahng.evaluation import evaluate
+from gcahng.evaluation.evaluate import evaluate_checkpoint
+from gcahng.runs.checkpoint import SCHEMA, load_checkpoint
+from gcahng.train import DataConfig, TrainConfig, TrainingInterrupted, fit, split_metrics
 from gcahng.train.signals import StopSignals
 from gcahng.train.trainer import Trainer
 
@@ -138,17 +139,17 @@ def test_a_run_measures_images_as_its_options_prepare_them(
         seen.append((len(images), preprocessing, workers))
         return torch.eye(len(images))
 
-    monkeypatch.setattr(measure, "embed", embedded)
+    monkeypatch.setattr(split_metrics, "embed", embedded)
     data = replace(small_data, gallery=small_data.test)
     config = small_config(data=DataConfig(resize=40, image_size=30, workers=3))
     for split in ("val", "test"):
-        measure.measure(torch.nn.Identity(), data, split, config, torch.device("cpu"))
+        split_metrics.measure(torch.nn.Identity(), data, split, config, torch.device("cpu"))
     as_asked = (Preprocessing(40, 30), 3)
     assert seen == [(len(small_data.val), *as_asked), (480, *as_asked), (480, *as_asked)]
 
 
 def test_an_evaluation_has_the_threads_of_its_run(finished_run: FinishedRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sums are then rounded alike."""
+    """With the same number of threads sums are rounded alike."""
     run, _ = finished_run
     seen = []
     real = evaluate.embed
@@ -222,7 +223,7 @@ def test_out_must_be_a_folder_that_can_be_made(small_config: MakeConfig, tmp_pat
 
 
 def test_default_folders_do_not_collide(small_config: MakeConfig, tmp_path: Path, monkeypatch: Any) -> None:
-    from gcahng.train.files import make_run_folder
+    from gcahng.runs.run_folder import make_run_folder
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("time.strftime", lambda _: "20260102-030405")
@@ -255,7 +256,7 @@ def test_a_signal_ends_the_step_and_saves(
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_is_not_only_noted(second: signal.Signals) -> None:
-    """Whoever sends one does not want to wait for the step's end."""
+    """The second signal does not wait for the end of the step."""
     ended: list[int] = []
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its background jobs without

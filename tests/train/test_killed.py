@@ -11,7 +11,7 @@ import pytest
 
 import gcahng
 
-SCRIPT = Path(__file__).with_name("killed_runs.py")
+SCRIPT = Path(__file__).parents[1] / "killed_runs.py"
 ROOT = Path(gcahng.__file__).parents[1]
 
 

@@ -15,8 +15,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, S
 
 from gcahng.errors import UserError
 from gcahng.losses.official import official_state_dict
+from gcahng.models.backbones import Backbone, build_backbone
 from gcahng.train import BackboneConfig, GcaConfig, OptimizerConfig, TrainConfig
-from gcahng.train.backbones import Backbone, build_backbone
 from gcahng.train.losses import GcaObjective, build_objective
 from gcahng.train.optim import build_optimizer, prepare_step
 
@@ -79,7 +79,7 @@ class Oracle:
 
 
 def batches(size: int) -> list[tuple[Tensor, Tensor]]:
-    """Classes that differ a little: twelve images of a grey each, with noise."""
+    """Classes that differ a little: twelve images of a gray each, with noise."""
     generator = torch.Generator().manual_seed(5)
     labels = torch.arange(4).repeat_interleave(3)
     made = []

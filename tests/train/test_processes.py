@@ -1,4 +1,4 @@
-"""`gcahng train` in several processes: the training of one, whole or not at all, whatever goes wrong in which."""
+"""`gcahng train` in several processes trains as one process does, and fails in all of them if one fails."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch has 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each process found."""
+    """The results of each process."""
     folder, tree = tmp_path_factory.mktemp("processes"), tmp_path_factory.mktemp("tree")
     make_tree(tree)
     mp.spawn(process, (str(folder), str(tree)), nprocs=COUNT)
@@ -54,7 +54,7 @@ def make_tree(root: Path) -> None:
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_training_steps_are_those_of_one_process(loss: str, found: list[dict[str, Any]]) -> None:
-    """Nothing but the order of sums differs: BatchNorm, graph, losses, gradients, proxies, optimisers."""
+    """BatchNorm, graph, losses, gradients, proxies and optimizers are equal up to the order of sums."""
     wanted = steps_in_double(loss, ALONE)
     assert any(name.startswith("model ") for name in wanted) and "loss of step 3" in wanted
     for rank in range(COUNT):
@@ -87,7 +87,7 @@ def test_batch_norms_that_keep_their_statistics_stay_and_others_are_refused() ->
     frozen = nn.Sequential(nn.BatchNorm2d(3).eval(), Odd(3).eval())
     share_batch_norm(frozen, None, "this")  # type: ignore[arg-type]
     assert [type(module) for module in frozen] == [nn.BatchNorm2d, Odd]
-    with pytest.raises(UserError, match=r"backbone.name is timm:x, whose Odd cannot be shared .*freeze_bn true"):
+    with pytest.raises(UserError, match=r"backbone.name is timm:x, whose Odd cannot be shared .*freeze_bn to true"):
         share_batch_norm(nn.Sequential(Odd(3)), None, "timm:x")  # type: ignore[arg-type]
 
 
@@ -231,7 +231,7 @@ def test_torchrun_trains_stops_and_goes_on(tmp_path: Path) -> None:
     first = again.stdout.readline()  # type: ignore[union-attr]
     again.send_signal(signal.SIGTERM)
     again.communicate(timeout=120)
-    assert f"goes on in run after step {steps}" in first
+    assert f"continues in run after step {steps}" in first
 
 
 # torchrun ends all processes soon after the first has ended; the one that tells need not be that.
@@ -247,8 +247,8 @@ sys.exit(main())
 @pytest.mark.parametrize(
     ("arguments", "cause", "seconds"),
     [
-        (["--stepz", "3"], None, train._WAITS_FOR_THE_TELLER),
-        (["--resume", "nowhere"], None, train._WAITS_FOR_THE_TELLER),
+        (["--stepz", "3"], None, train._WAIT_FOR_MESSAGE),
+        (["--resume", "nowhere"], None, train._WAIT_FOR_MESSAGE),
         (["--resume", "nowhere"], KeyboardInterrupt(), 1),
     ],
 )

@@ -1,4 +1,4 @@
-"""The recipes are the authors' table, and can be asked for by name."""
+"""The recipes are the authors' table and load by name."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import yaml
 
 from gcahng import recipes
 from gcahng.cli import main
+from gcahng.config import config_to_dict
 from gcahng.errors import UserError
 from gcahng.train import TrainConfig
-from gcahng.train.config import config_to_dict
 
 TABLE = json.loads((Path(__file__).parents[1] / "golden" / "recipes.json").read_text())
 LARGE = {"resnet50_sop_n512": 512, "resnet50_sop_n1024": 1024, "dino_sop_n512": 512, "dino_sop_n1024": 1024}

@@ -1,4 +1,4 @@
-"""The networks of the recipes train for a few steps on a small tree in CUB's format, from files to the optimiser."""
+"""The networks of the recipes train for a few steps on a small tree in CUB's format, from files to the optimizer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from gcahng import recipes
 from gcahng.data import build_batches, load_data
-from gcahng.train.backbones import build_backbone
+from gcahng.models.backbones import build_backbone
 from gcahng.train.losses import build_objective
 from gcahng.train.optim import build_optimizer, prepare_step
 

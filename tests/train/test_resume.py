@@ -1,4 +1,4 @@
-"""A run that was ended goes on with the same bits; what stands in its way is one line."""
+"""A run that was stopped continues with the same bits; what prevents that is an error of one line."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ import gcahng
 from gcahng.cli import main
 from gcahng.data import DataSplits
 from gcahng.errors import UserError
-from gcahng.train import BackboneConfig, TrainConfig, TrainingInterrupted, fit, log, resume, session
+from gcahng.files import CannotWrite
+from gcahng.runs import log
+from gcahng.runs.checkpoint import find_checkpoint, load_checkpoint
+from gcahng.runs.run_folder import run_lock
+from gcahng.train import BackboneConfig, TrainConfig, TrainingInterrupted, fit, resume, session
 from gcahng.train import trainer as trainer_module
-from gcahng.train.checkpoint import find_checkpoint, load_checkpoint
-from gcahng.train.files import CannotWrite, run_lock
-from gcahng.train.measure import Measured
+from gcahng.train.split_metrics import Measured
 
 ROOT = Path(gcahng.__file__).parents[1]
 MakeConfig = Callable[..., TrainConfig]
@@ -148,7 +150,7 @@ def test_a_damaged_last_checkpoint(
             resume(run, verbose=True)
     warning = capsys.readouterr().err
     assert warning.startswith(f"gcahng: warning: {last} is no checkpoint or is damaged")
-    assert f"going on from {previous}, step 4" in warning
+    assert f"the run continues from {previous}, step 4" in warning
     assert previous.read_bytes() == good and not last.exists() and last.with_name("last.damaged").exists()
     resume(run)
     last.with_name("last.damaged").unlink()
@@ -169,7 +171,7 @@ def test_killed_between_two_renames(config_of_whole: TrainConfig, whole: Path) -
 def test_a_damaged_best_checkpoint_is_said(config_of_whole: TrainConfig) -> None:
     run = interrupted(config_of_whole, 4)
     truncate(run / "checkpoints" / "best.pt")
-    with pytest.warns(UserWarning, match=r"best\.pt is no checkpoint or is damaged.*chosen anew from step 4 on"):
+    with pytest.warns(UserWarning, match=r"best\.pt is no checkpoint or is damaged.*chosen again from step 4 on"):
         summary = resume(run)
     assert summary["best"]["step"] > 4
     assert load_checkpoint(run / "checkpoints" / "best.pt")["step"] == summary["best"]["step"]
@@ -178,7 +180,7 @@ def test_a_damaged_best_checkpoint_is_said(config_of_whole: TrainConfig) -> None
 def test_a_best_checkpoint_that_is_gone_is_said(config_of_whole: TrainConfig) -> None:
     run = interrupted(config_of_whole, 4)
     (run / "checkpoints" / "best.pt").unlink()
-    with pytest.warns(UserWarning, match=r"best\.pt cannot be read: No such file.*chosen anew from step 4 on"):
+    with pytest.warns(UserWarning, match=r"best\.pt cannot be read: No such file.*chosen again from step 4 on"):
         summary = resume(run)
     assert summary["best"]["step"] > 4
     assert load_checkpoint(run / "checkpoints" / "best.pt")["step"] == summary["best"]["step"]
@@ -198,7 +200,7 @@ def test_a_finished_run(whole: Path, capsys: pytest.CaptureFixture[str]) -> None
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
     assert main(["train", "--resume", str(whole)]) == 0
     out = capsys.readouterr().out
-    assert f"{whole} has finished; there is nothing to go on with" in out and "Recall@1" in out
+    assert f"{whole} has finished; there is nothing to resume" in out and "Recall@1" in out
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
     assert resume(whole)["steps"] == 8
 
@@ -208,7 +210,7 @@ def test_the_newest_of_the_others_is_taken(config_of_whole: TrainConfig, whole: 
     run = interrupted(config_of_whole, 5)
     for which in ("last", "previous"):
         truncate(run / "checkpoints" / f"{which}.pt")
-    with pytest.warns(UserWarning, match=r"previous\.pt is no .*; going on from .*/step-4\.pt, step 4"):
+    with pytest.warns(UserWarning, match=r"previous\.pt is no .*; the run continues from .*/step-4\.pt, step 4"):
         resume(run)
     (run / "checkpoints" / "last.damaged").unlink()
     assert differences(outcome(whole), outcome(run)) == []
@@ -223,7 +225,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_only_one_process_trains_a_run(config_of_whole: TrainConfig) -> None:
     run = interrupted(config_of_whole, 4)
-    code = "import sys, time; from pathlib import Path; from gcahng.train.files import run_lock\n"
+    code = "import sys, time; from pathlib import Path; from gcahng.runs.run_folder import run_lock\n"
     code += "with run_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     other = subprocess.Popen([sys.executable, "-c", code, str(run)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     try:
@@ -240,11 +242,14 @@ def test_only_one_process_trains_a_run(config_of_whole: TrainConfig) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--resume {tmp}/nothing", "resume is {tmp}/nothing, which is no run folder; name one that gcahng train wrote"),
+        (
+            "--resume {tmp}/nothing",
+            "resume is {tmp}/nothing, which is no run folder; it must be one that gcahng train wrote",
+        ),
         ("--resume {tmp}", "resume is {tmp}, which is no run folder"),
         (
             "--resume {run} --steps 100",
-            "--steps cannot be given with --resume: a run goes on with its own options",
+            "--steps cannot be given with --resume: a run continues with its own options",
         ),
         ("--resume={run} --loss=npair", "--loss=npair cannot be given with --resume"),
         ("--resume", "argument --resume: expected one argument"),
@@ -294,18 +299,18 @@ def test_the_message_names_the_command(
     out, err = capsys.readouterr()
     run = tmp_path / "a run"
     assert err == (
-        f"gcahng: interrupted after step 4 of 8; {run}/checkpoints/last.pt holds everything, to go on: gcahng train "
+        f"gcahng: interrupted after step 4 of 8; {run}/checkpoints/last.pt holds everything; to continue: gcahng train "
         f"--resume '{run}'\n"
     )
     assert main(["train", "--resume", str(run)]) == 0
     out, err = capsys.readouterr()
-    assert f"goes on in {run} after step 4" in out and err == ""
+    assert f"continues in {run} after step 4" in out and err == ""
 
 
 def test_a_signal_while_the_test_classes_are_measured(
     config_of_whole: TrainConfig, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All steps are made; the rest is for the next session."""
+    """All steps are made, and the next session does the rest."""
     real, sent = session.measure, []
 
     def measure_and_signal(model: Any, data: Any, split: Any, *rest: Any) -> Measured:

@@ -18,6 +18,7 @@ from PIL import Image
 
 import gcahng
 from gcahng.cli import main
+from gcahng.config import config_to_dict
 from gcahng.data import load_data
 from gcahng.errors import UserError
 from gcahng.train import (
@@ -31,7 +32,6 @@ from gcahng.train import (
     fit,
     resume,
 )
-from gcahng.train.config import config_to_dict
 from gcahng.train.trainer import Trainer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
@@ -42,7 +42,7 @@ ROOT = Path(gcahng.__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def the_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The files, and not the glyphs that every other run of these tests sees."""
+    """Runs read the files, not the glyphs that every other run of these tests sees."""
     monkeypatch.setattr("gcahng.train.loop.load_data", load_data)
 
 
@@ -140,7 +140,7 @@ def test_a_damaged_file_can_be_left_out_from_now_on(stopped: tuple[Path, list[Pa
     assert main(["train", "--resume", str(run)]) == 2
     assert "data.skip_unreadable" in capsys.readouterr().err
     assert main(["train", "--resume", str(run), "--data.skip_unreadable", "true"]) == 0
-    assert "times another image stood in for one that cannot be read" in capsys.readouterr().out
+    assert "times another image replaced one that cannot be read" in capsys.readouterr().out
 
 
 def test_images_that_are_not_finite_are_named(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,9 @@ from stopped_runs import lines_of
 
 from gcahng.data import DataSplits
 from gcahng.errors import UserError
+from gcahng.runs.checkpoint import find_checkpoint, load_checkpoint
 from gcahng.train import DataConfig, TrainConfig, fit
-from gcahng.train.checkpoint import find_checkpoint, load_checkpoint
-from gcahng.train.measure import Measured
+from gcahng.train.split_metrics import Measured
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
@@ -71,7 +71,7 @@ def test_the_last_may_be_wanted_beside_validation(config_of_whole: TrainConfig, 
 def test_test_classes_choose_with_a_warning(
     config_of_whole: TrainConfig, small_data: DataSplits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.warns(UserWarning, match="select is 'test': .* its numbers are too good") as warned:
+    with pytest.warns(UserWarning, match="select is 'test', which chooses .* its numbers are too good") as warned:
         summary, run = fitted(replace(config_of_whole, select="test"), replace(small_data, val=None), monkeypatch)
     assert len([w for w in warned if "select is" in str(w.message)]) == 1
     assert summary["selected_on"] == "test" and summary["best"]["test"] == summary["test_best"]
@@ -92,7 +92,7 @@ def test_validation_is_wanted_and_there_is_none(
 
 
 def test_a_gallery(config_of_whole: TrainConfig, small_data: DataSplits, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In-Shop's way: test queries look in a gallery, and not among themselves."""
+    """As for In-Shop, test queries are searched in a gallery and not among themselves."""
     test = small_data.test
     faces = torch.arange(len(test)) % 12
     queries, gallery = test.subset((faces < 2).nonzero().flatten()), test.subset((faces >= 2).nonzero().flatten())
@@ -100,9 +100,9 @@ def test_a_gallery(config_of_whole: TrainConfig, small_data: DataSplits, monkeyp
     config = replace(config_of_whole, steps=2, loss="npair")
     summary, run = fitted(config, data, monkeypatch)
     assert summary["test"]["queries"] == 2 * 40 and {"recall@1", "recall@10"} <= set(summary["test"])
+    from gcahng.evaluation.embed import embed
+    from gcahng.models.model_file import load_model
     from gcahng.retrieval import retrieval_metrics
-    from gcahng.train.evaluate import embed
-    from gcahng.train.models import load_model
 
     network = load_model(run).network
     z = [embed(network, images, torch.device("cpu")) for images in (queries, gallery)]

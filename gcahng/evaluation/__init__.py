@@ -1,0 +1,1 @@
+"""Measures trained networks: their embeddings, retrieval metrics and generated negatives."""

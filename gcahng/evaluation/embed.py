@@ -1,0 +1,256 @@
+"""Embeddings of images, in memory or in a file.
+
+`embed_to_file` takes little memory, and continues where an earlier call was stopped. Beside the file X that is asked
+for, `X.part` collects the rows as raw float32, and `X.part.json` says whose they are and how many are safely on the
+disk. When all rows are there, X is written and both are removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from gcahng.data import ImageFiles, LabeledImages, Preprocessing, evaluation_batches, usual_workers
+from gcahng.data.reading import UnreadableImage, read_rgb
+from gcahng.devices import resolve_device
+from gcahng.errors import UserError
+from gcahng.evaluation.partial_embeddings import ImagesKey, PartialRows
+from gcahng.models.model_file import Model
+from gcahng.progress import Progress
+from gcahng.retrieval.embeddings import EmbeddingSet, check_free, check_suffix, read_embeddings, write_embeddings
+from gcahng.retrieval.items import EmbeddingModel, Items
+
+# Fixed, so that an evaluation repeats bit for bit: products of other batch sizes may round differently.
+EVAL_BATCH = 256
+
+
+@dataclass
+class EmbedOptions:
+    """How images are embedded.
+
+    Attributes:
+        device: auto, cpu, cuda or cuda:N.
+        batch_size: how many images are embedded at once.
+        workers: processes that read image files; None: one less than there are cores, but at most 8.
+        skip_unreadable: True: files that cannot be read are left out and listed; False: the first one is an error.
+    """
+
+    device: str = "auto"
+    batch_size: int = EVAL_BATCH
+    workers: int | None = None
+    skip_unreadable: bool = False
+
+
+@dataclass
+class EmbedResult:
+    """What `embed_to_file` did.
+
+    Attributes:
+        embeddings: what is in the file.
+        skipped: the names of the images that were left out because they cannot be read.
+        resumed: how many rows an earlier call had made; all of them where the file was there already.
+    """
+
+    embeddings: EmbeddingSet
+    skipped: list[str] = field(default_factory=list)
+    resumed: int = 0
+
+
+def embed(
+    model: nn.Module,
+    images: LabeledImages,
+    device: torch.device,
+    preprocessing: Preprocessing = Preprocessing(),  # noqa: B008  # frozen
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Embed images in evaluation mode; the model's mode is restored.
+
+    Args:
+        model: uint8 images → (n, D) embeddings, on `device`.
+        images: N images, in memory or as files.
+        device: where the network computes.
+        preprocessing: of image files.
+        workers: processes that read image files.
+        progress: called with the images embedded so far and all of them.
+
+    Returns:
+        (N, D) fp32 embeddings on `device`.
+    """
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            rows: list[Tensor] = []
+            for batch in evaluation_batches(images, preprocessing, EVAL_BATCH, workers):
+                rows.append(model(batch.to(device)).float())
+                if progress is not None:
+                    progress(min(len(rows) * EVAL_BATCH, len(images)), len(images))
+            return torch.cat(rows)
+    finally:
+        model.train(training)
+
+
+def embedding_model(model: Model, preprocessing: Preprocessing) -> EmbeddingModel:
+    """What identifies embeddings.
+
+    Args:
+        model: the network that makes them.
+        preprocessing: of image files.
+    """
+    return EmbeddingModel(
+        fingerprint=fingerprint(model),
+        backbone=model.config.backbone.name,
+        path=str(model.path.absolute()),
+        resize=preprocessing.resize,
+        crop=preprocessing.crop,
+    )
+
+
+def fingerprint(model: Model) -> str:
+    """SHA-256 of a network's weights and buffers (name, type, shape, bytes) and of what else decides its output."""
+    config = model.config.backbone
+    digest = hashlib.sha256(json.dumps([config.name, config.embedding_dim, config.pool]).encode())
+    tensors = model.network.state_dict()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    if not tensors:  # a network that another program runs: what is in it is in its file
+        digest.update(model.path.read_bytes())
+    return digest.hexdigest()
+
+
+def embed_to_file(
+    model: Model,
+    images: LabeledImages,
+    items: Items,
+    out: Path | str,
+    *,
+    preprocessing: Preprocessing | None = None,
+    options: EmbedOptions | None = None,
+    progress: Progress | None = None,
+) -> EmbedResult:
+    """Embed images into a file; where an earlier call was stopped, the same call continues and ends with the same bits.
+
+    Memory does not grow with the number of images, because rows go to the disk as they come.
+
+    Args:
+        model: the network.
+        images: in memory or as files.
+        items: what the images are, from one source.
+        out: X.safetensors or X.npy, see `gcahng.retrieval.embeddings`.
+        preprocessing: of image files; None: the model's.
+        options: how the images are embedded; None: the defaults.
+        progress: called with the images embedded so far and all of them.
+
+    Returns:
+        The embeddings, and what was left out or was there already.
+
+    Raises:
+        UserError: `out` or its .part is of other images, another network or other options, or a file cannot be written.
+        UnreadableImage: an image cannot be read, and `skip_unreadable` is off.
+    """
+    options = options or EmbedOptions()
+    preprocessing = preprocessing or model.preprocessing
+    out = Path(out)
+    check_suffix("out", out)
+    if options.batch_size < 1:
+        raise UserError(f"batch_size is {options.batch_size}; it must be at least 1")
+    identity = embedding_model(model, preprocessing)
+    about = json.dumps([identity.fingerprint, identity.resize, identity.crop, options.batch_size])
+    key = ImagesKey(about, images)
+    if out.exists():
+        there = read_embeddings(out)
+        if there.key != key.of_first(len(images)):
+            raise UserError(f"{out} exists and is of other images, another network or other options; remove it first")
+        embedded = set(there.items.names)
+        left_out_before = [name for name in items.names if name not in embedded]
+        if left_out_before and not options.skip_unreadable:
+            raise UserError(
+                f"{out} exists, without {len(left_out_before)} images that could not be read, such as "
+                f"{left_out_before[0]}; remove it first, or leave them out with --skip_unreadable"
+            )
+        PartialRows(out, key).remove()
+        return EmbedResult(there, left_out_before, resumed=len(there))
+    check_free(out)
+    with PartialRows(out, key) as part:
+        resumed = part.rows_done
+        with torch.no_grad(), _Embedder(model.network, options) as embedder:
+            for rows, left_out, done in embedder.run(images, preprocessing, part.images_done):
+                part.append(rows, left_out, done)
+                if progress is not None:
+                    progress(done, len(images))
+        whole = part.note()
+        skipped = part.skipped
+        if len(skipped) == len(images):
+            raise UserError(f"none of the {len(images)} images can be read; the first is {images.name(0)}")
+        left_out = set(skipped)
+        embedded = items.subset([i for i in range(len(items)) if i not in left_out]) if skipped else items
+        write_embeddings(out, EmbeddingSet(part.rows(), embedded, identity, whole))
+        part.remove()
+    return EmbedResult(read_embeddings(out), [items.names[i] for i in skipped], resumed)
+
+
+class _Embedder:
+    """Within, a network in evaluation mode on its device."""
+
+    def __init__(self, network: nn.Module, options: EmbedOptions) -> None:
+        self._network, self._options = network, options
+        self._device = resolve_device(options.device)
+
+    def __enter__(self) -> _Embedder:
+        self._training = self._network.training
+        self._network.to(self._device).eval()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._network.train(self._training)
+
+    def run(self, images: LabeledImages, preprocessing: Preprocessing, start: int):
+        """Embed the images from `start` on.
+
+        Batches are cut at multiples of the batch size whatever is left out, so that a later call cuts the same batches.
+
+        Yields:
+            (b, D) fp32 rows on the CPU, the places of images that are left out, and how many images are done.
+        """
+        size = self._options.batch_size
+        while start < len(images):
+            try:
+                for batch in self._batches(images, range(start, len(images)), preprocessing):
+                    start += len(batch)
+                    yield self._embed(batch), [], start
+            except UnreadableImage:
+                if not self._options.skip_unreadable or not isinstance(images, ImageFiles):
+                    raise
+                window = range(start, min(start + size, len(images)))
+                good = [i for i in window if _readable(images.file(i))]
+                if len(good) == len(window):  # now it can be read: the file changes meanwhile
+                    raise
+                rows = [self._embed(batch) for batch in self._batches(images, good, preprocessing)] if good else []
+                start = window.stop
+                left_out = sorted(set(window) - set(good))
+                yield torch.cat(rows) if rows else torch.empty(0, 0), left_out, start
+
+    def _batches(self, images: LabeledImages, places: range | list[int], preprocessing: Preprocessing):
+        chosen = images.subset(torch.tensor(list(places)))
+        return evaluation_batches(chosen, preprocessing, self._options.batch_size, usual_workers(self._options.workers))
+
+    def _embed(self, batch: Tensor) -> Tensor:
+        rows = self._network(batch.to(self._device)).float().cpu()
+        if not rows.isfinite().all():
+            raise UserError("the network gives embeddings that are not finite; its weights are damaged")
+        return rows
+
+
+def _readable(path: Path) -> bool:
+    try:
+        read_rgb(path)
+    except UnreadableImage:
+        return False
+    return True

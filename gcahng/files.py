@@ -1,0 +1,117 @@
+"""Files that are written whole or not at all, and by one process at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # on Windows nothing stops two processes from writing the same file
+    fcntl = None  # type: ignore[assignment]
+
+from gcahng.errors import UserError
+
+
+class CannotWrite(UserError):
+    """A file cannot be written: the disk is full, or the folder is read-only."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an OSError into an error of one line.
+
+    Args:
+        path: what is written.
+
+    Raises:
+        CannotWrite: names `path` and the system's reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CannotWrite(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def check_folder(out: Path) -> None:
+    """See that a file can lie where it is asked for, before the work whose result it is to hold.
+
+    Raises:
+        UserError: the folder of `out` is a file.
+    """
+    if out.parent.exists() and not out.parent.is_dir():
+        raise UserError(f"out is {out}; {out.parent} is a file, not a folder")
+
+
+def atomic_write(path: Path, write: Callable[[BinaryIO], object], *, previous: Path | None = None) -> None:
+    """Write a file whole or not at all: whoever reads it, even after a crash, finds its old content or its new one.
+
+    A temporary file beside `path` is filled, flushed to the disk and renamed to `path`.
+
+    Args:
+        path: the file; its folder is made where there is none.
+        write: called with the open temporary file, which it fills.
+        previous: what the old file is renamed to; None: it is replaced. Between the two renames `path` does not exist
+            for a moment, but the old content is whole under this name.
+    """
+    if not path.parent.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            os.replace(path, previous)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if hasattr(os, "O_DIRECTORY"):  # not on Windows; the rename itself has to reach the disk
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`atomic_write` of text in UTF-8; bytes of file names that are invalid UTF-8 are written unchanged."""
+    atomic_write(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """`atomic_write` of indented JSON."""
+    write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what `atomic_write` left in a folder when its process was killed."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def lock(file: IO[Any], path: Path, done: str) -> None:
+    """Hold an open file for this process until it is closed.
+
+    Args:
+        file: open for writing.
+        path: what the file stands for, as messages name it.
+        done: what this process does with that, a participle such as "written".
+
+    Raises:
+        UserError: another process holds the file.
+    """
+    if fcntl is None:
+        return
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise UserError(f"{path} is being {done} by another process; wait for its end, or end it") from None
+    except OSError as error:  # some network file systems know no locks
+        warnings.warn(f"{path} cannot be locked ({error.strerror}); let no second process use it", stacklevel=4)

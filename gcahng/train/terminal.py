@@ -1,0 +1,149 @@
+"""What a run prints while it trains: a progress bar on a terminal, or plain lines where nobody watches."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from typing import Protocol
+
+_SHOWN = ("loss", "J_m", "J_syn", "J_gen")
+
+
+class Terminal(Protocol):
+    """Is told of a run's progress and prints it."""
+
+    def start(self, title: str, steps: int) -> None:
+        """The run begins or continues, and has so many steps in all."""
+
+    def losses(self, step: int, logs: Mapping[str, float]) -> None:
+        """The mean losses of the last steps."""
+
+    def evaluation(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
+        """The metrics of an evaluation; `kind` is "val" or "test"."""
+
+    def status(self, text: str) -> None:
+        """Something that is worth a line."""
+
+    def warning(self, text: str) -> None:
+        """Something that the user should know."""
+
+    def close(self) -> None:
+        """Nothing follows."""
+
+
+class Silent:
+    """Prints nothing, and warns as Python does."""
+
+    def start(self, title: str, steps: int) -> None: ...
+    def losses(self, step: int, logs: Mapping[str, float]) -> None: ...
+    def evaluation(self, step: int, kind: str, metrics: Mapping[str, float]) -> None: ...
+    def status(self, text: str) -> None: ...
+
+    def warning(self, text: str) -> None:
+        warnings.warn(text, stacklevel=2)
+
+    def close(self) -> None: ...
+
+
+class Mute(Silent):
+    """Prints nothing at all, because another process does."""
+
+    def warning(self, text: str) -> None: ...
+
+
+class Lines(Silent):
+    """Prints a line at each evaluation, for files and pipes."""
+
+    def __init__(self) -> None:
+        self._losses = ""
+        self._steps = 0
+        self._start = time.monotonic()
+
+    def start(self, title: str, steps: int) -> None:
+        self._steps = steps
+        print(title, flush=True)
+
+    def losses(self, step: int, logs: Mapping[str, float]) -> None:
+        self._losses = _losses(logs)
+
+    def evaluation(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
+        seconds = time.monotonic() - self._start
+        print(f"step {step}/{self._steps}  {self._losses}  {_metrics(kind, metrics)}  {seconds:.0f} s", flush=True)
+
+    def status(self, text: str) -> None:
+        print(text, flush=True)
+
+    def warning(self, text: str) -> None:
+        print(f"gcahng: warning: {text}", file=sys.stderr, flush=True)
+
+
+class Bar(Silent):
+    """A progress bar of rich with the losses and the time left, and above it a line at each evaluation."""
+
+    def __init__(self) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[losses]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        self._task = self._progress.add_task("train", total=None, losses="")
+
+    def start(self, title: str, steps: int) -> None:
+        self._progress.update(self._task, total=steps)
+        self._progress.start()
+        self._progress.console.print(title, highlight=False, markup=False)
+
+    def losses(self, step: int, logs: Mapping[str, float]) -> None:
+        # In 80 columns all losses would cut off the count and the times.
+        shown = _SHOWN if self._progress.console.width >= 100 else _SHOWN[:1]
+        self._progress.update(self._task, completed=step, losses=_losses(logs, shown))
+
+    def evaluation(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
+        self._progress.console.print(f"step {step}  {_metrics(kind, metrics)}", highlight=False, markup=False)
+
+    def status(self, text: str) -> None:
+        self._progress.console.print(text, highlight=False, markup=False)
+
+    def warning(self, text: str) -> None:
+        self._progress.console.print(f"warning: {text}", highlight=False, markup=False)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def terminal_for(verbose: bool, speaks: bool = True) -> Terminal:
+    """A progress bar where standard output is a terminal, and lines elsewhere.
+
+    Args:
+        verbose: whether anything but warnings is printed.
+        speaks: whether this process prints anything at all; of several processes one does.
+    """
+    if not speaks:
+        return Mute()
+    if not verbose:
+        return Silent()
+    return Bar() if sys.stdout.isatty() else Lines()
+
+
+def _losses(logs: Mapping[str, float], shown: tuple[str, ...] = _SHOWN) -> str:
+    return "  ".join(f"{name} {logs[name]:.3f}" for name in shown if name in logs)
+
+
+def _metrics(kind: str, metrics: Mapping[str, float]) -> str:
+    title = "validation" if kind == "val" else kind
+    return f"{title} R@1 {100 * metrics['recall@1']:.2f}  MAP@R {100 * metrics['map@r']:.2f}"
