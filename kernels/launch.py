@@ -74,4 +74,5 @@ def rows_at(first_row, o_d, T, D, BLOCK_R: tl.constexpr):
     """
     o_r = first_row + tl.arange(0, BLOCK_R)
     m_r = o_r < T
-    return o_r, m_r, o_r[:, None] * D + o_d[None, :], m_r[:, None] & (o_d < D)[None, :]
+    m_rd = m_r[:, None] & (o_d < D)[None, :]
+    return o_r, m_r, o_r[:, None] * D + o_d[None, :], m_rd

@@ -60,7 +60,7 @@ def mix_forward_kernel(
     pull = tl.load(p_pull)
     b_a = tl.load(p_z + o_anchor[:, None] * D + o_d[None, :], mask=m_md, other=0.0)
     b_d_plus = tl.load(p_d_plus + o_anchor, mask=m_m, other=0.0)
-    b_n = negatives_of(p_z, p_kappa, p_theta, mix, b_a, b_d_plus, pull, m_m, K, D, BLOCK_D)
+    b_n = negatives_of(p_z, p_kappa, p_theta, mix, b_a, b_d_plus, pull, m_m, K, D, True, BLOCK_D)
     if p_negatives is not None:
         tl.store(p_negatives + o_m.to(tl.int64)[:, None] * D + o_d[None, :], b_n, mask=m_md)
     if p_logits is not None:

@@ -52,10 +52,16 @@ def shares_of(b_a, b_b, d_plus, m_positive, m_d):
 
 
 @triton.jit
-def is_positive(m_own, o_view, v, K):
-    """Whether view v of the negatives' class is the anchor's positive. Only forward are there mixes of a class with
-    itself."""
-    return m_own & ((o_view + 1) % K == v)
+def is_positive(o_view, m_own, v, K, OWN: tl.constexpr):
+    """Whether view v of the negatives' class is the anchor's positive (R,); only a class with itself has that.
+
+    OWN: whether mixes of a class with itself count. Where they do not, it does not matter which of their negatives is
+    the positive, and not to ask spares registers.
+    """
+    if OWN:
+        return m_own & ((o_view + 1) % K == v)
+    else:
+        return m_own
 
 
 @triton.jit
@@ -91,6 +97,7 @@ def negatives_of(
     m_m,
     K,
     D,
+    OWN: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """The negatives N (R, BLOCK_D) of mixes by their anchors b_a (R, BLOCK_D) and d⁺ (R,)."""
@@ -99,7 +106,7 @@ def negatives_of(
     b_n = b_a
     for v in range(K):
         b_b, b_theta, b_kappa = view_of(p_z, p_kappa, p_theta, mix, v, m_m, K, D, BLOCK_D)
-        b_ratio, b_away, m_easy = shares_of(b_a, b_b, b_d_plus, is_positive(m_own, o_view, v, K), m_d)
+        b_ratio, b_away, m_easy = shares_of(b_a, b_b, b_d_plus, is_positive(o_view, m_own, v, K, OWN), m_d)
         b_rest = (1.0 - b_ratio) * pull
         b_n += b_kappa[:, None] * (b_b - b_a) * (b_ratio[:, None] + b_rest[:, None] * b_theta)
     return b_n
@@ -137,24 +144,24 @@ def mix_backward_shares_kernel(
     mix = mix_of(o_m, A, K, O, first, offset, mirrored)
     _, o_view, o_anchor, _, o_edge, o_step, m_own = mix
     m_m = o_m < mixes
-    if p_dlogits is not None:
+    OWN: tl.constexpr = p_dlogits is None
+    if not OWN:
         m_m = m_m & (m_own == 0)
     m_md = m_m[:, None] & m_d[None, :]
     pull = tl.load(p_pull)
     b_a = tl.load(p_z + o_anchor[:, None] * D + o_d[None, :], mask=m_md, other=0.0)
     b_d_plus = tl.load(p_d_plus + o_anchor, mask=m_m, other=0.0)
-    p_at = p_mixed + o_m.to(tl.int64)[:, None] * D + o_d[None, :]
     if p_dlogits is not None:
-        b_n = negatives_of(p_z, p_kappa, p_theta, mix, b_a, b_d_plus, pull, m_m, K, D, BLOCK_D)
-        tl.store(p_at, b_n, mask=m_md)
+        b_n = negatives_of(p_z, p_kappa, p_theta, mix, b_a, b_d_plus, pull, m_m, K, D, OWN, BLOCK_D)
+        tl.store(p_mixed + o_m.to(tl.int64)[:, None] * D + o_d[None, :], b_n, mask=m_md)
         b_dn = tl.load(p_dlogits + o_m, mask=m_m, other=0.0)[:, None] * b_a + SQUARE * b_n
     else:
-        b_dn = tl.load(p_at, mask=m_md, other=0.0)
+        b_dn = tl.load(p_mixed + o_m.to(tl.int64)[:, None] * D + o_d[None, :], mask=m_md, other=0.0)
     b_positive = tl.zeros_like(b_d_plus)
     o_first = o_edge + tl.where(o_m < A * K * O, 0, 1) * (A.to(tl.int64) * K * O * K)
     for v in range(K):
         b_b, b_theta, b_kappa = view_of(p_z, p_kappa, p_theta, mix, v, m_m, K, D, BLOCK_D)
-        b_ratio, b_away, m_easy = shares_of(b_a, b_b, b_d_plus, is_positive(m_own, o_view, v, K), m_d)
+        b_ratio, b_away, m_easy = shares_of(b_a, b_b, b_d_plus, is_positive(o_view, m_own, v, K, OWN), m_d)
         b_d_ratio = b_kappa * tl.sum(b_dn * (b_b - b_a) * (1.0 - pull * b_theta), axis=1)
         b_d_ratio = tl.where(m_easy, b_d_ratio, 0.0)
         b_positive += b_d_ratio / b_away

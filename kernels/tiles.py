@@ -109,11 +109,12 @@ def place_of(K, O, D, first_d, BLOCK_C: tl.constexpr, BLOCK_V: tl.constexpr, BLO
     blocks, chunks = tl.cdiv(O * K, BLOCK_C), tl.cdiv(K, BLOCK_V)
     block = tl.program_id(0) % blocks
     chunk = tl.program_id(0) // blocks % chunks
-    a = tl.program_id(0) // (blocks * chunks)
+    a = (tl.program_id(0) // (blocks * chunks)).to(tl.int64)
     o_c = block * BLOCK_C + tl.arange(0, BLOCK_C)
+    m_c = o_c < O * K
     o_d = first_d + tl.arange(0, BLOCK_D)
-    m_c, m_d = o_c < O * K, o_d < D
-    return a.to(tl.int64), chunk, block, o_c, o_d, m_c, m_d, m_c[:, None] & m_d[None, :]
+    m_d = o_d < D
+    return a, chunk, block, o_c, o_d, m_c, m_d, m_c[:, None] & m_d[None, :]
 
 
 @triton.jit
