@@ -1,4 +1,4 @@
-"""The loss a user calls: GCA-HNG's metric losses, and the generator that it trains beside the user's own model."""
+"""The loss that a user calls: GCA-HNG's metric losses, and the generator that it trains beside the user's model."""
 
 from __future__ import annotations
 
@@ -26,14 +26,16 @@ FORWARDS_WITHOUT_STEP = 20
 
 
 class Generated(NamedTuple):
-    """What generate returns. A = C, or the number of anchor classes that were asked for, in the order asked for.
+    """What `GCAHNGLoss.generate` returns.
+
+    A is the number of anchor classes: C, or as many as were asked for, in the order in which they were asked for.
 
     Attributes:
         negatives: (K, A, C, D), for anchor view k of class a the synthetic sample of class c. The entries a = c are no
             negatives.
-        coefficients: (A·K, n, D), θ of every anchor row and every row of the batch, both in the caller's order.
-        classes: (C,) ascending labels, the order of a and c.
-        index: (K, C), the batch's row that is view k of class a.
+        coefficients: θ (A·K, n, D) of every anchor row and every row of the batch, both in the caller's order.
+        classes: labels in ascending order (C,), which is the order of a and c.
+        index: the batch's row that is view k of class a, (K, C).
     """
 
     negatives: Tensor
@@ -43,7 +45,14 @@ class Generated(NamedTuple):
 
 
 class _Pending(NamedTuple):
-    """A training forward that waits for its generator step."""
+    """A training forward that waits for its generator step.
+
+    Attributes:
+        z: embeddings (n, D) in canonical order, detached.
+        layout: the canonical order.
+        metric_logs: J_m, J_syn and J_gce, detached.
+        autocast: whether autocast was enabled in the forward, and its dtype.
+    """
 
     z: Tensor
     layout: ClassLayout
@@ -71,34 +80,40 @@ class GCAHNGLoss(LossModule):
     Args:
         num_classes: training classes M; labels lie in 0 … M - 1.
         embedding_dim: channels D.
-        layers: of the graph network.
-        heads: of its node attention; a divisor of D.
-        alpha: how fast pulling sets in as J̄_m falls, exp(-α / J̄_m).
+        layers: layers L of the graph network.
+        heads: heads of its node attention; a divisor of D.
+        alpha: how fast pulling sets in as J̄_m falls: negatives are pulled by exp(-α / J̄_m).
         beta: how fast J_syn's weight grows as J̄_gen falls.
-        dot_weight, div_weight, softmax_factor:
-            J_gen = ½ (softmax_factor · CE + dot_weight · J_sim + div_weight · J_div).
-        edge_dropout: p of the edges' attention weights.
+        dot_weight: weight of J_sim in J_gen = ½ (softmax_factor · CE + dot_weight · J_sim + div_weight · J_div).
+        div_weight: weight of J_div in J_gen.
+        softmax_factor: weight of the cross entropy in J_gen.
+        edge_dropout: chance p that dropout drops an attention weight of an edge.
         symmetric: whether (i, j) and (j, i) share one dropout draw. Each edge is dropped out as before, but the two are
             no longer independent. False draws them apart, as the authors do, at twice the cost.
-        base: J_m: "npair", or any module called as base(embeddings, labels); the losses of pytorch-metric-learning fit.
+        base: the loss J_m: "npair", or any module that is called as base(embeddings, labels). The losses of
+            pytorch-metric-learning fit.
         compat: "fixed", or "official" to zero the similarities that the authors' code zeroes by mistake.
-        num_per_class: K, the samples a class; None reads it from the labels on the host, which on a GPU is a
+        num_per_class: samples of a class, K. None reads it from the labels on the host, which on a GPU is a
             synchronization.
-        check: when values are looked at: "raise" at once; "deferred" lets the next generator_step or end_epoch raise,
-            without a synchronization in between; "off"; "auto" is "raise" for CPU tensors in eager mode, else
-            "deferred".
+        check: when values are checked. "raise" checks them at once. "deferred" lets the next generator_step or
+            end_epoch raise, without a synchronization in between. "off" checks nothing. "auto" is "raise" for CPU
+            tensors in eager mode, else "deferred".
         seed: of dropout and mixing draws; None takes one from torch's generator.
-        graph_lr, graph_weight_decay, classifier_lr, classifier_weight_decay: of the two AdamW.
-        clip_value: the graph network's gradients are clipped to ± this.
-        epochs: the graph network's rate follows a cosine to 0 over them; None keeps it constant.
+        graph_lr: learning rate of the graph network's AdamW.
+        graph_weight_decay: its weight decay.
+        classifier_lr: learning rate of the classifier's AdamW.
+        classifier_weight_decay: its weight decay.
+        clip_value: the graph network's gradients are clipped to ± this value.
+        epochs: the graph network's learning rate follows a cosine to 0 over so many epochs; with None it stays
+            constant.
         steps_per_epoch: end_epoch is called after so many generator steps; None leaves it to the caller.
-        engine: how passes are run (see EngineOptions). Its fields may be given as keywords instead: impl, edge_memory,
-            edge_dtype, cuda_graph, process_group.
+        engine: how passes are run. Its fields may be passed as keywords instead: impl, edge_memory, edge_dtype,
+            cuda_graph and process_group.
 
     Raises:
-        UserError: (a ValueError) names the argument: an option that is not what it must be; classes of unequal size or
-            of single samples; fewer than two classes; labels out of range; wrong shapes or dtypes; values that are not
-            finite; rows whose channels are all equal.
+        UserError: (a ValueError) an argument is wrong, and the message names it: an option that is not what it must be;
+            classes of unequal size or of single samples; fewer than two classes; labels out of range; wrong shapes or
+            dtypes; values that are not finite; rows whose channels are all equal.
     """
 
     @plain_numbers
@@ -131,11 +146,11 @@ class GCAHNGLoss(LossModule):
         engine: EngineOptions | None = None,
         **knobs: Any,
     ) -> None:
-        # All keywords are options of the method, one by one: a user sets the few that matter.
+        # There are this many parameters because each is an option of the method, of which a user sets a few.
         super().__init__()
-        given = dict(locals())
+        options = dict(locals())
         engine = engine_options(engine, knobs)
-        check_options(given | vars(engine))
+        check_options(options | vars(engine))
         if seed is None:
             seed = int(torch.randint(2**62, (), device="cpu"))
 
@@ -152,19 +167,19 @@ class GCAHNGLoss(LossModule):
         self.graph_network = GraphNetwork(embedding_dim, num_classes, layers=layers, heads=heads)
         self.classifier = nn.Linear(embedding_dim, num_classes)
         self.base = base
-        self._set_up(engine, {name: given[name] for name in RATES})
+        self._set_up(engine, {name: options[name] for name in RATES})
 
     # -- the step
 
     def forward(self, embeddings: Tensor, labels: Tensor, u: Tensor | None = None) -> Tensor:
-        """The loss for the user's model.
+        """Computes the loss for the user's model.
 
         In training mode this clears the graph network's gradients and remembers the batch for generator_step.
 
         Args:
             embeddings: (n, D), in any order.
-            labels: (n,) whole numbers; every class has K samples.
-            u: (K, K - 1), mixing draws in the place of the loss's own.
+            labels: whole numbers (n,); every class has K samples.
+            u: mixing draws (K, K - 1) in the place of the loss's own.
 
         Returns:
             J_m + (1 - exp(-β / J̄_gen)) J_syn + J_gce, 0-dim.
@@ -202,9 +217,9 @@ class GCAHNGLoss(LossModule):
         Call it once after each training forward and backward.
 
         Args:
-            scaler: the GradScaler, if there is one; call this before scaler.update(). A step whose gradients are not
-                finite is then left out, as scaler.step does.
-            u: (K, K - 1), mixing draws in the place of the loss's own.
+            scaler: the GradScaler, if there is one. Call this before scaler.update(). A step whose gradients are not
+                finite is then skipped, as scaler.step does.
+            u: mixing draws (K, K - 1) in the place of the loss's own.
 
         Returns:
             J_m, J_syn (as weighted), J_gce, J_cls, J_soft, J_sim, J_div and J_gen, detached and 0-dim.
@@ -269,15 +284,20 @@ class GCAHNGLoss(LossModule):
             self._warned_of_epoch = True
             warnings.warn(
                 f"{self._steps_in_epoch} generator steps without end_epoch(): the running means keep their start "
-                "values, so J_syn weighs next to nothing; call gca.end_epoch() after every epoch, or give "
+                "values, so J_syn weighs next to nothing; call gca.end_epoch() after every epoch, or set "
                 "steps_per_epoch",
                 stacklevel=2,
             )
         return logs
 
     def end_epoch(self) -> None:
-        """Puts the epoch's mean losses in force (an epoch without steps keeps the old ones) and steps the cosine
-        schedule."""
+        """Takes over the epoch's mean losses, and steps the cosine schedule.
+
+        After an epoch without steps the old means stay.
+
+        Raises:
+            UserError: a deferred check found something wrong with a batch.
+        """
         self._raise_deferred()
         count = self._counted_steps
         for mean, total in ((self._mean_metric, self._metric_sum), (self._mean_generator, self._generator_sum)):
@@ -299,8 +319,14 @@ class GCAHNGLoss(LossModule):
         processes, one part after the other, and all must call it.
 
         Args:
-            embeddings, labels, u: as in the forward.
-            anchors: labels of the classes whose samples are anchors; None: all. They limit negatives and coefficients.
+            embeddings: as in the forward.
+            labels: as in the forward.
+            u: as in the forward.
+            anchors: labels of the classes whose samples are anchors, to which negatives and coefficients are limited;
+                None for all classes.
+
+        Raises:
+            UserError: `anchors` holds a class that is not in `labels`, or as in the forward.
         """
         embeddings, labels = self._whole_batch(embeddings, labels)
         layout, z = self._enter(embeddings, labels, at_once=True)
@@ -325,11 +351,11 @@ class GCAHNGLoss(LossModule):
         return Generated(negatives, coefficients, layout.classes, layout.index)
 
     def base_parameters(self) -> list[nn.Parameter]:
-        """The base loss's own parameters (proxies, for instance), for the user's optimizer; the loss itself never
-        steps them."""
+        """The base loss's own parameters, such as proxies, for the user's optimizer. The loss never steps them."""
         return list(self.base.parameters()) if isinstance(self.base, nn.Module) else []
 
     def _count_forward(self) -> None:
+        """Warns if forwards in training mode follow each other without a generator step."""
         self._forwards += 1
         if self._forwards == FORWARDS_WITHOUT_STEP:
             warnings.warn(
@@ -341,4 +367,5 @@ class GCAHNGLoss(LossModule):
 
 
 def _autocast_state(device: torch.device) -> tuple[bool, torch.dtype]:
+    """Whether autocast is enabled on a device, and its dtype."""
     return torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)

@@ -11,8 +11,14 @@ from gcahng.errors import UserError
 
 
 class ClassLayout(NamedTuple):
-    """order (n,): the batch's row at each canonical place (classes ascending, a class's views side by side as they
-    came); labels (n,) in canonical order; classes (C,); views K."""
+    """The canonical order of a batch: classes ascending, the views of a class side by side in their old order.
+
+    Attributes:
+        order: the batch's row at each canonical place (n,).
+        labels: labels (n,) in canonical order.
+        classes: labels of the classes in ascending order (C,).
+        views: samples of a class, K.
+    """
 
     order: Tensor
     labels: Tensor
@@ -21,22 +27,31 @@ class ClassLayout(NamedTuple):
 
     @property
     def index(self) -> Tensor:
-        """(K, C): the batch's row that is view k of class a."""
+        """The batch's row that is view k of class a, (K, C)."""
         return self.order.view(-1, self.views).T
 
     @property
     def appearance(self) -> Tensor:
-        """(C,): each class's place among the classes by first appearance in the batch."""
+        """Each class's place among the classes by first appearance in the batch, (C,)."""
         first = self.order.view(-1, self.views)[:, 0]
         return torch.argsort(torch.argsort(first))
 
 
 def check_shapes(embeddings: Tensor, labels: Tensor, embedding_dim: int | None = None) -> None:
-    """UserError for what shapes and dtypes alone show to be wrong."""
+    """Checks what shapes and dtypes alone show.
+
+    Args:
+        embeddings: must be floating-point (n, D).
+        labels: must be integers (n,).
+        embedding_dim: what D must be, or None.
+
+    Raises:
+        UserError: one of them is not what it must be.
+    """
     if not isinstance(embeddings, Tensor) or embeddings.dim() != 2 or not embeddings.is_floating_point():
         raise UserError(f"embeddings is {describe(embeddings)}; it must be a floating-point tensor of shape (n, D)")
     if embedding_dim is not None and embeddings.shape[1] != embedding_dim:
-        raise UserError(f"embeddings has {embeddings.shape[1]} channels; embedding_dim is {embedding_dim}")
+        raise UserError(f"embeddings has {embeddings.shape[1]} channels; it must have embedding_dim, {embedding_dim}")
     integral = isinstance(labels, Tensor) and not (
         labels.is_floating_point() or labels.is_complex() or labels.dtype is torch.bool
     )
@@ -49,11 +64,20 @@ def check_shapes(embeddings: Tensor, labels: Tensor, embedding_dim: int | None =
 
 
 def class_layout(labels: Tensor, num_per_class: int | None) -> ClassLayout:
-    """The canonical order. num_per_class None: K is read from the labels on the host, and unequal classes are an
-    error here; else K is taken as given, and whether it is true is a question for value_problems."""
+    """Finds the canonical order of a batch.
+
+    Args:
+        labels: (n,).
+        num_per_class: samples of a class, K. With None it is read from the labels on the host. Otherwise nothing checks
+            here that the labels agree with it: that is left to value_problems.
+
+    Raises:
+        UserError: the number of labels does not fit, or, if K is read from them, classes are of unequal size or fewer
+            than two.
+    """
     if num_per_class is None:
-        found, counts = labels.unique(return_counts=True)
-        sizes = dict(zip(found.tolist(), counts.tolist(), strict=True))
+        classes, counts = labels.unique(return_counts=True)
+        sizes = dict(zip(classes.tolist(), counts.tolist(), strict=True))
         smallest, largest = (min(sizes, key=sizes.get), max(sizes, key=sizes.get)) if sizes else (None, None)
         if len(sizes) < 2:
             raise UserError(f"labels has {len(sizes)} class(es); a batch needs at least 2")
@@ -84,9 +108,15 @@ PROBLEMS = (
 
 
 def value_problems(z: Tensor, layout: ClassLayout, num_classes: int | None) -> Tensor:
-    """Which of PROBLEMS the batch z (n, D, canonical order) has: bool (4,), on the device, without synchronization.
+    """Finds which of PROBLEMS a batch has, on its device and without a synchronization.
 
-    num_classes None: N-pair alone, which takes constant rows and any labels.
+    Args:
+        z: embeddings (n, D) in canonical order.
+        layout: the canonical order.
+        num_classes: training classes M; None for the N-pair loss alone, which takes constant rows and any labels.
+
+    Returns:
+        (4,) bool.
     """
     z = z.detach()
     rows = layout.labels.view(-1, layout.views)
@@ -102,14 +132,24 @@ def value_problems(z: Tensor, layout: ClassLayout, num_classes: int | None) -> T
 
 
 def raise_for_problems(problems: list[bool], num_classes: int | None, views: int | None = None) -> None:
-    """UserError for the first of these problems, if any."""
-    for text, found in zip(PROBLEMS, problems, strict=True):
-        if found:
+    """Reports the first problem of a batch, if there is one.
+
+    Args:
+        problems: what value_problems found.
+        num_classes: training classes M.
+        views: samples of a class, K.
+
+    Raises:
+        UserError: there is a problem.
+    """
+    for text, present in zip(PROBLEMS, problems, strict=True):
+        if present:
             last = None if num_classes is None else num_classes - 1
             raise UserError(text.format(num_classes=num_classes, last=last, views=views))
 
 
 def describe(value: object) -> str:
+    """A value's type, or a tensor's dtype and shape, for error messages."""
     if isinstance(value, Tensor):
         return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
     return f"a {type(value).__name__}"

@@ -1,4 +1,4 @@
-"""What GCAHNGLoss is and keeps: its modules and optimizers, the running means, its state, and how a batch enters it."""
+"""The base class of GCAHNGLoss: modules and optimizers, running means, state, and how a batch enters the loss."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FIRST_MEAN = 1e6
 
 
 class LossModule(nn.Module):
-    """What every call of the loss works with. Nothing of a training step is here."""
+    """What every call of the loss works with. The training step itself is in GCAHNGLoss."""
 
     graph_network: GraphNetwork
     classifier: nn.Linear
@@ -45,7 +45,7 @@ class LossModule(nn.Module):
     classifier_optimizer: torch.optim.AdamW
 
     def _set_up(self, engine: EngineOptions, learning: dict[str, float]) -> None:
-        """Makes what does not follow from the method's own options. The modules are there.
+        """Makes everything that the method's own options do not decide. The modules exist already.
 
         Args:
             engine: how passes are run.
@@ -59,7 +59,7 @@ class LossModule(nn.Module):
         self.register_buffer("_mean_generator", torch.tensor(FIRST_MEAN))
         self.register_buffer("_metric_sum", torch.tensor(0.0))
         self.register_buffer("_generator_sum", torch.tensor(0.0))
-        # On the device, where a captured step counts on; _steps_in_epoch counts the steps that the host has seen.
+        # On the device, where a captured step counts too; _steps_in_epoch counts the steps that the host has seen.
         self.register_buffer("_counted_steps", torch.zeros((), dtype=torch.int64), persistent=False)
         # Numbers, not bools: averages of weights over a run (AveragedModel, use_buffers=True) take differences of all.
         self.register_buffer("_problems", torch.zeros(4, dtype=torch.int32), persistent=False)
@@ -77,12 +77,12 @@ class LossModule(nn.Module):
 
     @property
     def impl(self) -> str:
-        """Which implementation was asked for."""
+        """The implementation that was asked for."""
         return self.engine.impl
 
     @property
     def edge_memory(self) -> str:
-        """What of the edges the engine was asked to save."""
+        """What the engine was asked to save of the edges."""
         return self.engine.edge_memory
 
     @property
@@ -113,6 +113,7 @@ class LossModule(nn.Module):
     # -- state
 
     def get_extra_state(self) -> dict[str, Any]:
+        """What the state dict holds beside parameters and buffers: optimizers, counters and seed."""
         return {
             "version": 1,
             "seed": self.seed,
@@ -123,14 +124,19 @@ class LossModule(nn.Module):
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Takes over what get_extra_state returned.
+
+        Raises:
+            UserError: it is of another version, or of a loss with other sizes.
+        """
         if state.get("version") != 1:
             raise UserError(
                 f"state_dict has extra state of version {state.get('version')!r}; this gcahng reads version 1"
             )
-        (given,), (own,) = state["graph_optimizer"]["param_groups"], self.graph_optimizer.param_groups
-        if len(given["params"]) != len(own["params"]):
+        (saved,), (own,) = state["graph_optimizer"]["param_groups"], self.graph_optimizer.param_groups
+        if len(saved["params"]) != len(own["params"]):
             raise UserError(
-                f"state_dict is of a graph network of {len(given['params'])} weights, this one has "
+                f"state_dict is of a graph network of {len(saved['params'])} weights, this one has "
                 f"{len(own['params'])} (layers={len(self.graph_network.layers)}); layers must be that of the state_dict"
             )
         check_state(state["graph_optimizer"], self.graph_optimizer)
@@ -138,7 +144,7 @@ class LossModule(nn.Module):
         self.seed = state["seed"]
         self._epoch, self._steps_in_epoch = state["epoch"], state["steps_in_epoch"]
         self._counted_steps.fill_(self._steps_in_epoch)
-        # Optimizer.load_state_dict keeps the tensors it is given: without a copy, two losses would share their moments.
+        # Optimizer.load_state_dict does not copy tensors: without this copy, two losses would share their moments.
         self.graph_optimizer.load_state_dict(copy.deepcopy(state["graph_optimizer"]))
         self.classifier_optimizer.load_state_dict(copy.deepcopy(state["classifier_optimizer"]))
         self._pending = None
@@ -152,7 +158,7 @@ class LossModule(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LossModule:
         before = list(self.parameters())
         super()._apply(fn, recurse)
-        # Most moves keep the parameter objects; to_empty, for one, replaces them.
+        # Most moves change the parameter objects in place, but to_empty, for one, replaces them.
         moved = dict(zip(before, self.parameters(), strict=True))
         for optimizer in (self.graph_optimizer, self.classifier_optimizer):
             move_state(optimizer, moved, fn)
@@ -161,8 +167,11 @@ class LossModule(nn.Module):
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Within, a batch is this process's own, as without a process_group: one process may `generate` or, in eval
-        mode, measure without the others. Not for training steps, which would let the processes' weights drift apart."""
+        """Within the context, a batch is this process's own, as without a process_group.
+
+        So one process may `generate` or, in eval mode, measure without the others. It is not for training steps, which
+        would let the processes' weights drift apart.
+        """
         ranks, self._ranks = self._ranks, None
         try:
             yield
@@ -172,7 +181,7 @@ class LossModule(nn.Module):
     # -- how a batch enters
 
     def _whole_batch(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Checks what is handed in → the batch of which it is this process's part, or which it is."""
+        """Checks a batch, and gathers the other processes' parts if there are any."""
         self._check_tensors(embeddings, labels)
         if self._ranks is None:
             return embeddings, labels
@@ -182,7 +191,10 @@ class LossModule(nn.Module):
         return self._ranks.whole_batch(wide, labels, self._check_for(embeddings.device) == "raise")
 
     def _enter(self, embeddings: Tensor, labels: Tensor, at_once: bool = False) -> tuple[ClassLayout, Tensor]:
-        """Puts a batch in canonical order, in the parameters' dtype, and checks its values. at_once: defer no check."""
+        """Puts a batch into canonical order and the parameters' dtype, and checks its values.
+
+        `at_once` defers no check.
+        """
         layout = class_layout(labels.to(embeddings.device, torch.int64), self.num_per_class)
         z = embeddings.to(self.classifier.weight.dtype)[layout.order]
         check = self._check_for(z.device)
@@ -193,27 +205,32 @@ class LossModule(nn.Module):
         return layout, z
 
     def _check_tensors(self, embeddings: Tensor, labels: Tensor) -> None:
-        """UserError for what shapes, dtypes and devices alone show to be wrong."""
+        """Checks what shapes, dtypes and devices alone show."""
         check_shapes(embeddings, labels, self.embedding_dim)
         weight = self.classifier.weight
         if weight.dtype not in (torch.float32, torch.float64):
             raise UserError(
-                f"the loss's parameters are {weight.dtype}; keep them in float32, and use torch.autocast for less"
+                f"the loss's parameters are {weight.dtype}; they must be float32 or float64 (use torch.autocast for "
+                "products in less)"
             )
         if embeddings.device != weight.device:
-            raise UserError(f"embeddings is on {embeddings.device}, the loss on {weight.device}; move one with .to()")
+            raise UserError(
+                f"embeddings is on {embeddings.device}; it must be on the loss's device, {weight.device} (move one of "
+                "them with .to())"
+            )
         if embeddings.dtype is torch.float64 and weight.dtype is not torch.float64:
             raise UserError(
                 "embeddings is float64 and the loss's parameters are float32; call gca.double(), or pass float32"
             )
 
     def _check_for(self, device: torch.device) -> str:
-        """What check stands for now."""
+        """What the option `check` means for tensors on this device."""
         if self.check != "auto":
             return self.check
         return "deferred" if device.type != "cpu" or torch.compiler.is_compiling() else "raise"
 
     def _raise_deferred(self) -> None:
+        """Raises for what deferred checks have found."""
         if self.check == "off" or (
             self.check == "auto" and self._problems.device.type == "cpu" and not self._problems.any()
         ):
@@ -225,6 +242,7 @@ class LossModule(nn.Module):
         raise_for_problems(problems, self.num_classes, self.num_per_class)
 
     def _batch(self, z: Tensor, layout: ClassLayout, u: Tensor | None) -> Batch:
+        """Everything that the passes need of a batch."""
         views = layout.views
         draw = self.draw.clone()
         check_draws(u, views)
@@ -238,11 +256,11 @@ class LossModule(nn.Module):
         return Batch(z, self._in_range(layout.classes), views, pull.to(z.dtype), u, dropout, self.training)
 
     def _in_range(self, labels: Tensor) -> Tensor:
-        """A label out of range is reported by the checks; it must not crash a device before they are read."""
+        """Clamps labels. The checks report one out of range, and it must not crash a device before they are read."""
         return labels.clamp(0, self.num_classes - 1)
 
     def _passes(self, batch: Batch) -> Any:
-        """What computes the passes of a step: an Engine, or the module gcahng.reference.training_step."""
+        """What runs the passes of a step: an Engine, or the module gcahng.reference.training_step."""
         device, graphs = batch.z.device, self._graphs
         if graphs is not None and device.type != "cuda":
             raise UserError(f"cuda_graph is True and the embeddings are on {device}; CUDA graphs need a CUDA device")
@@ -257,11 +275,12 @@ class LossModule(nn.Module):
     # -- gradients and rates
 
     def _agree_on_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Where the processes' gradients may differ in their rounding, their weights would drift apart."""
+        """Gives all processes the same gradients, whose rounding may differ: their weights would drift apart."""
         if self._ranks is not None:
             self._ranks.copy_from_first([p.grad for p in parameters if p.grad is not None])
 
     def _step_graph_network(self, scale: Tensor | None) -> None:
+        """Steps the graph network on its gradients, which a GradScaler may have scaled, and clears them."""
         parameters = [p for p in self.graph_network.parameters() if p.grad is not None]
         self._agree_on_gradients(parameters)
         if not parameters:  # all that this phase would train is frozen
@@ -282,10 +301,12 @@ class LossModule(nn.Module):
         self.graph_network.zero_grad(set_to_none=True)
 
     def _show_gradients(self, module: str, parameters: list[nn.Parameter]) -> None:
+        """Calls the gradient hook."""
         if self.gradient_hook is not None:
             self.gradient_hook(module, [p.grad for p in parameters if p.grad is not None])
 
     def _apply_schedule(self) -> None:
+        """Sets the graph network's learning rate for the epoch."""
         if self.epochs is None:
             return
         progress = min(self._epoch, self.epochs) / self.epochs
@@ -293,6 +314,15 @@ class LossModule(nn.Module):
 
 
 def check_draws(u: Tensor | None, views: int) -> None:
+    """Checks mixing draws that a user passes.
+
+    Args:
+        u: must be None or (K, K - 1).
+        views: samples of a class, K.
+
+    Raises:
+        UserError: it is not.
+    """
     if u is None:
         return
     if not isinstance(u, Tensor):

@@ -11,12 +11,22 @@ from gcahng.reference.npair import npair
 
 
 def npair_loss(embeddings: Tensor, labels: Tensor, *, num_per_class: int | None = None, check: bool = True) -> Tensor:
-    """J_m of embeddings (n, D) with labels (n,), K samples of each of C classes in any order → 0-dim.
+    """Computes J_m, the N-pair loss.
 
-    The first sample of each class in the batch is its anchor; with every other sample k, cross entropy of z₀ z_kᵀ
-    against the classes; the mean over k; plus 3e-3 · 0.25 · Σ‖z‖² / C. num_per_class: K (None: read from the labels,
-    on the host). check: look at the values (one synchronization); UserError for classes of unequal size or non-finite
-    values.
+    The first sample of each class in the batch is its anchor z₀. For every other sample k the loss has the cross
+    entropy of z₀ z_kᵀ against the classes. It is their mean over k, plus 3e-3 · 0.25 · Σ‖z‖² / C.
+
+    Args:
+        embeddings: (n, D), in any order.
+        labels: whole numbers (n,); each of the C classes has K samples.
+        num_per_class: samples of a class, K. None reads it from the labels on the host.
+        check: whether values are checked, which costs a synchronization.
+
+    Returns:
+        The loss, 0-dim.
+
+    Raises:
+        UserError: wrong shapes or dtypes; classes of unequal size; values that are not finite.
     """
     check_shapes(embeddings, labels)
     if num_per_class is not None and (not is_whole(num_per_class) or num_per_class < 2):

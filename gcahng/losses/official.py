@@ -1,4 +1,4 @@
-"""Weights in the authors' names: their checkpoints load here, and ours can be written for their code."""
+"""Reads the authors' checkpoints, and writes weights that the authors' code can read."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _HEADS = {
 
 
 def _names(gca: GCAHNGLoss) -> Iterator[tuple[str, Tensor]]:
-    """(official name, our tensor) for everything an official checkpoint holds of the loss."""
+    """The authors' name and our tensor for everything that their checkpoints hold of the loss."""
     modules = dict(_HEADS)
     for number, layer in enumerate(gca.graph_network.layers):
         ours = f"graph_network.layers.{number}"
@@ -60,41 +60,54 @@ def _names(gca: GCAHNGLoss) -> Iterator[tuple[str, Tensor]]:
 
 
 def official_state_dict(gca: GCAHNGLoss) -> dict[str, Tensor]:
-    """All `gnn.*` and `softmax_classifier.*` entries of an authors' checkpoint, the unused `update_node` included
-    (copies)."""
+    """Copies the loss's weights under the authors' names.
+
+    Args:
+        gca: the loss.
+
+    Returns:
+        All `gnn.*` and `softmax_classifier.*` entries of an authors' checkpoint, the unused `update_node` included.
+    """
     return {name: tensor.detach().clone() for name, tensor in _names(gca)}
 
 
 def load_official_state_dict(gca: GCAHNGLoss, state_dict: Mapping[str, Tensor]) -> None:
-    """Copies an authors' checkpoint into the loss; `feature_extractor.*` is ignored, everything else must fit.
+    """Copies an authors' checkpoint into the loss.
 
-    UserError, with nothing changed, for names that are missing or unexpected or shapes that do not fit. Optimizers
-    and running means are not in such a checkpoint and stay as they are.
+    `feature_extractor.*` is ignored, and everything else must fit. Optimizers and running means are not in such a
+    checkpoint and stay as they are.
+
+    Args:
+        gca: the loss.
+        state_dict: the checkpoint, as torch.load returns it.
+
+    Raises:
+        UserError: names are missing or unexpected, or shapes do not fit. Nothing is changed then.
     """
     if not isinstance(state_dict, Mapping):
         raise UserError(
             f"state_dict is a {type(state_dict).__name__}; it must be a dict of tensors, as torch.load gives"
         )
     wanted = dict(_names(gca))
-    given = {name: tensor for name, tensor in state_dict.items() if not name.startswith("feature_extractor.")}
-    missing, unexpected = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
+    tensors = {name: tensor for name, tensor in state_dict.items() if not name.startswith("feature_extractor.")}
+    missing, unexpected = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     if missing or unexpected:
         raise UserError(
             f"state_dict does not fit this loss (layers={len(gca.graph_network.layers)}): "
             f"missing {_some(missing)}, unexpected {_some(unexpected)}"
         )
-    wrong = [name for name in wanted if wanted[name].shape != given[name].shape]
+    wrong = [name for name in wanted if wanted[name].shape != tensors[name].shape]
     if wrong:
         name = wrong[0]
         raise UserError(
-            f"state_dict does not fit this loss: {name} is {tuple(given[name].shape)}, "
-            f"here it is {tuple(wanted[name].shape)}; "
-            "embedding_dim and num_classes must be those of the checkpoint"
+            f"state_dict does not fit this loss: {name} has shape {tuple(tensors[name].shape)}; it must be "
+            f"{tuple(wanted[name].shape)} (embedding_dim and num_classes must be those of the checkpoint)"
         )
     with torch.no_grad():
         for name, tensor in wanted.items():
-            tensor.copy_(given[name])
+            tensor.copy_(tensors[name])
 
 
 def _some(names: list[str]) -> str:
+    """The first names of a list, for error messages."""
     return "none" if not names else ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

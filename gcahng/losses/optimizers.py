@@ -13,14 +13,21 @@ from gcahng.errors import UserError
 
 
 def adamw(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, capturable: bool) -> torch.optim.AdamW:
-    """Fused AdamW: one pass over memory for each parameter; with small batches it is a good part of a step."""
+    """Makes a fused AdamW, which passes over memory once. With small batches it is a good part of a step.
+
+    Args:
+        parameters: what is stepped.
+        lr: learning rate.
+        weight_decay: weight decay.
+        capturable: whether steps may be captured in a CUDA graph.
+    """
     if capturable:
         return CapturableAdamW(parameters, lr, weight_decay)
     return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
 
 
 def set_rate(optimizer: torch.optim.AdamW, rate: float) -> None:
-    """Sets the learning rate, in place where a captured step reads it."""
+    """Sets the learning rate, in place if a captured step reads it."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)
@@ -30,17 +37,21 @@ def set_rate(optimizer: torch.optim.AdamW, rate: float) -> None:
 
 
 def set_gradients(loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
-    """Puts the loss's gradients in place of those that its parameters have; None where it does not depend on one.
+    """Replaces the parameters' gradients by those of a loss. A parameter that it does not depend on gets None.
 
-    Unlike loss.backward() it is no concern of hooks on accumulation. DistributedDataParallel has such hooks, and, where
-    it holds the loss too, would take these gradients for what is left of the caller's backward.
+    Unlike loss.backward() it does not run hooks on accumulation. DistributedDataParallel has such hooks and, where it
+    holds the loss too, would take these gradients for part of the caller's backward.
+
+    Args:
+        loss: 0-dim.
+        parameters: what it is differentiated by.
     """
     wanted = [parameter for parameter in parameters if parameter.requires_grad]
-    found = [None] * len(wanted)
+    gradients = [None] * len(wanted)
     if wanted and loss.requires_grad:
-        found = torch.autograd.grad(loss, wanted, allow_unused=True)
+        gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
     places = set()
-    for parameter, gradient in zip(wanted, found, strict=True):
+    for parameter, gradient in zip(wanted, gradients, strict=True):
         if gradient is not None:
             place = gradient.untyped_storage().data_ptr()
             if place in places or gradient.stride() != parameter.stride():  # a step changes gradients in place
@@ -50,22 +61,36 @@ def set_gradients(loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
 
 
 def check_state(state: Mapping[str, Any], optimizer: torch.optim.AdamW) -> None:
-    """UserError where an optimizer's state dict has moments of other shapes than its parameters: fused AdamW would read
-    beyond them."""
+    """Checks that an optimizer's state fits its parameters, since fused AdamW would read beyond smaller moments.
+
+    Args:
+        state: the optimizer's state dict.
+        optimizer: what it is for.
+
+    Raises:
+        UserError: moments have other shapes than the parameters.
+    """
     (group,) = optimizer.param_groups
     for number, moments in state["state"].items():
-        given, own = tuple(moments["exp_avg"].shape), tuple(group["params"][number].shape)
-        if given != own:
+        shape, own = tuple(moments["exp_avg"].shape), tuple(group["params"][number].shape)
+        if shape != own:
             raise UserError(
-                f"state_dict holds optimizer state of a weight of shape {given}, here it is {own}; num_classes and "
-                "embedding_dim must be those of the state_dict (for weights alone leave its _extra_state out)"
+                f"state_dict holds optimizer state of a weight of shape {shape}, and this loss's has shape {own}; "
+                "num_classes and embedding_dim must be those of the state_dict (for weights alone leave its "
+                "_extra_state out)"
             )
 
 
 def move_state(
     optimizer: torch.optim.AdamW, moved: dict[nn.Parameter, nn.Parameter], fn: Callable[[Tensor], Tensor]
 ) -> None:
-    """Has an optimizer go on with what its parameters have become. moved: from old to new; fn: what was applied."""
+    """Makes an optimizer go on with parameters that have moved.
+
+    Args:
+        optimizer: the optimizer.
+        moved: from old parameters to new ones.
+        fn: what Module._apply applied to them.
+    """
     (group,) = optimizer.param_groups
     for parameter in group["params"]:
         if state := optimizer.state.pop(parameter, {}):
@@ -78,15 +103,20 @@ def move_state(
 
 
 def _beside(count: Tensor, parameter: nn.Parameter) -> Tensor:
-    """A step count or rate on its parameter's device, in its own dtype; a parameter without data leaves it there."""
+    """A step count or rate on its parameter's device, in its own dtype. On the meta device it stays where it is."""
     return count if parameter.device.type == "meta" else count.to(parameter.device)
 
 
 class CapturableAdamW(torch.optim.AdamW):
-    """AdamW whose steps may be captured in a CUDA graph: its learning rate is a tensor (fp32, as torch's kernel takes
-    it) beside its parameters, and a step that is to be left out is told so on the device.
+    """AdamW whose steps may be captured in a CUDA graph.
 
-    Its state dict is that of a plain AdamW, so that either can go on with the other's.
+    Its learning rate is a tensor on the parameters' device (fp32, as torch's kernel takes it), and whether a step is
+    skipped is decided on the device. Its state dict is that of a plain AdamW, so that each can load the other's.
+
+    Args:
+        parameters: what is stepped.
+        lr: learning rate.
+        weight_decay: weight decay.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> None:
@@ -96,7 +126,7 @@ class CapturableAdamW(torch.optim.AdamW):
         super().__init__(parameters, lr=rate, weight_decay=weight_decay, fused=True, capturable=True)
         for group in self.param_groups:
             group["rate"] = lr
-        self._warned_capturable_if_run_uncaptured = True  # torch's warning: here steps run either way
+        self._warned_capturable_if_run_uncaptured = True  # silences torch's warning: steps run captured or not
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -116,7 +146,7 @@ class CapturableAdamW(torch.optim.AdamW):
             set_rate(self, group["rate"])
 
     def step_unless(self, found_inf: Tensor) -> None:
-        """A step, left out where found_inf (0-dim, on the device) is 1."""
+        """Steps, unless found_inf (0-dim, on the device) is 1."""
         self.found_inf = found_inf
         self.step()
         del self.found_inf
@@ -128,8 +158,15 @@ def clipped_step(
     clip_value: float | None,
     graphs: GraphCache | None,
 ) -> None:
-    """Steps these parameters, which have gradients, clipped to ± clip_value; graphs: as a CUDA graph, once there is a
-    state to go on with."""
+    """Clips gradients and steps.
+
+    Args:
+        optimizer: the optimizer.
+        parameters: those that have gradients.
+        clip_value: gradients are clipped to ± this value; None does not clip.
+        graphs: the cache of captured steps; None to capture none. The first step is never captured, since the
+            optimizer has no state yet.
+    """
 
     def step() -> None:
         if clip_value is not None:

@@ -1,4 +1,4 @@
-"""What GCAHNGLoss accepts as options, and how its passes are run."""
+"""The options of GCAHNGLoss: which values they accept, and those of the engine."""
 
 from __future__ import annotations
 
@@ -39,24 +39,26 @@ RATES = ("graph_lr", "graph_weight_decay", "classifier_lr", "classifier_weight_d
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How the passes of a training step are run; nothing of it changes what is computed, beyond rounding.
+    """How the passes of a training step are run. No option changes what is computed, beyond rounding.
 
     Attributes:
-        impl: auto, reference, torch, cpp, cuda or triton (gcahng.dispatch). One asked for by name that is not available
-            is an error.
-        edge_memory: what the engine saves of the edges: "store" (one D-vector a layer and pair), "hidden" (their 4D
-            hidden vectors too), "recompute" (nothing of size n²·D, for more arithmetic), or "auto", by free memory.
-        edge_dtype: of stored edges; None: the parameters' own. torch.bfloat16 halves their memory.
-        cuda_graph: on CUDA, capture the graph network's passes and replay them: for batches so small that launches
-            bound them. Each kind of batch (the last 4) then keeps the memory of its passes. A whole step may be
-            captured instead, in a graph of the user's (docs/gpu.md): the optimizers keep their rates on the device.
-            With check="deferred" and num_per_class a step then never waits for the device, and end_epoch raises.
-        process_group: "world" or a torch.distributed group: its processes hand in the parts of one batch, as large as
-            each other, and share the work on its pairs. Every call is then one of all processes, each gets the whole
-            batch's loss, and the gradient of its own embeddings is such that DistributedDataParallel's mean over
-            processes is that of the whole batch's loss. The loss keeps its weights equal by itself (around it,
-            DistributedDataParallel needs find_unused_parameters=True); the first process's state is copied to all
-            before the first batch.
+        impl: auto, reference, torch, cpp, cuda or triton (see gcahng.dispatch). An implementation that is asked for by
+            name and is not available is an error.
+        edge_memory: what the engine saves of the edges. "store" saves one D-vector per layer and pair. "hidden" saves
+            their 4D hidden vectors too. "recompute" saves nothing of size n²·D, and needs more arithmetic. "auto"
+            decides by free memory.
+        edge_dtype: dtype of stored edges; None is the parameters' own. torch.bfloat16 halves their memory.
+        cuda_graph: on CUDA, whether the graph network's passes are captured and replayed. It is for batches so small
+            that kernel launches take most of the time. Each of the last 4 kinds of batches then holds the memory of its
+            passes. A user may capture a whole step in a graph of their own instead (docs/gpu.md), since the optimizers
+            have their learning rates on the device. With check="deferred" and num_per_class a step then never waits
+            for the device, and end_epoch raises.
+        process_group: "world" or a torch.distributed group whose processes share the work on the pairs of each batch.
+            Each process passes its part of the batch; all parts must have the same size. Every call must then be made
+            by all processes, and each gets the whole batch's loss. The gradients of their embeddings are such that
+            DistributedDataParallel's mean over processes is the gradient of the whole batch's loss. Before the first
+            batch the first process's state is copied to all, and the loss's weights stay equal without further help
+            (DistributedDataParallel around it needs find_unused_parameters=True).
     """
 
     impl: str = "auto"
@@ -67,11 +69,15 @@ class EngineOptions:
 
 
 def engine_options(engine: EngineOptions | None, knobs: Mapping[str, Any]) -> EngineOptions:
-    """EngineOptions as they were given: whole, or field by field as keywords of GCAHNGLoss.
+    """Puts the engine's options together.
+
+    Args:
+        engine: all of them, or None.
+        knobs: single fields of EngineOptions, as keywords of GCAHNGLoss.
 
     Raises:
-        TypeError: a keyword is none of its fields, as for any other function.
-        UserError: both were given.
+        TypeError: a keyword is not among the fields, as for any other function.
+        UserError: `engine` is no EngineOptions, or both were passed.
     """
     names = [field.name for field in fields(EngineOptions)]
     if unknown := [name for name in knobs if name not in names]:
@@ -82,16 +88,19 @@ def engine_options(engine: EngineOptions | None, knobs: Mapping[str, Any]) -> En
         raise UserError(f"engine is a {type(engine).__name__}; it must be an EngineOptions")
     if knobs:
         raise UserError(
-            f"engine and {next(iter(knobs))} are given; options of the engine must be given in one of the ways"
+            f"engine and {next(iter(knobs))} are both set; options of the engine must be set in one of these ways only"
         )
     return engine
 
 
 def plain_numbers(init: Callable[..., None]) -> Callable[..., None]:
-    """init, given numpy's scalars as Python's, and with the fields of EngineOptions in its signature.
+    """Decorates GCAHNGLoss's constructor to turn numpy's scalars into Python's numbers.
 
     `labels.max() + 1` is a number of classes, but a state that holds such a scalar does not load with
-    weights_only=True.
+    weights_only=True. The signature also gets the fields of EngineOptions.
+
+    Args:
+        init: the constructor.
     """
 
     @functools.wraps(init)
@@ -108,32 +117,41 @@ def plain_numbers(init: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-def check_options(given: Mapping[str, Any]) -> None:
-    """UserError for the first option of GCAHNGLoss that is not what it must be."""
+def check_options(options: Mapping[str, Any]) -> None:
+    """Checks the options of GCAHNGLoss and of the engine.
+
+    Args:
+        options: their values by name.
+
+    Raises:
+        UserError: an option is not what it must be.
+    """
     for name, allowed in _CHOICES.items():
-        if given[name] not in allowed:
-            raise UserError(f"{name} is {given[name]!r}; it must be one of {', '.join(allowed)}")
+        if options[name] not in allowed:
+            raise UserError(f"{name} is {options[name]!r}; it must be one of {', '.join(allowed)}")
     for name in (*_POSITIVE, *_NOT_NEGATIVE):
-        value = given[name]
+        value = options[name]
         if not _is_number(value) or value < 0 or (value == 0 and name in _POSITIVE):
             what = "a number above 0" if name in _POSITIVE else "a number of at least 0"
             raise UserError(f"{name} is {value!r}; it must be {what}")
-    if not _is_number(given["edge_dropout"]) or not 0 <= given["edge_dropout"] < 1:
-        raise UserError(f"edge_dropout is {given['edge_dropout']!r}; it must be at least 0 and under 1")
+    if not _is_number(options["edge_dropout"]) or not 0 <= options["edge_dropout"] < 1:
+        raise UserError(f"edge_dropout is {options['edge_dropout']!r}; it must be at least 0 and under 1")
     for name, least in _COUNTS.items():
-        value = given[name]
+        value = options[name]
         if value is not None and (not is_whole(value) or value < least):
             raise UserError(f"{name} is {value!r}; it must be None or a whole number of at least {least}")
-    if given["edge_dtype"] not in _EDGE_DTYPES:
-        raise UserError(f"edge_dtype is {given['edge_dtype']!r}; it must be None, torch.float32, float64 or bfloat16")
+    if options["edge_dtype"] not in _EDGE_DTYPES:
+        raise UserError(f"edge_dtype is {options['edge_dtype']!r}; it must be None, torch.float32, float64 or bfloat16")
     for name in ("symmetric", "cuda_graph"):
-        if not isinstance(given[name], bool):
-            raise UserError(f"{name} is {given[name]!r}; it must be True or False")
-    if given["cuda_graph"] and given["process_group"] is not None:
+        if not isinstance(options[name], bool):
+            raise UserError(f"{name} is {options[name]!r}; it must be True or False")
+    if options["cuda_graph"] and options["process_group"] is not None:
         raise UserError("cuda_graph is True and process_group is given; process_group does not support cuda_graph")
-    if given["base"] != "npair" and not callable(given["base"]):
-        raise UserError(f'base is {given["base"]!r}; it must be "npair" or a module called as base(embeddings, labels)')
-    seed = given["seed"]
+    if options["base"] != "npair" and not callable(options["base"]):
+        raise UserError(
+            f'base is {options["base"]!r}; it must be "npair" or a module called as base(embeddings, labels)'
+        )
+    seed = options["seed"]
     if seed is not None and (not is_whole(seed) or not 0 <= seed < 2**63):
         raise UserError(f"seed is {seed!r}; it must be None or a whole number in 0 … 2**63 - 1")
 
@@ -143,6 +161,7 @@ def _is_number(value: object) -> bool:
 
 
 def is_whole(value: object) -> bool:
+    """Whether a value is a whole number, and no bool."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 

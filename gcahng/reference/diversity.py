@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def diversity(coefficients: Tensor) -> Tensor:
-    """J_div = 0.01 (1 - sqrt(Σ_ij ‖θ_ij - mean_j θ_ij‖² / n²)) for θ (n, n, D)."""
+    """J_div = 0.01 (1 - sqrt(Σ_ij ‖θ_ij - mean_j θ_ij‖² / n²)) for coefficients θ (n, n, D), 0-dim."""
     n = coefficients.shape[0]
-    spread = (coefficients - coefficients.mean(dim=1, keepdim=True)).square().sum() / n**2
-    return 0.01 * (1 - torch.sqrt(spread))
+    variance = (coefficients - coefficients.mean(dim=1, keepdim=True)).square().sum() / n**2
+    return 0.01 * (1 - torch.sqrt(variance))

@@ -6,5 +6,5 @@ from torch import Tensor
 
 
 def edge_start(x_i: Tensor, x_j: Tensor) -> Tensor:
-    """x_i (I, D), x_j (J, D) → (I, J, D), the product per channel."""
+    """The product per channel of each row of x_i (I, D) with each row of x_j (J, D): (I, J, D)."""
     return x_i[:, None, :] * x_j[None, :, :]

@@ -12,5 +12,5 @@ if TYPE_CHECKING:
 
 
 def edge_to_node(layer: NodeLayer, e: Tensor) -> Tensor:
-    """e (n, n, D) → (n, D)."""
+    """S (n, D) of edges e (n, n, D), with a layer's projection W_e and b_e."""
     return F.gelu(layer.edge_to_node(e)).sum(dim=1)

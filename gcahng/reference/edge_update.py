@@ -16,12 +16,20 @@ class EdgeUpdateWeights(NamedTuple):
     """The parameters of one edge update with D channels, as torch.nn.Linear and LayerNorm have them.
 
     Attributes:
-        query_weight, query_bias, key_weight, key_bias, value_weight, value_bias: (D, D) and (D,), of the attention of
-            an edge to its two nodes.
-        norm_weight, norm_bias: (D,), of the LayerNorm behind the gate and behind the MLP.
-        mlp_in_weight, mlp_in_bias: (4D, D) and (4D,).
-        mlp_norm_weight, mlp_norm_bias: (4D,), of the LayerNorm over the hidden channels.
-        mlp_out_weight, mlp_out_bias: (D, 4D) and (D,).
+        query_weight: (D, D), of the attention of an edge to its two nodes.
+        query_bias: (D,).
+        key_weight: (D, D).
+        key_bias: (D,).
+        value_weight: (D, D).
+        value_bias: (D,).
+        norm_weight: (D,), of the LayerNorm that is used both behind the gate and behind the MLP.
+        norm_bias: (D,).
+        mlp_in_weight: (4D, D).
+        mlp_in_bias: (4D,).
+        mlp_norm_weight: (4D,), of the LayerNorm over the hidden channels.
+        mlp_norm_bias: (4D,).
+        mlp_out_weight: (D, 4D).
+        mlp_out_bias: (D,).
     """
 
     query_weight: Tensor
@@ -44,9 +52,9 @@ class Dropout(NamedTuple):
     """What the dropout of edges' attention weights depends on, beside the edge and the layer.
 
     Attributes:
-        p: the chance that a weight is dropped.
+        p: chance that a weight is dropped.
         seed: of the random numbers.
-        draw: 0-dim int64, the number of the pass.
+        draw: number of the pass, 0-dim int64.
         symmetric: whether (i, j) and (j, i) share one draw.
     """
 
@@ -59,14 +67,17 @@ class Dropout(NamedTuple):
 def edge_update(
     w: EdgeUpdateWeights, edges: Tensor, tokens: Tensor, dropout: Dropout | None = None, layer: int = 0
 ) -> Tensor:
-    """edges (n, n, D), tokens (n, D) → the updated edges (n, n, D).
+    """Updates the edges of all ordered pairs.
 
     Args:
-        w: the parameters.
-        edges: all ordered pairs.
-        tokens: what an edge attends to, one row a node.
-        dropout: of the attention weights; None for none.
-        layer: which layer's draws the masks are.
+        w: parameters.
+        edges: (n, n, D).
+        tokens: what an edge attends to, one row per node (n, D).
+        dropout: dropout of the attention weights, or None.
+        layer: the layer's number; each layer has dropout masks of its own.
+
+    Returns:
+        The updated edges (n, n, D).
     """
     mask, p = None, 0.0
     if dropout is not None and dropout.p > 0:

@@ -15,11 +15,20 @@ if TYPE_CHECKING:
 
 
 def gate(w: EdgeUpdateWeights, e: Tensor, tokens: Tensor, mask: Tensor | None, p: float) -> Tensor:
-    """e (n, n, D), tokens s (n, D), mask bool (n, n, 2) or None → e¹ (n, n, D).
+    """Lets each edge attend to its two nodes.
 
-    The edge is one query over the two tokens (s_i, s_j), scale 1/√D. Where mask is True an attention weight stays, and
-    is divided by 1 - p. Keys and values are projected edge by edge, as the authors do: that is what the gate's
-    node-level formulas are tested against.
+    The edge is one query over the two tokens (s_i, s_j), with scale 1/√D. Keys and values are projected edge by edge,
+    as the authors do. The engine's formulas, which project them node by node, are tested against it.
+
+    Args:
+        w: parameters.
+        e: edges (n, n, D).
+        tokens: s (n, D).
+        mask: which attention weights stay, (n, n, 2) bool, or None for no dropout. Those are divided by 1 - p.
+        p: chance that a weight is dropped.
+
+    Returns:
+        e¹ (n, n, D).
     """
     n, dim = tokens.shape
     pair = torch.stack((tokens[:, None].expand(n, n, dim), tokens[None, :].expand(n, n, dim)), dim=2)  # (n, n, 2, D)

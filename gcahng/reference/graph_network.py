@@ -1,5 +1,7 @@
-"""The graph network, in the authors' cost structure: every ordered pair, keys and values per edge (paper section
-3.2)."""
+"""The graph network (paper section 3.2).
+
+It computes every ordered pair, and keys and values per edge, as the authors' code does.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +21,36 @@ if TYPE_CHECKING:
 
 
 class GraphOutput(NamedTuple):
-    """coefficients θ (n, n, D) in (0, 1); node_logits (n, M)."""
+    """What the graph network returns.
+
+    Attributes:
+        coefficients: θ (n, n, D) in (0, 1).
+        node_logits: class logits of the nodes (n, M).
+    """
 
     coefficients: Tensor
     node_logits: Tensor
 
 
 def normalized_rows(z: Tensor) -> Tensor:
-    """x̂_i = (z_i - mean(z_i)) / ‖z_i - mean(z_i)‖, the mean over channels: (n, D) → (n, D)."""
+    """x̂_i = (z_i - mean(z_i)) / ‖z_i - mean(z_i)‖ (n, D) of z (n, D), with the mean over channels."""
     centered = z - z.mean(dim=1, keepdim=True)
     return centered / centered.norm(dim=1, keepdim=True)
 
 
 def node_update(layer: NodeLayer, f: Tensor, e: Tensor, other_class: Tensor, heads: int) -> Tensor:
-    """f (n, D), e (n, n, D) → (n, D): attention, sum over edges, MLP; one LayerNorm serves all three."""
+    """A layer's node update: attention, sum over edges, and MLP. One LayerNorm serves all three.
+
+    Args:
+        layer: parameters.
+        f: node features (n, D).
+        e: edges (n, n, D).
+        other_class: which nodes are of different classes, (n, n) bool.
+        heads: heads of the attention.
+
+    Returns:
+        Node features (n, D).
+    """
     f = layer.norm(F.gelu(f + node_attention(layer, f, other_class, heads)))
     f = layer.norm(F.gelu(f + edge_to_node(layer, e)))
     return layer.norm(F.gelu(f + layer.mlp_out(F.gelu(layer.mlp_in(f)))))
@@ -47,10 +65,16 @@ def graph_network(
     dropout: Dropout | None = None,
     update: bool = True,
 ) -> GraphOutput:
-    """Embeddings z (n, D) and class numbers (n,) → every pair's correlation vector and every node's class logits.
+    """Computes the correlation vector of every pair and the class logits of every node.
 
-    Rows are in canonical order (classes ascending, views by their order in the batch) wherever dropout is used.
-    training: batch statistics in both BatchNorms, and dropout if given; update: the running statistics follow.
+    Args:
+        network: parameters.
+        z: embeddings (n, D). If dropout is used, they must be in canonical order: classes ascending, the views of a
+            class in their order in the batch.
+        classes: class of each row (n,).
+        training: whether both BatchNorms normalize by batch statistics, and dropout is used.
+        dropout: dropout of the edges' attention weights, or None.
+        update: whether the running statistics follow those of the batch in training.
     """
     x = normalized_rows(z)
     e = edge_start(x, x)

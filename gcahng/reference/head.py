@@ -13,13 +13,25 @@ if TYPE_CHECKING:
 
 
 def momentum(norm: nn.BatchNorm1d) -> float:
-    """What the next batch weighs in the running statistics. As in torch, momentum None, which weight averaging sets,
-    weighs all batches alike."""
+    """What the next batch weighs in the running statistics.
+
+    A momentum of None, which weight averaging sets, gives all batches the same weight, as in torch.
+    """
     return 1 / (int(norm.num_batches_tracked) + 1) if norm.momentum is None else norm.momentum
 
 
 def batch_norm(norm: nn.BatchNorm1d, x: Tensor, *, training: bool, update: bool) -> Tensor:
-    """BatchNorm over the rows of x (N, D). Training: batch statistics; update says whether the running ones follow."""
+    """BatchNorm over the rows of x.
+
+    Args:
+        norm: parameters and running statistics, which are updated in place.
+        x: (N, D).
+        training: whether x is normalized by batch statistics rather than by the running ones.
+        update: whether the running statistics follow those of the batch in training.
+
+    Returns:
+        Normalized rows (N, D).
+    """
     weight = momentum(norm)
     if training and update:
         norm.num_batches_tracked.add_(1)
@@ -36,7 +48,17 @@ def batch_norm(norm: nn.BatchNorm1d, x: Tensor, *, training: bool, update: bool)
 
 
 def head(network: GraphNetwork, e: Tensor, *, training: bool, update: bool) -> Tensor:
-    """e^L (n, n, D) → θ (n, n, D) in (0, 1). The BatchNorm runs over all n² edges."""
+    """Computes θ. The BatchNorm runs over all n² edges.
+
+    Args:
+        network: parameters.
+        e: edges that leave the last layer (n, n, D).
+        training: see batch_norm.
+        update: see batch_norm.
+
+    Returns:
+        θ (n, n, D) in (0, 1).
+    """
     n, _, dim = e.shape
     rows = batch_norm(network.edge_batch_norm, e.reshape(n * n, dim), training=training, update=update)
     return torch.sigmoid(network.coefficient_head(rows)).view(n, n, dim)

@@ -7,19 +7,27 @@ from torch import Tensor
 
 
 def distance(x: Tensor, y: Tensor) -> Tensor:
-    """‖x - y + 1e-6‖₂ over the last dimension, 1e-6 added to each channel (as torch's pairwise_distance)."""
+    """‖x - y + 1e-6‖₂ over the last dimension. 1e-6 is added to each channel, as torch's pairwise_distance does."""
     return (x - y + 1e-6).norm(dim=-1)
 
 
 def mix(views: Tensor, coefficients: Tensor, u: Tensor, pull: Tensor) -> Tensor:
-    """Negatives N[k, a, c] (K, C, C, D) for anchor view k of class a against class c.
+    """Generates synthetic negatives.
 
-    views (K, C, D): embeddings, view k of class a; coefficients (K, C, K, C, D): θ of anchor (k, a) and negative (v,
-    c); u (K, K-1): mixing draws; pull: exp(-α / J̄_m), 0-dim. The entries a = c are no negatives, but are computed.
+    In each channel a real negative is pulled towards the anchor, so that r = (d⁺ + (d⁻ - d⁺) θ · pull) / d⁻ of the way
+    from the anchor to the negative is left. d⁺ and d⁻ are the anchor's distances to its positive (view k+1 of its
+    class) and to the negative. A negative nearer than the positive is left where it is. Then
+    t_v = ñ_v + u_{k,v} (t_{v-1} - ñ_v) mixes the K pulled views ñ_v of class c.
 
-    A channel keeps the share r = (d⁺ + (d⁻ - d⁺) θ · pull) / d⁻ of the way from the anchor to the negative, where d⁺
-    and d⁻ are the anchor's distances to its positive (view k+1 of its class) and to the negative; a negative nearer
-    than the positive is left as it is. t_v = ñ_v + u_{k,v} (t_{v-1} - ñ_v) then mixes the K views of class c.
+    Args:
+        views: embeddings (K, C, D), view k of class a.
+        coefficients: θ (K, C, K, C, D) of anchor (k, a) and negative (v, c).
+        u: mixing draws (K, K-1).
+        pull: exp(-α / J̄_m), 0-dim.
+
+    Returns:
+        Negatives N (K, C, C, D), where N[k, a, c] is for anchor view k of class a against class c. The entries a = c
+        are no negatives, but are computed.
     """
     num_views = views.shape[0]
     negatives = []

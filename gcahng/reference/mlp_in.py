@@ -12,6 +12,6 @@ if TYPE_CHECKING:
 
 
 def mlp_in(w: EdgeUpdateWeights, e: Tensor) -> Tensor:
-    """e¹ (..., D) → LayerNorm(GELU(Linear(e¹))) (..., 4D), the norm over the hidden channels."""
+    """The normalized hidden channels LayerNorm(GELU(Linear(e))) (..., 4D) of edges e (..., D)."""
     hidden = F.gelu(F.linear(e, w.mlp_in_weight, w.mlp_in_bias))
     return F.layer_norm(hidden, hidden.shape[-1:], w.mlp_norm_weight, w.mlp_norm_bias)

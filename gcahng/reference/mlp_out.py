@@ -14,6 +14,14 @@ if TYPE_CHECKING:
 
 
 def mlp_out(w: EdgeUpdateWeights, hidden: Tensor, e: Tensor) -> Tensor:
-    """Hidden channels (..., 4D) and e¹ (..., D) → N(Linear(hidden) + e¹) (..., D). N is the gate's own norm, used
-    again."""
+    """N(Linear(hidden) + e), where N is the gate's norm, used again.
+
+    Args:
+        w: parameters.
+        hidden: normalized hidden channels (..., 4D).
+        e: edges e¹ behind the gate (..., D).
+
+    Returns:
+        The updated edges (..., D).
+    """
     return norm_gelu(F.linear(hidden, w.mlp_out_weight, w.mlp_out_bias) + e, w.norm_weight, w.norm_bias)

@@ -1,4 +1,4 @@
-"""Attention of every node to the nodes of other classes, with a sink (design: node attention; paper section 3.2)."""
+"""Attention of every node to the nodes of other classes, with a sink (paper section 3.2)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,19 @@ if TYPE_CHECKING:
 
 
 def node_attention(layer: NodeLayer, f: Tensor, other_class: Tensor, heads: int) -> Tensor:
-    """f (n, D), other_class bool (n, n) → (n, D), the `output` projection included.
+    """Lets every node attend to the nodes of other classes.
 
-    The softmax has one extra logit fixed at 0 whose value is 0: exp(s) / (Σ exp(s) + 1), written so that it cannot
-    overflow.
+    The softmax has one extra logit, the sink, which is fixed at 0 and whose value is 0. So the weights are
+    exp(s) / (Σ exp(s) + 1), in a form that cannot overflow.
+
+    Args:
+        layer: parameters.
+        f: node features (n, D).
+        other_class: which nodes are of different classes, (n, n) bool.
+        heads: heads of the attention.
+
+    Returns:
+        What the nodes attended to (n, D), behind the `output` projection.
     """
     n, dim = f.shape
     q, k, v = (

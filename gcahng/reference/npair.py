@@ -10,7 +10,14 @@ L2_WEIGHT = 3e-3 * 0.25
 
 
 def npair(views: Tensor) -> Tensor:
-    """J_m: view 0 of every class is the anchor; for every other view, cross entropy of z₀ z_kᵀ, plus an L2 term."""
+    """J_m: cross entropy of z₀ z_kᵀ against the classes, its mean over the views k > 0, and an L2 term.
+
+    Args:
+        views: embeddings (K, C, D), view k of class a. View 0 of each class is its anchor.
+
+    Returns:
+        The loss, 0-dim.
+    """
     num_views, classes, _ = views.shape
     target = torch.arange(classes, device=views.device)
     entropies = [F.cross_entropy(views[0] @ views[k].T, target) for k in range(1, num_views)]
@@ -18,7 +25,15 @@ def npair(views: Tensor) -> Tensor:
 
 
 def synthetic_npair(views: Tensor, negatives: Tensor) -> Tensor:
-    """J_syn, not yet weighted: every view in turn is the anchor, its own column holds the positive."""
+    """J_syn, not yet weighted. Every view is the anchor in turn, and its own class's column holds the positive.
+
+    Args:
+        views: embeddings (K, C, D).
+        negatives: N (K, C, C, D).
+
+    Returns:
+        The loss, 0-dim.
+    """
     num_views, classes, _ = views.shape
     target = torch.arange(classes, device=views.device)
     own = target[:, None] == target[None, :]

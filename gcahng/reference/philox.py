@@ -1,7 +1,7 @@
-"""Counter-based random numbers: the same on every device, backend, tiling and rank.
+"""Counter-based random numbers, which are the same on every device, backend, tiling and rank.
 
 Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). The key is the seed, the
-counter is (i, j, stream, draw); so a dropout mask depends on the edge, the layer and the pass, and on nothing else.
+counter is (i, j, stream, draw). So a dropout mask depends on the edge, the layer and the pass, and on nothing else.
 """
 
 from __future__ import annotations
@@ -16,9 +16,14 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
 def philox_4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Four random 32-bit words (int64 tensors in [0, 2³²)) for every counter.
+    """Draws four random 32-bit words for every counter.
 
-    counter: four int64 tensors that broadcast together, each in [0, 2³²). seed: 64 bits, the low word is the first key.
+    Args:
+        counter: four int64 tensors that broadcast together, each in [0, 2³²).
+        seed: 64 bits, whose low word is the first key.
+
+    Returns:
+        Four int64 tensors in [0, 2³²).
     """
     c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
     k0, k1 = seed & _MASK, (seed >> 32) & _MASK
@@ -31,36 +36,55 @@ def philox_4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> tu
 
 
 def dropout_threshold(p: float) -> int:
-    """A 32-bit word below this drops its token."""
+    """The threshold below which a 32-bit word drops its attention weight."""
     return round(p * 2**32)
 
 
 def edge_masks(i: Tensor, j: Tensor, *, layer: int, draw: Tensor, seed: int, p: float, symmetric: bool) -> Tensor:
-    """Which attention weights the edges (i, j) keep: bool (..., 2), the token of i, then that of j, for int64 tensors
-    i and j that broadcast together.
+    """Draws the dropout masks of edges (i, j).
 
-    Word 0 masks the token of i, word 1 that of j. With symmetric=True both directions of an edge share the draw of
-    (min, max), word 0 for the smaller index; i = j uses both words. Indices count in canonical order (classes by
-    ascending label, views by their order in the batch). draw: 0-dim int64 tensor, the number of the training graph
-    pass.
+    Word 0 masks the token of i, and word 1 that of j. With symmetric=True both directions of an edge share the draw of
+    (min, max), whose word 0 is for the smaller index; i = j uses both words.
+
+    Args:
+        i: nodes in canonical order (classes by ascending label, views by their order in the batch), int64.
+        j: nodes, int64; broadcasts with i.
+        layer: the layer's number.
+        draw: number of the pass, 0-dim int64.
+        seed: of the random numbers.
+        p: chance that an attention weight is dropped.
+        symmetric: whether both directions of an edge share a draw.
+
+    Returns:
+        Which attention weights stay, (..., 2) bool: that of the token of i, then that of j.
     """
     stream = torch.full_like(draw, layer)
     first, second = (torch.minimum(i, j), torch.maximum(i, j)) if symmetric else (i, j)
     word0, word1, _, _ = philox_4x32((first, second, stream, draw), seed)
-    keep = torch.stack((word0, word1), dim=-1) >= dropout_threshold(p)
+    mask = torch.stack((word0, word1), dim=-1) >= dropout_threshold(p)
     if symmetric:
-        keep = torch.where((i <= j)[..., None], keep, keep.flip(-1))
-    return keep
+        mask = torch.where((i <= j)[..., None], mask, mask.flip(-1))
+    return mask
 
 
 def edge_dropout_masks(n: int, *, layer: int, draw: Tensor, seed: int, p: float, symmetric: bool) -> Tensor:
-    """edge_masks of all pairs of n nodes: bool (n, n, 2), [i, j, 0] for the token of i, [i, j, 1] for that of j."""
+    """edge_masks of all pairs of n nodes, (n, n, 2) bool: [i, j, 0] for the token of i, [i, j, 1] for that of j."""
     index = torch.arange(n, device=draw.device)
     return edge_masks(index[:, None], index[None, :], layer=layer, draw=draw, seed=seed, p=p, symmetric=symmetric)
 
 
 def mixing_draws(views: int, *, draw: Tensor, seed: int, dtype: torch.dtype) -> Tensor:
-    """u_{k,v} ~ U(0, 1) for v = 1..K-1: (K, K-1). 24-bit values, exact in fp32."""
+    """Draws u_{k,v} ~ U(0, 1) for v = 1..K-1, as values of 24 bits, which are exact in fp32.
+
+    Args:
+        views: samples of a class, K.
+        draw: number of the pass, 0-dim int64.
+        seed: of the random numbers.
+        dtype: of the result.
+
+    Returns:
+        Mixing draws (K, K-1).
+    """
     k = torch.arange(views, device=draw.device)[:, None]
     v = torch.arange(1, views, device=draw.device)[None, :]
     zero = torch.zeros_like(k)

@@ -1,7 +1,7 @@
-"""The two passes of a training step over the graph of a batch, and the generation of negatives (design: one training
-step).
+"""The two passes of a training step over the graph of a batch, and the generation of negatives.
 
-An implementation of the loss has these three functions; the engine has the same ones as methods.
+Every implementation of the loss has these three functions: metric_pass, generator_pass and generate. The engine has
+them as methods.
 """
 
 from __future__ import annotations
@@ -25,10 +25,16 @@ if TYPE_CHECKING:
 
 
 class Batch(NamedTuple):
-    """One batch in canonical order: classes by ascending label, the views of a class side by side, as they came.
+    """One batch in canonical order: classes by ascending label, the views of a class side by side in their old order.
 
-    z (n, D) embeddings; classes (C,) ascending labels; views K with n = C·K; pull = exp(-α / J̄_m), 0-dim; u (K, K-1)
-    mixing draws; dropout None for none; training: batch statistics in the BatchNorms (else the running ones).
+    Attributes:
+        z: embeddings (n, D).
+        classes: labels in ascending order (C,).
+        views: samples of a class, K; n = C·K.
+        pull: exp(-α / J̄_m), 0-dim.
+        u: mixing draws (K, K-1).
+        dropout: dropout of the edges' attention weights, or None.
+        training: whether the BatchNorms normalize by batch statistics rather than by the running ones.
     """
 
     z: Tensor
@@ -40,23 +46,37 @@ class Batch(NamedTuple):
     training: bool
 
     def labels(self) -> Tensor:
-        """(n,) in canonical order. No property: torch.compile of torch 2.10 does not trace a named tuple's."""
+        """Labels (n,) in canonical order.
+
+        This is no property, since torch.compile of torch 2.10 does not trace one of a NamedTuple.
+        """
         return self.classes.repeat_interleave(self.views)
 
     def by_view(self) -> Tensor:
-        """Embeddings (K, C, D): view k of class a."""
+        """Embeddings (K, C, D), view k of class a."""
         return self.z.view(-1, self.views, self.z.shape[1]).transpose(0, 1)
 
 
 class MetricLosses(NamedTuple):
-    """J_syn before its weight, and J_gce, 0-dim each."""
+    """The losses of phase 1 that the graph network forms.
+
+    Attributes:
+        synthetic: J_syn before its weight, 0-dim.
+        node_entropy: J_gce, 0-dim.
+    """
 
     synthetic: Tensor
     node_entropy: Tensor
 
 
 class GeneratorWeights(NamedTuple):
-    """J_gen = soft · CE + similarity · J_sim + diversity · J_div."""
+    """The weights in J_gen = soft · CE + similarity · J_sim + diversity · J_div.
+
+    Attributes:
+        soft: of the cross entropy.
+        similarity: of J_sim.
+        diversity: of J_div.
+    """
 
     soft: float
     similarity: float
@@ -64,7 +84,14 @@ class GeneratorWeights(NamedTuple):
 
 
 class GeneratorLosses(NamedTuple):
-    """total: J_gen, the only one to differentiate; CE before its factor, J_sim and J_div. 0-dim each."""
+    """The losses of phase 3, of which only `total` is differentiated.
+
+    Attributes:
+        total: J_gen, 0-dim.
+        negative_entropy: cross entropy on the negatives before its factor, 0-dim.
+        dissimilarity: J_sim, 0-dim.
+        diversity: J_div, 0-dim.
+    """
 
     total: Tensor
     negative_entropy: Tensor
@@ -73,19 +100,26 @@ class GeneratorLosses(NamedTuple):
 
 
 def coefficients_by_view(coefficients: Tensor, views: int) -> Tensor:
-    """θ (n, n, D) in canonical order → (K, C, K, C, D): anchor view and class, negative view and class."""
+    """θ (n, n, D) in canonical order as (K, C, K, C, D): anchor view and class, negative view and class."""
     n, _, dim = coefficients.shape
     return coefficients.view(n // views, views, n // views, views, dim).permute(1, 0, 3, 2, 4)
 
 
 def _negatives(batch: Batch, coefficients: Tensor) -> Tensor:
+    """The batch's synthetic negatives (K, C, C, D) for θ (n, n, D)."""
     by_view = coefficients_by_view(coefficients.to(batch.z.dtype), batch.views)
     return mix(batch.by_view(), by_view, batch.u, batch.pull)
 
 
 def metric_pass(network: GraphNetwork, batch: Batch) -> MetricLosses:
-    """Phase 1: the losses that train the embedding. θ is held fixed; gradients reach z and the node side of the
-    network."""
+    """Runs phase 1, whose losses train the embedding.
+
+    θ is held fixed, so that gradients reach z and the node side of the network.
+
+    Args:
+        network: parameters; the running statistics are updated in training.
+        batch: the batch.
+    """
     graph = graph_network(network, batch.z, batch.labels(), training=batch.training, dropout=batch.dropout)
     node_entropy = F.cross_entropy(graph.node_logits, batch.labels())
     with torch.autocast(batch.z.device.type, enabled=False):
@@ -100,10 +134,15 @@ def generator_pass(
     official_order: Tensor | None,
     weights: GeneratorWeights,
 ) -> GeneratorLosses:
-    """Phase 3: the losses that train the generator, through θ alone; z and the classifier are held fixed.
+    """Runs phase 3, whose losses train the generator through θ alone. z and the classifier are held fixed.
 
-    official_order: None, or each class's place among the batch's classes by first appearance, which asks for the
-    authors' choice of zeroed similarities.
+    Args:
+        network: parameters; the running statistics are updated in training.
+        classifier: from D channels to M classes.
+        batch: the batch.
+        official_order: each class's place among the batch's classes by first appearance (C,), to zero the similarities
+            that the authors' code zeroes; None to zero those with a = c.
+        weights: of the losses.
     """
     batch = batch._replace(z=batch.z.detach())
     graph = graph_network(network, batch.z, batch.labels(), training=batch.training, dropout=batch.dropout)
@@ -114,16 +153,24 @@ def generator_pass(
             zeroed = similarity.own_entries(batch.views, batch.classes.shape[0], batch.z.device)
         else:
             zeroed = similarity.official_own_entries(batch.views, official_order)
-        away = similarity.dissimilarity(batch.by_view(), negatives, zeroed)
-        spread = diversity(coefficients)
+        j_sim = similarity.dissimilarity(batch.by_view(), negatives, zeroed)
+        j_div = diversity(coefficients)
     entropy = negative_entropy(classifier, negatives, batch.classes)
-    total = weights.soft * entropy + weights.similarity * away + weights.diversity * spread
-    return GeneratorLosses(total, entropy, away, spread)
+    total = weights.soft * entropy + weights.similarity * j_sim + weights.diversity * j_div
+    return GeneratorLosses(total, entropy, j_sim, j_div)
 
 
 def generate(network: GraphNetwork, batch: Batch, anchors: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Negatives (K, A, C, D) and coefficients (A·K, n, D), for the A classes at these places (None: all), no state
-    touched."""
+    """Generates a batch's negatives without changing any state.
+
+    Args:
+        network: parameters.
+        batch: the batch.
+        anchors: places (A,) of the classes whose samples are anchors; None for all.
+
+    Returns:
+        Negatives (K, A, C, D) and coefficients (A·K, n, D).
+    """
     with torch.no_grad():
         graph = graph_network(
             network, batch.z, batch.labels(), training=batch.training, dropout=batch.dropout, update=False
@@ -132,7 +179,7 @@ def generate(network: GraphNetwork, batch: Batch, anchors: Tensor | None) -> tup
 
 
 def generated(batch: Batch, coefficients: Tensor, anchors: Tensor | None) -> tuple[Tensor, Tensor]:
-    """What generate returns, from θ of every ordered pair (n, n, D) in canonical order."""
+    """What `generate` returns, from the coefficients θ (n, n, D) of every ordered pair."""
     with torch.autocast(batch.z.device.type, enabled=False):
         negatives = _negatives(batch, coefficients)
     if anchors is None:

@@ -80,7 +80,7 @@ SHAPES = {
     "complex embeddings": (lambda z, y: (z + 0j, y), "embeddings is a complex128 .* must be a floating-point"),
     "embeddings with one dimension": (lambda z, y: (z[:, 0], y), r"embeddings is .*\(12,\); it must be .*\(n, D\)"),
     "embeddings with three dimensions": (lambda z, y: (z[None], y), r"embeddings is .*\(1, 12, 8\); .*\(n, D\)"),
-    "another embedding_dim": (lambda z, y: (z[:, :6], y), "embeddings has 6 channels; embedding_dim is 8"),
+    "another embedding_dim": (lambda z, y: (z[:, :6], y), "embeddings has 6 channels; it must have embedding_dim, 8"),
 }
 
 
@@ -136,7 +136,7 @@ def test_precision_and_device_mismatches():
         make_loss(dtype=torch.float32)(z, labels)
     with pytest.raises(ValueError, match=r"parameters are torch\.bfloat16; .* use torch\.autocast"):
         make_loss().bfloat16()(z.bfloat16(), labels)
-    with pytest.raises(ValueError, match="embeddings is on meta, the loss on cpu"):
+    with pytest.raises(ValueError, match="embeddings is on meta; it must be on the loss's device, cpu"):
         make_loss()(z.to("meta"), labels)
 
 

@@ -1,8 +1,8 @@
 """The stages of the engine: what happens to a tile's edges between two matrix products.
 
-One module a stem. It holds the stem's schema (NamedTuples that become torch ops, see gcahng.engine.schema), the stage
-in plain torch, which says what it computes, and the stage as the fused ops have it. `make_stages` puts together those
-of one implementation.
+Each stem has one module. It holds the stem's schema (NamedTuples that become torch ops, see gcahng.engine.schema), the
+stage in plain torch, which says what it computes, and the stage that calls the fused ops. `make_stages` puts the stages
+of one implementation together.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gcahng.engine.stages.similarity import FusedSimilarity, Similarity
 
 
 class Stages(NamedTuple):
-    """The stages of one pass, as an implementation has them; gate, mlp_in and mlp_out are parts of edge_update."""
+    """The stages of one pass in one implementation. gate, mlp_in and mlp_out are parts of edge_update."""
 
     context: StageContext
     edge_start: EdgeStart
@@ -56,10 +56,10 @@ _FUSED = (
 
 
 def make_stages(context: StageContext) -> Stages:
-    """The stages that run in a context: in plain torch where it has no ops, else fused.
+    """Makes the stages that run in a context: plain torch if it has no ops, else fused.
 
-    Where its ops have products in Triton kernels, the edge MLP is theirs too, but for products in fp64, which the
-    kernels are not written for.
+    If its ops have products in Triton kernels, the edge MLP runs in them too. Products in fp64 are an exception, since
+    the kernels are not written for them.
     """
     ops = context.ops
     if ops is None:
@@ -74,7 +74,11 @@ def make_stages(context: StageContext) -> Stages:
 
 
 def ops_of(implementation: str) -> Ops | None:
-    """The ops of an implementation, as gcahng.dispatch names it: BASE, or BASE,OP=IMPL…; None: it is plain torch."""
+    """The ops of an implementation, or None if it is plain torch.
+
+    Args:
+        implementation: its name as gcahng.dispatch has it: BASE, or BASE,OP=IMPL…
+    """
     base, routes = split(implementation)
     if base == "torch":
         return None
@@ -82,6 +86,6 @@ def ops_of(implementation: str) -> Ops | None:
 
 
 def split(implementation: str) -> tuple[str, dict[str, str]]:
-    """BASE[,OP=IMPL…] → the base, and the ops that another implementation has."""
+    """Splits BASE[,OP=IMPL…] into the base and the implementations of single ops, by the op's name."""
     base, *others = implementation.split(",")
     return base, dict(other.partition("=")[::2] for other in others)

@@ -33,14 +33,24 @@ class Edges(NamedTuple):
 
 
 class EdgesOut(NamedTuple):
-    """Where a stage leaves edges (T, D): in the accumulating dtype, in that of products, or in both."""
+    """Where a stage writes edges; None where they are not wanted in that dtype.
+
+    Attributes:
+        full: (T, D) in the accumulating dtype.
+        low: (T, D) in the dtype of products.
+    """
 
     full: Written | None
     low: Written | None
 
 
 class RowMoments(NamedTuple):
-    """mean and 1/σ (T, 1) of each row's 4D hidden channels."""
+    """Moments of each edge's 4D hidden channels.
+
+    Attributes:
+        mean: mean (T, 1).
+        rstd: 1/σ (T, 1).
+    """
 
     mean: Tensor
     rstd: Tensor
@@ -55,10 +65,10 @@ class StageContext:
         dim: channels D.
         compute: dtype of products.
         like: any tensor of the accumulating dtype on the device.
-        dropout: of the edges, or None.
+        dropout: dropout of the edges, or None.
         layers: layers L, each of which has dropout masks of its own.
-        workspace: memory that is used again from tile to tile; None: every result gets memory of its own.
-        ops: the fused ops; None where stages are plain torch.
+        workspace: memory that is used again from tile to tile; None if every result gets memory of its own.
+        ops: the fused ops; None if stages are plain torch.
     """
 
     schedule: Schedule
@@ -76,11 +86,12 @@ class StageContext:
         return self.compute is self.like.dtype
 
     def scratch(self, slot: str, rows: int, width: int, dtype: torch.dtype | None = None) -> Tensor:
-        """Memory (rows, width), its contents undefined.
+        """Memory (rows, width) whose contents are undefined.
 
         Args:
-            slot: a name; what is given out under it is overwritten when it is asked for again.
-            rows, width: the shape.
+            slot: a name. Whoever asks for the same name again gets the same memory, and overwrites what it holds.
+            rows: first dimension.
+            width: second dimension.
             dtype: by default that of products.
         """
         dtype = dtype or self.compute
@@ -89,31 +100,32 @@ class StageContext:
         return self.workspace.get(slot, rows, width, self.like, dtype)
 
     def wide(self, slot: str, rows: int, width: int) -> Tensor:
-        """`scratch` of the accumulating dtype."""
+        """`scratch` memory of the accumulating dtype."""
         return self.scratch(slot, rows, width, self.like.dtype)
 
     def edge_room(self, slot: str, rows: int) -> Edges:
-        """Memory for edges that leave a stage."""
+        """`scratch` memory for edges (T, D) that leave a stage."""
         full = self.wide(slot, rows, self.dim)
         return Edges(full, full if self.same else self.scratch(f"{slot} low", rows, self.dim))
 
     def out(self, e: Edges) -> EdgesOut:
-        """Edges as the fused ops write them."""
+        """Edges in the form in which the fused ops write them."""
         return EdgesOut(e.full, self.low(e))
 
     def low(self, e: Edges) -> Tensor | None:
-        """What of edges is a tensor of its own beside `full`."""
+        """`e.low` if it is a tensor of its own beside `e.full`, else None."""
         return None if self.same else e.low
 
     def edges(self, full: Tensor) -> Edges:
+        """Edges from their values (T, D) in the accumulating dtype."""
         return Edges(full, full.to(self.compute))
 
     def grid(self, tile: Tile, x: Tensor) -> Tensor:
-        """x (T, W) as (A, K, O, K, W)."""
+        """A view of x (T, W) as (A, K, O, K, W)."""
         return x.view(*self.schedule.shape(tile), x.shape[-1])
 
     def numbers(self, tile: Tile) -> TileNumbers:
-        """A tile as the fused ops take it."""
+        """A tile in the form in which the fused ops take it."""
         schedule = self.schedule
         return TileNumbers(
             tile.classes,
@@ -126,7 +138,7 @@ class StageContext:
         )
 
     def add_product(self, into: Tensor, a: Tensor, b: Tensor) -> None:
-        """into += a b"""
+        """Adds the product a b (R, W) of matrices in the dtype of products to `into`."""
         if into.dtype is a.dtype:
             into.addmm_(a, b)
         else:
@@ -134,7 +146,11 @@ class StageContext:
 
 
 class Stage:
-    """A stage of one pass: an operation on a tile's edges between two matrix products."""
+    """A stage of one pass: an operation on a tile's edges between two matrix products.
+
+    Args:
+        context: what all stages of the pass work with.
+    """
 
     def __init__(self, context: StageContext) -> None:
         self.context = context

@@ -1,4 +1,4 @@
-"""Cross entropy of the classifier on negatives, J_soft, with its gradient (docs/math/cross_entropy.md)."""
+"""J_soft: cross entropy of the classifier on negatives, with its gradient (docs/math/cross_entropy.md)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from gcahng.engine.stages.common import Stage
 
 
 class CrossEntropyInputs(NamedTuple):
-    """Logits without bias (R, M), bias (M,), labels (R,) int64; scale: of the gradient."""
+    """What the loss is formed of.
+
+    Attributes:
+        logits: the classifier's logits without its bias (R, M), in the dtype of products.
+        bias: its bias (M,), in the accumulating dtype.
+        labels: (R,) int64.
+        scale: what the gradient is multiplied with.
+    """
 
     logits: Tensor
     bias: Tensor
@@ -21,7 +28,12 @@ class CrossEntropyInputs(NamedTuple):
 
 
 class CrossEntropyOutputs(NamedTuple):
-    """loss (R,); d (R, M): scale times its gradient, which may be the logits."""
+    """What the op writes.
+
+    Attributes:
+        loss: cross entropy of each row (R,).
+        d: scale times its gradient (R, M), which may be the memory of the logits.
+    """
 
     loss: Written
     d: Written | None
@@ -31,28 +43,36 @@ FORWARD = declare("cross_entropy_", "cross_entropy.forward", CrossEntropyInputs,
 
 
 class CrossEntropy(Stage):
-    """In plain torch."""
+    """The loss in plain torch."""
 
     def logits(self, x: Tensor, weight: Tensor) -> Tensor:
-        """x (R, D) and weight (M, D) → the classifier's logits without its bias (R, M)."""
+        """The classifier's logits without its bias (R, M), for rows x (R, D) and weight (M, D)."""
         return torch.mm(x, weight.T)
 
     def forward(self, inputs: CrossEntropyInputs, want: bool) -> tuple[Tensor, Tensor | None]:
-        """→ each row's cross entropy (R,) in the bias's dtype and, if wanted, scale times its gradient (R, M) in the
-        logits'. The logits are lost."""
+        """Computes the loss and its gradient. The logits may be overwritten.
+
+        Args:
+            inputs: what the loss is formed of.
+            want: whether the gradient is wanted.
+
+        Returns:
+            Each row's cross entropy (R,) in the bias's dtype, and scale times its gradient (R, M) in the logits' dtype,
+            or None.
+        """
         logits, bias, labels, scale = inputs
         log_p = torch.log_softmax(logits.to(bias.dtype).add_(bias), dim=1)
-        at = labels[:, None]
-        loss = -log_p.gather(1, at)[:, 0]
+        column = labels[:, None]
+        loss = -log_p.gather(1, column)[:, 0]
         if not want:
             return loss, None
         p = log_p.exp_()
-        p.scatter_add_(1, at, torch.full_like(loss, -1)[:, None])
+        p.scatter_add_(1, column, torch.full_like(loss, -1)[:, None])
         return loss, p.mul_(scale).to(logits.dtype)
 
 
 class FusedCrossEntropy(CrossEntropy):
-    """The product is the library's; what follows it is one op."""
+    """The product is the math library's; what follows it is one fused op."""
 
     def logits(self, x: Tensor, weight: Tensor) -> Tensor:
         return torch.mm(x, weight.T, out=self.context.scratch("logits", len(x), len(weight), x.dtype))

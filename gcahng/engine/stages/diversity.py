@@ -1,4 +1,4 @@
-"""Diversity of the coefficients, J_div: the sums that it needs, and its gradient (docs/math/diversity.md)."""
+"""J_div, the diversity of the coefficients: the sums that it needs, and its gradient (docs/math/diversity.md)."""
 
 from __future__ import annotations
 
@@ -12,21 +12,37 @@ from gcahng.engine.stages.common import Stage
 
 
 class DiversityInputs(NamedTuple):
-    """θ (T, D)."""
+    """What the sums are formed of.
+
+    Attributes:
+        tile: where the edges lie.
+        theta: θ (T, D).
+    """
 
     tile: TileNumbers
     theta: Tensor
 
 
 class DiversityOutputs(NamedTuple):
-    """sum and square (classes + reach, K, D) of DiversitySums, which are added to."""
+    """What the forward adds to (see DiversitySums).
+
+    Attributes:
+        sum: (classes + reach, K, D).
+        square: (classes + reach, K, D).
+    """
 
     sum: Written
     square: Written
 
 
 class DiversityGradient(NamedTuple):
-    """mean (classes + reach, K, D) of each node's θ; scale (0-dim); dtheta (T, D), which is added to."""
+    """What the backward takes and adds to.
+
+    Attributes:
+        mean: mean of each node's θ (classes + reach, K, D).
+        scale: what the gradient is multiplied with, 0-dim.
+        dtheta: gradient of θ (T, D), which is added to.
+    """
 
     mean: Tensor
     scale: Tensor
@@ -38,7 +54,7 @@ BACKWARD = declare("diversity_bwd_", "diversity.backward", DiversityInputs, Dive
 
 
 class DiversitySums:
-    """Of x = θ − ½ over the ordered pairs of all edges.
+    """Sums of x = θ − ½ over the ordered pairs of all edges.
 
     Attributes:
         sum: Σ_j x_ij at every node i.
@@ -51,10 +67,16 @@ class DiversitySums:
 
 
 class Diversity(Stage):
-    """In plain torch."""
+    """The sums and their gradient in plain torch."""
 
     def forward(self, tile: Tile, theta: Tensor, into: DiversitySums) -> None:
-        """Adds a tile's part of the sums. θ (T, D) may be lost."""
+        """Adds a tile's part to the sums.
+
+        Args:
+            tile: where the edges lie.
+            theta: θ (T, D), which may be overwritten.
+            into: the sums.
+        """
         grid = self.context.grid(tile, theta.sub_(0.5))
         square = grid.square()
         squares = square.sum(dim=(2, 3))
@@ -65,14 +87,14 @@ class Diversity(Stage):
         into.square.add_rows(tile, squares)
 
     def backward(self, tile: Tile, theta: Tensor, mean: Band, scale: Tensor, into: Tensor) -> None:
-        """Adds scale times the gradient of ½ Σ_ij (θ_ij − m_i)², both directions of an edge, to into (T, D).
+        """Adds scale times the gradient of ½ Σ_ij (θ_ij − m_i)², for both directions of each edge.
 
         Args:
             tile: where the edges lie.
-            theta: (T, D).
-            mean: the nodes' row means m; their own share of the gradient is zero.
+            theta: θ (T, D).
+            mean: the nodes' row means m as a band. The gradient through them is zero.
             scale: 0-dim.
-            into: what is added to.
+            into: gradient of θ (T, D), which is added to.
         """
         grid, out = self.context.grid(tile, theta), self.context.grid(tile, into)
         out += (grid - mean.rows(tile)[:, :, None, None]) * scale
@@ -82,7 +104,7 @@ class Diversity(Stage):
 
 
 class FusedDiversity(Diversity):
-    """As fused ops."""
+    """The sums and their gradient as fused ops."""
 
     def forward(self, tile: Tile, theta: Tensor, into: DiversitySums) -> None:
         outputs = DiversityOutputs(into.sum.wrapped, into.square.wrapped)

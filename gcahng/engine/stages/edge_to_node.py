@@ -15,7 +15,13 @@ from gcahng.engine.weights import ToNodeSums, ToNodeWeights
 
 
 class EdgeToNodeInputs(NamedTuple):
-    """The product e W_eᵀ (T, D) in the dtype of products, and the bias (D,)."""
+    """What both directions take.
+
+    Attributes:
+        tile: where the edges lie.
+        product: e W_eᵀ (T, D), in the dtype of products.
+        bias: b_e (D,).
+    """
 
     tile: TileNumbers
     product: Tensor
@@ -23,13 +29,23 @@ class EdgeToNodeInputs(NamedTuple):
 
 
 class EdgeToNodeSum(NamedTuple):
-    """S (classes + reach, K, D), which is added to."""
+    """What the forward adds to.
+
+    Attributes:
+        sum: S (classes + reach, K, D).
+    """
 
     sum: Written
 
 
 class EdgeToNodeGradients(NamedTuple):
-    """ds (classes + reach, K, D), the gradient of S → dp (T, D), which may be the product; db (D,) is added to."""
+    """What the backward takes and writes.
+
+    Attributes:
+        ds: gradient of S (classes + reach, K, D).
+        dp: gradient of the product (T, D), which may be the product's own memory.
+        db: gradient of the bias (D,), which is added to; None if it is not wanted.
+    """
 
     ds: Tensor
     dp: Written
@@ -41,10 +57,17 @@ BACKWARD = declare("edge_to_node_bwd_", "edge_to_node.backward", EdgeToNodeInput
 
 
 class EdgeToNode(Stage):
-    """In plain torch."""
+    """The sum in plain torch."""
 
     def forward(self, tile: Tile, w: ToNodeWeights, e: Edges, into: NodeSum) -> None:
-        """Adds the tile's edges (T, D) to both of their ends."""
+        """Adds what each edge contributes at both of its ends.
+
+        Args:
+            tile: where the edges lie.
+            w: weights.
+            e: edges (T, D).
+            into: S (n, D), which is added to.
+        """
         g = self.context.grid(tile, F.gelu(F.linear(e.low, w.weight, w.bias.to(self.context.compute))))
         accumulate = self.context.like.dtype
         into.add_rows(tile, g.sum(dim=(2, 3), dtype=accumulate))
@@ -60,9 +83,9 @@ class EdgeToNode(Stage):
             tile: where the edges lie.
             w: as in the forward.
             e: as in the forward.
-            ds: gradient of S.
-            into: where the weights' gradients are added, if they are wanted.
-            de: where the edges' gradient (T, D) is added, if it is wanted.
+            ds: gradient of S (n, D) as a band.
+            into: the weights' gradients, which are added to; None if they are not wanted.
+            de: the edges' gradient (T, D), which is added to; None if it is not wanted.
         """
         context = self.context
         product = F.linear(e.low, w.weight, w.bias.to(context.compute)).to(context.like.dtype)
@@ -75,6 +98,7 @@ class EdgeToNode(Stage):
         self._products(w, dp.to(context.compute), e, into, de)
 
     def _products(self, w: ToNodeWeights, dp: Tensor, e: Edges, into: ToNodeSums | None, de: Tensor | None) -> None:
+        """Adds the gradients that are matrix products, from dp (T, D) in the dtype of products."""
         if into is not None:
             self.context.add_product(into.weight, dp.T, e.low)
         if de is not None:
@@ -82,7 +106,7 @@ class EdgeToNode(Stage):
 
 
 class FusedEdgeToNode(EdgeToNode):
-    """The product is the library's; what follows it is one op."""
+    """The product is the math library's; what follows it is one fused op each way."""
 
     def forward(self, tile: Tile, w: ToNodeWeights, e: Edges, into: NodeSum) -> None:
         self.ops(FORWARD, self._inputs(tile, w, e), EdgeToNodeSum(into.wrapped))
@@ -96,5 +120,6 @@ class FusedEdgeToNode(EdgeToNode):
         self._products(w, dp, e, into, de)
 
     def _inputs(self, tile: Tile, w: ToNodeWeights, e: Edges) -> EdgeToNodeInputs:
+        """Forms the product, and puts the ops' inputs together."""
         product = torch.mm(e.low, w.weight.T, out=self.context.scratch("p", tile.rows, self.dim))
         return EdgeToNodeInputs(self.context.numbers(tile), product, w.bias)

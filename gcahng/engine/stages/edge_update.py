@@ -1,4 +1,4 @@
-"""Edge update: a layer's gate, mlp_in and mlp_out together, each way (docs/math/edge_update.md)."""
+"""Edge update: a layer's gate, mlp_in and mlp_out together, forward and backward (docs/math/edge_update.md)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from gcahng.engine.weights import EdgeGradients
 
 
 class Saving(NamedTuple):
-    """What of an edge update is to be saved for its backward.
+    """What an edge update saves for its backward, and where. What is None is not saved.
 
     Attributes:
-        gate: a name for the memory of e¹ and of what the gate's backward needs; None: they are not saved.
-        h: (T, 4D) receives what `mlp_in` saves, if given.
-        moments: receives its row moments, if given.
-        s: (T, D) receives the pre-norm sums, if given.
+        gate: a name for the memory of e¹ and of what the gate's backward needs.
+        h: memory for the hidden products (T, 4D).
+        moments: memory for their row moments.
+        s: memory for the pre-norm sums (T, D).
     """
 
     gate: str | None = None
@@ -33,7 +33,13 @@ class Saving(NamedTuple):
 
 
 class Updated(NamedTuple):
-    """The edges that leave the layer; e¹ and what the gate's backward needs have a meaning where they were saved."""
+    """What an edge update returns.
+
+    Attributes:
+        edges: the edges that leave the layer; None if only their moments were wanted.
+        e1: e¹, the edges behind the gate. It has a meaning only if it was saved.
+        gate: what the gate's backward needs. It has a meaning only if it was saved.
+    """
 
     edges: Edges | None
     e1: Edges | None
@@ -41,8 +47,16 @@ class Updated(NamedTuple):
 
 
 class EdgeRecord(NamedTuple):
-    """What the backward of an edge update needs: the edges that entered, e¹, the gate's, the hidden product (None: it
-    is formed again), its row moments, and the pre-norm sums."""
+    """What the backward of an edge update needs.
+
+    Attributes:
+        e: the edges that entered.
+        e1: e¹, the edges behind the gate.
+        gate: what the gate's backward needs.
+        h: hidden products (T, 4D); None if they are formed again.
+        moments: their row moments.
+        s: pre-norm sums (T, D).
+    """
 
     e: Edges
     e1: Edges
@@ -53,7 +67,17 @@ class EdgeRecord(NamedTuple):
 
 
 class EdgeUpdateSaved(NamedTuple):
-    """Where the kernel of the whole update leaves what is saved; None where it is not."""
+    """Where the kernel of the whole update writes what is saved; None where it is not saved.
+
+    Attributes:
+        e1: e¹ (T, D) in the accumulating dtype.
+        low: e¹ (T, D) in the dtype of products.
+        weight_i: attention weights of the edges' first nodes (T, 1).
+        weight_j: attention weights of the edges' second nodes (T, 1).
+        h: hidden products (T, 4D).
+        moments: their row moments.
+        s: pre-norm sums (T, D).
+    """
 
     e1: Tensor | None
     low: Tensor | None
@@ -65,7 +89,14 @@ class EdgeUpdateSaved(NamedTuple):
 
 
 class EdgeUpdate(Stage):
-    """One stage after the other, each as its implementation has it."""
+    """The update as one stage after the other.
+
+    Args:
+        context: what all stages of the pass work with.
+        gate: the gate.
+        mlp_in: the first half of the edge MLP.
+        mlp_out: the second half.
+    """
 
     def __init__(self, context: StageContext, gate: Gate, mlp_in: MlpIn, mlp_out: MlpOut) -> None:
         super().__init__(context)
@@ -74,16 +105,16 @@ class EdgeUpdate(Stage):
     def forward(
         self, layer: Layer, tile: Tile, e: Edges, saving: Saving, slot: str, sums: Tensor | None = None
     ) -> Updated:
-        """e → the edges that leave the layer, and what is to be saved.
+        """Updates a tile's edges.
 
         Args:
             layer: weights and tokens.
             tile: where the edges lie.
             e: edges that enter.
             saving: what is to be saved.
-            slot: a name for the memory of the result, which may be e's own.
-            sums: (2, D) float64, given where nothing but BatchNorm's moments is wanted of these edges. An
-                implementation that adds them itself (as Head.add_moments does) returns no edges then.
+            slot: a name for the memory of the result, which may be that of e.
+            sums: Σ e and Σ e² (2, D) float64, if nothing but BatchNorm's moments is wanted of these edges. An
+                implementation may add them itself, as Head.add_moments does, and then returns no edges.
         """
         e1, gate = self.gate.forward(layer, tile, e, saving.gate or "e1")
         g, moments = self.mlp_in.forward(layer.closing, e1, saving.h, saving.moments)
@@ -92,21 +123,25 @@ class EdgeUpdate(Stage):
     def backward(
         self, layer: Layer, tile: Tile, record: EdgeRecord, d: Tensor, into: LayerSums | None, want_edge: bool
     ) -> Tensor | None:
-        """d (T, D), the gradient of the edges that left → of those that entered, if wanted. d may be lost.
+        """Differentiates the update of a tile's edges.
 
         Args:
-            layer, tile: as in the forward.
+            layer: as in the forward.
+            tile: as in the forward.
             record: what was saved, or formed again.
-            d: the upstream gradient.
-            into: where the gradients of weights and tokens are added, if given.
+            d: gradient of the edges that left (T, D), which may be overwritten.
+            into: the gradients of weights and tokens, which are added to; None if they are not wanted.
             want_edge: whether the gradient of the edges that entered is wanted.
+
+        Returns:
+            That gradient (T, D), or None.
         """
         gradients = None if into is None else into.gradients
         de1 = self.mlp_backward(layer, record, d, gradients)
         return self.gate.backward(layer, tile, record.e, record.gate, de1, into, want_edge)
 
     def mlp_backward(self, layer: Layer, record: EdgeRecord, d: Tensor, into: EdgeGradients | None) -> Tensor:
-        """d (T, D) → de¹ (T, D), through both halves of the MLP and the residual around it."""
+        """The gradient of e¹ (T, D), through both halves of the MLP and the residual around it; see `backward`."""
         w, add_product = layer.weights, self.context.add_product
         out = self.mlp_out.backward(w, record.e1, record.s, d, record.moments, into)
         g, dh = self.mlp_in.backward(w, record.e1, record.h, out.low, out.rows, into)
@@ -118,7 +153,7 @@ class EdgeUpdate(Stage):
 
 
 class TritonEdgeUpdate(EdgeUpdate):
-    """Forward in one kernel where a block holds whole rows: neither e¹ nor its hidden vectors go through memory."""
+    """The forward in one kernel where a block holds whole rows, so that neither e¹ nor hidden vectors go to memory."""
 
     def __init__(self, context: StageContext, gate: Gate, mlp_in: MlpIn, mlp_out: MlpOut) -> None:
         super().__init__(context, gate, mlp_in, mlp_out)
@@ -155,5 +190,5 @@ class TritonEdgeUpdate(EdgeUpdate):
 
 @cache
 def _shared_memory(device: torch.device) -> int:
-    """Bytes that a block may have."""
+    """Bytes of shared memory that a block may have."""
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin

@@ -17,7 +17,13 @@ from gcahng.reference.philox import dropout_threshold
 
 
 class Tokens(NamedTuple):
-    """A layer's gate inputs at nodes, as bands: U (D wide), c (1 wide), V (D wide)."""
+    """A layer's gate inputs at nodes, as bands.
+
+    Attributes:
+        u: U (n, D), the keys times the query's weight.
+        c: c (n, 1), the keys times the query's bias.
+        v: values V (n, D).
+    """
 
     u: Band
     c: Band
@@ -25,7 +31,18 @@ class Tokens(NamedTuple):
 
 
 class TokenSums:
-    """Gradients of U, c and V, summed over edges."""
+    """Gradients of a layer's tokens, summed over edges.
+
+    Args:
+        schedule: the tiles.
+        dim: channels D.
+        like: a tensor of the dtype and on the device of the sums.
+
+    Attributes:
+        u: dU.
+        c: dc.
+        v: dV.
+    """
 
     def __init__(self, schedule: Schedule, dim: int, like: Tensor) -> None:
         self.u = NodeSum(schedule, dim, like=like)
@@ -33,7 +50,7 @@ class TokenSums:
         self.v = NodeSum(schedule, dim, like=like)
 
     def totals(self) -> list[Tensor]:
-        """dU (n, D), dc (n, 1) and dV (n, D) over all tiles; to be asked for once."""
+        """dU (n, D), dc (n, 1) and dV (n, D) over all tiles. To be called once, since it adds in place."""
         return [self.u.total(), self.c.total(), self.v.total()]
 
 
@@ -42,8 +59,9 @@ class Layer(NamedTuple):
 
     Attributes:
         number: the layer's place, from 0.
-        weights: the edge MLP's and the norm's.
-        closing: the same, but for the norm that the edges leave by (the last layer's takes on BatchNorm's statistics).
+        weights: the parameters of edge MLP and edge norm.
+        closing: the same, except for the norm that the edges leave by. That of the last layer takes on the BatchNorm's
+            statistics.
         tokens: the nodes' part of the attention.
     """
 
@@ -54,7 +72,12 @@ class Layer(NamedTuple):
 
 
 class LayerSums(NamedTuple):
-    """Where the gradients of a layer's weights and tokens are added up."""
+    """Where the gradients of a layer's weights and tokens are added up.
+
+    Attributes:
+        gradients: those of the weights.
+        tokens: those of the tokens.
+    """
 
     gradients: EdgeGradients
     tokens: TokenSums
@@ -64,9 +87,10 @@ class GateSaved(NamedTuple):
     """What the gate's backward needs of its forward.
 
     Attributes:
-        weight_i, weight_j: attention weights of the edges' two nodes before dropout, (T, 1) or (A, K, O, K).
-        mask: (A, K, O, K, 2), what dropout multiplies them with; in plain torch alone, where there is dropout.
-        t: pre-norm sums (T, D); in plain torch alone.
+        weight_i: attention weight of each edge's first node before dropout, (T, 1) or (A, K, O, K).
+        weight_j: that of its second node.
+        mask: what dropout multiplies the two weights with (A, K, O, K, 2). Plain torch alone saves it, with dropout.
+        t: pre-norm sums (T, D). Plain torch alone saves them.
     """
 
     weight_i: Tensor
@@ -79,7 +103,14 @@ class GateSaved(NamedTuple):
 
 
 class GateDropout(NamedTuple):
-    """seed; layer; threshold: a draw below it drops an attention weight; tied: both directions of an edge share it."""
+    """The dropout of one layer, in whole numbers.
+
+    Attributes:
+        seed: of the random numbers.
+        layer: the layer's number.
+        threshold: a random number below it drops an attention weight.
+        tied: 1 if both directions of an edge share a draw, else 0.
+    """
 
     seed: int
     layer: int
@@ -88,7 +119,13 @@ class GateDropout(NamedTuple):
 
 
 class GateTokens(NamedTuple):
-    """u and v (classes + reach, K, D), c (classes + reach, K, 1)."""
+    """A layer's gate inputs at nodes (see Tokens).
+
+    Attributes:
+        u: (classes + reach, K, D).
+        c: (classes + reach, K, 1).
+        v: (classes + reach, K, D).
+    """
 
     u: Tensor
     c: Tensor
@@ -96,8 +133,17 @@ class GateTokens(NamedTuple):
 
 
 class GateInputs(NamedTuple):
-    """scale: what attention weights that are not dropped are multiplied with; draw (0-dim, int64): the number of the
-    pass; e (T, D)."""
+    """What both directions take.
+
+    Attributes:
+        tile: where the edges lie.
+        dropout: which attention weights are dropped.
+        scale: what the other attention weights are multiplied with, 1 / (1 − p).
+        draw: number of the pass, 0-dim int64.
+        tokens: the nodes' part of the attention.
+        norm: the LayerNorm behind the gate.
+        e: edges that enter the layer (T, D).
+    """
 
     tile: TileNumbers
     dropout: GateDropout
@@ -109,7 +155,14 @@ class GateInputs(NamedTuple):
 
 
 class GateOutputs(NamedTuple):
-    """e1 (T, D), low (T, D): the same in the dtype of products; weight_i, weight_j (T, 1)."""
+    """What the forward writes.
+
+    Attributes:
+        e1: e¹ (T, D) in the accumulating dtype.
+        low: e¹ (T, D) in the dtype of products; None if the two dtypes agree.
+        weight_i: attention weight of each edge's first node before dropout (T, 1).
+        weight_j: that of its second node (T, 1).
+    """
 
     e1: Written
     low: Written | None
@@ -118,7 +171,13 @@ class GateOutputs(NamedTuple):
 
 
 class GateUpstream(NamedTuple):
-    """de1 (T, D), the gradient of e1; the forward's attention weights (T, 1)."""
+    """What the backward takes beside the forward's inputs.
+
+    Attributes:
+        de1: gradient of e¹ (T, D).
+        weight_i: what the forward wrote (T, 1).
+        weight_j: what the forward wrote (T, 1).
+    """
 
     de1: Tensor
     weight_i: Tensor
@@ -126,7 +185,15 @@ class GateUpstream(NamedTuple):
 
 
 class GateSums(NamedTuple):
-    """Gradients that are added to: du, dc, dv as u, c, v; dgamma, dbeta (D,)."""
+    """Gradients that the backward adds to.
+
+    Attributes:
+        du: of U (classes + reach, K, D).
+        dc: of c (classes + reach, K, 1).
+        dv: of V (classes + reach, K, D).
+        dgamma: of the norm's γ (D,).
+        dbeta: of the norm's β (D,).
+    """
 
     du: Written
     dc: Written
@@ -136,7 +203,12 @@ class GateSums(NamedTuple):
 
 
 class GateGradients(NamedTuple):
-    """de (T, D), which may be de1."""
+    """What the backward writes; None where it is not wanted.
+
+    Attributes:
+        de: gradient of e (T, D), which may be the memory of de1.
+        sums: gradients of tokens and norm.
+    """
 
     de: Written | None
     sums: GateSums | None
@@ -150,7 +222,12 @@ BACKWARD = declare("gate_bwd_", "gate.backward", GateInputs, GateUpstream, GateG
 
 
 class Gate(Stage):
-    """In plain torch."""
+    """The gate in plain torch.
+
+    Args:
+        context: what all stages of the pass work with.
+        norm_gelu: the norm behind the gate.
+    """
 
     def __init__(self, context: StageContext, norm_gelu: NormGelu) -> None:
         super().__init__(context)
@@ -158,7 +235,7 @@ class Gate(Stage):
         self._masks = self._mask_sources(context)
 
     def forward(self, layer: Layer, tile: Tile, e: Edges, slot: str) -> tuple[Edges, GateSaved]:
-        """e → e¹ (T, D), and what the backward needs.
+        """Computes e¹, and saves what the backward needs.
 
         With ω = sigmoid((e·U_i + c_i − e·U_j − c_j)/√D), e¹ = LayerNorm(GELU(e + ω V_i + (1 − ω) V_j)).
 
@@ -167,6 +244,9 @@ class Gate(Stage):
             tile: where the edges lie.
             e: edges that enter the layer.
             slot: a name for the memory of the result (see StageContext.scratch).
+
+        Returns:
+            e¹ (T, D), and what is saved.
         """
         masks = self._masks[layer.number]
         mask = masks(tile) if masks is not None else None
@@ -188,14 +268,19 @@ class Gate(Stage):
     def backward(
         self, layer: Layer, tile: Tile, e: Edges, saved: GateSaved, de1: Tensor, into: LayerSums | None, want_edge: bool
     ) -> Tensor | None:
-        """de¹ (T, D) → de (T, D), if wanted. de¹ may be lost.
+        """Differentiates the gate.
 
         Args:
-            layer, tile, e: as in the forward.
-            saved: what it returned.
-            de1: gradient of e¹.
-            into: where the gradients of the norm and of the tokens are added, if given.
-            want_edge: whether de is wanted.
+            layer: as in the forward.
+            tile: as in the forward.
+            e: as in the forward.
+            saved: what the forward saved.
+            de1: gradient of e¹ (T, D), which may be overwritten.
+            into: the gradients of norm and tokens, which are added to; None if they are not wanted.
+            want_edge: whether the gradient of e is wanted.
+
+        Returns:
+            The gradient of e (T, D), or None.
         """
         grid, tokens = self.context.grid(tile, e.full), layer.tokens
         norm_sums = None if into is None else into.gradients.norm
@@ -219,18 +304,20 @@ class Gate(Stage):
         return dt.addcmul_(dlogit[..., None], difference).view(tile.rows, self.dim)
 
     def _mask_sources(self, context: StageContext) -> list[MaskSource | None]:
+        """Each layer's masks; None without dropout."""
         if context.dropout is None:
             return [None] * context.layers
         dtype = context.like.dtype
         return [MaskSource(context.schedule, layer, context.dropout, dtype) for layer in range(context.layers)]
 
 
-def _masked(mask: Tensor | None, at_i: Tensor, at_j: Tensor) -> tuple[Tensor, Tensor]:
-    return (at_i, at_j) if mask is None else (at_i * mask[..., 0], at_j * mask[..., 1])
+def _masked(mask: Tensor | None, x_i: Tensor, x_j: Tensor) -> tuple[Tensor, Tensor]:
+    """Values (A, K, O, K) of the edges' first and second nodes, times their masks."""
+    return (x_i, x_j) if mask is None else (x_i * mask[..., 0], x_j * mask[..., 1])
 
 
 class FusedGate(Gate):
-    """As fused ops, which draw their masks themselves."""
+    """The gate as fused ops, which draw their masks themselves."""
 
     def __init__(self, context: StageContext, norm_gelu: NormGelu) -> None:
         super().__init__(context, norm_gelu)
@@ -243,14 +330,14 @@ class FusedGate(Gate):
         return []
 
     def inputs(self, layer: Layer, tile: Tile, e: Edges) -> GateInputs:
-        """The forward's inputs as the op takes them."""
+        """The forward's inputs in the form in which the op takes them."""
         tokens = GateTokens(layer.tokens.u.wrapped, layer.tokens.c.wrapped, layer.tokens.v.wrapped)
         dropout = GateDropout(self._seed, layer.number, self._threshold, int(self.schedule.symmetric))
         tile_numbers = self.context.numbers(tile)
         return GateInputs(tile_numbers, dropout, self._scale, self._draw, tokens, layer.weights.norm, e.full)
 
     def room(self, slot: str, rows: int) -> tuple[Edges, GateSaved]:
-        """Memory for the forward's results."""
+        """Memory for what the forward returns; see StageContext.scratch for `slot`."""
         weights = (self.context.wide(f"{slot} {name}", rows, 1) for name in ("weight_i", "weight_j"))
         return self.context.edge_room(slot, rows), GateSaved(*weights)
 

@@ -17,14 +17,18 @@ from gcahng.engine.weights import EdgeWeights
 
 
 class HeadWeights(NamedTuple):
-    """θ = sigmoid(ê Wᵀ + b) of normalized edges ê = (e − mean)/σ, with BatchNorm's γ and β folded in: W = W_fc diag(γ),
-    b = b_fc + W_fc β.
+    """The head's parameters, prepared: θ = sigmoid(ê Wᵀ + b) of normalized edges ê = (e − mean)/σ.
+
+    BatchNorm's γ and β are folded in: W = W_fc diag(γ) and b = b_fc + W_fc β.
 
     Attributes:
-        weight, bias: W (D, D) in the dtype of products, b (D,).
-        weight_fc: W_fc (D, D) in the dtype of products, for the backward.
-        gamma, beta: of the BatchNorm (D,).
-        mean, rstd: the statistics in force, mean and 1/σ (D,).
+        weight: W (D, D), in the dtype of products.
+        bias: b (D,).
+        weight_fc: W_fc (D, D), in the dtype of products; the backward needs it.
+        gamma: γ of the BatchNorm (D,).
+        beta: β of the BatchNorm (D,).
+        mean: the mean that edges are normalized by (D,).
+        rstd: 1/σ that edges are normalized by (D,).
         scale: γ/σ (D,).
     """
 
@@ -38,14 +42,25 @@ class HeadWeights(NamedTuple):
     scale: Tensor
 
     def normalized(self, w: EdgeWeights) -> EdgeWeights:
-        """The last layer's weights, its closing norm changed so that normalized edges leave it. They are what products
-        in bf16 should round: e itself may lie far from 0 for its spread."""
+        """The last layer's weights with its closing norm changed, so that normalized edges leave it.
+
+        Products in bf16 should round normalized edges: e itself may lie far from 0 in comparison with its spread.
+        """
         return w._replace(gamma=w.gamma * self.rstd, beta=(w.beta - self.mean) * self.rstd)
 
 
 class EdgeNorm(NamedTuple):
-    """The edge BatchNorm's running mean and variance, count and frozen bias; momentum; ε; whether the running
-    statistics follow."""
+    """The edge BatchNorm.
+
+    Attributes:
+        mean: running mean (D,).
+        variance: running variance (D,).
+        count: number of batches, 0-dim int64.
+        bias: frozen bias β (D,).
+        momentum: what a batch weighs in the running statistics.
+        eps: ε.
+        update: whether the running statistics follow those of the batch.
+    """
 
     mean: Tensor
     variance: Tensor
@@ -62,10 +77,11 @@ def head_weights(
     """Prepares the head.
 
     Args:
-        named: the graph network's parameters.
-        norm: the edge BatchNorm.
-        moments: (2, D) float64, means of e and e² over the n² ordered pairs. Their statistics serve, and the running
-            ones follow if norm.update (unbiased, as torch's BatchNorm). None: the running statistics serve.
+        named: the graph network's parameters by name.
+        norm: the edge BatchNorm, whose running statistics are updated in place.
+        moments: means of e and e² over the n² ordered pairs, (2, D) float64. Edges are normalized by them, and the
+            running statistics follow if norm.update (the variance unbiased, as in torch). With None, edges are
+            normalized by the running statistics.
         edges: n².
         compute: dtype of products.
     """
@@ -87,7 +103,17 @@ def head_weights(
 
 
 class HeadGradients:
-    """Sums over all edges: Σ dpre ⊗ ê, Σ dpre, and BatchNorm's Σ dy and Σ dy ∘ ê (2, D)."""
+    """Sums over all edges from which the head's gradients follow. pre is the sigmoid's argument.
+
+    Args:
+        dim: channels D.
+        like: a tensor of the dtype and on the device of the sums.
+
+    Attributes:
+        pre_e: Σ dpre ⊗ ê (D, D).
+        pre: Σ dpre (D,).
+        sums: BatchNorm's Σ dy and Σ dy ∘ ê (2, D).
+    """
 
     def __init__(self, dim: int, like: Tensor) -> None:
         self.pre_e = like.new_zeros(dim, dim)
@@ -95,11 +121,11 @@ class HeadGradients:
         self.sums = like.new_zeros(2, dim)
 
     def parts(self) -> tuple[Tensor, ...]:
-        """What is summed."""
+        """The sums, as tensors that a process adds up with others."""
         return self.pre_e, self.pre, self.sums
 
     def named(self, w: HeadWeights) -> dict[str, Tensor]:
-        """The parameters' gradients."""
+        """The parameters' gradients by name."""
         return {
             "coefficient_head.weight": self.pre_e * w.gamma + self.pre[:, None] * w.beta,
             "coefficient_head.bias": self.pre,
@@ -111,7 +137,13 @@ class HeadGradients:
 
 
 class HeadMoments(NamedTuple):
-    """e (T, D); sums (2, D) float64 += Σ e and Σ e² over the ordered pairs that the tile stands for."""
+    """The op that adds up BatchNorm's moments.
+
+    Attributes:
+        tile: where the edges lie.
+        e: edges (T, D).
+        sums: Σ e and Σ e² over the ordered pairs that the tile stands for, (2, D) float64, which are added to.
+    """
 
     tile: TileNumbers
     e: Tensor
@@ -119,7 +151,13 @@ class HeadMoments(NamedTuple):
 
 
 class HeadForward(NamedTuple):
-    """product (T, D) in the dtype of products, bias (D,) → theta = sigmoid(product + bias) (T, D)."""
+    """The op that forms θ.
+
+    Attributes:
+        product: ê Wᵀ (T, D), in the dtype of products.
+        bias: b (D,).
+        theta: θ = sigmoid(product + bias) (T, D), which is written.
+    """
 
     product: Tensor
     bias: Tensor
@@ -127,7 +165,14 @@ class HeadForward(NamedTuple):
 
 
 class HeadBackward(NamedTuple):
-    """theta, dtheta (T, D) → dpre (T, D) in the dtype of products; sum (D,) += Σ dpre."""
+    """The op that differentiates the sigmoid.
+
+    Attributes:
+        theta: θ (T, D).
+        dtheta: gradient of θ (T, D).
+        dpre: gradient of the sigmoid's argument (T, D) in the dtype of products, which is written.
+        sum: Σ dpre (D,), which is added to; None if it is not wanted.
+    """
 
     theta: Tensor
     dtheta: Tensor
@@ -136,7 +181,14 @@ class HeadBackward(NamedTuple):
 
 
 class HeadSums(NamedTuple):
-    """dy (T, D) in the dtype of products, e (T, D) → wide, dy in e's dtype; sums (2, D) += Σ dy and Σ dy ∘ e."""
+    """The op that adds up BatchNorm's gradient sums.
+
+    Attributes:
+        dy: gradient of BatchNorm's output (T, D), in the dtype of products.
+        e: edges (T, D).
+        wide: dy (T, D) in the dtype of e, which is written.
+        sums: Σ dy and Σ dy ∘ e (2, D), which are added to.
+    """
 
     dy: Tensor
     e: Tensor
@@ -145,8 +197,19 @@ class HeadSums(NamedTuple):
 
 
 class HeadNorm(NamedTuple):
-    """dy, e (T, D) → de = scale (dy − weight (a + b e)), which may be dy; the weight of a mirrored edge is 2, of
-    another 1; scale, a, b (D,)."""
+    """The op that differentiates the BatchNorm: de = scale (dy − weight (a + b e)).
+
+    The weight of a mirrored edge is 2, that of another 1.
+
+    Attributes:
+        tile: where the edges lie.
+        dy: gradient of BatchNorm's output (T, D).
+        e: edges (T, D).
+        scale: (D,).
+        a: (D,).
+        b: (D,).
+        de: gradient of the edges (T, D), which is written; it may be the memory of dy.
+    """
 
     tile: TileNumbers
     dy: Tensor
@@ -168,7 +231,11 @@ NORM = declare("head_norm_", "head.norm", HeadNorm)
 
 
 def weighted_sum(schedule: Schedule, tile: Tile, x: Tensor) -> Tensor:
-    """Σ over the ordered pairs a tile stands for, of x (T, W) → (W,)."""
+    """Sums x (T, W) over the ordered pairs that a tile stands for.
+
+    Returns:
+        The sums (W,).
+    """
     total = x.sum(dim=0)
     if tile.mirrored >= tile.offsets:
         return total
@@ -179,26 +246,37 @@ def weighted_sum(schedule: Schedule, tile: Tile, x: Tensor) -> Tensor:
 
 
 class Head(Stage):
-    """In plain torch. Edges are normalized (see HeadWeights), but for add_moments."""
+    """The head in plain torch. Its edges are normalized (see HeadWeights), except in `add_moments`."""
 
     def moments(self) -> Tensor:
-        """(2, D) float64 zeros, for add_moments."""
+        """Zeros (2, D) in float64, for `add_moments`."""
         return torch.zeros(2, self.dim, dtype=torch.float64, device=self.context.like.device)
 
     def add_moments(self, tile: Tile, e: Edges, into: Tensor) -> None:
-        """Adds Σ e and Σ e² over the ordered pairs that a tile stands for."""
-        # In float64: variances are differences of these sums, and edges may lie far from 0 for their spread.
+        """Adds Σ e and Σ e² over the ordered pairs that a tile stands for to `into` (2, D)."""
+        # In float64, since variances are differences of these sums and edges may lie far from 0.
         wide = e.full.double()
         into[0] += weighted_sum(self.schedule, tile, wide)
         into[1] += weighted_sum(self.schedule, tile, wide.square())
 
     def forward(self, w: HeadWeights, e: Edges, out: Tensor | None = None) -> Tensor:
-        """ê (T, D) → θ (T, D)."""
+        """Computes θ (T, D) of normalized edges, in `out` if that is not None."""
         pre = torch.mm(e.low, w.weight.T).to(w.bias.dtype)
         return torch.sigmoid(pre.add_(w.bias), out=out)
 
     def backward(self, w: HeadWeights, e: Edges, theta: Tensor, dtheta: Tensor, into: HeadGradients | None) -> Tensor:
-        """dθ (T, D), both directions of an edge together → dy, the gradient of BatchNorm's output (T, D)."""
+        """Differentiates θ.
+
+        Args:
+            w: as in the forward.
+            e: as in the forward.
+            theta: what the forward returned (T, D).
+            dtheta: its gradient (T, D), both directions of an edge added up.
+            into: sums over edges, which are added to; None if they are not wanted.
+
+        Returns:
+            dy, the gradient of BatchNorm's output (T, D).
+        """
         dpre = dtheta * (theta * (1 - theta))
         low = dpre.to(self.context.compute)
         dy = torch.mm(low, w.weight_fc).to(e.full.dtype)
@@ -210,7 +288,19 @@ class Head(Stage):
         return dy
 
     def norm_backward(self, tile: Tile, w: HeadWeights, e: Edges, dy: Tensor, sums: HeadGradients | None) -> Tensor:
-        """dy → de (T, D), both directions of an edge together. sums None: running statistics, no terms through them."""
+        """Differentiates the BatchNorm.
+
+        Args:
+            tile: where the edges lie.
+            w: as in the forward.
+            e: as in the forward.
+            dy: gradient of BatchNorm's output (T, D), which may be overwritten.
+            sums: BatchNorm's complete gradient sums; None if the running statistics served, through which there is no
+                gradient.
+
+        Returns:
+            The gradient of the edges (T, D), both directions added up.
+        """
         if sums is None:
             return dy * w.scale
         edges = self.schedule.nodes**2
@@ -221,7 +311,7 @@ class Head(Stage):
 
 
 class FusedHead(Head):
-    """The products are the library's; the row-wise ends are ops."""
+    """The products are the math library's; what is row-wise are fused ops."""
 
     def add_moments(self, tile: Tile, e: Edges, into: Tensor) -> None:
         self.ops(MOMENTS, HeadMoments(self.context.numbers(tile), e.full, into))

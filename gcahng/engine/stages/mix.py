@@ -1,11 +1,12 @@
-"""Mix: coefficients and embeddings to negatives, and back (docs/math/mix.md; gcahng.reference.mix says what it means).
+"""Mix: forms negatives from coefficients and embeddings, and differentiates them (docs/math/mix.md).
 
-With ρ = min(d⁺/d⁻, 1), a negative's share is r = ρ + (1 − ρ) θ · pull (1 where the negative is nearer than the
-positive), and N = a + Σ_v κ_v (b_v − a) r_v, where κ_v = (1 − u_v) Π_{w>v} u_w (u_0 = 0) sums to 1: no chain to walk.
+gcahng.reference.mix says what it means. With ρ = min(d⁺/d⁻, 1), a negative's share is r = ρ + (1 − ρ) θ · pull (1 where
+the negative is nearer than the positive). Then N = a + Σ_v κ_v (b_v − a) r_v, where the weights
+κ_v = (1 − u_v) Π_{w>v} u_w (with u_0 = 0) sum to 1. So there is no chain of mixes to walk.
 
-A tile holds both directions of a pair of classes: forward, its anchors against the columns, and back. A tile's mixes
-are numbered forward (A, K, O), then, where offsets are mirrored, back (A, O', K): the anchor is a column, the
-negatives are the anchor class's views.
+A tile holds both directions of a pair of classes: forward, its anchor classes against the column classes, and back. Its
+mixes are numbered forward first (A, K, O). If offsets are mirrored, those back follow (A, O', K): their anchor is a
+column, and their negatives are the views of the anchor class.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ class Mixing(NamedTuple):
     """What is mixed, prepared once a pass.
 
     Attributes:
-        z: embeddings (n, D), as a band.
-        d_plus: d⁺ (n, 1), each node's distance to its positive, as a band.
-        step: (C, K, D), what each node lies from its positive, 1e-6 added to each channel.
-        kappa: κ (K, K).
+        z: embeddings (n, D) as a band.
+        d_plus: each node's distance d⁺ to its positive (n, 1) as a band.
+        step: each node minus its positive (C, K, D), with 1e-6 added to each channel.
+        kappa: mixing weights κ (K, K).
         pull: exp(−α / J̄_m), 0-dim.
     """
 
@@ -41,19 +42,26 @@ class Mixing(NamedTuple):
     pull: Tensor
 
     def anchors(self, index: MixIndex) -> Tensor:
-        """The anchors of mixes (mixes, D)."""
+        """The anchors (mixes, D) of these mixes."""
         nodes = self.z.nodes
         return nodes.view(-1, nodes.shape[-1])[index.node]
 
     def positive_backward(self, d_positive: Tensor) -> Tensor:
-        """Gradient of d⁺ (n, 1) → of z (n, D)."""
+        """The gradient of z (n, D) through d⁺, whose gradient is (n, 1)."""
         to_positive = self.d_plus.nodes
         d = d_positive.view_as(to_positive) * (self.step / to_positive)
         return (d - d.roll(1, dims=1)).reshape(d_positive.shape[0], -1)
 
 
 def mixing_of(schedule: Schedule, z: Tensor, u: Tensor, pull: Tensor) -> Mixing:
-    """Prepares the mixing of embeddings z (n, D) by draws u (K, K − 1) and pull (0-dim)."""
+    """Prepares the mixing of a batch.
+
+    Args:
+        schedule: the tiles.
+        z: embeddings (n, D).
+        u: mixing draws (K, K − 1).
+        pull: exp(−α / J̄_m), 0-dim.
+    """
     views = z.view(schedule.classes, schedule.views, -1)
     step = views - views.roll(-1, dims=1) + SMALL
     d_plus = step.norm(dim=-1, keepdim=True)
@@ -61,7 +69,7 @@ def mixing_of(schedule: Schedule, z: Tensor, u: Tensor, pull: Tensor) -> Mixing:
 
 
 def mixing_weights(u: Tensor) -> Tensor:
-    """u (K, K-1) → κ (K, K): the weight of view v in the mix for anchor view k; rows sum to 1."""
+    """The weights κ (K, K) of view v in the mix for anchor view k, from draws u (K, K − 1). Rows sum to 1."""
     views = u.shape[0]
     kappa = [u.new_ones(views)]
     for v in range(views - 1):
@@ -70,8 +78,14 @@ def mixing_weights(u: Tensor) -> Tensor:
 
 
 class MixIndex(NamedTuple):
-    """Of each of a tile's mixes (N,): the anchor's view k and class a, the negatives' class c (places), and the
-    anchor's node."""
+    """Which anchor and which class each of a tile's mixes is of. Classes are places, 0 … C − 1.
+
+    Attributes:
+        view: the anchor's view k (mixes,).
+        anchor: the anchor's class a (mixes,).
+        negative: the negatives' class c (mixes,).
+        node: the anchor's node (mixes,).
+    """
 
     view: Tensor
     anchor: Tensor
@@ -80,12 +94,12 @@ class MixIndex(NamedTuple):
 
     @property
     def place(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Where the mixes lie in a (K, C, C) array."""
+        """The indices of the mixes in a (K, C, C) array."""
         return self.view, self.anchor, self.negative
 
 
 def mix_index(schedule: Schedule, tile: Tile, device: torch.device) -> MixIndex:
-    """See MixIndex."""
+    """Lists a tile's mixes in their order."""
     first = torch.arange(tile.first_class, tile.first_class + tile.classes, device=device)[:, None, None]
     view = torch.arange(schedule.views, device=device)
     columns = schedule.column_classes(tile, device)
@@ -97,8 +111,15 @@ def mix_index(schedule: Schedule, tile: Tile, device: torch.device) -> MixIndex:
 
 
 class _Direction(NamedTuple):
-    """One direction of a tile: anchors (A, Ka, O, 1, D) and negatives (A, ·, O, Kb, D), broadcasting; θ (A, Ka, O,
-    Kb, D) or None; to_positive (A, Ka, ·, 1): d⁺."""
+    """One direction of a tile, in tensors that broadcast against each other.
+
+    Attributes:
+        forward: whether the tile's anchor classes are the anchors.
+        anchors: (A, Ka, O, 1, D).
+        negatives: (A, 1, O, Kb, D), or (A, 1, 1, Kb, D).
+        theta: θ (A, Ka, O, Kb, D), or None.
+        to_positive: d⁺ (A, Ka, O or 1, 1).
+    """
 
     forward: bool
     anchors: Tensor
@@ -108,7 +129,14 @@ class _Direction(NamedTuple):
 
 
 class _Shares(NamedTuple):
-    """difference b - a (A, Ka, O, Kb, D); ratio ρ, d⁻ and d⁺ < d⁻ (A, Ka, O, Kb)."""
+    """What the shares of one direction follow from, beside θ.
+
+    Attributes:
+        difference: b − a (A, Ka, O, Kb, D).
+        ratio: ρ (A, Ka, O, Kb).
+        to_negative: d⁻ (A, Ka, O, Kb).
+        easy: d⁺ < d⁻ (A, Ka, O, Kb), bool.
+    """
 
     difference: Tensor
     ratio: Tensor
@@ -120,7 +148,15 @@ class _Shares(NamedTuple):
 
 
 class MixInputs(NamedTuple):
-    """z (classes + reach, K, D), d_plus (classes + reach, K, 1), kappa (K, K), pull (0-dim)."""
+    """What all ops take (see Mixing).
+
+    Attributes:
+        tile: where the edges lie.
+        z: (classes + reach, K, D).
+        d_plus: (classes + reach, K, 1).
+        kappa: (K, K).
+        pull: 0-dim.
+    """
 
     tile: TileNumbers
     z: Tensor
@@ -130,7 +166,14 @@ class MixInputs(NamedTuple):
 
 
 class MixOutputs(NamedTuple):
-    """theta (T, D) → those that are given: negatives N (mixes, D); logits a·N and squares ‖N‖² (mixes,), together."""
+    """What the forward takes and writes; None where a result is not wanted.
+
+    Attributes:
+        theta: θ (T, D).
+        negatives: N (mixes, D).
+        logits: a·N (mixes,).
+        squares: ‖N‖² (mixes,); wanted if and only if the logits are.
+    """
 
     theta: Tensor
     negatives: Written | None
@@ -139,7 +182,12 @@ class MixOutputs(NamedTuple):
 
 
 class MixThetaGradient(NamedTuple):
-    """dn (mixes, D) → dtheta (T, D), both directions of an edge together."""
+    """What the backward to θ takes and writes.
+
+    Attributes:
+        dn: gradient of N (mixes, D).
+        dtheta: gradient of θ (T, D), both directions of an edge added up.
+    """
 
     dn: Tensor
     dtheta: Written
@@ -149,11 +197,11 @@ class MixUpstream(NamedTuple):
     """What comes down to the mixes, in one of two forms.
 
     Attributes:
-        theta: (T, D).
-        dlogits: (mixes,), the gradient of the logits a·N; then dN = square N + dlogits a, and the mixes of a class with
-            itself, which are no negatives, are left out.
-        square: weight of ‖N‖², beside dlogits.
-        dn: (mixes, D), the gradient of N itself, in the place of dlogits; no mix is left out.
+        theta: θ (T, D).
+        dlogits: gradient of the logits a·N (mixes,), or None. With it dN = square N + dlogits a, and the mixes of a
+            class with itself, which are no negatives, are left out.
+        square: the weight of ‖N‖² beside dlogits.
+        dn: gradient of N itself (mixes, D) in the place of dlogits, or None. With it no mix is left out.
     """
 
     theta: Tensor
@@ -163,7 +211,12 @@ class MixUpstream(NamedTuple):
 
 
 class MixNodeGradients(NamedTuple):
-    """dz and dd_plus, as z and d_plus, which are added to."""
+    """What the backward to nodes adds to.
+
+    Attributes:
+        dz: gradient of z (classes + reach, K, D).
+        dd_plus: gradient of d⁺ (classes + reach, K, 1).
+    """
 
     dz: Written
     dd_plus: Written
@@ -178,10 +231,10 @@ BACKWARD_Z = declare("mix_bwd_z_", "mix.backward_z", MixInputs, MixUpstream, Mix
 
 
 class Mix(Stage):
-    """In plain torch."""
+    """The mix in plain torch."""
 
     def negatives(self, m: Mixing, tile: Tile, theta: Tensor) -> Tensor:
-        """θ (T, D) → N (mixes, D)."""
+        """Forms a tile's negatives N (mixes, D) from θ (T, D)."""
         parts = []
         for d in self._directions(m, tile, theta):
             mixed = _mix(m, d, _shares(d))
@@ -189,31 +242,39 @@ class Mix(Stage):
         return torch.cat(parts)
 
     def logits(self, m: Mixing, tile: Tile, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """θ (T, D) → a·N and ‖N‖² (mixes,)."""
+        """Forms a·N and ‖N‖² (mixes,) of a tile's negatives from θ (T, D)."""
         negatives = self.negatives(m, tile, theta)
         anchors = m.anchors(mix_index(self.schedule, tile, theta.device))
         return (negatives * anchors).sum(dim=1), negatives.square().sum(dim=1)
 
     def backward_theta(self, m: Mixing, tile: Tile, dn: Tensor) -> Tensor:
-        """dN (mixes, D) → dθ (T, D), both directions of an edge together."""
+        """The gradient of θ (T, D), both directions of an edge added up, from that of N (mixes, D)."""
         dtheta = None
         for d, part in self._paired(m, tile, dn):
             shares = _shares(d)
             scale = (1 - shares.ratio) * m.kappa[:, None, :] * m.pull
-            found = part[:, :, :, None] * shares.difference * scale[..., None]
+            of_direction = part[:, :, :, None] * shares.difference * scale[..., None]
             if d.forward:
-                dtheta = found
+                dtheta = of_direction
             else:
-                dtheta[:, :, tile.mirrored :] += found.transpose(1, 3)
+                dtheta[:, :, tile.mirrored :] += of_direction.transpose(1, 3)
         return dtheta.reshape(tile.rows, -1)
 
     def backward_z(self, m: Mixing, tile: Tile, upstream: MixUpstream, into: NodeSum, into_positive: NodeSum) -> None:
-        """Adds the gradients of z, and of d⁺ (n, 1)."""
-        direct = upstream.dn is None
-        given = upstream.dlogits[:, None] if direct else upstream.dn
-        for d, g in self._paired(m, tile, given, upstream.theta):
+        """Adds the gradients of nodes.
+
+        Args:
+            m: what is mixed.
+            tile: where the edges lie.
+            upstream: what comes down.
+            into: gradient of z (n, D), which is added to.
+            into_positive: gradient of d⁺ (n, 1), which is added to.
+        """
+        through_logits = upstream.dn is None
+        values = upstream.dlogits[:, None] if through_logits else upstream.dn
+        for d, g in self._paired(m, tile, values, upstream.theta):
             shares = _shares(d)
-            if direct:
+            if through_logits:
                 negatives = _mix(m, d, shares)
                 dn = torch.addcmul(upstream.square * negatives, g, d.anchors[:, :, :, 0])
                 if d.forward and tile.first_offset == 0:
@@ -227,7 +288,7 @@ class Mix(Stage):
             along = -d_ratio * shares.ratio / shares.to_negative.square()
             d_difference.addcmul_(along[..., None], shares.difference - SMALL)
             d_anchors = dn - d_difference.sum(dim=3)
-            if direct:
+            if through_logits:
                 d_anchors = d_anchors + g * negatives
             d_positive = (d_ratio / shares.to_negative).sum(dim=3)[..., None]
             if d.forward:
@@ -240,7 +301,7 @@ class Mix(Stage):
                 into_positive.add_columns(tile, d_positive.transpose(1, 2), skip=tile.mirrored)
 
     def _directions(self, m: Mixing, tile: Tile, theta: Tensor | None) -> Iterator[_Direction]:
-        """θ (T, D), seen from either end."""
+        """The directions of a tile, with θ (T, D) seen from either end."""
         grid = None if theta is None else theta.view(*self.schedule.shape(tile), theta.shape[-1])
         rows, across = m.z.rows(tile), m.z.columns(tile)
         d_plus = m.d_plus.rows(tile)[:, :, None]
@@ -265,6 +326,7 @@ class Mix(Stage):
 
 
 def _shares(d: _Direction) -> _Shares:
+    """Distances and ratios of one direction."""
     difference = d.negatives - d.anchors
     to_negative = (difference - SMALL).norm(dim=-1)
     easy = d.to_positive < to_negative
@@ -272,16 +334,18 @@ def _shares(d: _Direction) -> _Shares:
 
 
 def _share(m: Mixing, d: _Direction, shares: _Shares) -> Tensor:
+    """The shares r (A, Ka, O, Kb, D)."""
     return torch.addcmul(shares.ratio[..., None], (1 - shares.ratio)[..., None] * m.pull, d.theta)
 
 
 def _mix(m: Mixing, d: _Direction, shares: _Shares) -> Tensor:
+    """The negatives N (A, Ka, O, D) of one direction."""
     weighted = _share(m, d, shares) * shares.difference * m.kappa[:, None, :, None]
     return weighted.sum(dim=3) + d.anchors[:, :, :, 0]
 
 
 class FusedMix(Mix):
-    """As fused ops."""
+    """The mix as fused ops."""
 
     def negatives(self, m: Mixing, tile: Tile, theta: Tensor) -> Tensor:
         out = self.context.wide("negatives", self._mixes(tile), theta.shape[1])
@@ -306,4 +370,5 @@ class FusedMix(Mix):
         return MixInputs(self.context.numbers(tile), m.z.wrapped, m.d_plus.wrapped, m.kappa, m.pull)
 
     def _mixes(self, tile: Tile) -> int:
+        """How many mixes a tile has."""
         return tile.classes * self.schedule.views * (2 * tile.offsets - tile.mirrored)

@@ -14,14 +14,25 @@ from gcahng.engine.weights import EdgeGradients, EdgeWeights
 
 
 class MlpInInputs(NamedTuple):
-    """The product h = e¹ W₁ᵀ (T, 4D) in the dtype of products, and the bias (4D,)."""
+    """What both directions take.
+
+    Attributes:
+        h: product e¹ W₁ᵀ (T, 4D), in the dtype of products.
+        bias: b₁ (4D,).
+    """
 
     h: Tensor
     bias: Tensor
 
 
 class MlpInOutputs(NamedTuple):
-    """g (T, 4D), which may be h; mean and 1/σ (T, 1) of its rows."""
+    """What the forward writes.
+
+    Attributes:
+        g: GELU(h + b₁) (T, 4D), which may be the memory of h.
+        mean: mean of each row of g (T, 1).
+        rstd: its 1/σ (T, 1).
+    """
 
     g: Written
     mean: Written
@@ -29,14 +40,24 @@ class MlpInOutputs(NamedTuple):
 
 
 class MlpInUpstream(NamedTuple):
-    """dn (T, 4D), the gradient of the normalized rows."""
+    """What comes down to the backward.
+
+    Attributes:
+        dn: gradient of the normalized rows (T, 4D).
+    """
 
     dn: Tensor
 
 
 class NormRows(NamedTuple):
-    """What the backward of LayerNorm over the 4D hidden channels needs of each row (T, 1): mean and 1/σ of g, and the
-    means over channels of dn and of n dn, n being the normalized row."""
+    """What the backward of the LayerNorm over the 4D hidden channels needs of each row, with n the normalized row.
+
+    Attributes:
+        mean: mean of g (T, 1).
+        rstd: 1/σ of g (T, 1).
+        mean_dn: mean of dn over the channels (T, 1).
+        mean_n_dn: mean of n dn over the channels (T, 1).
+    """
 
     mean: Tensor
     rstd: Tensor
@@ -45,7 +66,13 @@ class NormRows(NamedTuple):
 
 
 class MlpInGradients(NamedTuple):
-    """g (T, 4D) again, and dh (T, 4D), which may be dn; db (4D,) is added to."""
+    """What the backward writes.
+
+    Attributes:
+        g: GELU(h + b₁) (T, 4D), formed again.
+        dh: gradient of the product (T, 4D), which may be the memory of dn.
+        db: gradient of the bias (4D,), which is added to; None if it is not wanted.
+    """
 
     g: Written
     dh: Written
@@ -57,18 +84,21 @@ BACKWARD = declare("mlp_in_bwd_", "mlp_in.backward", MlpInInputs, MlpInUpstream,
 
 
 class MlpIn(Stage):
-    """In plain torch."""
+    """The first half of the edge MLP in plain torch."""
 
     def forward(
         self, w: EdgeWeights, e1: Edges, h: Tensor | None, moments: RowMoments | None
     ) -> tuple[Tensor, RowMoments]:
-        """e¹ → g (T, 4D) in the dtype of products, and its row moments.
+        """Computes the hidden channels.
 
         Args:
             w: weights.
-            e1: edges behind the gate.
-            h: (T, 4D) receives, if given, what `backward` takes as h.
-            moments: receives, if given, the row moments.
+            e1: e¹, the edges behind the gate.
+            h: memory (T, 4D) for what `backward` takes as h; None if it is not saved.
+            moments: memory for the row moments; None if they are not saved.
+
+        Returns:
+            g (T, 4D) in the dtype of products, and its row moments.
         """
         context = self.context
         product = torch.addmm(w.b1.to(context.compute), e1.low, w.w1.T)
@@ -76,23 +106,27 @@ class MlpIn(Stage):
             h.copy_(product)
         g = F.gelu(product)
         variance, mean = torch.var_mean(g.to(context.like.dtype), dim=1, correction=0, keepdim=True)
-        found = RowMoments(mean, torch.rsqrt(variance + NORM_EPS))
+        of_rows = RowMoments(mean, torch.rsqrt(variance + NORM_EPS))
         if moments is not None:
-            moments.mean.copy_(found.mean)
-            moments.rstd.copy_(found.rstd)
-        return g, found
+            moments.mean.copy_(of_rows.mean)
+            moments.rstd.copy_(of_rows.rstd)
+        return g, of_rows
 
     def backward(
         self, w: EdgeWeights, e1: Edges, h: Tensor | None, ds: Tensor, rows: NormRows, into: EdgeGradients | None
     ) -> tuple[Tensor, Tensor]:
-        """→ g (T, 4D) again, and dh (T, 4D), the gradient of the product.
+        """Differentiates the hidden channels.
 
         Args:
-            w, e1: as in the forward.
-            h: what it left there; None: the product is formed again.
-            ds: (T, D) in the dtype of products, the gradient of the sums behind the second product.
+            w: as in the forward.
+            e1: as in the forward.
+            h: what the forward saved; None if the product is to be formed again.
+            ds: gradient of the sums behind the second product (T, D), in the dtype of products.
             rows: moments and means of each row.
-            into: where db₁ is added, if given.
+            into: the weights' gradients, of which that of b₁ is added to; None if they are not wanted.
+
+        Returns:
+            g (T, 4D), formed again, and the gradient of the product (T, 4D).
         """
         if h is None:
             h = torch.addmm(w.b1.to(self.context.compute), e1.low, w.w1.T)
@@ -106,7 +140,7 @@ class MlpIn(Stage):
 
 
 class FusedMlpIn(MlpIn):
-    """The products are the library's; what is between them is one op each way."""
+    """The products are the math library's; what is between them is one fused op each way."""
 
     def forward(
         self, w: EdgeWeights, e1: Edges, h: Tensor | None, moments: RowMoments | None
@@ -128,20 +162,23 @@ class FusedMlpIn(MlpIn):
         return g, dh
 
     def _forward(self, w: EdgeWeights, e1: Edges, h: Tensor | None, outputs: MlpInOutputs) -> None:
-        """h, if given, receives the product."""
+        """Forms the product, in `h` if it is to be saved, and what follows from it."""
         h = torch.mm(e1.low, w.w1.T, out=outputs.g if h is None else h)
         self.ops(FORWARD, MlpInInputs(h, w.b1), outputs)
 
     def _backward(
         self, w: EdgeWeights, ds: Tensor, inputs: MlpInInputs, rows: NormRows, gradients: MlpInGradients
     ) -> None:
+        """Forms the gradient of the normalized rows, and what follows from it."""
         torch.mm(ds, w.w2, out=gradients.dh)
         self.ops(BACKWARD, inputs, MlpInUpstream(gradients.dh), rows, gradients)
 
 
 class TritonMlpIn(FusedMlpIn):
-    """With the products in the kernels, for products in fp32, bf16 or fp16: what follows a product is done in its
-    epilogue, before the result goes to memory."""
+    """The products are the kernels', in fp32, bf16 or fp16.
+
+    What follows a product is done in its epilogue, before the result goes to memory.
+    """
 
     def __init__(self, context: StageContext) -> None:
         super().__init__(context)

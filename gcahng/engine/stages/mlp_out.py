@@ -1,5 +1,8 @@
-"""MLP out: the second half of the edge MLP. s = (g W₂'ᵀ − μ w)/σ + d + e¹ folds the LayerNorm over the hidden channels
-into the product; the edges that leave are LayerNorm(GELU(s)) (docs/math/mlp_out.md)."""
+"""MLP out: the second half of the edge MLP (docs/math/mlp_out.md).
+
+s = (g W₂'ᵀ − μ w)/σ + d + e¹ folds the LayerNorm over the hidden channels into the product. The edges that leave are
+LayerNorm(GELU(s)).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,15 @@ from gcahng.engine.weights import EdgeGradients, EdgeWeights, Fold, NormWeights
 
 
 class MlpOutInputs(NamedTuple):
-    """The product g W₂'ᵀ (T, D) in the dtype of products, and the residual e1 (T, D)."""
+    """What the forward takes.
+
+    Attributes:
+        product: g W₂'ᵀ (T, D), in the dtype of products.
+        e1: the residual e¹ (T, D).
+        moments: row moments of g.
+        fold: the LayerNorm over the hidden channels.
+        norm: the norm that the edges leave by.
+    """
 
     product: Tensor
     e1: Tensor
@@ -26,7 +37,13 @@ class MlpOutInputs(NamedTuple):
 
 
 class MlpOutOutputs(NamedTuple):
-    """Pre-norm sums s (T, D), and where given LayerNorm(GELU(s)) in the accumulating dtype and in that of products."""
+    """What the forward writes.
+
+    Attributes:
+        s: pre-norm sums (T, D).
+        full: LayerNorm(GELU(s)) (T, D) in the accumulating dtype; None if it is not wanted.
+        low: the same in the dtype of products; None if it is not wanted.
+    """
 
     s: Written
     full: Written | None
@@ -34,7 +51,16 @@ class MlpOutOutputs(NamedTuple):
 
 
 class MlpOutReplay(NamedTuple):
-    """What the backward needs: s, e1 and dy, the gradient of LayerNorm(GELU(s)) (T, D); gamma (D,) of the norm."""
+    """What the backward takes.
+
+    Attributes:
+        s: pre-norm sums (T, D).
+        e1: the residual e¹ (T, D).
+        dy: gradient of LayerNorm(GELU(s)) (T, D).
+        moments: row moments of g.
+        fold: the LayerNorm over the hidden channels.
+        gamma: γ (D,) of the norm that the edges leave by.
+    """
 
     s: Tensor
     e1: Tensor
@@ -45,8 +71,16 @@ class MlpOutReplay(NamedTuple):
 
 
 class MlpOutGradients(NamedTuple):
-    """ds (T, D), which may be dy; in the dtype of products ds as low, and ds/σ as scaled; the means of NormRows; sums
-    (4, D) of EdgeGradients, which are added to."""
+    """What the backward writes.
+
+    Attributes:
+        ds: gradient of s (T, D), which may be the memory of dy.
+        low: ds (T, D) in the dtype of products.
+        scaled: ds/σ (T, D) in the dtype of products.
+        mean_dn: see NormRows (T, 1).
+        mean_n_dn: see NormRows (T, 1).
+        sums: EdgeGradients.mlp_out_sums (4, D), which are added to; None if they are not wanted.
+    """
 
     ds: Written
     low: Written
@@ -61,12 +95,12 @@ BACKWARD = declare("mlp_out_bwd_", "mlp_out.backward", MlpOutReplay, MlpOutGradi
 
 
 class OutGradient(NamedTuple):
-    """What mlp_out's backward hands on.
+    """What the backward returns.
 
     Attributes:
-        ds: gradient of s (T, D), which is also the residual's.
-        low: ds in the dtype of products.
-        scaled: ds/σ in the dtype of products; None where the weights' gradients are not wanted.
+        ds: gradient of s (T, D), which is also that of the residual.
+        low: ds (T, D) in the dtype of products.
+        scaled: ds/σ (T, D) in the dtype of products; None if the weights' gradients are not wanted.
         rows: what mlp_in's backward needs of each row.
     """
 
@@ -77,7 +111,12 @@ class OutGradient(NamedTuple):
 
 
 class MlpOut(Stage):
-    """In plain torch."""
+    """The second half of the edge MLP in plain torch.
+
+    Args:
+        context: what all stages of the pass work with.
+        norm_gelu: the norm that the edges leave by.
+    """
 
     def __init__(self, context: StageContext, norm_gelu: NormGelu) -> None:
         super().__init__(context)
@@ -86,34 +125,43 @@ class MlpOut(Stage):
     def forward(
         self, w: EdgeWeights, e1: Edges, g: Tensor, moments: RowMoments, s: Tensor | None, slot: str
     ) -> tuple[Tensor, Edges]:
-        """g (T, 4D) → s (T, D), and the edges LayerNorm(GELU(s)).
+        """Computes the edges that leave.
 
         Args:
             w: weights.
-            e1: edges behind the gate.
-            g, moments: what mlp_in made of them.
-            s: (T, D) receives s, if given; s is then as it was stored.
-            slot: a name for the memory of the edges.
+            e1: e¹, the edges behind the gate.
+            g: hidden channels (T, 4D).
+            moments: their row moments.
+            s: memory (T, D) for the pre-norm sums; None if they are not saved. What goes on is what was stored there,
+                in its precision.
+            slot: a name for the memory of the edges (see StageContext.scratch).
+
+        Returns:
+            The pre-norm sums s (T, D), and the edges LayerNorm(GELU(s)).
         """
-        found = torch.mm(g, w.w2.T).to(self.context.like.dtype)
-        found.addcmul_(moments.mean, w.w, value=-1).mul_(moments.rstd).add_(w.d).add_(e1.full)
+        sums = torch.mm(g, w.w2.T).to(self.context.like.dtype)
+        sums.addcmul_(moments.mean, w.w, value=-1).mul_(moments.rstd).add_(w.d).add_(e1.full)
         if s is not None:
-            s.copy_(found)
-            found = s.to(found.dtype)
-        return found, self._norm_gelu.forward(w.norm, found, slot)
+            s.copy_(sums)
+            sums = s.to(sums.dtype)
+        return sums, self._norm_gelu.forward(w.norm, sums, slot)
 
     def backward(
         self, w: EdgeWeights, e1: Edges, s: Tensor, dy: Tensor, moments: RowMoments, into: EdgeGradients | None
     ) -> OutGradient:
-        """dy (T, D), the gradient of LayerNorm(GELU(s)) → ds and what follows from it. dy may be lost.
+        """Differentiates the edges that left.
 
-        The two row means that LayerNorm's gradient needs are those of D-vectors: n·dn = ds·(O − d) with
+        The two row means that LayerNorm's gradient needs follow from D-vectors: n·dn = ds·(O − d) with
         O − d = s − e¹ − d.
 
         Args:
-            w, e1, s, moments: as in the forward.
-            dy: gradient of the edges that left.
-            into: where the gradients of the norm, Σ ds and Σ (ds/σ) μ are added, if given.
+            w: as in the forward.
+            e1: as in the forward.
+            s: the pre-norm sums (T, D).
+            dy: gradient of the edges that left (T, D), which may be overwritten.
+            moments: as in the forward.
+            into: the weights' gradients, of which those of the norm, Σ ds and Σ (ds/σ) μ are added to; None if they are
+                not wanted.
         """
         ds = norm_gelu_backward(w.norm, s, dy, None if into is None else into.norm)
         mean, rstd = moments
@@ -129,7 +177,7 @@ class MlpOut(Stage):
 
 
 class FusedMlpOut(MlpOut):
-    """The product is the library's; what follows it is one op each way."""
+    """The product is the math library's; what follows it is one fused op each way."""
 
     def forward(
         self, w: EdgeWeights, e1: Edges, g: Tensor, moments: RowMoments, s: Tensor | None, slot: str
@@ -137,7 +185,7 @@ class FusedMlpOut(MlpOut):
         context = self.context
         narrowed = s is not None and s.dtype is not context.like.dtype
         sums = context.wide("s", len(g), self.dim) if s is None or narrowed else s
-        if narrowed:  # what goes on is what was stored
+        if narrowed:  # what goes on is what was stored, in its precision
             self._forward(w, e1, g, moments, sums, None)
             sums.copy_(s.copy_(sums))
             return sums, self._norm_gelu.forward(w.norm, sums, slot)
@@ -158,15 +206,17 @@ class FusedMlpOut(MlpOut):
         return OutGradient(dy, low, scaled, NormRows(*moments, *means))
 
     def _forward(self, w: EdgeWeights, e1: Edges, g: Tensor, moments: RowMoments, s: Tensor, e: Edges | None) -> None:
-        """s, and the edges that leave if given."""
+        """Writes the pre-norm sums, and the edges that leave unless e is None."""
         product = torch.mm(g, w.w2.T, out=self.context.scratch("product", len(g), self.dim))
         outputs = MlpOutOutputs(s, None, None) if e is None else MlpOutOutputs(s, e.full, self.context.low(e))
         self.ops(FORWARD, MlpOutInputs(product, e1.full, moments, w.fold, w.norm), outputs)
 
 
 class TritonMlpOut(FusedMlpOut):
-    """With the product in the kernel, for products in fp32, bf16 or fp16. The norm is a kernel of its own: a block of
-    the product does not hold whole rows."""
+    """The product is the kernel's, in fp32, bf16 or fp16.
+
+    The norm is a kernel of its own, since a block of the product does not hold whole rows.
+    """
 
     def __init__(self, context: StageContext, norm_gelu: NormGelu) -> None:
         super().__init__(context, norm_gelu)

@@ -1,4 +1,4 @@
-"""Norm of stored sums: LayerNorm(GELU(·)), behind the gate and behind the edge MLP (docs/math/norm_gelu.md)."""
+"""LayerNorm(GELU(·)), which is behind the gate and behind the edge MLP (docs/math/norm_gelu.md)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from gcahng.engine.weights import NormWeights
 
 
 class NormGeluInputs(NamedTuple):
-    """Pre-norm sums t (T, D)."""
+    """What the op takes.
+
+    Attributes:
+        t: pre-norm sums (T, D).
+        norm: parameters of the LayerNorm.
+    """
 
     t: Tensor
     norm: NormWeights
@@ -24,15 +29,21 @@ FORWARD = declare("norm_gelu_", "norm_gelu.forward", NormGeluInputs, EdgesOut)
 
 
 class NormGelu(Stage):
-    """In plain torch."""
+    """The norm in plain torch."""
 
     def forward(self, norm: NormWeights, t: Tensor, slot: str) -> Edges:
-        """t (T, D) → LayerNorm(GELU(t)) (T, D)."""
+        """Computes LayerNorm(GELU(t)) (T, D).
+
+        Args:
+            norm: parameters of the LayerNorm.
+            t: pre-norm sums (T, D).
+            slot: a name for the memory of the result (see StageContext.scratch).
+        """
         return self.context.edges(F.layer_norm(F.gelu(t), (self.dim,), norm.gamma, norm.beta, NORM_EPS))
 
 
 class FusedNormGelu(NormGelu):
-    """As one op. Its backward is part of those of `gate` and `mlp_out`."""
+    """The norm as one fused op. Its backward is part of those of `gate` and `mlp_out`."""
 
     def forward(self, norm: NormWeights, t: Tensor, slot: str) -> Edges:
         e = self.context.edge_room(slot, t.shape[0])
@@ -40,18 +51,21 @@ class FusedNormGelu(NormGelu):
         return e
 
     def write(self, norm: NormWeights, t: Tensor, e: Edges) -> None:
-        """`forward` into memory that is there."""
+        """Does what `forward` does, and writes the result to e."""
         self.ops(FORWARD, NormGeluInputs(t, norm), self.context.out(e))
 
 
 def norm_gelu_backward(norm: NormWeights, t: Tensor, dy: Tensor, into: NormWeights | None) -> Tensor:
-    """dy (T, D) → the gradient of the pre-norm sums t (T, D), in plain torch.
+    """Differentiates LayerNorm(GELU(t)) in plain torch.
 
     Args:
-        norm: of the forward.
-        t: its input.
-        dy: gradient of its output.
-        into: sums (D,) to which dγ and dβ are added, if given.
+        norm: as in the forward.
+        t: as in the forward.
+        dy: gradient of the result (T, D).
+        into: gradients of γ and β (D,), which are added to; None if they are not wanted.
+
+    Returns:
+        The gradient of t (T, D).
     """
     g = F.gelu(t)
     variance, mean = torch.var_mean(g, dim=1, correction=0, keepdim=True)

@@ -1,4 +1,4 @@
-"""Similarity of negatives to their anchors, J_sim, with its gradient (docs/math/similarity.md)."""
+"""J_sim: similarity of negatives to their anchors, with its gradient (docs/math/similarity.md)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class SimilarityInputs(NamedTuple):
     """What J_sim is formed of.
 
     Attributes:
-        anchors: (n, D), the embeddings.
-        node: (N,) int64, whose a negative's anchor is.
+        anchors: embeddings (n, D).
+        node: the node that is each negative's anchor, (N,) int64.
         negatives: (N, D).
-        counted: (N,) bool, the rows that count.
-        scale: of the gradient.
+        counted: which rows count, (N,) bool.
+        scale: what the gradient is multiplied with.
     """
 
     anchors: Tensor
@@ -31,7 +31,12 @@ class SimilarityInputs(NamedTuple):
 
 
 class SimilarityOutputs(NamedTuple):
-    """loss (N,); to dn (N, D) scale times its gradient is added."""
+    """What the op writes.
+
+    Attributes:
+        loss: 1 − cos(a, N) of each row that counts, else 0 (N,).
+        dn: gradient of the negatives (N, D), to which scale times that of the loss is added; None if it is not wanted.
+    """
 
     loss: Written
     dn: Written | None
@@ -41,11 +46,16 @@ FORWARD = declare("similarity_", "similarity.forward", SimilarityInputs, Similar
 
 
 class Similarity(Stage):
-    """In plain torch."""
+    """The loss in plain torch."""
 
     def forward(self, inputs: SimilarityInputs, dn: Tensor | None) -> Tensor:
-        """→ 1 − cos(a, N) of the rows that count, else 0: (N,). scale times the gradient is added to dn (N, D), if
-        given."""
+        """Computes 1 − cos(a, N) of each row that counts, else 0: (N,).
+
+        Args:
+            inputs: what the loss is formed of.
+            dn: gradient of the negatives (N, D), to which scale times that of the loss is added; None if it is not
+                wanted.
+        """
         negatives, scale = inputs.negatives, inputs.scale
         a, counted = inputs.anchors[inputs.node], inputs.counted[:, None].to(negatives.dtype)
         norm_a = a.norm(dim=1, keepdim=True).clamp_min(SMALLEST_NORM)
@@ -58,7 +68,7 @@ class Similarity(Stage):
 
 
 class FusedSimilarity(Similarity):
-    """As one op."""
+    """The loss as one fused op."""
 
     def forward(self, inputs: SimilarityInputs, dn: Tensor | None) -> Tensor:
         loss = inputs.negatives.new_empty(len(inputs.negatives))
