@@ -139,8 +139,13 @@ def graph_pass(inputs: PassInputs, s: Settings) -> GraphPass:
 Run = Callable[[PassInputs, Settings, Sequence[Tensor], Workspace], list[Tensor]]
 
 
-def _run(inputs: PassInputs, extra: Sequence[Tensor], s: Settings, kind: tuple[Any, ...], run: Run) -> list[Tensor]:
-    """Runs a pass, as a CUDA graph where the loss asks for it.
+def _is_captured(s: Settings) -> bool:
+    """Whether a pass is to be replayed from a CUDA graph; not where the caller is capturing a whole step."""
+    return bool(s.graphs) and not cuda_graph.capturing()
+
+
+def _replay(inputs: PassInputs, extra: Sequence[Tensor], s: Settings, kind: tuple[Any, ...], run: Run) -> list[Tensor]:
+    """Runs a pass as a CUDA graph, which is captured the first time.
 
     Args:
         inputs: the pass's tensors.
@@ -149,8 +154,6 @@ def _run(inputs: PassInputs, extra: Sequence[Tensor], s: Settings, kind: tuple[A
         kind: what tells this pass from others of the same settings.
         run: the pass; called as run(inputs, s, extra, workspace).
     """
-    if not s.graphs or cuda_graph.capturing():
-        return run(inputs, s, extra, workspace_for(inputs.z.device))
     s = s._replace(edge_memory=edge_memory(inputs.z, inputs.parameters[-1].shape[0], s))
     *moving, parameters, buffers = inputs
     count = len(moving)
@@ -175,11 +178,13 @@ def _arguments(flat: Sequence[Any]) -> tuple[PassInputs, Settings, Wanted]:
 def metric_op(*flat: Any) -> list[Tensor]:
     """The operator of phase 1: its flat arguments are those of PassInputs, Settings and Wanted."""
     inputs, settings, wanted = _arguments(flat)
+    if not _is_captured(settings):
+        return _run_metric(inputs, settings, wanted, workspace_for(inputs.z.device)).flat()
 
     def run(inputs: PassInputs, s: Settings, _: Sequence[Tensor], workspace: Workspace) -> list[Tensor]:
         return _run_metric(inputs, s, wanted, workspace).flat()
 
-    return _run(inputs, (), settings, ("metric", *wanted), run)
+    return _replay(inputs, (), settings, ("metric", *wanted), run)
 
 
 def _run_metric(inputs: PassInputs, s: Settings, wanted: Wanted, workspace: Workspace) -> MetricOutputs:
@@ -276,9 +281,12 @@ class GeneratorPass(torch.autograd.Function):
             )
             return _run_generator(inputs, s, moved, want, workspace).flat()
 
-        extra = (*targets.classifier, *(() if targets.zeroed is None else (targets.zeroed,)))
         weights = targets.weights
-        out = generator_outputs(_run(inputs, extra, s, ("generator", weights, want), run))
+        if _is_captured(s):
+            extra = (*targets.classifier, *(() if targets.zeroed is None else (targets.zeroed,)))
+            out = generator_outputs(_replay(inputs, extra, s, ("generator", weights, want), run))
+        else:
+            out = _run_generator(inputs, s, targets, want, workspace_for(inputs.z.device))
         ctx.layers, ctx.gradients = s.layers, out.gradients
         ctx.mark_non_differentiable(*out.values, *out.statistics)
         entropy, dissimilarity, diversity = out.values
