@@ -9,10 +9,10 @@ import torch
 from _gpu_errors import Doing, kept, release
 from _gpu_timing import back_to_back
 from _stage_tile import Size, Tile, rows_of
+from gcahng.ops._implementations import resolve
 from torch import Tensor
 
 from gcahng.bench.step import spread
-from gcahng.ops._implementations import resolve
 
 PRECISIONS = {"fp32": (torch.float32, torch.float32), "bf16": (torch.float32, torch.bfloat16)}
 NAMESPACES = {"triton": "gcahng_triton", "cuda": "gcahng", "cpp": "gcahng"}

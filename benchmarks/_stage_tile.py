@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from gcahng.engine.fused import FusedStages
 from gcahng.engine.head import DiversitySums, HeadGradients, HeadWeights
-from gcahng.engine.masks import EdgeDropout
 from gcahng.engine.mixing import mix_index, mixing_weights
 from gcahng.engine.parts import Parts, fused_parts, make_parts
+from torch import Tensor
+
+from gcahng.engine.masks import EdgeDropout
 from gcahng.engine.schedule import Band, NodeSum, make_schedule
 from gcahng.engine.stages import Edges, Tokens, TokenSums
 from gcahng.engine.weights import EdgeGradients, EdgeWeights, ToNodeWeights

@@ -25,7 +25,6 @@ from gcahng.bench.rows import show
 from gcahng.bench.system import ProductRate, seconds
 from gcahng.engine.plan import floor_products
 from gcahng.errors import UserError
-from gcahng.ops._stages import STAGES
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm", "aten::baddbmm_")
 WARM_UP = 3
@@ -48,7 +47,7 @@ def measure(case: Case, reps: int) -> dict[str, Any]:
     for event in profiler.key_averages():
         if event.key in PRODUCTS:
             products += event.self_cpu_time_total * scale
-        elif event.key.removeprefix("gcahng::") in STAGES:
+        elif event.key.removeprefix("gcahng::") in OPS:
             stages += event.self_cpu_time_total * scale
     return row(case, statistics.median(rates), step, products, stages) | {"all_s": steps}
 

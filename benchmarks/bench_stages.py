@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 import torch
 from _stage_tile import STAGES, Size, Tile
+from gcahng.ops._implementations import available
 from torch import Tensor
 
 from gcahng.bench.system import settings
 from gcahng.engine.schedule import default_tile_rows
-from gcahng.ops._implementations import available
 
 DIM, CLASSES, VIEWS = 256, 40, 3
 TILE_ROWS = default_tile_rows(DIM, torch.float32)

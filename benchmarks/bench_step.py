@@ -12,11 +12,11 @@ from __future__ import annotations
 from functools import lru_cache
 
 import pytest
+from gcahng.ops._implementations import NAMES, OPS, available
 
 from gcahng.bench.agreement import Agreement
 from gcahng.bench.cases import EDGE_MEMORY, Case, Problem
 from gcahng.engine.plan import floor_products
-from gcahng.ops._implementations import NAMES, OPS, available
 
 # (n, D, L)
 SIZES = [(48, 64, 1), (81, 128, 2)]

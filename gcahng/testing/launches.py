@@ -20,8 +20,7 @@ from gcahng.engine.fused import FusedStages
 from gcahng.engine.plan import MODES
 from gcahng.nn import GraphNetwork
 from gcahng.ops._schemas import NATIVE, TRITON
-from gcahng.ops._stages import STAGES
-from gcahng.reference.passes import Batch, Dropout, GeneratorWeights
+from gcahng.reference.training_step import Batch, Dropout, GeneratorWeights
 
 SEED, DROPOUT = 2**40 + 5, 0.1
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gcahng import dispatch
 from gcahng.data import DataSplits, build_batches
 from gcahng.errors import UserError
-from gcahng.ops._implementations import resolve
 from gcahng.train.backbones import build_backbone
 from gcahng.train.batch_norm import share_batch_norm
 from gcahng.train.config import TrainConfig, config_to_dict
@@ -66,7 +66,7 @@ class Trainer:
         self.data_digest, self._data_listing, self.processes = data.digest, data.listing, processes
         self.device = torch.device(config.device)
         if config.loss == "gca_hng" and config.gca.impl != "auto":
-            resolve(config.gca.impl, self.device.type, "loss")  # UserError now, not in the first step
+            dispatch.choose(config.gca.impl, self.device)  # UserError now, not in the first step
         torch.manual_seed(config.seed)
         part = _part_of_batch(config, processes)
         self.batches = build_batches(config.data, data.train, seed=config.seed, device=self.device, part=part)

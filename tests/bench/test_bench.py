@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gcahng.engine.fused import FusedStages
 
 from gcahng.bench import agreement as agreement_module
 from gcahng.bench import memory, step, system
@@ -17,7 +18,6 @@ from gcahng.bench.cases import Case, Problem
 from gcahng.bench.peak import Peak, from_json, measure_peak, to_json
 from gcahng.cli import main
 from gcahng.commands.plan import parse_bytes
-from gcahng.engine.fused import FusedStages
 from gcahng.errors import UserError
 
 TINY = Case(12, 3, 16, 1, impl="cpp")

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from gcahng.engine.fused import FusedStages
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gcahng.bench.agreement import Agreement
 from gcahng.bench.cases import Case, Problem
 from gcahng.bench.peak import from_json, to_json
-from gcahng.engine.fused import FusedStages
 from gcahng.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,7 +80,6 @@ def test_a_dry_run_goes_through_everything(tmp_path: Path, monkeypatch, capsys) 
     measured = {row["stage"] for row in found["stages"] if row["time_s"]}
     assert measured == set(_gpu_items.STAGES)
     ops = {row["name"] for row in found["stages"] if row["kind"] == "op"}
-    from gcahng.ops._stages import STAGES
 
     assert ops == set(STAGES), "every op is measured alone"
     steps = {(row["n"], row["L"], row["precision"]) for row in found["step"] if row["impl"] == "cpp"}

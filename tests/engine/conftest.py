@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from engine_cases import Case, run_step
 from torch import Tensor
 
 from gcahng import UserError, _native
-from gcahng.ops import _stages
+from gcahng.engine.schema import OPS, Ops
 
 
 @pytest.fixture(autouse=True)
@@ -42,24 +43,27 @@ def tiles(monkeypatch):
 
     def use(case: Case) -> None:
         if case.tile_rows is not None:
-            monkeypatch.setattr("gcahng.engine.engine.default_tile_rows", lambda *_: case.tile_rows)
+            monkeypatch.setattr("gcahng.engine.operators.default_tile_rows", lambda *_: case.tile_rows)
 
     return use
 
 
-class Spy:
-    """Stands for torch.ops.gcahng, and keeps the arguments of each op's first calls, apart: none aliases another."""
+class RecordedOps(Ops):
+    """The C++ ops, which keep the arguments of each op's first calls, apart: none aliases another."""
 
     def __init__(self, at_most: int) -> None:
+        super().__init__("cpp")
         self.calls: dict[str, list[tuple]] = {}
         self._at_most = at_most
 
-    def __getattr__(self, name: str):
-        def call(*arguments):
-            kept = self.calls.setdefault(name, [])
-            if len(kept) < self._at_most:
-                kept.append(tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in arguments))
-            return getattr(torch.ops.gcahng, name)(*arguments)
+    def overload(self, name: str) -> Any:
+        run = super().overload(name)
+
+        def call(*arguments: Any) -> None:
+            recorded = self.calls.setdefault(name, [])
+            if len(recorded) < self._at_most:
+                recorded.append(tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in arguments))
+            run(*arguments)
 
         return call
 
@@ -69,12 +73,12 @@ def recorded(monkeypatch, tiles):
     """Runs a training step in fp32 with the C++ stages, and gives what each stage op was called with."""
 
     def record(case: Case, at_most: int, autocast: torch.dtype | None = None) -> dict[str, list[tuple]]:
-        spy = Spy(at_most)
-        monkeypatch.setattr("gcahng.engine.fused.stage_ops", lambda impl: spy)
+        ops = RecordedOps(at_most)
+        monkeypatch.setattr("gcahng.engine.operators.ops_of", lambda implementation: ops)
         tiles(case)
         z, labels = case.batch(dtype=torch.float32)
         run_step(case.loss("cpp", torch.float32), z, labels, autocast=autocast)
-        assert spy.calls.keys() == _stages.STAGES.keys(), "every op occurs in a step"
-        return spy.calls
+        assert ops.calls.keys() == OPS.keys(), "every op occurs in a step"
+        return ops.calls
 
     return record

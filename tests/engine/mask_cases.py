@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
+from gcahng.engine.fused import FusedStages, stage_ops
 from torch import Tensor
 
-from gcahng.engine.fused import FusedStages, stage_ops
 from gcahng.engine.masks import EdgeDropout, _nodes
 from gcahng.engine.schedule import Band, Schedule, make_schedule
 from gcahng.engine.stages import Edges, Keep, Tokens

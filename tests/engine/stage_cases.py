@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-
 from gcahng.engine.head import DiversitySums, HeadGradients, HeadWeights
-from gcahng.engine.masks import EdgeDropout
 from gcahng.engine.mixing import mix_index, mixing_weights
 from gcahng.engine.parts import make_parts
+from torch import Tensor
+
+from gcahng.engine.masks import EdgeDropout
 from gcahng.engine.schedule import Band, NodeSum, Schedule, Tile, make_schedule
 from gcahng.engine.stages import Edges, Keep, RowMoments, Tokens, TokenSums
 from gcahng.engine.weights import EdgeGradients, EdgeWeights, ToNodeWeights

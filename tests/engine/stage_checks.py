@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import torch
 from engine_cases import error, moved
+from gcahng.engine.judge import FusedJudge, TorchJudge
 from stage_cases import PRECISIONS, Inputs, Results, Run, Setup, Some, make_inputs, mapped
 from torch import Tensor
 from torch.nn import functional as F
 
 from gcahng.engine import fused
-from gcahng.engine.judge import FusedJudge, TorchJudge
 from gcahng.engine.stages import Edges
 from gcahng.engine.workspace import Workspace
 from gcahng.testing import assert_close_to_truth, nan_poisoned, seeded

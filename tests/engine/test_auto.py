@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from engine_cases import Case
+from gcahng.losses.passes import joined, passes_for
 
 from gcahng import UserError
 from gcahng.engine import auto, fused
 from gcahng.env import _choices
-from gcahng.losses.passes import joined, passes_for
 
 CUDA = torch.device("cuda")
 

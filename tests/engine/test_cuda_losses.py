@@ -23,7 +23,7 @@ from stage_checks import (
 
 from gcahng import GCAHNGLoss
 from gcahng.engine.engine import Engine
-from gcahng.reference import passes as reference
+from gcahng.reference import training_step as reference
 from gcahng.testing import seeded
 
 # Logits fewer than a block's threads and more, of which wide accesses fit or not; four classes a channel.

@@ -31,7 +31,7 @@ cases = pytest.mark.parametrize(("classes", "views", "symmetric", "rows"), CASES
 @cases
 @pytest.mark.parametrize("seed", SEEDS)
 def test_mask_source(classes, views, symmetric, rows, seed, monkeypatch):
-    monkeypatch.setattr("gcahng.engine.masks._CHUNK", 60)  # several draws a sweep, of several tiles each
+    monkeypatch.setattr("gcahng.engine.masks.MASKS_AT_ONCE", 60)  # several draws a sweep, of several tiles each
     schedule = make_schedule(classes, views, symmetric=symmetric, tile_rows=rows)
     for layer, draw, p in zip(LAYERS, DRAWS, CHANCES, strict=True):
         dropout = EdgeDropout(p, seed, torch.tensor(draw))

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from gcahng.engine.fused import FusedStages, stage_ops
+from gcahng.engine.triton import TritonStages, _shared_memory
 from stage_cases import Setup, Some
 from stage_checks import (
     STAGES,
@@ -29,10 +31,8 @@ from stage_checks import (
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from gcahng.engine.fused import FusedStages, stage_ops
 from gcahng.engine.schedule import make_schedule
 from gcahng.engine.stages import Keep
-from gcahng.engine.triton import TritonStages, _shared_memory
 from gcahng.engine.workspace import Workspace
 from gcahng.kernels import edge_update, head, mlp_in, mlp_out, tiles
 from gcahng.kernels.sums import add_partials

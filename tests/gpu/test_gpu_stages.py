@@ -6,10 +6,9 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from gcahng.ops._implementations import available
 from on_device import SETUPS, STAGES, check_more_of_stages, check_stage, check_stage_twice
 from stage_cases import Setup
-
-from gcahng.ops._implementations import available
 
 pytestmark = pytest.mark.gpu
 PRECISIONS = ("float64", "float32", "bfloat16")

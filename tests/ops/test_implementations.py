@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from gcahng.ops._implementations import NAMES, Op, available, resolve
 
 from gcahng import UserError, _native
 from gcahng.ops import _implementations
-from gcahng.ops._implementations import NAMES, Op, available, resolve
 
 
 @pytest.fixture
