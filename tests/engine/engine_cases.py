@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -79,13 +78,6 @@ class Case:
         z = seeded(n, self.dim, seed=2 * seed) + 0.7 * centres.repeat(self.views, 1)
         order = torch.randperm(n, generator=generator)
         return z[order].to(dtype), labels[order]
-
-
-def truth_of(gca: gcahng.GCAHNGLoss) -> gcahng.GCAHNGLoss:
-    """The reference in fp64, with the same (rounded) weights."""
-    truth = copy.deepcopy(gca).double()
-    truth.impl, truth.edge_dtype = "reference", None
-    return truth
 
 
 def moved(x: Tensor, by: torch.dtype, generator: torch.Generator) -> Tensor:
