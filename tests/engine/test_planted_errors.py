@@ -10,7 +10,7 @@ import torch
 from engine_cases import Case
 from error_draws import Errors, Variant, assert_errors, draw_errors
 from stage_cases import Setup
-from stage_checks import run_of, wanted
+from stage_checks import STAGES, run_of, wanted
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -72,10 +72,9 @@ FAULTS = {
 
 @pytest.fixture(scope="module")
 def errors() -> dict[str, Errors]:
-    return draw_errors(CASE, {name: Variant("reference", fault=fault) for name, fault in FAULTS.items()} | PLAIN)
-
-
-PLAIN = {"plain": Variant("reference")}
+    """Those of plain PyTorch with each fault, and without one."""
+    faults = {name: Variant("reference", fault=fault) for name, fault in FAULTS.items()}
+    return draw_errors(CASE, faults | {"plain": Variant("reference")})
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -91,25 +90,20 @@ def test_a_step_in_other_draws_is_not_refused(errors):
         assert_errors(CASE, Variant("reference"), actual, plain)
 
 
-# Results of one stage that come from few roundings of a value.
-POINTWISE = {
-    "edge_start": ("e",),
-    "norm_gelu": ("e",),
-    "gate": ("e1", "p", "q"),
-    "mlp": ("g", "e"),
-    "head_forward": ("theta",),
-    "mixing": ("negatives",),
-    "judging": ("d",),
-}
+# Results that come from few roundings of a value: four units in the last place are too many. Others are sums of many
+# terms, and may be off by three times as much; `dtheta` of the mixing is a difference, of which little is left.
+POINTWISE = ("e", "e1", "p", "q", "theta", "negatives", "d")
+DIFFERENCES = ("mixing dtheta",)
 
 
-@pytest.mark.parametrize("stage", POINTWISE)
-def test_three_roundings_in_a_stage_are_refused(stage):
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_few_roundings_in_a_stage_are_refused(stage):
     setup = Setup(7, 2, 64, 150)
     arguments, truth, plain = wanted(setup, stage, "float32")
     actual = getattr(run_of(setup, "float32", "torch"), stage)(*arguments)
-    for name in POINTWISE[stage]:
+    for name in truth:
         near = [found[name] for found in plain]
         assert_close_to_truth(actual[name], near, truth[name])
+        ulp = 4 if name in POINTWISE and stage != "mlp" else 24 if f"{stage} {name}" in DIFFERENCES else 12
         with pytest.raises(AssertionError, match="off by"):
-            assert_close_to_truth(off_by(3)(actual[name]), near, truth[name])
+            assert_close_to_truth(off_by(ulp)(actual[name]), near, truth[name])
