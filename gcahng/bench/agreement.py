@@ -62,7 +62,8 @@ class Agreement:
     Each error may be at most twice that of the reference at the case's precision, plus a rounding of the products'
     dtype. What is small in number is taken together, since one run's rounding errors do not bound another's: all
     losses (with four roundings of the dtype that losses are formed in for the arithmetic behind their sums), and all
-    modules' gradients.
+    modules' gradients. The embeddings' gradient is alone, and may be off by four times the reference's error: of two
+    runs that are equally exact, one is three times as far off as the other on one batch in a hundred.
     """
 
     def __init__(self, size: Case) -> None:
@@ -73,9 +74,9 @@ class Agreement:
     def allowed(self, precision: str) -> dict[str, float]:
         """The relative error that each output may have at this precision."""
         if precision == "fp64":
-            # Rounding errors are as many as in fp32 and smaller; the truth, of this precision itself, has its own, so
-            # that three times the reference's error is allowed in place of twice.
-            ratio = 1.5 * torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
+            # Rounding errors are as many as in fp32 and smaller. But what is scaled is the error of one run, and the
+            # truth, of this precision itself, has errors of its own: four times as much is allowed as in fp32.
+            ratio = 4 * torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
             return {name: error * ratio for name, error in self.allowed("fp32").items()}
         if precision not in self._allowed:
             case = replace(self._size, precision=precision)
@@ -84,7 +85,7 @@ class Agreement:
             modules = max(error for name, error in errors.items() if name not in ("losses", "dz"))
             self._allowed[precision] = dict.fromkeys(errors, 2 * modules + rounding) | {
                 "losses": 2 * errors["losses"] + rounding + last,
-                "dz": 2 * errors["dz"] + rounding,
+                "dz": 4 * errors["dz"] + rounding,
             }
         return self._allowed[precision]
 

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from gcahng import _native
 from gcahng.testing import seeded
+from gcahng.testing.compare import assert_within
 
 PRECISIONS = ("float64", "float32", "bfloat16")
 ops = torch.ops.gcahng
@@ -161,16 +162,19 @@ def cpp_gelu(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("span", RANGES, ids=str)
 def test_gelu_in_float32(span, arch):
-    """In units in the last place of x for GELU, of 1 for its derivative: the formulas' own sizes, the tails cancel."""
+    """In units in the last place of x for GELU, of 1 for its derivative: the formulas' own sizes, the tails cancel.
+
+    erf is within 6 of its own units (csrc/common/gelu.h), which are half as large, and halved in Φ = ½ (1 + erf): 1.5.
+    Roundings add ¼ in 1 + erf, at most ¼ in erf's argument, and ½ in what is returned; xφ(x) in the derivative has
+    another ½. Beyond |x| = 4 √2, erf is 1 and the last rounding alone is left.
+    """
     x = torch.linspace(*span, POINTS, dtype=torch.float64).float()
-    gelu, slope = cpp_gelu(x)
     eps = torch.finfo(torch.float32).eps
-    unit = (x.double().abs() * eps).clamp_min(1e-30)
-    worst, plain = (((y - gelu_truth(x)).abs() / unit).max().item() for y in (gelu, F.gelu(x)))
-    assert worst <= 2 * plain + 0.5, f"GELU is off by {worst:.2f} units, torch's by {plain:.2f}"
-    plain_slope = torch.ops.aten.gelu_backward(torch.ones_like(x), x)
-    worst, plain = (((y - slope_truth(x)).abs() / eps).max().item() for y in (slope, plain_slope))
-    assert worst <= 2 * plain + 0.5, f"GELU' is off by {worst:.2f} units, torch's by {plain:.2f}"
+    gelu, slope = cpp_gelu(x)
+    tail = min(map(abs, span)) >= 6
+    off = ((gelu - gelu_truth(x)).abs() / (x.double().abs() * eps).clamp_min(1e-30)).max().item()
+    assert_within(off, 0.5 if tail else 2.5, "GELU", " units")
+    assert_within((slope - slope_truth(x)).abs().max().item() / eps, 0.5 if tail else 3.0, "GELU'", " units")
 
 
 @pytest.mark.parametrize("span", RANGES, ids=str)
