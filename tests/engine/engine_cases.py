@@ -9,6 +9,7 @@ from torch import Tensor
 
 import gcahng
 from gcahng.testing import seeded
+from gcahng.testing.compare import assert_within
 
 NUM_CLASSES = 23
 IMPLEMENTATIONS = ("torch", "cpp")
@@ -161,8 +162,7 @@ def assert_exact(
             continue
         off, scale = error(actual[name], tensor), scale_of(name, wanted)
         assert scale > 0, f"{name} is zero"
-        allowed = (gradients if is_gradient(name) else outputs) * scale
-        assert off <= allowed, f"{name}: off by {off:.3g}, allowed {allowed:.3g}"
+        assert_within(off, (gradients if is_gradient(name) else outputs) * scale, name)
 
 
 WIDE_CASES = [
