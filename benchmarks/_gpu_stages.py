@@ -9,10 +9,10 @@ import torch
 from _gpu_errors import Doing, kept, release
 from _gpu_timing import back_to_back
 from _stage_tile import Size, Tile, rows_of
-from gcahng.ops._implementations import resolve
 from torch import Tensor
 
 from gcahng.bench.step import spread
+from gcahng.testing.compare import largest_allowed
 
 PRECISIONS = {"fp32": (torch.float32, torch.float32), "bf16": (torch.float32, torch.bfloat16)}
 NAMESPACES = {"triton": "gcahng_triton", "cuda": "gcahng", "cpp": "gcahng"}
@@ -150,10 +150,10 @@ class _Allowed:
     def problem(self, actual: list[Tensor]) -> str | None:
         """None for results that agree, else what does not, in one line."""
         for place, (have, other, want) in enumerate(zip(actual, self.plain, self.truth, strict=True)):
-            allowed = 2 * (other - want).abs().max() + self.rounding * want.abs().max()
-            error = (have.double() - want).abs().max()
-            if not bool(error <= allowed):
-                return f"result {place} is off by {error.item():.3g}, allowed {allowed.item():.3g}"
+            allowed = largest_allowed([other - want]) + self.rounding * want.abs().max().item()
+            error = (have.double() - want).abs().max().item()
+            if not error <= allowed:
+                return f"result {place} is off by {error:.3g}, allowed {allowed:.3g}"
         return None
 
 

@@ -64,14 +64,25 @@ def assert_within(error: float, allowed: float, name: str, what: str = "") -> No
     assert error <= allowed, f"{name}: off by {error:.3g}, allowed {allowed:.3g}{what}"
 
 
+def largest_allowed(errors: Sequence[Tensor]) -> float:
+    """2 · max(peak, 4 · rms) of plain PyTorch's errors: what one element may be off by.
+
+    Of many errors the peak is what counts. The peak of few may be small by luck, and their root mean square is not.
+
+    Args:
+        errors: plain - truth of any shape, in one draw or more.
+    """
+    peak = max(one.abs().max().item() for one in errors)
+    return 2 * max(peak, _PEAK * math.sqrt(sum(one.square().mean().item() for one in errors) / len(errors)))
+
+
 def assert_close_to_truth(
     actual: Tensor, plain: Tensor | Sequence[Tensor], truth: Tensor, name: str = "result"
 ) -> None:
     """Element by element and in the mean, `actual` is at most twice as far off as plain PyTorch, and a rounding.
 
     Each element: |actual - truth| ≤ 2 · max(peak, 4 · rms) + ½ eps |truth|, with the peak and the root mean square of
-    plain PyTorch's errors over all elements and draws. In large results the peak is what counts; the peak of few
-    elements may be small by luck.
+    plain PyTorch's errors over all elements and draws (`largest_allowed`).
 
     All elements: rms(actual - truth) ≤ max(2, chance) · rms(plain - truth) + ½ eps rms(truth). Two elements count for
     one degree of freedom, so that `chance_ratio` matters below some 50 elements only.
@@ -86,7 +97,7 @@ def assert_close_to_truth(
         name: What an error calls the result.
 
     Raises:
-        AssertionError: Values are too far off, with the largest excess and where it is; or shapes or dtypes differ, or
+        AssertionError: Values are too far off, with the worst of them and where it is; or shapes or dtypes differ, or
             values are not finite.
     """
     plain = [plain] if isinstance(plain, Tensor) else list(plain)
@@ -102,11 +113,10 @@ def assert_close_to_truth(
     rounding = torch.finfo(actual.dtype).eps / 2
     error = (actual.double() - truth).abs()
     errors = [(one.double() - truth).abs() for one in plain]
-    peak = max(one.max().item() for one in errors)
     spread = math.sqrt(sum(one.square().mean().item() for one in errors) / len(errors))
     in_order = 16 * rounding * truth.abs().max() if actual.dtype == torch.float64 else 0.0
-    allowed = 2 * max(peak, _PEAK * spread) + rounding * truth.abs() + in_order
-    at = int((error - allowed).flatten().argmax())
+    allowed = largest_allowed(errors) + rounding * truth.abs() + in_order
+    at = int((error / allowed.clamp_min(1e-300)).flatten().argmax())
     where = tuple(int(k) for k in torch.unravel_index(torch.tensor(at), actual.shape))
     beyond = int((error > allowed).sum())
     what = f" where {actual[where].item():.9g} should be {truth[where].item():.9g}"
