@@ -29,16 +29,17 @@ OLDEST = {
     "MKL_CBWR": "COMPATIBLE",
     "GCAHNG_CPU_ARCH": "base",
 }
+TWO_THREADS = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}  # tensors are small: threads mostly wait
 PROCESSORS: list[dict[str, str]] = [
     {},
-    {"OMP_NUM_THREADS": "2"},
+    TWO_THREADS,
     *({"ATEN_CPU_CAPABILITY": name} for name in ("default", "avx2", "avx512")),
     *({"ONEDNN_MAX_CPU_ISA": name} for name in ("AVX2", "AVX512_CORE", "ALL")),
     *({"MKL_ENABLE_INSTRUCTIONS": name} for name in ("AVX2", "AVX512")),
     *({"MKL_CBWR": name} for name in ("COMPATIBLE", "AVX2")),
     *({"GCAHNG_CPU_ARCH": name} for name in ("base", "avx2", "avx512")),
     OLDEST,
-    OLDEST | {"OMP_NUM_THREADS": "2"},
+    OLDEST | TWO_THREADS,
 ]
 
 
@@ -53,7 +54,9 @@ def pytest_configure() -> None:
 def run(arguments: list[str], variables: dict[str, str]) -> str:
     """One run of pytest under these variables, as a row of the table."""
     path = Path(__file__).resolve().parent
-    environment = {k: v for k, v in os.environ.items() if k not in OLDEST} | {"OMP_NUM_THREADS": "1"} | variables
+    environment = (
+        {k: v for k, v in os.environ.items() if k not in OLDEST | TWO_THREADS} | {"OMP_NUM_THREADS": "1"} | variables
+    )
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(path), environment.get("PYTHONPATH")]))
     with tempfile.TemporaryDirectory() as folder:
         environment[SHARES] = str(Path(folder) / "shares")
