@@ -1,9 +1,7 @@
-"""Tiles of a chosen size, instruction sets of the C++ stages, and the calls of their ops in a training step."""
+"""Tiles of a chosen size, and the calls of the C++ ops in a training step."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,31 +9,12 @@ import torch
 from engine_cases import Case, run_step
 from torch import Tensor
 
-from gcahng import UserError, _native
 from gcahng.engine.schema import OPS, Ops
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors here are small: threads would only wait for each other. OMP_NUM_THREADS may ask for them all the same."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(params=_native.CPU_ARCHES)
-def arch(request) -> Iterator[str]:
-    """Each instruction set that this processor has, in force."""
-    before = _native.cpu_arch()
-    assert before is not None, _native.load("_C_cpu").reason
-    try:
-        _native.set_cpu_arch(request.param)
-    except UserError as error:
-        pytest.skip(str(error))
-    assert _native.cpu_arch() == request.param
-    yield request.param
-    _native.set_cpu_arch(before)
+def small_tensors(one_thread: None) -> None:
+    """Threads would only wait for each other."""
 
 
 @pytest.fixture
