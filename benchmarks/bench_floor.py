@@ -24,6 +24,7 @@ from gcahng.bench.cases import EDGE_MEMORY, Case, Problem
 from gcahng.bench.rows import show
 from gcahng.bench.system import ProductRate, seconds
 from gcahng.engine.plan import floor_products
+from gcahng.engine.schema import OPS
 from gcahng.errors import UserError
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm", "aten::baddbmm_")

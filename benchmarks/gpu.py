@@ -197,11 +197,10 @@ def _describe(found: dict[str, Any]) -> None:
     """Card, versions, and which implementations run here."""
     from importlib.metadata import PackageNotFoundError, version
 
-    import gcahng.losses.passes  # noqa: F401  registers the loss
     import torch
-    from gcahng.ops._implementations import available
 
     from gcahng.bench import system
+    from gcahng.dispatch import available
 
     try:
         triton = version("triton")
@@ -211,7 +210,7 @@ def _describe(found: dict[str, Any]) -> None:
     found["settings"] = {**card, **system.settings(), "triton": triton, "CUDA": torch.version.cuda or "none"}
     device = "cpu" if found["dry"] else "cuda"
     names = ("triton", "cpp", "torch") if found["dry"] else ("cuda", "triton", "torch")
-    reasons = {name: available(name, device, "loss") for name in names}
+    reasons = {name: available(name, device) for name in names}
     found["implementations"] = [name for name, reason in reasons.items() if reason is None]
     found["unavailable"] = {name: reason for name, reason in reasons.items() if reason is not None}
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from gcahng.ops._implementations import OPS
 
 import gcahng
 from gcahng.cli import COMMANDS, main
-from gcahng.ops._implementations import OPS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import gcahng
 from gcahng import dispatch
-from gcahng.engine.engine import Engine, EngineOptions
+from gcahng.engine.engine import Engine, PassOptions
 from gcahng.engine.operators import PassInputs, graph_pass
 from gcahng.engine.weights import buffer_list, parameter_list
 from gcahng.errors import UserError
@@ -208,7 +208,7 @@ class Problem:
             if self.case.implementation == "reference":
                 graph_network(network, batch.z, batch.labels(), training=True, dropout=dropout, update=False)
                 return
-            engine = Engine(self.case.implementation, EngineOptions(self.case.memory, self.case.edge_dtype))
+            engine = Engine(self.case.implementation, PassOptions(self.case.memory, self.case.edge_dtype))
             settings = engine._settings(network, batch)
         inputs = PassInputs(batch.z, classes, pull, u, gca.draw, parameter_list(network), buffer_list(network))
         with self.products():

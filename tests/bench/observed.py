@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from gcahng.bench.cases import Problem
 from gcahng.engine import operators
-from gcahng.engine.engine import Engine, EngineOptions
+from gcahng.engine.engine import Engine, PassOptions
 from gcahng.engine.generator_pass import GeneratorTargets, generator_pass
 from gcahng.engine.metric_pass import metric_pass
 from gcahng.engine.operators import PassInputs
@@ -77,7 +77,7 @@ def observe(problem: Problem) -> tuple[list[int], list[tuple[int, int, int]]]:
     classes = problem.labels[:: case.views]
     batch = Batch(problem.embeddings.detach(), classes, case.views, pull, u, dropout, True)
     with problem.autocast():
-        settings = Engine(case.implementation, EngineOptions(case.memory, case.edge_dtype))._settings(network, batch)
+        settings = Engine(case.implementation, PassOptions(case.memory, case.edge_dtype))._settings(network, batch)
     inputs = PassInputs(batch.z, classes, pull, u, gca.draw, parameter_list(network), buffer_list(network))
     head = (gca.classifier.weight.detach(), gca.classifier.bias.detach())
     operators._workspace.clear()

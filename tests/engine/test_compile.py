@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import gcahng
-from gcahng.engine.engine import Engine, EngineOptions
+from gcahng.engine.engine import Engine, PassOptions
 from gcahng.engine.weights import buffer_list, parameter_list
 from gcahng.reference.edge_update import Dropout
 from gcahng.reference.training_step import Batch
@@ -66,7 +66,7 @@ def test_opcheck(transposed):
     z = torch.randn(K * C, D, requires_grad=True)
     dropout = Dropout(0.1, 3, torch.tensor(0), True)
     batch = Batch(z, torch.arange(C), K, torch.tensor(0.2), torch.rand(K, K - 1), dropout, True)
-    settings = Engine("torch", EngineOptions("store"))._settings(network, batch)
+    settings = Engine("torch", PassOptions("store"))._settings(network, batch)
     parameters, buffers = parameter_list(network), buffer_list(network)
     arguments = (z, batch.classes, batch.pull, batch.u, dropout.draw, parameters, buffers, *settings, True, True)
     torch.library.opcheck(torch.ops.gcahng.metric_pass.default, arguments)

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from gcahng import GCAHNGLoss, UserError
 from gcahng.engine import cuda_graph, operators
 from gcahng.engine.cuda_graph import GraphCache
-from gcahng.engine.engine import Engine, EngineOptions
+from gcahng.engine.engine import Engine, PassOptions
 from gcahng.engine.generator_pass import GeneratorTargets
 from gcahng.engine.operators import PassInputs, Wanted, _run_generator, _run_metric
 from gcahng.engine.weights import buffer_list, parameter_list
@@ -70,7 +70,7 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def engine_of(gca: GCAHNGLoss, batch: Batch) -> Engine:
     """The loss's engine, on devices too that have no CUDA graphs."""
-    return Engine(gca.impl, EngineOptions(gca.edge_memory, gca.edge_dtype, gca._graphs))
+    return Engine(gca.impl, PassOptions(gca.edge_memory, gca.edge_dtype, gca._graphs))
 
 
 def train(gca: GCAHNGLoss, batches: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
@@ -269,7 +269,7 @@ def test_a_pass_neither_waits_nor_depends_on_data(stages: str, memory: str, monk
         batch = Batch(
             torch.randn(12, 16), torch.arange(6), 2, torch.rand(()), torch.rand(2, 1), Dropout(0.1, 3, draw, True), True
         )
-        s = Engine(stages, EngineOptions(memory))._settings(network, batch)
+        s = Engine(stages, PassOptions(memory))._settings(network, batch)
         parameters, buffers = parameter_list(network), buffer_list(network)
         inputs = PassInputs(batch.z, batch.classes, batch.pull, batch.u, draw, parameters, buffers)
         _run_metric(inputs, s, Wanted(True, True), Workspace())
@@ -395,7 +395,7 @@ def test_inside_a_capture_passes_are_part_of_it(captures: list[int], monkeypatch
 def test_a_whole_step_neither_waits_nor_depends_on_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """On tensors without data: loss, backward, the generator's step and the caller's own; checks wait for end_epoch."""
     monkeypatch.setattr(
-        GCAHNGLoss, "_passes", lambda gca, batch: Engine(gca.impl, EngineOptions(gca.edge_memory, gca.edge_dtype))
+        GCAHNGLoss, "_passes", lambda gca, batch: Engine(gca.impl, PassOptions(gca.edge_memory, gca.edge_dtype))
     )
     monkeypatch.setattr("gcahng.losses.optimizers.capturing", lambda: True)
     with FakeTensorMode():

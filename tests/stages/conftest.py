@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from stages.backends import CPP, CPP_EVERYWHERE, EMULATED, GPU, GPU_EVERYWHERE, TRITON, TRITON_BETWEEN_PRODUCTS, Backend, Emulated, in_force
+from stages.backends import (
+    CPP,
+    CPP_EVERYWHERE,
+    EMULATED,
+    GPU,
+    GPU_EVERYWHERE,
+    TRITON,
+    TRITON_BETWEEN_PRODUCTS,
+    Backend,
+    Emulated,
+    in_force,
+)
 
 _SIMULATED, _SLOW, _GPU = pytest.mark.simulated, pytest.mark.slow, pytest.mark.gpu
 _BACKENDS = [

@@ -8,13 +8,10 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from mask_cases import CHANCES, DRAWS, LAYERS, SEEDS, assert_a_draw_at_the_threshold_is_kept, assert_gate_masks
+from mask_cases import CHANCES, DRAWS, LAYERS, SEEDS
 
-from gcahng.engine.masks import EdgeDropout
-from gcahng.engine.schedule import make_schedule
 from gcahng.kernels.gate import dropout_arguments, factors
 from gcahng.reference.philox import dropout_threshold, edge_keeps
-
 
 pytestmark = pytest.mark.simulated
 

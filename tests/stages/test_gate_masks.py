@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 from stages.checks import case
@@ -17,7 +15,7 @@ from gcahng.engine.stages.edge_update import Saving
 from gcahng.engine.stages.gate import Layer, Tokens
 from gcahng.engine.weights import EdgeWeights
 from gcahng.engine.workspace import Workspace
-from gcahng.reference.philox import dropout_threshold, edge_dropout_masks, edge_keeps, philox_4x32
+from gcahng.reference.philox import edge_dropout_masks, philox_4x32
 
 SEEDS = (7, 2**63 - 1, (5 << 32) + 3)
 DRAWS = (0, 3, 2**31 + 5)

@@ -43,9 +43,7 @@ def inputs(rows: int, dim: int, device: torch.device) -> NormGeluInputs:
 
 def test_outputs_on_their_own(backend):
     given = inputs(24, 9, backend.device)
-    check_outputs_on_their_own(
-        lambda full, low: backend.ops(FORWARD, given, EdgesOut(full, low)), given.t, backend.low
-    )
+    check_outputs_on_their_own(lambda full, low: backend.ops(FORWARD, given, EdgesOut(full, low)), given.t, backend.low)
 
 
 @pytest.mark.simulated

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gcahng.testing import assert_close_to_truth
 
-STEMS = sorted(path.stem for path in Path(__file__).parent.glob("test_*.py") if "@stage(" in path.read_text())
+STEMS = sorted(path.stem for path in Path(__file__).parent.glob("test_*.py") if "\n@stage(" in path.read_text())
 for _stem in STEMS:
     if _stem != Path(__file__).stem:
         importlib.import_module(f"stages.{_stem}")  # declares its stages
