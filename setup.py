@@ -27,7 +27,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, OptionError
 
 ROOT = Path(__file__).resolve().parent
-RECORD = "_native_build.json"  # read by gcahng/_native.py: pip shows a build's output only with -v
+RECORD = "_native_build.json"  # read by gcahng/native.py: pip shows a build's output only with -v
 TORCH_FLOOR = (2, 10)
 LIBRARIES = ("_C_cpu", "_C_cuda")
 

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import torch
 
-from gcahng import _native
+from gcahng import native
 from gcahng.engine.schema import OPS
 from gcahng.engine.stages import split
 from gcahng.errors import UserError
@@ -153,12 +153,12 @@ def available(impl: str, device: torch.device | str, compute: torch.dtype | None
     """
     device = torch.device(device)
     if impl == "cpp":
-        return _native.load("_C_cpu").reason if device.type == "cpu" else "it runs on CPU tensors alone"
+        return native.load("_C_cpu").reason if device.type == "cpu" else "it runs on CPU tensors alone"
     if impl == "triton" and device.type == "cpu":
         return _interpreter_missing(compute)
     if impl in ("cuda", "triton") and device.type != "cuda":
         return "it runs on CUDA tensors alone"
-    missing = {"cuda": lambda: _native.load("_C_cuda").reason, "triton": _compiler_missing}.get(impl, lambda: None)
+    missing = {"cuda": lambda: native.load("_C_cuda").reason, "triton": _compiler_missing}.get(impl, lambda: None)
     if reason := missing():
         return reason
     if device.type == "cuda" and not torch.cuda.is_available():

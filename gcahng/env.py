@@ -7,7 +7,7 @@ import platform
 
 import torch
 
-from gcahng import _native, dispatch
+from gcahng import dispatch, native
 from gcahng.errors import UserError
 
 PACKAGES = (
@@ -67,10 +67,10 @@ def _version(package: str) -> str:
 
 def _libraries() -> list[tuple[str, str]]:
     rows = []
-    for name in _native.NAMES:
-        library = _native.load(name)
+    for name in native.NAMES:
+        library = native.load(name)
         rows.append((name, str(library.path) if library.path else f"not loaded: {library.reason}"))
-    rows.append(("instruction set", _native.cpu_arch() or "none: no _C_cpu"))
+    rows.append(("instruction set", native.cpu_arch() or "none: no _C_cpu"))
     return rows
 
 

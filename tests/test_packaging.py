@@ -88,8 +88,8 @@ def test_installed_wheel_imports_its_kernels(source: Path, tmp_path: Path) -> No
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)
     code = (
-        "import gcahng.kernels, gcahng.kernels.configs, gcahng._native\n"
-        "print(gcahng.__file__, gcahng.kernels.__file__, gcahng._native.load('_C_cpu').reason)"
+        "import gcahng.kernels, gcahng.kernels.configs, gcahng.native\n"
+        "print(gcahng.__file__, gcahng.kernels.__file__, gcahng.native.load('_C_cpu').reason)"
     )
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -192,10 +192,10 @@ def test_native_wheel_is_for_this_platform_and_every_python(source: Path, tmp_pa
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)
     code = (
-        "import torch, gcahng, gcahng._native\n"
+        "import torch, gcahng, gcahng.native\n"
         "gca = gcahng.GCAHNGLoss(5, 8, layers=1, heads=2, impl='cpp')\n"
         "gca(torch.randn(6, 8, requires_grad=True), torch.arange(3).repeat(2)).backward()\n"
-        "print(gcahng._native.load('_C_cpu').path)"
+        "print(gcahng.native.load('_C_cpu').path)"
     )
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)

@@ -65,8 +65,9 @@ void mix_bwd_z(const Ints& tile_, const Tensor& z, const Tensor& d_plus, const T
   const Tile tile = call.tile(tile_);
   const DType dtype = call.accumulating(z, "z");
   const int64_t D = width_of(z), mixes = mixes_of(tile);
-  STD_TORCH_CHECK(dlogits.has_value() != dn.has_value(), call.op, ": ", dn.has_value() ? "both" : "none",
-                  " of dlogits and dn given; it must be one of them");
+  STD_TORCH_CHECK(dlogits.has_value() != dn.has_value(), call.op, ": ",
+                  dn.has_value() ? "both dlogits and dn are" : "neither dlogits nor dn is",
+                  " given; it must be one of them");
   Device::run(
       MixBackwardZ{
           .dtype = dtype,

@@ -31,7 +31,7 @@ Arch arch() { return current().load(std::memory_order_relaxed); }
 
 }  // namespace gcahng::cpu
 
-// Read and written by gcahng/_native.py through ctypes.
+// Read and written by gcahng/native.py through ctypes.
 extern "C" __attribute__((visibility("default"))) const char* gcahng_cpu_arch() {
   return gcahng::cpu::kNames[static_cast<int>(gcahng::cpu::arch())];
 }

@@ -75,23 +75,22 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 }  // namespace
 
-int launch_cross_entropy(DType dtype, DType low_type, const void* logits, const void* bias, const int64_t* labels,
-                         double scale, void* loss, void* d, int64_t R, int64_t M, void* stream) {
-  if (R > kMaxBlocks) return cudaErrorInvalidConfiguration;
-  if (R * M == 0) return cudaSuccess;
-  return with_products(dtype, low_type, [&]<class L>(L* d_) {
+int launch_cross_entropy_forward(const CrossEntropyForward& args, void* stream) {
+  const int64_t M = args.M;
+  if (args.R > kMaxBlocks) return cudaErrorInvalidConfiguration;
+  if (args.R * M == 0) return cudaSuccess;
+  return with_products(args.dtype, args.low_type, [&]<class L>(L*) {
     using A = compute_t<L>;
-    const auto* logits_ = static_cast<const L*>(logits);
-    const auto* bias_ = static_cast<const A*>(bias);
-    auto* loss_ = static_cast<A*>(loss);
-    d_ = static_cast<L*>(d);
+    const L* logits = typed<L>(args.logits);
+    const A* bias = typed<A>(args.bias);
+    L* d = typed<L>(args.d);
     const auto launch = [&](auto kernel) {
-      GCAHNG_LAUNCH(kernel, dim3(R), dim3(kWarp, kWarps), stream, logits_, bias_, labels, static_cast<A>(scale), loss_,
-                    d_, M);
+      GCAHNG_LAUNCH(kernel, dim3(args.R), dim3(kWarp, kWarps), stream, logits, bias, args.labels,
+                    static_cast<A>(args.scale), typed<A>(args.loss), d, M);
       return static_cast<int>(cudaGetLastError());
     };
     // Addresses of the bias are wide where the logits' are: as many values of a type that is no narrower.
-    if (wide<L>(M, logits_, d_) && wide<A>(M, bias_)) return launch(cross_entropy_kernel<L, kWide<L>>);
+    if (wide<L>(M, logits, d) && wide<A>(M, bias)) return launch(cross_entropy_kernel<L, kWide<L>>);
     return launch(cross_entropy_kernel<L, 1>);
   });
 }

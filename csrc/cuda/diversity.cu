@@ -32,7 +32,7 @@ template <class T, int N>
 __global__ void __launch_bounds__(kColumnLanes* kColumnRows, kBlocks)
     diversity_backward_kernel(Tile tile, const T* __restrict__ theta, const T* __restrict__ mean,
                               const T* __restrict__ scale, T* dtheta, int64_t D, ColumnGrid grid) {
-  const T by = *scale;
+  const T factor = *scale;
   each_column<0, N>(grid, static_cast<T*>(nullptr), [&](int64_t row, int64_t d, auto&) {
     const Edge edge = edge_of(tile, row);
     const Pack<T, N> x = read<T, N>(theta + row * D + d),
@@ -46,43 +46,44 @@ __global__ void __launch_bounds__(kColumnLanes* kColumnRows, kBlocks)
       for (int n = 0; n < N; ++n) away.v[n] += x.v[n] - mean_j.v[n];
     }
 #pragma unroll
-    for (int n = 0; n < N; ++n) out.v[n] += by * away.v[n];
+    for (int n = 0; n < N; ++n) out.v[n] += factor * away.v[n];
     write(dtheta + row * D + d, out);
   });
 }
 
 }  // namespace
 
-int64_t diversity_forward_scratch(const Tile& tile, int64_t D) { return node_sums_scratch(tile, D, 2, 0); }
+int64_t diversity_forward_scratch(const DiversityForward& args) { return node_sums_scratch(args.tile, args.D, 2, 0); }
 
-int launch_diversity_forward(DType dtype, const Tile& tile, const void* theta, void* sum, void* square, void* scratch,
-                             int64_t D, void* stream) {
+int launch_diversity_forward(const DiversityForward& args, void* scratch, void* stream) {
+  const Tile& tile = args.tile;
+  const int64_t D = args.D;
   if (tile.rows() * D == 0) return cudaSuccess;
   if (!numbered(tile)) return cudaErrorInvalidConfiguration;
-  return with_accumulating(dtype, [&]<class T>(T*) -> int {
+  return with_accumulating(args.dtype, [&]<class T>(T*) -> int {
     const auto run = [&]<int N>(Width<N>) -> int {
-      const Spread<T, N> term{static_cast<const T*>(theta), tile.mirrored, D};
-      const Places<T, 2> into{{static_cast<T*>(sum), static_cast<T*>(square)}, nullptr};
-      return add_node_sums(term, tile, tile.mirrored, static_cast<T*>(scratch), into, D, stream);
+      const Spread<T, N> term{typed<T>(args.theta), tile.mirrored, D};
+      const Places<T, 2> into{{typed<T>(args.sum), typed<T>(args.square)}, nullptr};
+      return add_node_sums(term, tile, tile.mirrored, typed<T>(scratch), into, D, stream);
     };
-    return wide<T>(D, theta, sum, square, scratch) ? run(Width<kWide<T>>{}) : run(Width<1>{});
+    return wide<T>(D, args.theta, args.sum, args.square, scratch) ? run(Width<kWide<T>>{}) : run(Width<1>{});
   });
 }
 
-int launch_diversity_backward(DType dtype, const Tile& tile, const void* theta, const void* mean, const void* scale,
-                              void* dtheta, int64_t D, void* stream) {
-  if (tile.rows() * D == 0) return cudaSuccess;
-  if (!numbered(tile)) return cudaErrorInvalidConfiguration;
-  return with_accumulating(dtype, [&]<class T>(T*) -> int {
+int launch_diversity_backward(const DiversityBackward& args, void* stream) {
+  const int64_t rows = args.tile.rows(), D = args.D;
+  if (rows * D == 0) return cudaSuccess;
+  if (!numbered(args.tile)) return cudaErrorInvalidConfiguration;
+  return with_accumulating(args.dtype, [&]<class T>(T*) -> int {
     const auto run = [&]<int N>(Width<N>) -> int {
-      const ColumnGrid grid = column_grid(tile.rows(), D, N, 4 * kColumnRows);
+      const ColumnGrid grid = column_grid(rows, D, N, 4 * kColumnRows);
       if (grid.blocks() > kMaxBlocks) return cudaErrorInvalidConfiguration;
       GCAHNG_LAUNCH((diversity_backward_kernel<T, N>), dim3(grid.blocks()), dim3(kColumnLanes, kColumnRows), stream,
-                    tile, static_cast<const T*>(theta), static_cast<const T*>(mean), static_cast<const T*>(scale),
-                    static_cast<T*>(dtheta), D, grid);
+                    args.tile, typed<T>(args.theta), typed<T>(args.mean), typed<T>(args.scale), typed<T>(args.dtheta),
+                    D, grid);
       return cudaGetLastError();
     };
-    return wide<T>(D, theta, mean, dtheta) ? run(Width<kWide<T>>{}) : run(Width<1>{});
+    return wide<T>(D, args.theta, args.mean, args.dtheta) ? run(Width<kWide<T>>{}) : run(Width<1>{});
   });
 }
 

@@ -5,18 +5,17 @@
 namespace gcahng::cuda {
 namespace {
 
-// e and low (T, D) = x_i x_j of a tile's edges, x (classes + reach, K, D); e or low may be null.
 template <class T, class L, int N>
 __global__ void __launch_bounds__(kColumnLanes* kColumnRows)
-    edge_start_forward_kernel(Tile tile, const T* __restrict__ x, T* __restrict__ e, L* __restrict__ low, int64_t D,
-                           ColumnGrid grid) {
+    edge_start_forward_kernel(Tile tile, const T* __restrict__ x, T* __restrict__ full, L* __restrict__ low, int64_t D,
+                              ColumnGrid grid) {
   each_column<0, N>(grid, static_cast<T*>(nullptr), [&](int64_t row, int64_t d, auto&) {
     const Edge edge = edge_of(tile, row);
     Pack<T, N> product = read<T, N>(x + tile.anchor(edge.a, edge.i) * D + d);
     const Pack<T, N> other = read<T, N>(x + tile.column(edge.a, edge.o, edge.v) * D + d);
 #pragma unroll
     for (int n = 0; n < N; ++n) product.v[n] *= other.v[n];
-    if (e) write(e + row * D + d, product);
+    if (full) write(full + row * D + d, product);
     if (low) write(low + row * D + d, product);
   });
 }
@@ -42,35 +41,36 @@ struct NodeGradient {
 
 }  // namespace
 
-int launch_edge_start_forward(DType dtype, DType low_type, const Tile& tile, const void* x, void* e, void* low, int64_t D,
-                           void* stream) {
-  if (tile.rows() * D == 0) return cudaSuccess;
-  if (!numbered(tile)) return cudaErrorInvalidConfiguration;
-  return with_products(dtype, low_type, [&]<class L>(L*) -> int {
+int launch_edge_start_forward(const EdgeStartForward& args, void* stream) {
+  if (args.tile.rows() * args.D == 0) return cudaSuccess;
+  if (!numbered(args.tile)) return cudaErrorInvalidConfiguration;
+  return with_products(args.dtype, args.low_type, [&]<class L>(L*) -> int {
     using T = compute_t<L>;
     const auto run = [&]<int N>(Width<N>) -> int {
-      const ColumnGrid grid = column_grid(tile.rows(), D, N, 4 * kColumnRows);
+      const ColumnGrid grid = column_grid(args.tile.rows(), args.D, N, 4 * kColumnRows);
       if (grid.blocks() > kMaxBlocks) return cudaErrorInvalidConfiguration;
       GCAHNG_LAUNCH((edge_start_forward_kernel<T, L, N>), dim3(grid.blocks()), dim3(kColumnLanes, kColumnRows), stream,
-                    tile, static_cast<const T*>(x), static_cast<T*>(e), static_cast<L*>(low), D, grid);
+                    args.tile, typed<T>(args.x), typed<T>(args.out.full), typed<L>(args.out.low), args.D, grid);
       return cudaGetLastError();
     };
-    return wide<T>(D, x, e, low) ? run(Width<kWide<T>>{}) : run(Width<1>{});
+    return wide<T>(args.D, args.x, args.out.full, args.out.low) ? run(Width<kWide<T>>{}) : run(Width<1>{});
   });
 }
 
-int64_t edge_start_backward_scratch(const Tile& tile, int64_t D) { return node_sums_scratch(tile, D, 1, 0); }
+int64_t edge_start_backward_scratch(const EdgeStartBackward& args) {
+  return node_sums_scratch(args.tile, args.D, 1, 0);
+}
 
-int launch_edge_start_backward(DType dtype, const Tile& tile, const void* x, const void* de, void* dx,
-                                    void* scratch, int64_t D, void* stream) {
-  if (tile.rows() * D == 0) return cudaSuccess;
-  if (!numbered(tile)) return cudaErrorInvalidConfiguration;
-  return with_accumulating(dtype, [&]<class T>(T*) -> int {
+int launch_edge_start_backward(const EdgeStartBackward& args, void* scratch, void* stream) {
+  const int64_t D = args.D;
+  if (args.tile.rows() * D == 0) return cudaSuccess;
+  if (!numbered(args.tile)) return cudaErrorInvalidConfiguration;
+  return with_accumulating(args.dtype, [&]<class T>(T*) -> int {
     const auto run = [&]<int N>(Width<N>) -> int {
-      const NodeGradient<T, N> term{static_cast<const T*>(x), static_cast<const T*>(de), tile, D};
-      return add_node_sums(term, tile, 0, static_cast<T*>(scratch), {{static_cast<T*>(dx)}, nullptr}, D, stream);
+      const NodeGradient<T, N> term{typed<T>(args.x), typed<T>(args.de), args.tile, D};
+      return add_node_sums(term, args.tile, 0, typed<T>(scratch), {{typed<T>(args.dx)}, nullptr}, D, stream);
     };
-    return wide<T>(D, x, de, dx, scratch) ? run(Width<kWide<T>>{}) : run(Width<1>{});
+    return wide<T>(D, args.x, args.de, args.dx, scratch) ? run(Width<kWide<T>>{}) : run(Width<1>{});
   });
 }
 

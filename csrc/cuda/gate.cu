@@ -26,14 +26,6 @@ __device__ __forceinline__ Ends<T> ends_of(const Tile& tile, const Tokens<T>& n,
   return {n.u + i * D, n.u + j * D, n.v + i * D, n.v + j * D, n.c[i], n.c[j], i, j};
 }
 
-// What is drawn for an edge in this pass: draw is a number on the device.
-template <class T>
-__device__ __forceinline__ void keeps_of(Dropout dropout, const int64_t* draw, const Tile& tile, const Ends<T>& n,
-                                         T& keep_i, T& keep_j) {
-  if (dropout.threshold) dropout.draw = static_cast<uint32_t>(*draw);
-  keep_of(dropout, n.i, tile.node(n.j), keep_i, keep_j);
-}
-
 // The pre-norm sum e + w_i V_i + w_j V_j, channels from d on.
 template <class T, int N>
 __device__ __forceinline__ Pack<T, N> attended(const Ends<T>& n, const T* e, T w_i, T w_j, int64_t d) {
@@ -46,9 +38,9 @@ __device__ __forceinline__ Pack<T, N> attended(const Ends<T>& n, const T* e, T w
 
 template <class T, class L, class Shape>
 __global__ void __launch_bounds__(kWarp* kWarps)
-    gate_forward_kernel(Tile tile, Dropout dropout, const int64_t* draw, Tokens<T> tokens, const T* gamma,
-                        const T* beta, const T* __restrict__ e, T* __restrict__ e1, L* __restrict__ low,
-                        T* __restrict__ p, T* __restrict__ q, int64_t rows, int64_t D) {
+    gate_forward_kernel(Tile tile, Dropout dropout, Tokens<T> tokens, const T* gamma, const T* beta,
+                        const T* __restrict__ e, T* __restrict__ e1, L* __restrict__ low, T* __restrict__ weight_i,
+                        T* __restrict__ weight_j, int64_t rows, int64_t D) {
   constexpr int N = Shape::N;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.y;
   if (row >= rows) return;
@@ -62,13 +54,13 @@ __global__ void __launch_bounds__(kWarp* kWarps)
   });
   logit = (warp_sum(logit) + (n.c_i - n.c_j)) * inverse_root(T(D));
   const T at_i = logistic(logit), at_j = logistic(-logit);
-  T keep_i, keep_j;
-  keeps_of(dropout, draw, tile, n, keep_i, keep_j);
+  T mask_i, mask_j;
+  masks_of(dropout, n.i, tile.node(n.j), mask_i, mask_j);
   if (threadIdx.x == 0) {
-    p[row] = at_i;
-    q[row] = at_j;
+    weight_i[row] = at_i;
+    weight_j[row] = at_j;
   }
-  const T w_i = at_i * keep_i, w_j = at_j * keep_j;
+  const T w_i = at_i * mask_i, w_j = at_j * mask_j;
   norm_gelu_row<T, N, Shape::V>(
       D, gamma, beta, [&](int64_t d) { return attended<T, N>(n, x, w_i, w_j, d); },
       [&](int64_t d, const Pack<T, N>& y) {
@@ -79,16 +71,16 @@ __global__ void __launch_bounds__(kWarp* kWarps)
 
 // What the sums over edges need of each edge: dt (T, D), and (T,) dlogit, w_i and w_j.
 template <class T>
-struct Saved {
+struct EdgeGradients {
   T *dt, *dlogit, *w_i, *w_j;
 };
 
-// de (T, D), or null; may be de1. With sums wanted, `saved`, and part (2, parts, D): sums of dgamma and dbeta over
+// de (T, D), or null; may be de1. With sums wanted, `edges`, and part (2, parts, D): sums of dgamma and dbeta over
 // `block_rows` rows. Else null pointers.
 template <class T, class Shape>
 __global__ void __launch_bounds__(kWarp* BlockSums<T, Shape, 2>::kWarps)
-    gate_backward_kernel(Tile tile, Dropout dropout, const int64_t* draw, Tokens<T> tokens, const T* gamma, const T* e,
-                         const T* de1, const T* p, const T* q, T* de, Saved<T> saved, T* part, int64_t rows,
+    gate_backward_kernel(Tile tile, Dropout dropout, Tokens<T> tokens, const T* gamma, const T* e, const T* de1,
+                         const T* weight_i, const T* weight_j, T* de, EdgeGradients<T> edges, T* part, int64_t rows,
                          int64_t block_rows, int64_t parts, int64_t D) {
   using Sums = BlockSums<T, Shape, 2>;
   constexpr int N = Shape::N;
@@ -99,33 +91,33 @@ __global__ void __launch_bounds__(kWarp* BlockSums<T, Shape, 2>::kWarps)
   for (int64_t row = first + threadIdx.y; row < stop; row += Sums::kWarps) {
     const Ends<T> n = ends_of(tile, tokens, row, D);
     const T* x = e + row * D;
-    T* dt = (saved.dt ? saved.dt : de) + row * D;
-    T keep_i, keep_j;
-    keeps_of(dropout, draw, tile, n, keep_i, keep_j);
-    const T at_i = p[row], at_j = q[row], w_i = at_i * keep_i, w_j = at_j * keep_j;
-    T dp = 0, dq = 0;
+    T* dt = (edges.dt ? edges.dt : de) + row * D;
+    T mask_i, mask_j;
+    masks_of(dropout, n.i, tile.node(n.j), mask_i, mask_j);
+    const T at_i = weight_i[row], at_j = weight_j[row], w_i = at_i * mask_i, w_j = at_j * mask_j;
+    T dw_i = 0, dw_j = 0;
     norm_gelu_row_backward<T, N, Shape::V>(
         D, gamma, [&](int64_t d) { return attended<T, N>(n, x, w_i, w_j, d); },
         [&](int64_t d) { return read<T, N>(de1 + row * D + d); },
-        [&](int64_t d, const Pack<T, N>& value, Pack<T, N> dy, const Pack<T, N>& normalised) {
+        [&](int64_t d, const Pack<T, N>& value, Pack<T, N> dy, const Pack<T, N>& normalized) {
           const Pack<T, N> v_i = read<T, N>(n.v_i + d), v_j = read<T, N>(n.v_j + d);
 #pragma unroll
           for (int k = 0; k < N; ++k) {
-            dp += value.v[k] * v_i.v[k];
-            dq += value.v[k] * v_j.v[k];
+            dw_i += value.v[k] * v_i.v[k];
+            dw_j += value.v[k] * v_j.v[k];
           }
           write(dt + d, value);
           if (!part) return;
           sums.add(1, d, dy);
 #pragma unroll
-          for (int k = 0; k < N; ++k) dy.v[k] *= normalised.v[k];
+          for (int k = 0; k < N; ++k) dy.v[k] *= normalized.v[k];
           sums.add(0, d, dy);
         });
-    const T dlogit = (warp_sum(dp) * keep_i - warp_sum(dq) * keep_j) * at_i * at_j * inverse_root(T(D));
+    const T dlogit = (warp_sum(dw_i) * mask_i - warp_sum(dw_j) * mask_j) * at_i * at_j * inverse_root(T(D));
     if (part && threadIdx.x == 0) {
-      saved.dlogit[row] = dlogit;
-      saved.w_i[row] = w_i;
-      saved.w_j[row] = w_j;
+      edges.dlogit[row] = dlogit;
+      edges.w_i[row] = w_i;
+      edges.w_j[row] = w_j;
     }
     if (!de) continue;
     each_pack<N, Shape::V>(D, [&](int, int64_t d) {
@@ -147,14 +139,14 @@ struct TokenGradient {
   static constexpr int N = N_, kPlanes = 2;
   static constexpr bool kNumber = true;
   const T* e;
-  Saved<T> saved;
+  EdgeGradients<T> edges;
   int64_t D;
 
   template <bool kColumn>
   __device__ __forceinline__ void add(const Edge& edge, int64_t d, Sum<T, N, 2>& sum) const {
-    const Pack<T, N> x = read<T, N>(e + edge.row * D + d), dt = read<T, N>(saved.dt + edge.row * D + d);
-    const T dlogit = saved.dlogit[edge.row], along = kColumn ? -dlogit : dlogit;
-    const T w = (kColumn ? saved.w_j : saved.w_i)[edge.row];
+    const Pack<T, N> x = read<T, N>(e + edge.row * D + d), dt = read<T, N>(edges.dt + edge.row * D + d);
+    const T dlogit = edges.dlogit[edge.row], along = kColumn ? -dlogit : dlogit;
+    const T w = (kColumn ? edges.w_j : edges.w_i)[edge.row];
 #pragma unroll
     for (int k = 0; k < N; ++k) {
       sum.planes[0].v[k] += along * x.v[k];
@@ -166,73 +158,70 @@ struct TokenGradient {
 
 template <class T>
 Tokens<T> tokens_of(const GateTokens& tokens) {
-  return {static_cast<const T*>(tokens.u), static_cast<const T*>(tokens.c), static_cast<const T*>(tokens.v)};
+  return {typed<T>(tokens.u), typed<T>(tokens.c), typed<T>(tokens.v)};
 }
 
 }  // namespace
 
-int launch_gate_forward(DType dtype, DType low_type, const Tile& tile, Dropout dropout, const int64_t* draw,
-                        GateTokens tokens, const void* gamma, const void* beta, const void* e, void* e1, void* low,
-                        GateSaved saved, int64_t D, void* stream) {
-  const int64_t rows = tile.rows();
+int launch_gate_forward(const GateForward& args, void* stream) {
+  const int64_t rows = args.tile.rows(), D = args.D;
   if (rows * D == 0) return cudaSuccess;
-  if (!numbered(tile) || D > kMaxChannels) return cudaErrorInvalidConfiguration;
-  return with_products(dtype, low_type, [&]<class L>(L*) -> int {
+  if (!numbered(args.tile) || D > kMaxChannels) return cudaErrorInvalidConfiguration;
+  return with_products(args.dtype, args.low_type, [&]<class L>(L*) -> int {
     using T = compute_t<L>;
-    const bool aligned = wide<T>(D, tokens.u, tokens.v, gamma, beta, e, e1, low);
+    const T *gamma = typed<T>(args.norm.gamma), *beta = typed<T>(args.norm.beta), *e = typed<T>(args.e);
+    const bool aligned = wide<T>(D, args.tokens.u, args.tokens.v, gamma, beta, e, args.e1, args.low);
     return with_row_shape<T>(D, aligned, [&]<class Shape>(Shape) -> int {
-      GCAHNG_LAUNCH((gate_forward_kernel<T, L, Shape>), dim3(ceil_div(rows, kWarps)), dim3(kWarp, kWarps), stream, tile,
-                    dropout, draw, tokens_of<T>(tokens), static_cast<const T*>(gamma), static_cast<const T*>(beta),
-                    static_cast<const T*>(e), static_cast<T*>(e1), static_cast<L*>(low), static_cast<T*>(saved.p),
-                    static_cast<T*>(saved.q), rows, D);
+      GCAHNG_LAUNCH((gate_forward_kernel<T, L, Shape>), dim3(ceil_div(rows, kWarps)), dim3(kWarp, kWarps), stream,
+                    args.tile, args.dropout, tokens_of<T>(args.tokens), gamma, beta, e, typed<T>(args.e1),
+                    typed<L>(args.low), typed<T>(args.weight_i), typed<T>(args.weight_j), rows, D);
       return cudaGetLastError();
     });
   });
 }
 
-int64_t gate_backward_scratch(const Tile& tile, int64_t D) {
-  const int64_t rows = tile.rows();
-  return rows * (D + 3) + 2 * sum_parts(rows) * D + node_sums_scratch(tile, D, 2, 1);
+int64_t gate_backward_scratch(const GateBackward& args) {
+  const int64_t rows = args.tile.rows(), D = args.D;
+  return args.sums.du ? rows * (D + 3) + 2 * sum_parts(rows) * D + node_sums_scratch(args.tile, D, 2, 1) : 0;
 }
 
-int launch_gate_backward(DType dtype, const Tile& tile, Dropout dropout, const int64_t* draw, GateTokens tokens,
-                         const void* gamma, const void* e, const void* de1, GateSaved gate, void* de,
-                         GateGradients into, void* scratch, int64_t D, void* stream) {
-  const int64_t rows = tile.rows(), parts = sum_parts(rows);
+int launch_gate_backward(const GateBackward& args, void* scratch, void* stream) {
+  const Tile& tile = args.tile;
+  const GateGradients& into = args.sums;
+  const int64_t D = args.D, rows = tile.rows(), parts = sum_parts(rows);
   const bool summed = into.du;
-  if (rows * D == 0 || (!summed && !de)) return cudaSuccess;
+  if (rows * D == 0 || (!summed && !args.de)) return cudaSuccess;
   if (!numbered(tile) || D > kMaxChannels) return cudaErrorInvalidConfiguration;
-  const auto run = [&]<class T>(T*) -> int {
-    Saved<T> saved{};
+  return with_accumulating(args.dtype, [&]<class T>(T*) -> int {
+    const T *gamma = typed<T>(args.norm.gamma), *e = typed<T>(args.e), *de1 = typed<T>(args.de1);
+    EdgeGradients<T> edges{};
     T *part = nullptr, *node_sums = nullptr;
     if (summed) {
-      saved.dt = static_cast<T*>(scratch);
-      part = saved.dt + rows * D;
+      edges.dt = typed<T>(scratch);
+      part = edges.dt + rows * D;
       node_sums = part + 2 * parts * D;
-      saved.dlogit = node_sums + node_sums_scratch(tile, D, 2, 1);
-      saved.w_i = saved.dlogit + rows;
-      saved.w_j = saved.w_i + rows;
+      edges.dlogit = node_sums + node_sums_scratch(tile, D, 2, 1);
+      edges.w_i = edges.dlogit + rows;
+      edges.w_j = edges.w_i + rows;
     }
-    const bool aligned = wide<T>(D, tokens.u, tokens.v, gamma, e, de1, de, into.du, into.dv, scratch);
+    const bool aligned = wide<T>(D, args.tokens.u, args.tokens.v, gamma, e, de1, args.de, into.du, into.dv, scratch);
     const int error = with_row_shape<T>(D, aligned, [&]<class Shape>(Shape) -> int {
       GCAHNG_LAUNCH((gate_backward_kernel<T, Shape>), dim3(parts), dim3(kWarp, BlockSums<T, Shape, 2>::kWarps), stream,
-                    tile, dropout, draw, tokens_of<T>(tokens), static_cast<const T*>(gamma), static_cast<const T*>(e),
-                    static_cast<const T*>(de1), static_cast<const T*>(gate.p), static_cast<const T*>(gate.q),
-                    static_cast<T*>(de), saved, part, rows, sum_rows(rows), parts, D);
+                    tile, args.dropout, tokens_of<T>(args.tokens), gamma, e, de1, typed<T>(args.weight_i),
+                    typed<T>(args.weight_j), typed<T>(args.de), edges, part, rows, sum_rows(rows), parts, D);
       return cudaGetLastError();
     });
     if (error || !summed) return error;
     const auto add = [&]<int N>(Width<N>) -> int {
-      const TokenGradient<T, N> term{static_cast<const T*>(e), saved, D};
-      const Places<T, 2> places{{static_cast<T*>(into.du), static_cast<T*>(into.dv)}, static_cast<T*>(into.dc)};
+      const TokenGradient<T, N> term{e, edges, D};
+      const Places<T, 2> places{{typed<T>(into.du), typed<T>(into.dv)}, typed<T>(into.dc)};
       return add_node_sums(term, tile, 0, node_sums, places, D, stream);
     };
     int failed = aligned ? add(Width<kWide<T>>{}) : add(Width<1>{});
-    if (!failed) failed = launch_add_partials<T>(part, static_cast<T*>(into.dgamma), 1, parts, D, stream);
-    if (!failed) failed = launch_add_partials<T>(part + parts * D, static_cast<T*>(into.dbeta), 1, parts, D, stream);
+    if (!failed) failed = launch_add_partials<T>(part, typed<T>(into.dgamma), 1, parts, D, stream);
+    if (!failed) failed = launch_add_partials<T>(part + parts * D, typed<T>(into.dbeta), 1, parts, D, stream);
     return failed;
-  };
-  return dtype == DType::f64 ? run(static_cast<double*>(nullptr)) : run(static_cast<float*>(nullptr));
+  });
 }
 
 }  // namespace gcahng::cuda

@@ -30,12 +30,13 @@ __global__ void __launch_bounds__(kColumnLanes* kColumnRows, 1)
 
 template <class T, class L, int N>
 __global__ void __launch_bounds__(kColumnLanes* kColumnRows, 1)
-    head_forward_kernel(ColumnGrid grid, const L* __restrict__ p, const T* __restrict__ b, T* __restrict__ theta) {
+    head_forward_kernel(ColumnGrid grid, const L* __restrict__ product, const T* __restrict__ bias,
+                        T* __restrict__ theta) {
   each_column<0, N>(grid, static_cast<T*>(nullptr), [&](int64_t row, int64_t d, Pack<T, N>*) {
-    Pack<T, N> x = read<T, N>(p + row * grid.W + d);
-    const Pack<T, N> bias = read<T, N>(b + d);
+    Pack<T, N> x = read<T, N>(product + row * grid.W + d);
+    const Pack<T, N> shift = read<T, N>(bias + d);
 #pragma unroll
-    for (int n = 0; n < N; ++n) x.v[n] = logistic(x.v[n] + bias.v[n]);
+    for (int n = 0; n < N; ++n) x.v[n] = logistic(x.v[n] + shift.v[n]);
     write(theta + row * grid.W + d, x);
   });
 }
@@ -58,7 +59,7 @@ __global__ void __launch_bounds__(kColumnLanes* kColumnRows, 1)
 
 template <class T, class L, int N>
 __global__ void __launch_bounds__(kColumnLanes* kColumnRows, 1)
-    head_sums_kernel(ColumnGrid grid, const L* __restrict__ dy, const T* __restrict__ e, T* __restrict__ wide_,
+    head_sums_kernel(ColumnGrid grid, const L* __restrict__ dy, const T* __restrict__ e, T* __restrict__ copy,
                      T* part) {
   each_column<2, N>(grid, part, [&](int64_t row, int64_t d, Pack<T, N>* sums) {
     const Pack<T, N> g = read<T, N>(dy + row * grid.W + d), x = read<T, N>(e + row * grid.W + d);
@@ -67,7 +68,7 @@ __global__ void __launch_bounds__(kColumnLanes* kColumnRows, 1)
       sums[0].v[n] += g.v[n];
       sums[1].v[n] += g.v[n] * x.v[n];
     }
-    write(wide_ + row * grid.W + d, g);
+    write(copy + row * grid.W + d, g);
   });
 }
 
@@ -106,86 +107,89 @@ const dim3 kColumnBlock(kColumnLanes, kColumnRows);
 
 }  // namespace
 
-int64_t head_scratch(int64_t T, int64_t D) { return 2 * sum_parts(T) * D; }
+int64_t head_moments_scratch(const HeadMoments& args) { return 2 * sum_parts(args.tile.rows()) * args.D; }
 
-int launch_head_moments(DType dtype, const Tile& tile, const void* e, void* sums, void* scratch, int64_t D,
-                        void* stream) {
-  const int64_t T = tile.rows();
-  if (T * D == 0) return cudaSuccess;
-  return with_accumulating(dtype, [&]<class A>(A*) {
-    const auto* e_ = static_cast<const A*>(e);
-    auto *sums_ = static_cast<double*>(sums), *part = static_cast<double*>(scratch);
-    return on_columns<A>(T, D, sum_rows(T), wide<A>(D, e_, part), [&](auto n, ColumnGrid grid) {
-      GCAHNG_LAUNCH((head_moments_kernel<A, n.value>), dim3(grid.blocks()), kColumnBlock, stream, grid, tile, e_, part);
+int launch_head_moments(const HeadMoments& args, void* scratch, void* stream) {
+  const int64_t rows = args.tile.rows(), D = args.D;
+  if (rows * D == 0) return cudaSuccess;
+  return with_accumulating(args.dtype, [&]<class A>(A*) {
+    const A* e = typed<A>(args.e);
+    double* part = typed<double>(scratch);
+    return on_columns<A>(rows, D, sum_rows(rows), wide<A>(D, e, part), [&](auto n, ColumnGrid grid) {
+      GCAHNG_LAUNCH((head_moments_kernel<A, n.value>), dim3(grid.blocks()), kColumnBlock, stream, grid, args.tile, e,
+                    part);
       const int error = cudaGetLastError();
-      return error ? error : launch_add_partials(part, sums_, 2, grid.parts, D, stream);
+      return error ? error : launch_add_partials(part, typed<double>(args.sums), 2, grid.parts, D, stream);
     });
   });
 }
 
-int launch_head_forward(DType dtype, DType low_type, const void* p, const void* b, void* theta, int64_t T, int64_t D,
-                        void* stream) {
-  if (T * D == 0) return cudaSuccess;
-  return with_products(dtype, low_type, [&]<class L>(L*) {
+int launch_head_forward(const HeadForward& args, void* stream) {
+  const int64_t D = args.D;
+  if (args.T * D == 0) return cudaSuccess;
+  return with_products(args.dtype, args.low_type, [&]<class L>(L*) {
     using A = compute_t<L>;
-    const auto* p_ = static_cast<const L*>(p);
-    const auto* b_ = static_cast<const A*>(b);
-    auto* theta_ = static_cast<A*>(theta);
-    return on_columns<A>(T, D, kPlainRows, wide<A>(D, p_, b_, theta_), [&](auto n, ColumnGrid grid) {
-      GCAHNG_LAUNCH((head_forward_kernel<A, L, n.value>), dim3(grid.blocks()), kColumnBlock, stream, grid, p_, b_,
-                    theta_);
+    const L* product = typed<L>(args.product);
+    const A* bias = typed<A>(args.bias);
+    A* theta = typed<A>(args.theta);
+    return on_columns<A>(args.T, D, kPlainRows, wide<A>(D, product, bias, theta), [&](auto n, ColumnGrid grid) {
+      GCAHNG_LAUNCH((head_forward_kernel<A, L, n.value>), dim3(grid.blocks()), kColumnBlock, stream, grid, product,
+                    bias, theta);
       return static_cast<int>(cudaGetLastError());
     });
   });
 }
 
-int launch_head_backward(DType dtype, DType low_type, const void* theta, const void* dtheta, void* dpre, void* sum,
-                         void* scratch, int64_t T, int64_t D, void* stream) {
-  if (T * D == 0) return cudaSuccess;
-  return with_products(dtype, low_type, [&]<class L>(L*) {
+int64_t head_backward_scratch(const HeadBackward& args) { return args.sum ? sum_parts(args.T) * args.D : 0; }
+
+int launch_head_backward(const HeadBackward& args, void* scratch, void* stream) {
+  const int64_t D = args.D;
+  if (args.T * D == 0) return cudaSuccess;
+  return with_products(args.dtype, args.low_type, [&]<class L>(L*) {
     using A = compute_t<L>;
-    const auto *theta_ = static_cast<const A*>(theta), *dtheta_ = static_cast<const A*>(dtheta);
-    auto* dpre_ = static_cast<L*>(dpre);
-    auto *sum_ = static_cast<A*>(sum), *part = sum ? static_cast<A*>(scratch) : nullptr;
-    const bool aligned = wide<A>(D, theta_, dtheta_, dpre_, part);
-    return on_columns<A>(T, D, sum_rows(T), aligned, [&](auto n, ColumnGrid grid) {
-      GCAHNG_LAUNCH((head_backward_kernel<A, L, n.value>), dim3(grid.blocks()), kColumnBlock, stream, grid, theta_,
-                    dtheta_, dpre_, part);
+    const A *theta = typed<A>(args.theta), *dtheta = typed<A>(args.dtheta);
+    L* dpre = typed<L>(args.dpre);
+    A *sum = typed<A>(args.sum), *part = sum ? typed<A>(scratch) : nullptr;
+    const bool aligned = wide<A>(D, theta, dtheta, dpre, part);
+    return on_columns<A>(args.T, D, sum_rows(args.T), aligned, [&](auto n, ColumnGrid grid) {
+      GCAHNG_LAUNCH((head_backward_kernel<A, L, n.value>), dim3(grid.blocks()), kColumnBlock, stream, grid, theta,
+                    dtheta, dpre, part);
       const int error = cudaGetLastError();
-      return error || !sum ? error : launch_add_partials(part, sum_, 1, grid.parts, D, stream);
+      return error || !sum ? error : launch_add_partials(part, sum, 1, grid.parts, D, stream);
     });
   });
 }
 
-int launch_head_sums(DType dtype, DType low_type, const void* dy, const void* e, void* wide_, void* sums, void* scratch,
-                     int64_t T, int64_t D, void* stream) {
-  if (T * D == 0) return cudaSuccess;
-  return with_products(dtype, low_type, [&]<class L>(L*) {
+int64_t head_sums_scratch(const HeadSums& args) { return 2 * sum_parts(args.T) * args.D; }
+
+int launch_head_sums(const HeadSums& args, void* scratch, void* stream) {
+  const int64_t D = args.D;
+  if (args.T * D == 0) return cudaSuccess;
+  return with_products(args.dtype, args.low_type, [&]<class L>(L*) {
     using A = compute_t<L>;
-    const auto* dy_ = static_cast<const L*>(dy);
-    const auto* e_ = static_cast<const A*>(e);
-    auto *out = static_cast<A*>(wide_), *sums_ = static_cast<A*>(sums), *part = static_cast<A*>(scratch);
-    return on_columns<A>(T, D, sum_rows(T), wide<A>(D, dy_, e_, out, part), [&](auto n, ColumnGrid grid) {
-      GCAHNG_LAUNCH((head_sums_kernel<A, L, n.value>), dim3(grid.blocks()), kColumnBlock, stream, grid, dy_, e_, out,
+    const L* dy = typed<L>(args.dy);
+    const A* e = typed<A>(args.e);
+    A *copy = typed<A>(args.wide), *part = typed<A>(scratch);
+    return on_columns<A>(args.T, D, sum_rows(args.T), wide<A>(D, dy, e, copy, part), [&](auto n, ColumnGrid grid) {
+      GCAHNG_LAUNCH((head_sums_kernel<A, L, n.value>), dim3(grid.blocks()), kColumnBlock, stream, grid, dy, e, copy,
                     part);
       const int error = cudaGetLastError();
-      return error ? error : launch_add_partials(part, sums_, 2, grid.parts, D, stream);
+      return error ? error : launch_add_partials(part, typed<A>(args.sums), 2, grid.parts, D, stream);
     });
   });
 }
 
-int launch_head_norm(DType dtype, const Tile& tile, const void* dy, const void* e, const void* scale, const void* a,
-                     const void* b, void* de, int64_t D, void* stream) {
-  const int64_t T = tile.rows();
-  if (T * D == 0) return cudaSuccess;
-  return with_accumulating(dtype, [&]<class A>(A*) {
-    const auto *dy_ = static_cast<const A*>(dy), *e_ = static_cast<const A*>(e);
-    const NormVectors<A> in{static_cast<const A*>(scale), static_cast<const A*>(a), static_cast<const A*>(b)};
-    auto* de_ = static_cast<A*>(de);
-    const bool aligned = wide<A>(D, dy_, e_, in.scale, in.a, in.b, de_);
-    return on_columns<A>(T, D, kPlainRows, aligned, [&](auto n, ColumnGrid grid) {
-      GCAHNG_LAUNCH((head_norm_kernel<A, n.value>), dim3(grid.blocks()), kColumnBlock, stream, grid, tile, dy_, e_, in,
-                    de_);
+int launch_head_norm(const HeadNorm& args, void* stream) {
+  const int64_t rows = args.tile.rows(), D = args.D;
+  if (rows * D == 0) return cudaSuccess;
+  return with_accumulating(args.dtype, [&]<class A>(A*) {
+    const A *dy = typed<A>(args.dy), *e = typed<A>(args.e);
+    const NormVectors<A> in{typed<A>(args.scale), typed<A>(args.a), typed<A>(args.b)};
+    A* de = typed<A>(args.de);
+    const bool aligned = wide<A>(D, dy, e, in.scale, in.a, in.b, de);
+    return on_columns<A>(rows, D, kPlainRows, aligned, [&](auto n, ColumnGrid grid) {
+      GCAHNG_LAUNCH((head_norm_kernel<A, n.value>), dim3(grid.blocks()), kColumnBlock, stream, grid, args.tile, dy, e,
+                    in, de);
       return static_cast<int>(cudaGetLastError());
     });
   });

@@ -12,29 +12,29 @@ constexpr int kSums = 4;             // dgamma, dbeta, ds, ds rstd mean
 template <class T, class L>
 struct ForwardTensors {
   const T *mean, *rstd, *w, *d, *gamma, *beta;
-  T *s, *y;
+  T *s, *full;
   L* low;
 };
 
 template <class T, class L, class Shape>
 __global__ void __launch_bounds__(kWarp* kForwardWarps, 1)
-    mlp_out_forward_kernel(const L* __restrict__ out, const T* __restrict__ e1, ForwardTensors<T, L> p, int64_t rows,
-                         int64_t D) {
+    mlp_out_forward_kernel(const L* __restrict__ product, const T* __restrict__ e1, ForwardTensors<T, L> p,
+                           int64_t rows, int64_t D) {
   constexpr int N = Shape::N;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kForwardWarps + threadIdx.y;
   if (row >= rows) return;
   const T center = p.mean[row], inverse = p.rstd[row];
   const auto in = [&](int64_t d) {
-    Pack<T, N> x = read<T, N>(out + row * D + d);
+    Pack<T, N> x = read<T, N>(product + row * D + d);
     const Pack<T, N> residual = read<T, N>(e1 + row * D + d), fold = read<T, N>(p.w + d), shift = read<T, N>(p.d + d);
 #pragma unroll
     for (int n = 0; n < N; ++n) x.v[n] = (x.v[n] - center * fold.v[n]) * inverse + shift.v[n] + residual.v[n];
     write(p.s + row * D + d, x);
     return x;
   };
-  if (!p.y && !p.low) return each_pack<N, Shape::V>(D, [&](int, int64_t d) { in(d); });
+  if (!p.full && !p.low) return each_pack<N, Shape::V>(D, [&](int, int64_t d) { in(d); });
   norm_gelu_row<T, N, Shape::V>(D, p.gamma, p.beta, in, [&](int64_t d, const Pack<T, N>& value) {
-    if (p.y) write(p.y + row * D + d, value);
+    if (p.full) write(p.full + row * D + d, value);
     if (p.low) write(p.low + row * D + d, value);
   });
 }
@@ -44,14 +44,14 @@ struct BackwardTensors {
   const T *dy, *mean, *rstd, *w, *d, *gamma;
   T* ds;  // may be dy
   L *low, *scaled;
-  T *m1, *m2;
+  T *mean_dn, *mean_n_dn;
   T* part;  // (kSums, blocks, D)
 };
 
 template <class T, class L, class Shape>
 __global__ void __launch_bounds__(kWarp* BlockSums<T, Shape, kSums>::kWarps, 1)
     mlp_out_backward_kernel(const T* __restrict__ s, const T* __restrict__ e1, BackwardTensors<T, L> p, int64_t rows,
-                          int64_t D) {
+                            int64_t D) {
   constexpr int N = Shape::N;
   using Sums = BlockSums<T, Shape, kSums>;
   GCAHNG_SHARED(T, memory, Sums::kValues);
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kWarp* BlockSums<T, Shape, kSums>::kWarps, 1)
     const auto upstream = [&](int64_t d) { return read<T, N>(p.dy + at + d); };
     norm_gelu_row_backward<T, N, Shape::V>(
         D, p.gamma, in, upstream,
-        [&](int64_t d, const Pack<T, N>& dt, const Pack<T, N>& dy, const Pack<T, N>& normalised) {
+        [&](int64_t d, const Pack<T, N>& dt, const Pack<T, N>& dy, const Pack<T, N>& normalized) {
           const Pack<T, N> sum = in(d), residual = read<T, N>(e1 + at + d), fold = read<T, N>(p.w + d),
                            shift = read<T, N>(p.d + d);
           Pack<T, N> scaled, mean, dgamma;
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(kWarp* BlockSums<T, Shape, kSums>::kWarps, 1)
             second += dt.v[n] * (sum.v[n] - residual.v[n] - shift.v[n]);
             scaled.v[n] = dt.v[n] * inverse;
             mean.v[n] = scaled.v[n] * center;
-            dgamma.v[n] = dy.v[n] * normalised.v[n];
+            dgamma.v[n] = dy.v[n] * normalized.v[n];
           }
           write(p.ds + at + d, dt);
           if (p.low) write(p.low + at + d, dt);
@@ -90,8 +90,8 @@ __global__ void __launch_bounds__(kWarp* BlockSums<T, Shape, kSums>::kWarps, 1)
     first = warp_sum(first) / T(4 * D);
     second = warp_sum(second) / T(4 * D);
     if (threadIdx.x == 0) {
-      p.m1[row] = first;
-      p.m2[row] = second;
+      p.mean_dn[row] = first;
+      p.mean_n_dn[row] = second;
     }
   }
   if (p.part) sums.write(p.part, blockIdx.x, gridDim.x, D);
@@ -104,67 +104,69 @@ int64_t backward_parts(int64_t T, int64_t warps) {
 
 }  // namespace
 
-int launch_mlp_out_forward(DType dtype, DType low_type, const void* out, const void* e1, const void* mean,
-                         const void* rstd, const void* w, const void* d, const void* gamma, const void* beta, void* s,
-                         void* y, void* low, int64_t T, int64_t D, void* stream) {
+int launch_mlp_out_forward(const MlpOutForward& args, void* stream) {
+  const int64_t D = args.D;
   if (D > kMaxChannels) return cudaErrorInvalidValue;
-  const int64_t blocks = ceil_div(T, kForwardWarps);
+  const int64_t blocks = ceil_div(args.T, kForwardWarps);
   if (blocks > kMaxBlocks) return cudaErrorInvalidConfiguration;
-  if (T * D == 0) return cudaSuccess;
-  return with_products(dtype, low_type, [&]<class L>(L*) {
+  if (args.T * D == 0) return cudaSuccess;
+  return with_products(args.dtype, args.low_type, [&]<class L>(L*) {
     using A = compute_t<L>;
-    const auto in = [](const void* pointer) { return static_cast<const A*>(pointer); };
-    const auto* out_ = static_cast<const L*>(out);
-    const ForwardTensors<A, L> p{in(mean),
-                                 in(rstd),
-                                 in(w),
-                                 in(d),
-                                 in(gamma),
-                                 in(beta),
-                                 static_cast<A*>(s),
-                                 static_cast<A*>(y),
-                                 static_cast<L*>(low)};
-    const bool aligned = wide<A>(D, out_, in(e1), p.w, p.d, p.gamma, p.beta, p.s, p.y, p.low);
+    const L* product = typed<L>(args.product);
+    const A* e1 = typed<A>(args.e1);
+    const ForwardTensors<A, L> p{
+        .mean = typed<A>(args.moments.mean),
+        .rstd = typed<A>(args.moments.rstd),
+        .w = typed<A>(args.fold.w),
+        .d = typed<A>(args.fold.d),
+        .gamma = typed<A>(args.norm.gamma),
+        .beta = typed<A>(args.norm.beta),
+        .s = typed<A>(args.s),
+        .full = typed<A>(args.out.full),
+        .low = typed<L>(args.out.low),
+    };
+    const bool aligned = wide<A>(D, product, e1, p.w, p.d, p.gamma, p.beta, p.s, p.full, p.low);
     return with_row_shape<A>(D, aligned, [&]<class Shape>(Shape) {
-      GCAHNG_LAUNCH((mlp_out_forward_kernel<A, L, Shape>), dim3(blocks), dim3(kWarp, kForwardWarps), stream, out_, in(e1),
-                    p, T, D);
+      GCAHNG_LAUNCH((mlp_out_forward_kernel<A, L, Shape>), dim3(blocks), dim3(kWarp, kForwardWarps), stream, product,
+                    e1, p, args.T, D);
       return static_cast<int>(cudaGetLastError());
     });
   });
 }
 
-int64_t mlp_out_backward_scratch(int64_t T, int64_t D) { return kSums * backward_parts(T, 1) * D; }
+int64_t mlp_out_backward_scratch(const MlpOutBackward& args) {
+  return args.sums ? kSums * backward_parts(args.T, 1) * args.D : 0;
+}
 
-int launch_mlp_out_backward(DType dtype, DType low_type, const void* s, const void* e1, const void* dy, const void* mean,
-                          const void* rstd, const void* w, const void* d, const void* gamma, void* ds, void* low,
-                          void* scaled, void* m1, void* m2, void* sums, void* scratch, int64_t T, int64_t D,
-                          void* stream) {
+int launch_mlp_out_backward(const MlpOutBackward& args, void* scratch, void* stream) {
+  const int64_t D = args.D;
   if (D > kMaxChannels) return cudaErrorInvalidValue;
-  if (T * D == 0) return cudaSuccess;
-  return with_products(dtype, low_type, [&]<class L>(L*) {
+  if (args.T * D == 0) return cudaSuccess;
+  return with_products(args.dtype, args.low_type, [&]<class L>(L*) {
     using A = compute_t<L>;
-    const auto in = [](const void* pointer) { return static_cast<const A*>(pointer); };
-    const auto out = [](void* pointer) { return static_cast<A*>(pointer); };
-    const BackwardTensors<A, L> p{in(dy),
-                                  in(mean),
-                                  in(rstd),
-                                  in(w),
-                                  in(d),
-                                  in(gamma),
-                                  out(ds),
-                                  low == ds ? nullptr : static_cast<L*>(low),  // of one type, ds is the operand
-                                  static_cast<L*>(scaled),
-                                  out(m1),
-                                  out(m2),
-                                  sums ? out(scratch) : nullptr};
-    const bool aligned = wide<A>(D, in(s), in(e1), p.dy, p.w, p.d, p.gamma, p.ds, p.low, p.scaled);
+    const A *s = typed<A>(args.s), *e1 = typed<A>(args.e1);
+    const BackwardTensors<A, L> p{
+        .dy = typed<A>(args.dy),
+        .mean = typed<A>(args.moments.mean),
+        .rstd = typed<A>(args.moments.rstd),
+        .w = typed<A>(args.fold.w),
+        .d = typed<A>(args.fold.d),
+        .gamma = typed<A>(args.gamma),
+        .ds = typed<A>(args.ds),
+        .low = args.low == args.ds ? nullptr : typed<L>(args.low),
+        .scaled = typed<L>(args.scaled),
+        .mean_dn = typed<A>(args.mean_dn),
+        .mean_n_dn = typed<A>(args.mean_n_dn),
+        .part = args.sums ? typed<A>(scratch) : nullptr,
+    };
+    const bool aligned = wide<A>(D, s, e1, p.dy, p.w, p.d, p.gamma, p.ds, p.low, p.scaled);
     return with_row_shape<A>(D, aligned, [&]<class Shape>(Shape) {
       constexpr int kWarps = BlockSums<A, Shape, kSums>::kWarps;
-      const int64_t parts = backward_parts(T, kWarps);
-      GCAHNG_LAUNCH((mlp_out_backward_kernel<A, L, Shape>), dim3(parts), dim3(kWarp, kWarps), stream, in(s), in(e1), p, T,
+      const int64_t parts = backward_parts(args.T, kWarps);
+      GCAHNG_LAUNCH((mlp_out_backward_kernel<A, L, Shape>), dim3(parts), dim3(kWarp, kWarps), stream, s, e1, p, args.T,
                     D);
       const int error = cudaGetLastError();
-      return error || !sums ? error : launch_add_partials(out(scratch), out(sums), kSums, parts, D, stream);
+      return error || !p.part ? error : launch_add_partials(p.part, typed<A>(args.sums), kSums, parts, D, stream);
     });
   });
 }

@@ -62,8 +62,8 @@ __device__ __forceinline__ T logistic(T x) {
 
 // -- a row by a warp: lane l (threadIdx.x) has the channels from (kWarp k + l) N on, N at a time.
 //
-// V: how many channels a lane keeps in registers. 0: none; what a row needs again is computed again, for channels in
-// any number (fp64, and rows that wide accesses do not fit).
+// V: how many channels a lane has cached in registers. 0: none; what a row needs again is computed again, for channels
+// in any number (fp64, and rows that wide accesses do not fit).
 
 template <int N_, int V_>
 struct RowShape {
@@ -100,9 +100,9 @@ __device__ __forceinline__ void each_pack(int64_t D, F f) {
   }
 }
 
-// A lane's packs, kept or (V = 0) made again.
+// A lane's packs, cached or (V = 0) made again.
 template <class T, int N, int V>
-struct Kept {
+struct Cached {
   Pack<T, N> packs[V / N];
   template <class F>
   __device__ __forceinline__ Pack<T, N> make(int k, F f) {
@@ -114,7 +114,7 @@ struct Kept {
   }
 };
 template <class T, int N>
-struct Kept<T, N, 0> {
+struct Cached<T, N, 0> {
   template <class F>
   __device__ __forceinline__ Pack<T, N> make(int, F f) {
     return f();
@@ -128,7 +128,7 @@ struct Kept<T, N, 0> {
 // out(d, y) of y = LayerNorm(GELU(t)) with t = in(d), packs of N values from channel d on.
 template <class T, int N, int V, class In, class Out>
 __device__ __forceinline__ void norm_gelu_row(int64_t D, const T* gamma, const T* beta, In in, Out out) {
-  Kept<T, N, V> g;
+  Cached<T, N, V> g;
   const auto activated = [&](int64_t d) {
     Pack<T, N> x = in(d);
 #pragma unroll
@@ -157,10 +157,10 @@ __device__ __forceinline__ void norm_gelu_row(int64_t D, const T* gamma, const T
   });
 }
 
-// out(d, dt, dy, x) for dt of y = LayerNorm(GELU(t)), t = in(d) and dy = upstream(d); x: the normalised GELU(t).
+// out(d, dt, dy, x) for dt of y = LayerNorm(GELU(t)), t = in(d) and dy = upstream(d); x: the normalized GELU(t).
 template <class T, int N, int V, class In, class Upstream, class Out>
 __device__ __forceinline__ void norm_gelu_row_backward(int64_t D, const T* gamma, In in, Upstream upstream, Out out) {
-  Kept<T, N, V> g, slope, dy;
+  Cached<T, N, V> g, slope, dy;
   const auto activate = [&](int64_t d, Pack<T, N>& steep) {
     Pack<T, N> x = in(d);
 #pragma unroll

@@ -51,21 +51,19 @@ __global__ void __launch_bounds__(kWarp* kWarps, 1)
 
 }  // namespace
 
-int launch_similarity(DType dtype, const void* anchors, const int64_t* node, const void* negatives, const bool* counted,
-                      double scale, void* loss, void* dn, int64_t N, int64_t D, void* stream) {
-  const int64_t blocks = ceil_div(N, kWarps);
+int launch_similarity_forward(const SimilarityForward& args, void* stream) {
+  const int64_t D = args.D, blocks = ceil_div(args.N, kWarps);
   if (blocks > kMaxBlocks) return cudaErrorInvalidConfiguration;
-  if (N * D == 0) return cudaSuccess;
-  return with_accumulating(dtype, [&]<class T>(T* dn_) {
-    const auto *anchors_ = static_cast<const T*>(anchors), *negatives_ = static_cast<const T*>(negatives);
-    auto* loss_ = static_cast<T*>(loss);
-    dn_ = static_cast<T*>(dn);
+  if (args.N * D == 0) return cudaSuccess;
+  return with_accumulating(args.dtype, [&]<class T>(T*) {
+    const T *anchors = typed<T>(args.anchors), *negatives = typed<T>(args.negatives);
+    T* dn = typed<T>(args.dn);
     const auto launch = [&](auto kernel) {
-      GCAHNG_LAUNCH(kernel, dim3(blocks), dim3(kWarp, kWarps), stream, anchors_, node, negatives_, counted,
-                    static_cast<T>(scale), loss_, dn_, N, D);
+      GCAHNG_LAUNCH(kernel, dim3(blocks), dim3(kWarp, kWarps), stream, anchors, args.node, negatives, args.counted,
+                    static_cast<T>(args.scale), typed<T>(args.loss), dn, args.N, D);
       return static_cast<int>(cudaGetLastError());
     };
-    if (wide<T>(D, anchors_, negatives_, dn_)) return launch(similarity_kernel<T, kWide<T>>);
+    if (wide<T>(D, anchors, negatives, dn)) return launch(similarity_kernel<T, kWide<T>>);
     return launch(similarity_kernel<T, 1>);
   });
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from gcahng import _native
+from gcahng import native
 from gcahng.bench.cases import PRECISIONS
 from gcahng.engine.schedule import default_tile_rows
 
@@ -41,7 +41,7 @@ def settings() -> dict[str, str | int]:
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 0,
         "threads": torch.get_num_threads(),
-        "instruction set": _native.cpu_arch() or "none: no native library",
+        "instruction set": native.cpu_arch() or "none: no native library",
         "torch": torch.__version__,
         "python": platform.python_version(),
         "libc": " ".join(platform.libc_ver()).strip() or "unknown",

@@ -1,5 +1,7 @@
-"""The mixing of a whole batch, as autograd and torch.compile see it: what gcahng.ops.channel_mix runs, over tiles of
-all ordered pairs."""
+"""The mixing of a whole batch as an operator that autograd and torch.compile know.
+
+gcahng.ops.channel_mix calls it. It runs over tiles of all ordered pairs.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gcahng.engine.once import once
+from gcahng.engine.differentiable_once import differentiable_once
 from gcahng.engine.operators import workspace_for
 from gcahng.engine.schedule import NodeSum, Schedule, Tile, default_tile_rows, make_schedule
 from gcahng.engine.schema import NATIVE, library, schema_of
@@ -19,7 +21,14 @@ from gcahng.engine.stages.mix import MixIndex, Mixing, MixUpstream, mix_index, m
 
 
 class MixTensors(NamedTuple):
-    """z (n, D), class by class; coefficients θ (n, n, D); draws u (K, K − 1); pull, 0-dim."""
+    """The tensors of a call.
+
+    Attributes:
+        z: embeddings (n, D), class by class.
+        coefficients: θ (n, n, D).
+        draws: mixing draws u (K, K − 1).
+        pull: what θ is multiplied with, 0-dim.
+    """
 
     z: Tensor
     coefficients: Tensor
@@ -28,14 +37,19 @@ class MixTensors(NamedTuple):
 
 
 class MixSettings(NamedTuple):
-    """K samples a class; implementation: of the stages."""
+    """What a call needs beside tensors.
+
+    Attributes:
+        views: samples of a class, K.
+        implementation: that of the stages, as gcahng.dispatch names it.
+    """
 
     views: int
     implementation: str
 
 
 class _Call:
-    """One call: its schedule, stage and operands."""
+    """One call of the operator: its schedule, stages and prepared operands."""
 
     def __init__(self, tensors: MixTensors, s: MixSettings) -> None:
         z = tensors.z.detach()
@@ -48,6 +62,7 @@ class _Call:
         self.mixing: Mixing = mixing_of(self.schedule, z, tensors.draws, tensors.pull)
 
     def tiles(self) -> Iterator[tuple[Tile, MixIndex]]:
+        """Each tile, and which mixes it forms."""
         for tile in self.schedule.tiles:
             yield tile, mix_index(self.schedule, tile, self.mixing.kappa.device)
 
@@ -98,8 +113,8 @@ def _backward_op(upstream: Tensor, *flat: Any) -> tuple[Tensor, Tensor]:
             first, columns = call.columns(tile)
             grid = call.stages.mix.backward_theta(call.mixing, tile, dn).view(*call.schedule.shape(tile), call.dim)
             call.pairs(d_coefficients)[first, :, columns] = grid.permute(0, 2, 1, 3, 4)
-            given = MixUpstream(call.theta(tensors.coefficients, tile), None, 0.0, dn)
-            call.stages.mix.backward_z(call.mixing, tile, given, into, into_positive)
+            upstream_of_tile = MixUpstream(call.theta(tensors.coefficients, tile), None, 0.0, dn)
+            call.stages.mix.backward_z(call.mixing, tile, upstream_of_tile, into, into_positive)
         return into.total() + call.mixing.positive_backward(into_positive.total()), d_coefficients
 
 
@@ -118,12 +133,16 @@ def _grad(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
     def run(grad: Tensor, *saved: Tensor) -> tuple[Tensor, ...]:
         return torch.ops.gcahng.channel_mix_backward(grad, *saved, *settings)
 
-    dz, d_coefficients = once("channel_mix", run, upstream, *ctx.saved_tensors)
+    dz, d_coefficients = differentiable_once("channel_mix", run, upstream, *ctx.saved_tensors)
     return dz, d_coefficients, *[None] * (len(MixTensors._fields) - 2 + len(MixSettings._fields))
 
 
 class _Upstream(NamedTuple):
-    """Gradient of the negatives (K, C, C, D)."""
+    """What the backward takes beside the forward's arguments.
+
+    Attributes:
+        upstream: gradient of the negatives (K, C, C, D).
+    """
 
     upstream: Tensor
 
@@ -141,5 +160,9 @@ torch.library.register_autograd(f"{NATIVE}::channel_mix", _grad, setup_context=_
 
 
 def run_channel_mix(tensors: MixTensors, settings: MixSettings) -> Tensor:
-    """Negatives (K, C, C, D)."""
+    """Calls the operator.
+
+    Returns:
+        Negatives (K, C, C, D).
+    """
     return torch.ops.gcahng.channel_mix(*tensors, *settings)

@@ -9,7 +9,14 @@ from gcahng.engine.graph import GraphPass
 
 
 def coefficients(graph: GraphPass) -> Tensor:
-    """θ of every ordered pair (n, n, D), in canonical order."""
+    """Runs the graph network and forms the coefficients of every ordered pair.
+
+    Args:
+        graph: a pass that has not run yet.
+
+    Returns:
+        θ (n, n, D), in canonical order.
+    """
     schedule = graph.schedule
     graph.forward()
     classes, views = schedule.classes, schedule.views

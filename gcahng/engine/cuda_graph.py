@@ -1,4 +1,4 @@
-"""Passes captured as CUDA graphs: a small batch is then not bound by the time that hundreds of launches take."""
+"""Captures passes as CUDA graphs, so that a small batch does not wait for hundreds of kernel launches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from gcahng.engine.workspace import Workspace
 
 Run = Callable[[Sequence[Tensor], Workspace], list[Tensor]]
-MOST = 8  # passes: two for each of four kinds of batches
+MOST = 8  # captured passes that a cache holds: two for each of four kinds of batches
 _WARM_UPS = 2
 _numbers = itertools.count(1)
 _caches: WeakValueDictionary[int, GraphCache] = WeakValueDictionary()
@@ -22,7 +22,11 @@ _streams: dict[torch.device, torch.cuda.Stream] = {}  # on which captures are ma
 
 
 class GraphCache:
-    """The captured passes of one loss, the last few kinds of batches; number: what an operator knows it by."""
+    """The captured passes of one loss, for the last few kinds of batches.
+
+    Attributes:
+        number: by which an operator, whose arguments are plain values, refers to the cache.
+    """
 
     def __init__(self) -> None:
         self.number = next(_numbers)
@@ -37,10 +41,16 @@ class GraphCache:
         return GraphCache, ()
 
     def __call__(self, run: Run, inputs: Sequence[Tensor], fixed: Sequence[Tensor], settings: Any) -> list[Tensor]:
-        """run(inputs, workspace), replayed.
+        """Replays run(inputs, workspace), which is captured first where that has not happened yet.
 
-        inputs: may lie elsewhere each time, and are copied; fixed: what `run` reads besides, in place (weights,
-        running statistics); settings: whatever else makes it another pass.
+        Args:
+            run: the pass.
+            inputs: tensors that may lie elsewhere each time; they are copied into the captured pass.
+            fixed: tensors that `run` reads in place, such as weights and running statistics.
+            settings: everything else that makes one pass differ from another; hashable.
+
+        Returns:
+            Copies of what `run` returned.
         """
         shapes = tuple((tuple(t.shape), t.dtype, t.device) for t in inputs)
         places = tuple((t.data_ptr(), tuple(t.shape), t.dtype) for t in fixed)
@@ -54,8 +64,14 @@ class GraphCache:
         return captured(inputs)
 
     def step(self, step: Callable[[], None], parameters: Sequence[Tensor], state: Sequence[Tensor]) -> None:
-        """step(), which reads the parameters' gradients and changes parameters and state in place, replayed. It must
-        have run before, so that all its state is there."""
+        """Replays an optimizer's step, which is captured first where that has not happened yet.
+
+        Args:
+            step: reads the parameters' gradients, and changes parameters and state in place. It must have run before,
+                so that all of its state exists.
+            parameters: those that are stepped.
+            state: the optimizer's tensors.
+        """
         places = tuple(t.data_ptr() for t in (*parameters, *state))
         shapes = tuple((tuple(t.shape), t.dtype) for t in parameters)
         captured = self._steps.pop((places, shapes), None)
@@ -68,14 +84,14 @@ class GraphCache:
 
 
 class _CapturedStep:
-    """A step on gradients of its own memory."""
+    """A captured step, which reads gradients from memory of its own."""
 
     def __init__(self, step: Callable[[], None], parameters: Sequence[Tensor]) -> None:
         self._gradients = [p.grad.clone() for p in parameters]
-        given = [p.grad for p in parameters]
+        gradients = [p.grad for p in parameters]
         _set_gradients(parameters, self._gradients)
         self._replay = record(step, parameters[0].device)
-        _set_gradients(parameters, given)
+        _set_gradients(parameters, gradients)
 
     def __call__(self, parameters: Sequence[Tensor]) -> None:
         torch._foreach_copy_(self._gradients, [p.grad for p in parameters])
@@ -88,7 +104,7 @@ def _set_gradients(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) ->
 
 
 class _Captured:
-    """One pass on memory of its own: inputs, workspace, outputs."""
+    """A captured pass, with inputs, workspace and outputs of its own."""
 
     # Whatever mode it is made in, it is replayed in training too, and an inference tensor stays one.
     @torch.inference_mode(False)
@@ -99,19 +115,27 @@ class _Captured:
         self._replay, self._outputs = capture(lambda: run(self._inputs, self._workspace), inputs[0].device)
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        for mine, given in zip(self._inputs, inputs, strict=True):
-            mine.copy_(given)
+        for captured_input, tensor in zip(self._inputs, inputs, strict=True):
+            captured_input.copy_(tensor)
         self._replay()
         return [output.clone() for output in self._outputs]
 
 
 def capturing() -> bool:
-    """Whether somebody captures the current stream: a whole step, say."""
+    """Whether the current stream is being captured, for instance as part of a whole training step."""
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def capture(run: Callable[[], list[Tensor]], device: torch.device) -> tuple[Callable[[], None], list[Tensor]]:
-    """Runs it a few times, then captures it → how to replay it, and where its outputs lie. device: what it runs on."""
+    """Runs a function a few times to warm up, then captures it.
+
+    Args:
+        run: launches kernels and returns its outputs.
+        device: the device that it launches them on.
+
+    Returns:
+        A function that replays the capture, and the tensors that a replay writes its outputs to.
+    """
     with torch.cuda.device(device):  # which need not be the current one
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -125,7 +149,15 @@ def capture(run: Callable[[], list[Tensor]], device: torch.device) -> tuple[Call
 
 
 def record(run: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """Captures it, which runs nothing → how to run it. device: what it runs on."""
+    """Captures a function without running it.
+
+    Args:
+        run: launches kernels.
+        device: the device that it launches them on.
+
+    Returns:
+        A function that runs what was captured.
+    """
     with _graph(device) as graph:
         run()
     return graph.replay
@@ -133,7 +165,7 @@ def record(run: Callable[[], None], device: torch.device) -> Callable[[], None]:
 
 @contextmanager
 def _graph(device: torch.device) -> Iterator[torch.cuda.CUDAGraph]:
-    """A graph of what is launched within it on a device."""
+    """Captures what is launched on a device within the context."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.device(device):
         # The stream that torch would take by itself is on the device of the process's first capture.
@@ -145,5 +177,5 @@ def _graph(device: torch.device) -> Iterator[torch.cuda.CUDAGraph]:
 
 
 def cache(number: int) -> GraphCache:
-    """The cache of this number, which its loss keeps alive."""
+    """The cache of this number. Its loss holds the only lasting reference to it."""
     return _caches[number]

@@ -1,7 +1,7 @@
-"""One edge update on all pairs of n nodes, as autograd and torch.compile see it: what gcahng.ops.edge_update runs.
+"""One edge update on all pairs of n nodes as an operator that autograd and torch.compile know.
 
-The schedule is that of a batch whose classes have one sample each. Edges are taken a tile at a time; what is saved for
-the backward is as `edge_memory` says.
+gcahng.ops.edge_update calls it. The schedule is that of a batch whose classes have one sample each. The operator works
+on one tile of edges at a time, and `edge_memory` says what it saves for the backward.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gcahng.engine.differentiable_once import differentiable_once
 from gcahng.engine.free_memory import free_memory
 from gcahng.engine.masks import EdgeDropout
-from gcahng.engine.once import once
 from gcahng.engine.operators import workspace_for
 from gcahng.engine.plan import COMFORTABLE, FULL
 from gcahng.engine.precision import DTYPES
@@ -35,10 +35,11 @@ class UpdateTensors(NamedTuple):
 
     Attributes:
         edges: (n, n, D), or (n (n + 1) / 2, D) in half-band storage (see gcahng.ops.half_band).
-        u, c, v: (n, D), (n, 1), (n, D), the nodes' part of the gate: with keys k = K(s) of the tokens s, U = k W_q,
-            c = k·b_q, and V their values.
-        draw: 0-dim int64, the number of the pass that dropout masks are of.
-        weights: those of _WEIGHTS, in that order.
+        u: U = k W_q (n, D), with the keys k = K(s) of the tokens s.
+        c: k·b_q (n, 1).
+        v: values V of the tokens (n, D).
+        draw: number of the pass, 0-dim int64. Each pass has dropout masks of its own.
+        weights: the tensors that _WEIGHTS names, in that order.
     """
 
     edges: Tensor
@@ -50,8 +51,17 @@ class UpdateTensors(NamedTuple):
 
 
 class UpdateSettings(NamedTuple):
-    """p, seed: of dropout; symmetric; compute: dtype of products by name; implementation: of the stages; edge_memory:
-    store, hidden or recompute; record: whether a backward will follow."""
+    """What an edge update needs beside tensors; plain values, so that torch can trace them.
+
+    Attributes:
+        p: chance that dropout drops an attention weight.
+        seed: of dropout.
+        symmetric: whether e_ij = e_ji, so that half of the pairs are computed.
+        compute: dtype of products, by name.
+        implementation: that of the stages, as gcahng.dispatch names it.
+        edge_memory: store, hidden or recompute.
+        record: whether a backward will follow.
+    """
 
     p: float
     seed: int
@@ -63,8 +73,15 @@ class UpdateSettings(NamedTuple):
 
 
 class UpdateOutputs(NamedTuple):
-    """The updated edges, as the edges that entered, and what was saved for the backward (empty where it was not): s
-    (rows, D), mean and rstd (rows, 1), h (rows, 4D), over the edges of all tiles."""
+    """The updated edges, and what was saved for the backward; a tensor that was not saved is empty.
+
+    Attributes:
+        edges: in the form of the edges that entered.
+        s: pre-norm sums (rows, D), over the edges of all tiles.
+        mean: mean of each edge's 4D hidden channels (rows, 1).
+        rstd: their 1/σ (rows, 1).
+        h: hidden products (rows, 4D).
+    """
 
     edges: Tensor
     s: Tensor
@@ -83,11 +100,12 @@ class _Edges:
         self.schedule, self.x = schedule, x
 
     def _places(self, tile: Tile) -> tuple[Tensor, Tensor]:
+        """The nodes i and j (A, O) of a tile's edges."""
         i = torch.arange(tile.first_class, tile.first_class + tile.classes, device=self.x.device)[:, None]
         return torch.broadcast_tensors(i, self.schedule.column_classes(tile, self.x.device))
 
     def load(self, tile: Tile) -> Tensor:
-        """(T, D), a copy."""
+        """Copies a tile's edges (T, D)."""
         i, j = self._places(tile)
         e = self.x[i, j]
         if self.schedule.symmetric:
@@ -95,6 +113,7 @@ class _Edges:
         return e.view(tile.rows, -1)
 
     def store(self, tile: Tile, e: Tensor) -> None:
+        """Writes a tile's updated edges e (T, D)."""
         i, j = self._places(tile)
         e = e.view(*i.shape, -1)
         self.x[i, j] = e
@@ -102,7 +121,7 @@ class _Edges:
             self.x[j, i] = e
 
     def load_gradient(self, tile: Tile) -> Tensor:
-        """(T, D), both directions of an edge together, a copy."""
+        """Copies the gradient (T, D) of a tile's updated edges, both directions of an edge added up."""
         i, j = self._places(tile)
         d = self.x[i, j]
         if tile.mirrored < tile.offsets:
@@ -110,6 +129,7 @@ class _Edges:
         return d.view(tile.rows, -1)
 
     def store_gradient(self, tile: Tile, d: Tensor) -> None:
+        """Writes the gradient d (T, D) of the edges that entered."""
         i, j = self._places(tile)
         d = d.view(*i.shape, -1)
         if tile.mirrored < tile.offsets:  # the mean of both directions entered
@@ -122,14 +142,14 @@ class _HalfBand(_Edges):
     """Half-band storage (n (n + 1) / 2, D): one row for both directions of a pair."""
 
     def _rows(self, tile: Tile) -> Tensor:
-        """A view (A, O, D)."""
+        """A view of a tile's rows (A, O, D)."""
         n = self.schedule.classes
         offsets = (n + 1) // 2
-        here = slice(tile.first_class, tile.first_class + tile.classes)
+        anchors = slice(tile.first_class, tile.first_class + tile.classes)
         if tile.first_offset >= offsets:
-            return self.x[n * offsets :][here, None]
+            return self.x[n * offsets :][anchors, None]
         band = self.x[: n * offsets].view(n, offsets, -1)
-        return band[here, tile.first_offset : tile.first_offset + tile.offsets]
+        return band[anchors, tile.first_offset : tile.first_offset + tile.offsets]
 
     def load(self, tile: Tile) -> Tensor:
         return self._rows(tile).clone(memory_format=torch.contiguous_format).view(tile.rows, -1)
@@ -144,6 +164,7 @@ class _HalfBand(_Edges):
 
 
 def _edges_of(schedule: Schedule, x: Tensor) -> _Edges:
+    """Edges, or their gradient, in whichever storage x has."""
     return _Edges(schedule, x) if x.dim() == 3 else _HalfBand(schedule, x)
 
 
@@ -151,7 +172,7 @@ def _edges_of(schedule: Schedule, x: Tensor) -> _Edges:
 
 
 class _Update:
-    """One call: its schedule, stages and operands."""
+    """One call of the operator: its schedule, stages and prepared operands."""
 
     def __init__(self, tensors: UpdateTensors, s: UpdateSettings) -> None:
         edges, compute = tensors.edges, DTYPES[s.compute]
@@ -170,19 +191,19 @@ class _Update:
         self.like, self.memory = like, s.edge_memory
 
     def tiles(self) -> Iterator[tuple[Tile, slice]]:
-        """Each tile, and its place in what is saved."""
+        """Each tile, and its rows in the tensors that are saved."""
         for tile in self.schedule.tiles:
             yield tile, slice(tile.first_row, tile.first_row + tile.rows)
 
     def operand(self, full: Tensor) -> Edges:
-        """Edges (T, D) as they enter the stages."""
+        """Puts edges (T, D) into the form in which they enter the stages."""
         context = self.stages.context
         if context.same:
             return Edges(full, full)
         return Edges(full, context.scratch("in low", *full.shape).copy_(full))
 
     def room(self, record: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """For s, mean, rstd and h."""
+        """Memory for what is saved: s, mean, rstd and h of UpdateOutputs."""
         rows = self.schedule.rows if record and self.memory != "recompute" else 0
         hidden = rows if self.memory == "hidden" else 0
         compute = self.stages.context.compute
@@ -193,8 +214,8 @@ class _Update:
             self.like.new_empty(hidden, 4 * self.dim, dtype=compute),
         )
 
-    def record(self, tile: Tile, e: Edges, at: slice, saved: UpdateOutputs) -> EdgeRecord:
-        """What the backward of a tile needs, saved or formed again."""
+    def record(self, tile: Tile, e: Edges, rows: slice, saved: UpdateOutputs) -> EdgeRecord:
+        """What the backward of a tile needs, either saved (in these rows) or formed again."""
         update = self.stages.edge_update
         if self.memory == "recompute":
             context = self.stages.context
@@ -203,31 +224,32 @@ class _Update:
             out = update.forward(self.layer, tile, e, Saving("e1", h, moments, s), "out")
             return EdgeRecord(e, out.e1, out.gate, h, moments, s)
         e1, gate = update.gate.forward(self.layer, tile, e, "e1")
-        h = saved.h[at] if self.memory == "hidden" else None
-        return EdgeRecord(e, e1, gate, h, RowMoments(saved.mean[at], saved.rstd[at]), saved.s[at])
+        h = saved.h[rows] if self.memory == "hidden" else None
+        return EdgeRecord(e, e1, gate, h, RowMoments(saved.mean[rows], saved.rstd[rows]), saved.s[rows])
 
 
 def _forward(tensors: UpdateTensors, s: UpdateSettings) -> UpdateOutputs:
+    """Updates the edges, and saves what the settings ask for."""
     call = _Update(tensors, s)
     out = UpdateOutputs(torch.empty_like(tensors.edges), *call.room(s.record))
     entering, leaving = _edges_of(call.schedule, tensors.edges), _edges_of(call.schedule, out.edges)
-    for tile, at in call.tiles():
+    for tile, rows in call.tiles():
         e, saving = call.operand(entering.load(tile)), Saving()
         if len(out.s):
-            h = out.h[at] if len(out.h) else None
-            saving = Saving(None, h, RowMoments(out.mean[at], out.rstd[at]), out.s[at])
+            h = out.h[rows] if len(out.h) else None
+            saving = Saving(None, h, RowMoments(out.mean[rows], out.rstd[rows]), out.s[rows])
         leaving.store(tile, call.stages.edge_update.forward(call.layer, tile, e, saving, "out").edges.full)
     return out
 
 
 def _backward(upstream: Tensor, tensors: UpdateTensors, saved: UpdateOutputs, s: UpdateSettings) -> list[Tensor]:
-    """→ gradients of edges, u, c, v and the weights."""
+    """The gradients of edges, u, c, v and the weights, in this order."""
     call = _Update(tensors, s)
     d_edges = torch.empty_like(tensors.edges)
     entering, above, below = (_edges_of(call.schedule, x) for x in (tensors.edges, upstream, d_edges))
     sums = LayerSums(EdgeGradients(call.dim, call.like), TokenSums(call.schedule, call.dim, call.like))
-    for tile, at in call.tiles():
-        record = call.record(tile, call.operand(entering.load(tile)), at, saved)
+    for tile, rows in call.tiles():
+        record = call.record(tile, call.operand(entering.load(tile)), rows, saved)
         d = call.stages.edge_update.backward(call.layer, tile, record, above.load_gradient(tile), sums, True)
         below.store_gradient(tile, d)
     named = sums.gradients.named(call.named, 0)
@@ -238,6 +260,7 @@ def _backward(upstream: Tensor, tensors: UpdateTensors, saved: UpdateOutputs, s:
 
 
 def _arguments(flat: Sequence[Any]) -> tuple[UpdateTensors, UpdateSettings]:
+    """The operator's flat arguments, by name."""
     rest = iter(flat)
     return unflatten(UpdateTensors, rest), unflatten(UpdateSettings, rest)
 
@@ -257,7 +280,15 @@ def _forward_fake(*flat: Any) -> list[Tensor]:
 
 
 class _BackwardTensors(NamedTuple):
-    """What the backward takes beside the forward's arguments."""
+    """What the backward takes beside the forward's arguments.
+
+    Attributes:
+        upstream: gradient of the updated edges, in their form.
+        s: see UpdateOutputs, as are the following ones.
+        mean: (rows, 1).
+        rstd: (rows, 1).
+        h: (rows, 4D).
+    """
 
     upstream: Tensor
     s: Tensor
@@ -297,7 +328,7 @@ def _grad(ctx: Any, upstream: list[Tensor | None]) -> tuple[Any, ...]:
         *plain, weights = *saved[:9], list(saved[9:])
         return tuple(torch.ops.gcahng.edge_update_backward(grad, *plain, weights, *settings))
 
-    d_edges, du, dc, dv, *weights = once("edge_update", run, upstream[0], *ctx.saved_tensors)
+    d_edges, du, dc, dv, *weights = differentiable_once("edge_update", run, upstream[0], *ctx.saved_tensors)
     return d_edges, du, dc, dv, None, weights, *nothing
 
 
@@ -314,15 +345,29 @@ torch.library.register_autograd(f"{NATIVE}::edge_update", _grad, setup_context=_
 
 
 def run_edge_update(tensors: UpdateTensors, settings: UpdateSettings) -> Tensor:
-    """The updated edges, as the edges that entered."""
+    """Calls the operator.
+
+    Returns:
+        The updated edges, in the form of the edges that entered.
+    """
     return torch.ops.gcahng.edge_update(*tensors, *settings)[0]
 
 
 def choose_edge_memory(n: int, dim: int, symmetric: bool, edges: Tensor, compute: torch.dtype) -> str:
-    """What edge_memory="auto" stands for.
+    """Decides what edge_memory="auto" means for one edge update.
 
-    hidden, the fastest, if what it saves takes at most half of the memory that is free; else store, if it takes at most
-    eight tenths; else recompute. Store where free memory is not known.
+    "hidden" is the fastest, and is taken if what it saves fits into half of the free memory. Otherwise "store" is taken
+    if what it saves fits into eight tenths, and else "recompute". Where free memory is not known, it is "store".
+
+    Args:
+        n: nodes.
+        dim: channels D.
+        symmetric: whether half of the pairs are computed.
+        edges: any tensor of the edges' dtype on their device.
+        compute: dtype of products.
+
+    Returns:
+        store, hidden or recompute.
     """
     free = free_memory(edges.device)
     if free is None:

@@ -1,4 +1,4 @@
-"""The engine as an implementation of the loss: what GCAHNGLoss calls."""
+"""The engine as an implementation of the loss. GCAHNGLoss calls it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch.autograd import forward_ad
 from gcahng.engine.coefficients import coefficients
 from gcahng.engine.cuda_graph import GraphCache
 from gcahng.engine.generator_pass import GeneratorTargets
-from gcahng.engine.operators import GeneratorPass, PassInputs, Settings, Wanted, graph_pass, metric_outputs
+from gcahng.engine.operands import PassInputs, Settings, Wanted, metric_outputs
+from gcahng.engine.operators import GeneratorPass, graph_pass
 from gcahng.engine.precision import compute_dtype, name_of, note_bf16
 from gcahng.engine.ranks import Ranks
 from gcahng.engine.weights import buffer_list, parameter_list
@@ -25,13 +26,13 @@ if TYPE_CHECKING:
 
 
 class PassOptions(NamedTuple):
-    """How the engine runs a pass; nothing of it changes what is computed.
+    """How the engine runs a pass. No option changes what is computed, beyond rounding.
 
     Attributes:
-        edge_memory: auto, store, hidden or recompute; see GCAHNGLoss.
-        edge_dtype: of stored edges; None: the embeddings' own.
-        graphs: where captured passes are kept; None: they are not captured.
-        ranks: the processes that share each batch's pairs; None: this one has them all.
+        edge_memory: auto, store, hidden or recompute; see gcahng.EngineOptions.
+        edge_dtype: dtype of stored edges; None is the embeddings' own.
+        graphs: the cache of captured passes; None if passes are not captured.
+        ranks: the processes that share each batch's pairs; None if this process has them all.
     """
 
     edge_memory: str = "auto"
@@ -44,15 +45,15 @@ class Engine:
     """The passes of a training step over tiles of edges.
 
     Args:
-        implementation: of the stages, as gcahng.dispatch names it.
-        options: see PassOptions.
+        implementation: that of the stages, as gcahng.dispatch names it.
+        options: how passes are run.
     """
 
     def __init__(self, implementation: str, options: PassOptions = PassOptions()) -> None:  # noqa: B008  immutable
         self.implementation, self.options = implementation, options
 
     def metric_pass(self, network: GraphNetwork, batch: Batch) -> MetricLosses:
-        """See gcahng.reference.training_step.metric_pass."""
+        """Does what gcahng.reference.training_step.metric_pass does."""
         s, inputs = self._settings(network, batch), _inputs(network, batch, batch.z)
         if not torch.compiler.is_compiling():
             refuse_transforms("the engine", batch.z, *inputs.parameters)
@@ -72,7 +73,7 @@ class Engine:
         official_order: Tensor | None,
         weights: GeneratorWeights,
     ) -> GeneratorLosses:
-        """See gcahng.reference.training_step.generator_pass."""
+        """Does what gcahng.reference.training_step.generator_pass does."""
         s, inputs = self._settings(network, batch), _inputs(network, batch, batch.z.detach())
         zeroed = None if official_order is None else official_own_entries(batch.views, official_order)
         fixed = (classifier.weight.detach(), classifier.bias.detach())
@@ -84,13 +85,14 @@ class Engine:
 
     @torch.no_grad()
     def generate(self, network: GraphNetwork, batch: Batch, anchors: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See gcahng.reference.training_step.generate."""
-        s = self._settings(network, batch)  # outside: autocast says what products run in
+        """Does what gcahng.reference.training_step.generate does."""
+        s = self._settings(network, batch)  # before autocast is switched off: it decides the dtype of products
         graph = graph_pass(_inputs(network, batch, batch.z), s)
         with torch.autocast(batch.z.device.type, enabled=False):
             return generated(batch, coefficients(graph), anchors)
 
     def _settings(self, network: GraphNetwork, batch: Batch) -> Settings:
+        """Everything that a pass needs beside tensors."""
         dropout, norm, options = batch.dropout, network.edge_batch_norm, self.options
         dtype = batch.z.dtype
         if options.edge_dtype is torch.bfloat16:
@@ -115,20 +117,31 @@ class Engine:
 
 
 def refuse_transforms(what: str, *tensors: Tensor) -> None:
-    """UserError under torch.func's transforms and for forward-mode derivatives, which would be lost without a word."""
+    """Refuses derivatives that would silently be lost.
+
+    Args:
+        what: the op's name, for the error.
+        tensors: its differentiable inputs.
+
+    Raises:
+        UserError: a transform of torch.func is active, or one of the tensors has a forward-mode derivative.
+    """
     transformed = torch._C._functorch.peek_interpreter_stack() is not None
     if transformed or any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
         raise UserError(
-            f"{what} has backward-mode derivatives alone, outside torch.func; impl='reference' has all in eval mode"
+            f"{what} supports backward-mode derivatives only, outside torch.func; impl='reference' supports all of "
+            "them in eval mode"
         )
 
 
 def _inputs(network: GraphNetwork, batch: Batch, z: Tensor) -> PassInputs:
+    """The tensors of a pass on embeddings z (n, D)."""
     draw = torch.zeros((), dtype=torch.int64, device=z.device) if batch.dropout is None else batch.dropout.draw
     return PassInputs(z, batch.classes, batch.pull, batch.u, draw, parameter_list(network), buffer_list(network))
 
 
 def _store_statistics(network: GraphNetwork, statistics: list[Tensor]) -> None:
+    """Copies the running statistics that a pass returned into the network's BatchNorms."""
     with torch.no_grad():
         for number, norm in enumerate((network.edge_batch_norm, network.node_batch_norm)):
             mean, variance, count = statistics[3 * number : 3 * number + 3]

@@ -1,4 +1,4 @@
-"""How much memory a process may still take: what the planner divides."""
+"""How much memory a process may still take. The choice of edge_memory="auto" follows from it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,16 @@ import torch
 
 
 def free_memory(device: torch.device | str) -> int | None:
-    """Bytes that a process may still take on a device, None where that is not known.
+    """How much memory a process may still take on a device.
 
-    CPU (Linux): what the kernel calls available, or what is left below a control group's limit. CUDA: free on the
-    device or held by torch without use.
+    On the CPU (Linux) it is what the kernel calls available, or what is left below a control group's limit if that is
+    less. On CUDA it is what is free on the device, and what torch has reserved but does not use.
+
+    Args:
+        device: a CPU or CUDA device.
+
+    Returns:
+        Bytes, or None where they are not known.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -28,8 +34,10 @@ def free_memory(device: torch.device | str) -> int | None:
 
 
 def _group_memory(membership: Path, root: Path) -> list[int]:
-    """What the control groups that a process is in leave it, from its own up to the root; page cache can be given
-    back."""
+    """Bytes that each control group of a process leaves it, from its own group up to the root.
+
+    Page cache counts as free, since it can be given back.
+    """
     try:
         groups = [line.split(":", 2)[1:] for line in membership.read_text().splitlines()]
     except OSError:
@@ -53,6 +61,7 @@ def _group_memory(membership: Path, root: Path) -> list[int]:
 
 
 def _group_left(folder: Path, limit: str, usage: str, cache: str) -> int | None:
+    """Bytes that one control group leaves, None if it has no limit or cannot be read."""
     try:
         most = (folder / limit).read_text().strip()
         used = int((folder / usage).read_text())

@@ -1,5 +1,7 @@
-"""Phase 3 of a training step: the generator's losses, through θ alone, over tiles. Losses and their gradients are
-formed together."""
+"""Phase 3 of a training step: the generator's losses, whose gradients reach the network through θ alone.
+
+The losses and their gradients are formed together, one tile at a time.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +29,9 @@ class GeneratorTargets(NamedTuple):
 
     Attributes:
         classes: (C,) labels of the batch's classes.
-        classifier: its weight (M, D) and bias (M,).
-        zeroed: (K, C, C) bool, similarities that do not count; None: those of a = c.
-        weights: of the three losses.
+        classifier: the classifier's weight (M, D) and bias (M,).
+        zeroed: similarities that do not count, (K, C, C) bool; None stands for those with a = c.
+        weights: weights of the three losses.
     """
 
     classes: Tensor
@@ -39,7 +41,14 @@ class GeneratorTargets(NamedTuple):
 
 
 class GeneratorResult(NamedTuple):
-    """CE before its factor, J_sim, J_div, and the parameters' gradients of J_gen."""
+    """What the phase returns.
+
+    Attributes:
+        negative_entropy: cross entropy on the negatives before its factor, 0-dim.
+        dissimilarity: J_sim, 0-dim.
+        diversity: J_div, 0-dim.
+        parameters: gradients of J_gen, by the parameters' names; empty if the pass records none.
+    """
 
     negative_entropy: Tensor
     dissimilarity: Tensor
@@ -48,7 +57,13 @@ class GeneratorResult(NamedTuple):
 
 
 def generator_pass(graph: GraphPass, mixing: Mixing, targets: GeneratorTargets) -> GeneratorResult:
-    """J_gen's parts, and the gradients of the generator's parameters if the pass records them."""
+    """Forms J_gen's parts, and the gradients of the generator's parameters if the pass records them.
+
+    Args:
+        graph: a pass that has not run yet.
+        mixing: how the batch's negatives are mixed.
+        targets: what the losses compare with.
+    """
     schedule, z = graph.schedule, graph.z
     graph.node_statistics(graph.forward())
     diversity = _DiversityLoss(graph, targets.weights.diversity)
@@ -72,7 +87,7 @@ def generator_pass(graph: GraphPass, mixing: Mixing, targets: GeneratorTargets) 
 
 
 class _Losses(NamedTuple):
-    """J_soft and J_sim on negatives; J_div; and what is mixed to get them."""
+    """The losses of a pass, and the mixing that makes the negatives."""
 
     negatives: _NegativeLosses
     diversity: _DiversityLoss
@@ -82,7 +97,8 @@ class _Losses(NamedTuple):
 def _head_gradient(
     graph: GraphPass, losses: _Losses, tile: Tile, e: Edges, sums: HeadGradients | None
 ) -> Tensor | None:
-    """The losses of a tile → dy, the gradient of the edge BatchNorm's output (T, D), where a gradient is recorded."""
+    """Adds a tile's losses up, and returns dy (T, D), the gradient of the edge BatchNorm's output, or None if no
+    gradient is recorded."""
     stages = graph.stages
     theta = graph.coefficients(e)
     dn = losses.negatives.add(tile, stages.mix.negatives(losses.mixing, tile, theta))
@@ -94,6 +110,8 @@ def _head_gradient(
 
 
 def _top_gradient(graph: GraphPass, losses: _Losses, sums: HeadGradients | None) -> Callable[[Tile, Edges], Tensor]:
+    """The function from a tile and the edges that leave the last layer to their gradient."""
+
     def gradient(tile: Tile, e: Edges) -> Tensor:
         if graph.stored:
             dy = graph.rows(graph.gradient_buffer(), tile).to(e.full.dtype)
@@ -105,8 +123,14 @@ def _top_gradient(graph: GraphPass, losses: _Losses, sums: HeadGradients | None)
 
 
 class _DiversityLoss:
-    """J_div and its gradient: row means of θ and Σθ², gathered in a sweep of their own. Sums are of θ - ½, which θ is
-    close to."""
+    """J_div and its gradient.
+
+    They follow from the row means of θ and from Σθ², which a sweep of their own gathers. The sums are over θ − ½, since
+    θ is close to ½.
+
+    Attributes:
+        value: J_div, 0-dim float64.
+    """
 
     def __init__(self, graph: GraphPass, weight: float) -> None:
         self._stage, schedule, z = graph.stages.diversity, graph.schedule, graph.z
@@ -128,8 +152,15 @@ class _DiversityLoss:
 
 
 class _NegativeLosses:
-    """J_soft and J_sim on a tile's negatives, values and gradients together; the classifier's logits exist a few rows
-    at a time."""
+    """J_soft and J_sim on a tile's negatives, values and gradients together.
+
+    The classifier's logits exist for a few rows at a time.
+
+    Attributes:
+        entropy: the sum of the negatives' cross entropies so far, 0-dim float64.
+        dissimilarity: the sum of 1 − cos(a, N) so far, 0-dim float64.
+        counting: whether `add` adds to these sums; a second sweep must not count them again.
+    """
 
     def __init__(self, graph: GraphPass, targets: GeneratorTargets) -> None:
         self._stages, self._schedule, self._targets = graph.stages, graph.schedule, targets
@@ -143,7 +174,15 @@ class _NegativeLosses:
         self.counting = True
 
     def add(self, tile: Tile, negatives: Tensor) -> Tensor | None:
-        """N (mixes, D) → dN (mixes, D) if a gradient is recorded; the values are added up while counting."""
+        """Adds the losses of a tile's negatives up.
+
+        Args:
+            tile: where they lie.
+            negatives: N (mixes, D).
+
+        Returns:
+            dN (mixes, D), or None if no gradient is recorded.
+        """
         index, zeroed = mix_index(self._schedule, tile, negatives.device), self._targets.zeroed
         dn = self._entropy(negatives, self._targets.classes[index.negative])
         counted = ~zeroed[index.place] if zeroed is not None else index.anchor != index.negative
@@ -154,6 +193,7 @@ class _NegativeLosses:
         return dn
 
     def _entropy(self, negatives: Tensor, labels: Tensor) -> Tensor | None:
+        """The part of `add` that is J_soft's."""
         stage = self._stages.cross_entropy
         dn = torch.empty_like(negatives) if self._want else None
         step = max(1, LOGITS_AT_ONCE // self._weight.shape[0])

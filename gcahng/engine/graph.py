@@ -1,4 +1,7 @@
-"""The graph network over a schedule of tiles: sweeps forward and backward. No mathematics of its own."""
+"""The graph network over a schedule of tiles: sweeps forward and backward.
+
+It has no mathematics of its own: that is in gcahng.engine.stages (edges) and gcahng.engine.nodes (nodes).
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,18 @@ from gcahng.engine.weights import EdgeGradients, ToNodeSums, edge_weights, to_no
 
 @dataclass
 class GraphOptions:
-    """heads; compute dtype of products; training: batch statistics; update: running ones follow; momentum and eps of
-    both BatchNorms; edge_memory: store | hidden | recompute; edge_dtype: of stored edges."""
+    """How a pass of the graph network runs.
+
+    Attributes:
+        heads: heads H of the node attention.
+        compute: dtype of products.
+        training: whether the BatchNorms normalize by batch statistics, rather than by running ones.
+        update: whether the running statistics follow those of the batch.
+        momentum: of both BatchNorms.
+        eps: of both BatchNorms.
+        edge_memory: store, hidden or recompute.
+        edge_dtype: dtype of stored edges.
+    """
 
     heads: int
     compute: torch.dtype
@@ -34,15 +47,22 @@ class GraphOptions:
 
 
 class GraphPass:
-    """One pass of the graph network.
+    """One pass of the graph network: `forward` first, then, if it was recorded, `backward`.
 
     Args:
         named: parameters by name.
-        buffers: edge and node BatchNorm (see buffer_list).
-        z: (n, D) in canonical order.
-        stages: the stages as an implementation has them, over a schedule of tiles.
-        options: see GraphOptions.
+        buffers: statistics of edge and node BatchNorm (see buffer_list), which are changed in place.
+        z: embeddings (n, D) in canonical order.
+        stages: the stages of an implementation, over a schedule of tiles.
+        options: how the pass runs.
         record: whether a backward will follow.
+
+    Attributes:
+        s: for each layer the pre-norm sums (rows, D) of all edges, or None where they are not stored.
+        h: for each layer the hidden products (rows, 4D) of all edges, or None.
+        moments: for each layer the row moments of the hidden channels, or None.
+        head_weights: the coefficient head, prepared at the end of `forward`.
+        gradients: the parameters' gradients by name, which `backward` fills in.
     """
 
     def __init__(
@@ -76,17 +96,23 @@ class GraphPass:
 
     @property
     def stored(self) -> bool:
+        """Whether the edges that leave a layer are stored."""
         return self.options.edge_memory != "recompute"
 
     def rows(self, store: Tensor | None, tile: Tile) -> Tensor | None:
-        """A tile's part of a tensor over all edges."""
+        """A tile's part of a tensor over all edges; None of None."""
         return None if store is None else store[tile.first_row : tile.first_row + tile.rows]
 
     # -- forward
 
     def forward(self) -> Tensor:
-        """Runs all layers; → node features f (n, D). The head's weights are then in self.head_weights, and from here on
-        the edges that leave the last layer are normalized."""
+        """Runs all layers.
+
+        Afterwards the head's weights are in self.head_weights, and the edges that leave the last layer are normalized.
+
+        Returns:
+            Node features f (n, D).
+        """
         schedule, stages = self.schedule, self.stages
         self.start = nodes.start(self.context, self.z)
         f, x = self.start.outputs
@@ -117,6 +143,7 @@ class GraphPass:
         return f
 
     def _open_stores(self, layer: int) -> None:
+        """Makes room for what is stored of a layer's edges."""
         rows, z = self.schedule.rows, self.z
         if self.stored:
             self.s[layer] = z.new_empty(rows, self.dim, dtype=self.options.edge_dtype)
@@ -126,18 +153,24 @@ class GraphPass:
             self.h[layer] = z.new_empty(rows, 4 * self.dim, dtype=self.options.compute)
 
     def _saved_moments(self, layer: int, tile: Tile) -> RowMoments | None:
+        """A tile's part of a layer's row moments."""
         saved = self.moments[layer]
         return None if saved is None else RowMoments(self.rows(saved.mean, tile), self.rows(saved.rstd, tile))
 
     def _layer(self, layer: int) -> Layer:
+        """What a layer's edge update works with."""
         return Layer(layer, self.edge_weights[layer], self.closing[layer], self.tokens[layer])
 
     def _advance(self, layer: int, tile: Tile, sums: Tensor | None = None) -> Edges | None:
-        """A layer's edge update on a tile → the edges that leave it, stored as options say.
+        """Runs a layer's edge update on a tile, and stores what the options ask for.
 
         Args:
-            layer, tile: which.
+            layer: the layer's number.
+            tile: where the edges lie.
             sums: see EdgeUpdate.forward.
+
+        Returns:
+            The edges that leave the layer; None if only their moments were wanted.
         """
         e = self.edge(layer, tile)
         h, s = (self.rows(x[layer], tile) for x in (self.h, self.s))
@@ -145,7 +178,13 @@ class GraphPass:
         return self.stages.edge_update.forward(self._layer(layer), tile, e, saving, "out", sums).edges
 
     def edge(self, layer: int, tile: Tile, slot: str = "in") -> Edges:
-        """The edges that enter a layer; layer L: those that leave the last, normalized."""
+        """The edges that enter a layer, or, for layer = L, the normalized edges that leave the last one.
+
+        Args:
+            layer: the layer's number, 0 … L.
+            tile: where the edges lie.
+            slot: a name for the memory of the result (see StageContext.scratch).
+        """
         if layer == 0:
             return self.stages.edge_start.forward(tile, self.x, slot)
         s = self.rows(self.s[layer - 1], tile)
@@ -158,18 +197,19 @@ class GraphPass:
         return self.stages.head.forward(self.head_weights, e)
 
     def _head_weights(self, moments: Tensor) -> HeadWeights:
+        """Prepares the head, from the moments (2, D) of all edges."""
         o = self.options
         edges = self.schedule.nodes**2
-        given = moments / edges if o.training else None
+        batch_moments = moments / edges if o.training else None
         norm = EdgeNorm(*self.buffers[:4], o.momentum, o.eps, o.update)
-        return head_weights(self.named, norm, given, edges, o.compute)
+        return head_weights(self.named, norm, batch_moments, edges, o.compute)
 
     def node_head(self, f: Tensor) -> nodes.Segment:
-        """f (n, D) → the node classifier's logits."""
+        """The node classifier's logits (n, M) of node features f (n, D)."""
         return nodes.head(self.context, f, self._node_norm())
 
     def node_statistics(self, f: Tensor) -> None:
-        """Moves the node BatchNorm's running statistics, where nothing asks for its output."""
+        """Updates the node BatchNorm's running statistics where nothing needs its output."""
         self._node_norm()(f, self.named["node_batch_norm.weight"])
 
     def _node_norm(self) -> nodes.NodeNorm:
@@ -188,14 +228,17 @@ class GraphPass:
         top_gradient: Callable[[Tile, Edges], Tensor] | None,
         want_z: bool,
     ) -> Tensor | None:
-        """→ dz if wanted; parameters' gradients are in self.gradients.
+        """Runs the backward of all layers, and leaves the parameters' gradients in self.gradients.
 
         Args:
-            df: gradient of the node features that left the last layer, or None.
+            df: gradient of the node features (n, D) that left the last layer, or None.
             top: the last layer whose edge update has a gradient (L - 1, or L - 2 where θ is held fixed).
-            top_gradient: top_gradient(tile, e) is the gradient (T, D) of the edges e that leave layer L - 1; asked for
-                where top = L - 1.
+            top_gradient: top_gradient(tile, e) is the gradient (T, D) of the edges e that leave layer L - 1. It is
+                called only if top = L - 1.
             want_z: whether dz is wanted.
+
+        Returns:
+            dz (n, D) if it is wanted, else None.
         """
         self._top, self._top_gradient = top, top_gradient
         self._edge_sum_gradients: list[Band | None] = [None] * self.layers
@@ -212,6 +255,7 @@ class GraphPass:
         return dz if want_z else None
 
     def _backward_sweep(self, layer: int, want_edges: bool) -> list[Tensor]:
+        """Runs the backward of a layer's edge update over all tiles, and returns dU, dc and dV of its tokens."""
         sums = LayerSums(EdgeGradients(self.dim, self.z), TokenSums(self.schedule, self.dim, self.z))
         to_node = self._to_node_sums()
         for tile in self.schedule.tiles:
@@ -222,13 +266,14 @@ class GraphPass:
         self.schedule.complete(*sums.gradients.parts())
         self.gradients |= sums.gradients.named(self.named, layer)
         if layer + 1 < self.layers:
-            self._take_to_node(layer + 1, to_node)
+            self._finish_to_node(layer + 1, to_node)
         return sums.tokens.totals()
 
     def _gradient_above(self, layer: int, tile: Tile, to_node: ToNodeSums | None) -> tuple[Tensor, EdgeRecord]:
         """The gradient (T, D) of the edges that leave a layer, through everything above it, and the layer's record.
 
-        Stored: what the sweep above left, and the sum over edges of the layer above. Recomputed: from the top down.
+        Where edges are stored, it is what the sweep above left, and the part of the node sum of the layer above.
+        Otherwise it is recomputed from the top layer down.
         """
         above = self._stored_above if self.stored else self._recomputed_above
         return above(layer, tile, to_node)
@@ -237,7 +282,7 @@ class GraphPass:
         above = layer + 1
         e = self.edge(above, tile, "out")
         if layer < self._top:
-            d = self._taken(tile)
+            d = self._gradient_of(tile)
         elif above == self.layers:
             d = self._top_gradient(tile, e)
         else:
@@ -248,6 +293,7 @@ class GraphPass:
         return d, self._stored_record(layer, tile)
 
     def _stored_record(self, layer: int, tile: Tile) -> EdgeRecord:
+        """What a layer's backward needs, from what the forward stored."""
         e = self.edge(layer, tile)
         e1, gate = self.stages.edge_update.gate.forward(self._layer(layer), tile, e, "e1")
         s = self.rows(self.s[layer], tile).to(self.z.dtype)
@@ -267,7 +313,11 @@ class GraphPass:
         return d, records[layer]
 
     def _replay(self, tile: Tile) -> tuple[list[EdgeRecord], Edges]:
-        """Layers 0 … top of a tile, with all their backward needs → records, and the edges that leave the top."""
+        """Runs the layers 0 … top again on a tile.
+
+        Returns:
+            What each layer's backward needs, and the edges that leave the top layer.
+        """
         records, context = [], self.stages.context
         e = self.stages.edge_start.forward(tile, self.x, "edges 0")
         for layer in range(self._top + 1):
@@ -283,11 +333,11 @@ class GraphPass:
     def _layer_backward(
         self, layer: int, tile: Tile, d: Tensor, record: EdgeRecord, into: LayerSums | None, want_edges: bool
     ) -> Tensor | None:
-        """Gradient of the edges that leave a layer → of those that enter it."""
+        """The gradient of the edges that enter a layer, from that of the edges that leave it."""
         return self.stages.edge_update.backward(self._layer(layer), tile, record, d, into, want_edges)
 
     def _start_sweep(self, want_z: bool) -> Tensor | None:
-        """The first sum over edges and, if wanted, the edges' start: → dx̂ (n, D)."""
+        """Runs the backward of the first node sum and, if dz is wanted, of the edge start. Returns dx̂ (n, D)."""
         to_node = self._to_node_sums()
         dx = NodeSum(self.schedule, self.dim, like=self.z) if want_z else None
         band = self._edge_sum_gradients[0]
@@ -297,7 +347,7 @@ class GraphPass:
             self.stages.edge_to_node.backward(tile, self.to_node[0], e, band, to_node, d)
             if want_z:
                 self.stages.edge_start.backward(tile, self.x, d, dx)
-        self._take_to_node(0, to_node)
+        self._finish_to_node(0, to_node)
         return dx.total() if want_z else None
 
     def _start_gradient(self, tile: Tile) -> Tensor:
@@ -305,26 +355,28 @@ class GraphPass:
         if self._top < 0:
             return self.z.new_zeros(tile.rows, self.dim)
         if self.stored:
-            return self._taken(tile)
+            return self._gradient_of(tile)
         d, record = self._recomputed_above(0, tile, None)
         return self._layer_backward(0, tile, d, record, None, True)
 
     # -- parts
 
     def gradient_buffer(self) -> Tensor:
-        """Where the gradient of all edges lies between two sweeps (all rows, D)."""
+        """Memory (rows, D) for the gradient of all edges between two sweeps."""
         if self.buffer is None:
             self.buffer = self.z.new_empty(self.schedule.rows, self.dim, dtype=self.options.edge_dtype)
         return self.buffer
 
-    def _taken(self, tile: Tile) -> Tensor:
-        """What the sweep above left for a tile; may be overwritten."""
+    def _gradient_of(self, tile: Tile) -> Tensor:
+        """The gradient (T, D) that the sweep above left for a tile. The caller may overwrite it."""
         return self.rows(self.gradient_buffer(), tile).to(self.z.dtype)
 
     def _to_node_sums(self) -> ToNodeSums:
+        """Zeros, to which a sweep adds."""
         return ToNodeSums(self.z.new_zeros(self.dim, self.dim), self.z.new_zeros(self.dim))
 
-    def _take_to_node(self, layer: int, sums: ToNodeSums) -> None:
+    def _finish_to_node(self, layer: int, sums: ToNodeSums) -> None:
+        """Files the gradients that a sweep has added up."""
         self.schedule.complete(*sums)
-        at = f"layers.{layer}.node.edge_to_node"
-        self.gradients[f"{at}.weight"], self.gradients[f"{at}.bias"] = sums
+        prefix = f"layers.{layer}.node.edge_to_node"
+        self.gradients[f"{prefix}.weight"], self.gradients[f"{prefix}.bias"] = sums

@@ -1,5 +1,7 @@
-"""Phase 1 of a training step: J_syn with θ held fixed, and J_gce, over tiles. Losses and their gradients are formed
-together."""
+"""Phase 1 of a training step: J_syn with θ held fixed, and J_gce.
+
+The losses and their gradients are formed together, one tile at a time.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,15 @@ from gcahng.reference.npair import L2_WEIGHT
 
 
 class MetricResult(NamedTuple):
-    """J_syn (not yet weighted) and J_gce, and the gradients that were asked for: of J_syn for z, of J_gce for z and for
-    the parameters."""
+    """What the phase returns.
+
+    Attributes:
+        synthetic: J_syn, not yet weighted, 0-dim.
+        node_entropy: J_gce, 0-dim.
+        dz_synthetic: gradient of J_syn for z (n, D), or None if it is not wanted.
+        dz_entropy: gradient of J_gce for z (n, D), or None if it is not wanted.
+        parameters: gradients of J_gce, by the parameters' names; empty if the pass records none.
+    """
 
     synthetic: Tensor
     node_entropy: Tensor
@@ -27,7 +36,14 @@ class MetricResult(NamedTuple):
 
 
 def metric_pass(graph: GraphPass, mixing: Mixing, classes: Tensor, want_z: bool) -> MetricResult:
-    """J_syn with θ held fixed, and J_gce. classes (C,)."""
+    """Forms the losses of phase 1, and the gradients that the pass records.
+
+    Args:
+        graph: a pass that has not run yet.
+        mixing: how the batch's negatives are mixed.
+        classes: labels (C,) of the batch's classes.
+        want_z: whether the gradients for z are wanted.
+    """
     schedule, z = graph.schedule, graph.z
     f = graph.forward()
     logits, norms = _synthetic_logits(graph, mixing)
@@ -35,7 +51,7 @@ def metric_pass(graph: GraphPass, mixing: Mixing, classes: Tensor, want_z: bool)
     synthetic, dlogits, dz_synthetic = _synthetic_npair(z, schedule, logits, norms, want_z)
     if want_z:
         dz_synthetic += _synthetic_backward(graph, mixing, theta, dlogits)
-    graph.buffer = theta  # done with: its memory takes the edges' gradients
+    graph.buffer = theta  # θ is no longer needed: its memory takes the edges' gradients
 
     segment = graph.node_head(f)
     labels = classes.repeat_interleave(schedule.views)
@@ -51,8 +67,11 @@ def metric_pass(graph: GraphPass, mixing: Mixing, classes: Tensor, want_z: bool)
 
 
 def _synthetic_logits(graph: GraphPass, mixing: Mixing) -> tuple[Tensor, Tensor]:
-    """Logits a·N (K, C, C) and Σ‖N‖² over a ≠ c. Where edges are stored, θ takes the place of the last ones, which
-    nothing else needs: here they get no gradient."""
+    """Logits a·N (K, C, C), and Σ‖N‖² over a ≠ c.
+
+    Where edges are stored, θ takes the place of those that leave the last layer. Nothing else needs them, since they
+    have no gradient in this phase.
+    """
     schedule = graph.schedule
     logits = schedule.room(graph.z, schedule.views, schedule.classes, schedule.classes)
     norms = torch.zeros((), dtype=torch.float64, device=graph.z.device)
@@ -70,8 +89,19 @@ def _synthetic_logits(graph: GraphPass, mixing: Mixing) -> tuple[Tensor, Tensor]
 def _synthetic_npair(
     z: Tensor, schedule: Schedule, logits: Tensor, norms: Tensor, want_z: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """J_syn, d of the logits (diagonal zeroed), and dz of what is no synthetic negative: positives and the anchors'
-    norms."""
+    """J_syn and its gradients, from the logits of the negatives.
+
+    Args:
+        z: embeddings (n, D).
+        schedule: the tiles.
+        logits: a·N (K, C, C), whose diagonal is overwritten by the positives' logits.
+        norms: Σ‖N‖² over a ≠ c.
+        want_z: whether gradients are wanted.
+
+    Returns:
+        J_syn; the gradient of the logits, its diagonal zeroed; and the part of dz (n, D) that comes from the positives
+        and the anchors' norms. Without want_z the second has no meaning and the third is None.
+    """
     views, classes = schedule.views, schedule.classes
     x = z.view(classes, views, -1)
     positive = x.roll(-1, dims=1)
@@ -94,7 +124,7 @@ def _synthetic_npair(
 
 
 def _synthetic_backward(graph: GraphPass, mixing: Mixing, theta: Tensor | None, dlogits: Tensor) -> Tensor:
-    """dlogits (K, C, C) → dz through every synthetic negative."""
+    """The part of dz (n, D) that comes through the synthetic negatives, from dlogits (K, C, C)."""
     schedule, z = graph.schedule, graph.z
     into, into_positive = NodeSum(schedule, z.shape[1], like=z), NodeSum(schedule, 1, like=z)
     square = 2 * L2_WEIGHT / (schedule.views * schedule.classes**2)

@@ -1,5 +1,7 @@
-"""What is n x D: attention, node MLP, tokens, node head. Differentiated by autograd, in segments between the sums
-over edges."""
+"""The node side of the graph network, whose tensors are n × D: attention, node MLP, tokens and node head.
+
+Autograd differentiates it, in segments that lie between the sums over edges.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,10 @@ from torch.nn import functional as F
 
 @contextmanager
 def recording(enabled: bool) -> Iterator[None]:
-    """Autograd on (or off), also inside an operator's kernel, where torch takes the autograd keys out of dispatch."""
+    """Switches autograd on or off within the context.
+
+    It works inside an operator's kernel too, where torch takes the autograd keys out of dispatch.
+    """
     exclude = torch._C._dispatch_tls_local_exclude_set()
     if enabled:
         exclude = exclude - torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradFunctionality)
@@ -24,7 +29,17 @@ def recording(enabled: bool) -> Iterator[None]:
 
 
 class Segment:
-    """A piece of the node side, recorded for its own backward: leaves in, tensors out."""
+    """A piece of the node side that is recorded for a backward of its own.
+
+    Args:
+        named: the parameters that it uses, by name.
+        inputs: the tensors that it takes.
+        record: whether a backward will follow.
+
+    Attributes:
+        inputs: the inputs as leaves of autograd.
+        outputs: what the segment computed.
+    """
 
     def __init__(self, named: dict[str, Tensor], inputs: Sequence[Tensor], record: bool) -> None:
         self._record = record
@@ -36,38 +51,56 @@ class Segment:
         return self._leaves[name]
 
     def linear(self, name: str, x: Tensor) -> Tensor:
+        """The linear map of this name."""
         return F.linear(x, self._leaves[f"{name}.weight"], self._leaves[f"{name}.bias"])
 
     def norm_gelu(self, name: str, x: Tensor) -> Tensor:
-        """N(x) = LayerNorm(GELU(x))"""
+        """N(x) = LayerNorm(GELU(x)), with the LayerNorm of this name."""
         return F.layer_norm(F.gelu(x), x.shape[-1:], self._leaves[f"{name}.weight"], self._leaves[f"{name}.bias"])
 
     def backward(self, gradients: Sequence[Tensor | None], into: dict[str, Tensor]) -> list[Tensor | None]:
-        """Gradients of the outputs (None: no gradient) → of the inputs; those of the parameters are added to `into`."""
+        """Runs the segment's backward.
+
+        Args:
+            gradients: of the outputs; None for an output without a gradient.
+            into: the parameters' gradients by name, to which this segment's are added.
+
+        Returns:
+            The gradients of the inputs.
+        """
         pairs = [(o, g.to(o.dtype)) for o, g in zip(self.outputs, gradients, strict=True) if g is not None]
         leaves = [*self.inputs, *self._leaves.values()]
         with recording(True):
-            found = torch.autograd.grad([o for o, _ in pairs], leaves, [g for _, g in pairs], allow_unused=True)
-        for name, gradient in zip(self._leaves, found[len(self.inputs) :], strict=True):
+            of_leaves = torch.autograd.grad([o for o, _ in pairs], leaves, [g for _, g in pairs], allow_unused=True)
+        for name, gradient in zip(self._leaves, of_leaves[len(self.inputs) :], strict=True):
             if gradient is not None:
                 into[name] = into[name] + gradient if name in into else gradient
-        return list(found[: len(self.inputs)])
+        return list(of_leaves[: len(self.inputs)])
 
 
 def _under(named: dict[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
+    """The parameters whose names begin with one of these prefixes."""
     return {name: p for name, p in named.items() if name.startswith(prefixes)}
 
 
 @contextmanager
 def _computing(record: bool, compute: torch.dtype, device: torch.device) -> Iterator[None]:
+    """Within, autograd records if asked to, and products are in the compute dtype."""
     low = compute in (torch.bfloat16, torch.float16)
     with recording(record), torch.autocast(device.type, dtype=compute if low else torch.bfloat16, enabled=low):
         yield
 
 
 class NodeContext(NamedTuple):
-    """named: parameters by name; heads H; compute: dtype of products; attend (n, n + 1) bool: the sink, then other
-    classes' nodes."""
+    """What all segments of a pass work with.
+
+    Attributes:
+        named: parameters by name.
+        heads: heads H of the attention.
+        compute: dtype of products.
+        attend: the keys that each node sees, (n, n + 1) bool (see attend_mask).
+        record: whether a backward will follow.
+    """
 
     named: dict[str, Tensor]
     heads: int
@@ -77,7 +110,7 @@ class NodeContext(NamedTuple):
 
 
 def attend_mask(classes: int, views: int, device: torch.device) -> Tensor:
-    """(n, n + 1): every node sees the sink (column 0) and the nodes of other classes."""
+    """The keys that each node sees, (n, n + 1) bool: the sink (column 0) and the nodes of other classes."""
     label = torch.arange(classes, device=device).repeat_interleave(views)
     mask = torch.ones(label.shape[0], label.shape[0] + 1, dtype=torch.bool, device=device)
     torch.ne(label[:, None], label[None, :], out=mask[:, 1:])
@@ -85,7 +118,7 @@ def attend_mask(classes: int, views: int, device: torch.device) -> Tensor:
 
 
 def start(ctx: NodeContext, z: Tensor) -> Segment:
-    """z (n, D) → node features f (n, D) and normalized rows x̂ (n, D)."""
+    """Computes the first node features f (n, D) and the normalized rows x̂ (n, D) from embeddings z (n, D)."""
     segment = Segment(_under(ctx.named, "node_input."), [z], ctx.record)
     (z,) = segment.inputs
     with _computing(ctx.record, ctx.compute, z.device):
@@ -96,29 +129,35 @@ def start(ctx: NodeContext, z: Tensor) -> Segment:
 
 
 def attention(ctx: NodeContext, layer: int, f: Tensor) -> Segment:
-    """f (n, D) → f₁ = N(f + attention to the nodes of other classes); the sink is a key and value of zeros."""
-    at = f"layers.{layer}.node"
-    parts = (f"{at}.{part}." for part in ("query", "key", "value", "output", "norm"))
+    """Computes f₁ = N(f + attention to the nodes of other classes) (n, D). The sink is a key and value of zeros."""
+    prefix = f"layers.{layer}.node"
+    parts = (f"{prefix}.{part}." for part in ("query", "key", "value", "output", "norm"))
     segment = Segment(_under(ctx.named, *parts), [f], ctx.record)
     (f,) = segment.inputs
     n, dim = f.shape
     with _computing(ctx.record, ctx.compute, f.device):
         q, k, v = (
-            segment.linear(f"{at}.{part}", f).view(n, ctx.heads, -1).transpose(0, 1)
+            segment.linear(f"{prefix}.{part}", f).view(n, ctx.heads, -1).transpose(0, 1)
             for part in ("query", "key", "value")
         )
         k, v = F.pad(k, (0, 0, 1, 0)), F.pad(v, (0, 0, 1, 0))
         attended = F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=ctx.attend)[0]
-        attended = segment.linear(f"{at}.output", attended.transpose(0, 1).reshape(n, dim))
-        segment.outputs = (segment.norm_gelu(f"{at}.norm", f + attended),)
+        attended = segment.linear(f"{prefix}.output", attended.transpose(0, 1).reshape(n, dim))
+        segment.outputs = (segment.norm_gelu(f"{prefix}.norm", f + attended),)
     return segment
 
 
 def update(ctx: NodeContext, layer: int, f1: Tensor, edge_sum: Tensor) -> Segment:
-    """f₁ and the sum over edges S (n, D) → f (n, D), and the tokens' gate inputs U (n, D), c (n, 1), V (n, D).
+    """Computes a layer's node features f (n, D), and the gate inputs of its tokens: U (n, D), c (n, 1) and V (n, D).
 
     With keys k = K(s) of the tokens s = GELU(node_to_edge(f)), an edge's logit q·k_i is e·U_i + c_i, where U = k W_q
-    and c = k b_q: the query is folded into the keys.
+    and c = k b_q. So the query is folded into the keys.
+
+    Args:
+        ctx: what all segments work with.
+        layer: the layer's number.
+        f1: what `attention` computed (n, D).
+        edge_sum: S (n, D), the sum over each node's edges.
     """
     node, edge = f"layers.{layer}.node", f"layers.{layer}.edge"
     parts = [f"{node}.{part}." for part in ("mlp_in", "mlp_out", "norm")]
@@ -138,7 +177,7 @@ def update(ctx: NodeContext, layer: int, f1: Tensor, edge_sum: Tensor) -> Segmen
 
 
 def head(ctx: NodeContext, f: Tensor, norm: NodeNorm) -> Segment:
-    """f (n, D) → class logits (n, M), through the node BatchNorm (its running statistics follow)."""
+    """Computes the class logits (n, M) of node features f (n, D), through the node BatchNorm."""
     segment = Segment(_under(ctx.named, "node_batch_norm.", "class_head."), [f], ctx.record)
     (f,) = segment.inputs
     with _computing(ctx.record, ctx.compute, f.device):
@@ -147,7 +186,17 @@ def head(ctx: NodeContext, f: Tensor, norm: NodeNorm) -> Segment:
 
 
 class NodeNorm(NamedTuple):
-    """The node BatchNorm: running mean, running variance, count (None: not to be updated), frozen bias."""
+    """The node BatchNorm.
+
+    Attributes:
+        mean: running mean (D,); None if it is neither used nor updated.
+        variance: running variance (D,), or None as for `mean`.
+        count: number of batches, 0-dim int64; None if the running statistics are not updated.
+        bias: frozen bias (D,).
+        training: whether batch statistics are used.
+        momentum: what a batch weighs in the running statistics.
+        eps: ε.
+    """
 
     mean: Tensor | None
     variance: Tensor | None
@@ -158,6 +207,7 @@ class NodeNorm(NamedTuple):
     eps: float
 
     def __call__(self, f: Tensor, weight: Tensor) -> Tensor:
+        """Normalizes f (n, D), and updates the running statistics in training."""
         if self.training and self.count is not None:
             self.count.add_(1)
         return F.batch_norm(f, self.mean, self.variance, weight, self.bias, self.training, self.momentum, self.eps)

@@ -1,7 +1,7 @@
-"""The two passes of a training step as autograd and torch.compile see them.
+"""The two passes of a training step as operators that autograd and torch.compile know.
 
-A pass forms its losses and their gradients together, so each is one operator: forward runs it, backward scales what it
-returned by the upstream gradient. Nothing of the batch's edges outlives the forward.
+A pass forms its losses and their gradients together, so that each is one operator: its forward runs the pass, and its
+backward scales the gradients by the upstream one. Nothing of the batch's edges outlives the forward.
 """
 
 from __future__ import annotations
@@ -13,12 +13,21 @@ import torch
 from torch import Tensor
 
 from gcahng.engine import cuda_graph
+from gcahng.engine.differentiable_once import differentiable_once
 from gcahng.engine.free_memory import free_memory
 from gcahng.engine.generator_pass import GeneratorTargets, generator_pass
 from gcahng.engine.graph import GraphOptions, GraphPass
 from gcahng.engine.masks import EdgeDropout
 from gcahng.engine.metric_pass import metric_pass
-from gcahng.engine.once import once
+from gcahng.engine.operands import (
+    GeneratorOutputs,
+    MetricOutputs,
+    PassInputs,
+    Settings,
+    Wanted,
+    generator_outputs,
+    metric_outputs,
+)
 from gcahng.engine.plan import MODES, StepSize, choose_memory
 from gcahng.engine.precision import DTYPES
 from gcahng.engine.ranks import ranks_of
@@ -33,78 +42,34 @@ from gcahng.engine.workspace import Workspace, WorkspaceOfThread
 _workspace = WorkspaceOfThread()
 
 
-class PassInputs(NamedTuple):
-    """The tensors that a pass takes.
-
-    Attributes:
-        z: embeddings (n, D) in canonical order.
-        classes: (C,) labels of the batch's classes.
-        pull: exp(−α / J̄_m), 0-dim.
-        u: mixing draws (K, K − 1).
-        draw: the number of the pass, 0-dim int64.
-        parameters: of the graph network (see parameter_list).
-        buffers: of its BatchNorms (see buffer_list).
-    """
-
-    z: Tensor
-    classes: Tensor
-    pull: Tensor
-    u: Tensor
-    draw: Tensor
-    parameters: list[Tensor]
-    buffers: list[Tensor]
-
-
-class Settings(NamedTuple):
-    """What a pass needs beside tensors; plain values, so that torch can trace them.
-
-    Attributes:
-        layers, heads, views: L, H and K.
-        p, seed, symmetric: of dropout; symmetric says that half of the pairs are computed.
-        training: whether BatchNorms take the batch's statistics.
-        momentum, eps: of the BatchNorms.
-        compute: dtype of products, by name.
-        implementation: of the stages, as gcahng.dispatch names it.
-        edge_memory, edge_dtype: see GCAHNGLoss.
-        graphs: number of the gcahng.engine.cuda_graph.GraphCache that keeps the captured pass; 0: it is not captured.
-        ranks: number of the gcahng.engine.ranks.Ranks; 0: a process of its own.
-    """
-
-    layers: int
-    heads: int
-    views: int
-    p: float
-    seed: int
-    symmetric: bool
-    training: bool
-    momentum: float
-    eps: float
-    compute: str
-    implementation: str
-    edge_memory: str
-    edge_dtype: str
-    graphs: int
-    ranks: int
-
-
-class Wanted(NamedTuple):
-    """Which gradients of phase 1 are wanted."""
-
-    want_z: bool
-    want_parameters: bool
-
-
 # -- one pass
 
 
 class _Pass(NamedTuple):
+    """A pass that is ready to run.
+
+    Attributes:
+        graph: the graph network.
+        mixing: how negatives are mixed.
+        statistics: running mean, variance and count of the edge BatchNorm, then of the node BatchNorm. The pass changes
+            them in place.
+    """
+
     graph: GraphPass
     mixing: Mixing
-    statistics: list[Tensor]  # edge mean, variance, count, node mean, variance, count
+    statistics: list[Tensor]
 
 
 def _prepare(inputs: PassInputs, s: Settings, workspace: Workspace, record: bool, update: bool) -> _Pass:
-    """record: a backward will follow; update: the running statistics follow."""
+    """Prepares a pass.
+
+    Args:
+        inputs: the pass's tensors.
+        s: everything else.
+        workspace: memory for the stages.
+        record: whether a backward will follow.
+        update: whether the running statistics follow those of the batch.
+    """
     z, compute = inputs.z.detach(), DTYPES[s.compute]
     named = dict(zip(parameter_names(s.layers), (p.detach() for p in inputs.parameters), strict=True))
     memory = edge_memory(z, named["class_head.weight"].shape[0], s)
@@ -124,7 +89,10 @@ def _prepare(inputs: PassInputs, s: Settings, workspace: Workspace, record: bool
 
 
 def workspace_for(device: torch.device) -> Workspace:
-    """The thread's buffers, or, in a graph of the caller's, which keeps the memory that a pass takes, new ones."""
+    """The workspace of a pass: this thread's, or a new one while the caller captures a CUDA graph.
+
+    Such a graph owns the memory that it was captured with, so that no other pass may use it.
+    """
     if cuda_graph.capturing():
         return Workspace()
     _workspace.follow(device)
@@ -132,7 +100,16 @@ def workspace_for(device: torch.device) -> Workspace:
 
 
 def edge_memory(z: Tensor, num_classes: int, s: Settings) -> str:
-    """store, hidden or recompute; what "auto" stands for now."""
+    """Which edges a pass saves, as decided from the free memory where the setting is "auto".
+
+    Args:
+        z: embeddings (n, D).
+        num_classes: training classes M.
+        s: the pass's settings.
+
+    Returns:
+        store, hidden or recompute; the same in all processes that share the batch.
+    """
     if s.edge_memory != "auto":
         return s.edge_memory
     ranks = ranks_of(s.ranks)
@@ -143,17 +120,17 @@ def edge_memory(z: Tensor, num_classes: int, s: Settings) -> str:
     if ranks is None:
         return choose_memory(size, free_memory(z.device))
 
-    def least() -> int:
+    def own_mode() -> int:
         free = free_memory(z.device)
         if free is not None and z.device.type == "cpu":
             free //= count  # they may all be on this machine
         return MODES.index(choose_memory(size, free))
 
-    return MODES[ranks.agree(size, least, z.device)]
+    return MODES[ranks.agree(size, own_mode, z.device)]
 
 
 def graph_pass(inputs: PassInputs, s: Settings) -> GraphPass:
-    """The graph network on a batch, without gradients and without touching any state."""
+    """Prepares the graph network for a batch, without gradients and without changing any state."""
     workspace = workspace_for(inputs.z.device)
     with torch.autocast(inputs.z.device.type, enabled=False):
         return _prepare(inputs, s, workspace, record=False, update=False).graph
@@ -163,13 +140,14 @@ Run = Callable[[PassInputs, Settings, Sequence[Tensor], Workspace], list[Tensor]
 
 
 def _run(inputs: PassInputs, extra: Sequence[Tensor], s: Settings, kind: tuple[Any, ...], run: Run) -> list[Tensor]:
-    """run(inputs, s, extra, workspace); where the loss asks for it, as a CUDA graph.
+    """Runs a pass, as a CUDA graph where the loss asks for it.
 
     Args:
-        inputs, s: of the pass.
+        inputs: the pass's tensors.
         extra: tensors beside the inputs, which may lie elsewhere each time.
+        s: the pass's settings.
         kind: what tells this pass from others of the same settings.
-        run: the pass.
+        run: the pass; called as run(inputs, s, extra, workspace).
     """
     if not s.graphs or cuda_graph.capturing():
         return run(inputs, s, extra, workspace_for(inputs.z.device))
@@ -177,10 +155,10 @@ def _run(inputs: PassInputs, extra: Sequence[Tensor], s: Settings, kind: tuple[A
     *moving, parameters, buffers = inputs
     count = len(moving)
 
-    def captured(given: Sequence[Tensor], workspace: Workspace) -> list[Tensor]:
-        return run(PassInputs(*given[:count], parameters, buffers), s, given[count:], workspace)
+    def captured(copies: Sequence[Tensor], workspace: Workspace) -> list[Tensor]:
+        return run(PassInputs(*copies[:count], parameters, buffers), s, copies[count:], workspace)
 
-    # What of torch's own decides which kernels a pass launches.
+    # Settings of torch that decide which kernels a pass launches.
     switches = (torch.backends.cuda.matmul.fp32_precision, torch.are_deterministic_algorithms_enabled())
     return cuda_graph.cache(s.graphs)(captured, [*moving, *extra], [*parameters, *buffers], (s, *kind, *switches))
 
@@ -188,43 +166,14 @@ def _run(inputs: PassInputs, extra: Sequence[Tensor], s: Settings, kind: tuple[A
 # -- phase 1 as an operator: losses and their gradients out of one call, so that torch.compile sees a single node
 
 
-class MetricOutputs(NamedTuple):
-    """What phase 1 returns.
-
-    Attributes:
-        synthetic: J_syn, not yet weighted, 0-dim.
-        entropy: J_gce, 0-dim.
-        statistics: edge mean, variance, count, node mean, variance, count.
-        dz_synthetic, dz_entropy: gradients of the two for z (n, D); empty where they are not wanted.
-        gradients: of J_gce for the parameters of metric_names; none where they are not wanted.
-    """
-
-    synthetic: Tensor
-    entropy: Tensor
-    statistics: list[Tensor]
-    dz_synthetic: Tensor
-    dz_entropy: Tensor
-    gradients: list[Tensor]
-
-    def flat(self) -> list[Tensor]:
-        """As the operator returns it."""
-        losses, dz = (self.synthetic, self.entropy), (self.dz_synthetic, self.dz_entropy)
-        return [*losses, *self.statistics, *dz, *self.gradients]
-
-
-def metric_outputs(flat: Sequence[Any]) -> MetricOutputs:
-    """What the operator returned, or the gradients of it."""
-    losses, statistics, dz, gradients = flat[:2], flat[2:8], flat[8:10], flat[10:]
-    return MetricOutputs(*losses, list(statistics), *dz, list(gradients))
-
-
 def _arguments(flat: Sequence[Any]) -> tuple[PassInputs, Settings, Wanted]:
+    """The operator's flat arguments, by name."""
     rest = iter(flat)
     return unflatten(PassInputs, rest), unflatten(Settings, rest), unflatten(Wanted, rest)
 
 
 def metric_op(*flat: Any) -> list[Tensor]:
-    """Runs phase 1."""
+    """The operator of phase 1: its flat arguments are those of PassInputs, Settings and Wanted."""
     inputs, settings, wanted = _arguments(flat)
 
     def run(inputs: PassInputs, s: Settings, _: Sequence[Tensor], workspace: Workspace) -> list[Tensor]:
@@ -236,13 +185,13 @@ def metric_op(*flat: Any) -> list[Tensor]:
 def _run_metric(inputs: PassInputs, s: Settings, wanted: Wanted, workspace: Workspace) -> MetricOutputs:
     z = inputs.z
     with torch.autocast(z.device.type, enabled=False):
-        one = _prepare(inputs, s, workspace, record=any(wanted), update=s.training)
-        result = metric_pass(one.graph, one.mixing, inputs.classes, wanted.want_z)
+        prepared = _prepare(inputs, s, workspace, record=any(wanted), update=s.training)
+        result = metric_pass(prepared.graph, prepared.mixing, inputs.classes, wanted.want_z)
     gradients = []
     if wanted.want_parameters:  # contiguous, as the fake says, whatever the weights are
         gradients = [result.parameters[name].contiguous() for name in metric_names(s.layers)]
     dz = (z.new_empty(0) if d is None else d for d in (result.dz_synthetic, result.dz_entropy))
-    return MetricOutputs(result.synthetic, result.node_entropy, one.statistics, *dz, gradients)
+    return MetricOutputs(result.synthetic, result.node_entropy, prepared.statistics, *dz, gradients)
 
 
 def _metric_fake(*flat: Any) -> list[Tensor]:
@@ -259,16 +208,18 @@ def _metric_fake(*flat: Any) -> list[Tensor]:
 
 def _metric_setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     ctx.set_materialize_grads(False)  # which would be zeros, as large as all that this operator returns
-    given, settings, ctx.wanted = _arguments(inputs)
-    ctx.layers, ctx.buffers = settings.layers, len(given.buffers)
-    found = metric_outputs(output)
-    ctx.save_for_backward(found.dz_synthetic, found.dz_entropy, *found.gradients)
+    pass_inputs, settings, ctx.wanted = _arguments(inputs)
+    ctx.layers, ctx.buffers = settings.layers, len(pass_inputs.buffers)
+    outputs = metric_outputs(output)
+    ctx.save_for_backward(outputs.dz_synthetic, outputs.dz_entropy, *outputs.gradients)
 
 
 def _metric_backward(ctx: Any, upstream: list[Tensor | None]) -> tuple[Any, ...]:
-    nothing, given = ctx.saved_tensors[0].new_zeros(()), metric_outputs(upstream)
-    d_synthetic, d_entropy = (nothing if d is None else d for d in (given.synthetic, given.entropy))
-    dz_synthetic, dz_entropy, *scaled = once("the engine", _scale, *ctx.saved_tensors, d_synthetic, d_entropy)
+    zero, d_outputs = ctx.saved_tensors[0].new_zeros(()), metric_outputs(upstream)
+    d_synthetic, d_entropy = (zero if d is None else d for d in (d_outputs.synthetic, d_outputs.entropy))
+    dz_synthetic, dz_entropy, *scaled = differentiable_once(
+        "the engine", _scale, *ctx.saved_tensors, d_synthetic, d_entropy
+    )
     named = dict(zip(metric_names(ctx.layers), scaled, strict=True)) if ctx.wanted.want_parameters else {}
     gradients = PassInputs(
         z=dz_synthetic + dz_entropy if ctx.wanted.want_z else None,
@@ -283,7 +234,7 @@ def _metric_backward(ctx: Any, upstream: list[Tensor | None]) -> tuple[Any, ...]
 
 
 def _scale(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """dz of J_syn, dz of J_gce and the parameters' gradients, times the upstream gradients of the two losses."""
+    """Multiplies the gradients of J_syn and of J_gce with the upstream gradients of the two losses, which come last."""
     dz_synthetic, dz_entropy, *parameters, d_synthetic, d_entropy = tensors
     return dz_synthetic * d_synthetic, dz_entropy * d_entropy, *(g * d_entropy for g in parameters)
 
@@ -301,41 +252,28 @@ torch.library.register_autograd("gcahng::metric_pass", _metric_backward, setup_c
 # -- phase 3, eager
 
 
-class GeneratorOutputs(NamedTuple):
-    """What phase 3 returns.
-
-    Attributes:
-        values: CE before its factor, J_sim and J_div, 0-dim each.
-        statistics: as in MetricOutputs.
-        gradients: of J_gen for the parameters of generator_names; none where they are not wanted.
-    """
-
-    values: list[Tensor]
-    statistics: list[Tensor]
-    gradients: list[Tensor]
-
-    def flat(self) -> list[Tensor]:
-        """As a captured pass returns it."""
-        return [*self.values, *self.statistics, *self.gradients]
-
-
-def generator_outputs(flat: Sequence[Tensor]) -> GeneratorOutputs:
-    """What a pass returned."""
-    return GeneratorOutputs(list(flat[:3]), list(flat[3:9]), list(flat[9:]))
-
-
 class GeneratorPass(torch.autograd.Function):
     """J_gen, its parts and the running statistics, as a function of the graph network's parameters."""
 
     @staticmethod
     def forward(ctx: Any, inputs: PassInputs, s: Settings, targets: GeneratorTargets, *parameters: Tensor) -> Any:
-        """inputs hold no parameters: those are given apart, for autograd. targets' classes are the inputs'."""
+        """Runs phase 3.
+
+        Args:
+            ctx: of autograd.
+            inputs: the pass's tensors, without parameters: autograd needs those as arguments of their own.
+            s: everything else.
+            targets: what the losses compare with; their classes are those of the inputs.
+            parameters: the graph network's parameters (see parameter_list).
+        """
         want = any(ctx.needs_input_grad)
         inputs = inputs._replace(parameters=list(parameters))
 
-        def run(inputs: PassInputs, s: Settings, given: Sequence[Tensor], workspace: Workspace) -> list[Tensor]:
-            zeroed = given[2] if len(given) > 2 else None
-            moved = targets._replace(classes=inputs.classes, classifier=(given[0], given[1]), zeroed=zeroed)
+        def run(inputs: PassInputs, s: Settings, extra: Sequence[Tensor], workspace: Workspace) -> list[Tensor]:
+            weight, bias, *zeroed = extra
+            moved = targets._replace(
+                classes=inputs.classes, classifier=(weight, bias), zeroed=zeroed[0] if zeroed else None
+            )
             return _run_generator(inputs, s, moved, want, workspace).flat()
 
         extra = (*targets.classifier, *(() if targets.zeroed is None else (targets.zeroed,)))
@@ -349,9 +287,14 @@ class GeneratorPass(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_total: Tensor, *_: Any) -> Any:
+        """Scales the parameters' gradients in place, which saves their memory but allows one backward only."""
         if ctx.gradients is None:
-            raise RuntimeError("the generator pass was differentiated before: its gradients were scaled where they lay")
-        scaled = once("the engine", lambda *g: tuple(x.mul_(g[-1]) for x in g[:-1]), *ctx.gradients, d_total)
+            raise RuntimeError(
+                "the generator pass has run its backward already, which scales its gradients in place; run it anew"
+            )
+        scaled = differentiable_once(
+            "the engine", lambda *g: tuple(x.mul_(g[-1]) for x in g[:-1]), *ctx.gradients, d_total
+        )
         ctx.gradients = None
         named = dict(zip(generator_names(ctx.layers), scaled, strict=False))
         return None, None, None, *(named.get(name) for name in parameter_names(ctx.layers))
@@ -361,8 +304,8 @@ def _run_generator(
     inputs: PassInputs, s: Settings, targets: GeneratorTargets, want: bool, workspace: Workspace
 ) -> GeneratorOutputs:
     with torch.autocast(inputs.z.device.type, enabled=False):
-        one = _prepare(inputs, s, workspace, record=want, update=s.training)
-        result = generator_pass(one.graph, one.mixing, targets)
+        prepared = _prepare(inputs, s, workspace, record=want, update=s.training)
+        result = generator_pass(prepared.graph, prepared.mixing, targets)
     gradients = [result.parameters[name] for name in generator_names(s.layers)] if want else []
     values = [result.negative_entropy, result.dissimilarity, result.diversity]
-    return GeneratorOutputs(values, one.statistics, gradients)
+    return GeneratorOutputs(values, prepared.statistics, gradients)

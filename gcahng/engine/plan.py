@@ -1,21 +1,19 @@
-"""What a training step takes, by its sizes: memory by mode, arithmetic, and the largest batch that fits.
+"""Predicts what a training step takes from its sizes: memory by mode, arithmetic, and the largest batch that fits.
 
-Memory is counted from what the engine allocates: bytes at the peak of a step beyond the loss's weights, their
-gradients and the optimizers' state, which `state_bytes` counts. Arithmetic counts multiply-adds of matrix products
-(two FLOPs each).
+Memory is counted from what the engine allocates, in bytes at the peak of a step. It does not include the loss's
+weights, their gradients and the optimizers' state, which `state_bytes` counts. Arithmetic is counted in multiply-adds
+of matrix products (two FLOPs each).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
-import torch
-
 from gcahng.engine.generator_pass import LOGITS_AT_ONCE
 from gcahng.engine.masks import MASKS_AT_ONCE
-from gcahng.engine.schedule import bands, default_tile_rows
+from gcahng.engine.step_size import StepSize, tiling
 from gcahng.errors import UserError
 
 MODES = ("hidden", "store", "recompute")
@@ -24,42 +22,14 @@ LIBRARIES, LOW_PACKED = 4 << 20, 36 << 20
 COMFORTABLE, FULL = 0.5, 0.8
 
 
-@dataclass(frozen=True)
-class StepSize:
-    """batch n (a multiple of views K); dim D; layers L; classes: training classes M; compute: dtype of products;
-    accumulate: of everything else; edge_dtype: of stored edges; stages: torch, or one of the fused ones; device: its
-    type; ranks: processes that share the pairs of a batch, what is counted being one of them."""
-
-    batch: int
-    dim: int
-    layers: int
-    views: int
-    classes: int
-    compute: torch.dtype = torch.float32
-    accumulate: torch.dtype = torch.float32
-    edge_dtype: torch.dtype = torch.float32
-    symmetric: bool = True
-    stages: str = "cpp"
-    device: str = "cpu"
-    ranks: int = 1
-
-    def __post_init__(self) -> None:
-        if self.views < 2 or self.batch % self.views or self.batch < 2 * self.views:
-            raise UserError(
-                f"batch is {self.batch} and views is {self.views}; views must be at least 2, and batch a multiple of "
-                f"it, at least {2 * max(self.views, 2)}"
-            )
-
-    @property
-    def rows(self) -> int:
-        """Edges that are computed: n² / 2 and the diagonal's n K / 2 more, or all n²; the largest part of them."""
-        parts = bands(self.batch // self.views, self.symmetric)
-        return self.views**2 * sum(offsets * -(-anchors // self.ranks) for _, offsets, anchors in parts)
-
-
 class Work(NamedTuple):
-    """Multiply-adds of a step: on edges, in the classifier on synthetic negatives, and per node (the classifiers on
-    the batch included)."""
+    """Multiply-adds of a step.
+
+    Attributes:
+        edges: on edges.
+        negatives: of the classifier on synthetic negatives.
+        nodes: on nodes, the classifiers on the batch included.
+    """
 
     edges: int
     negatives: int
@@ -67,48 +37,24 @@ class Work(NamedTuple):
 
     @property
     def total(self) -> int:
+        """All multiply-adds."""
         return sum(self)
-
-
-class Tiling(NamedTuple):
-    """rows, mixes: edges, and (at most) negatives, of the largest tile; reach: the largest offset of classes."""
-
-    rows: int
-    mixes: int
-    reach: int
-
-
-@lru_cache
-def tiling(size: StepSize, memory: str) -> Tiling:
-    """The engine's schedule (see make_schedule) without listing its tiles, of which a large batch has many."""
-    classes, block = size.batch // size.views, size.views**2
-    most = default_tile_rows(size.dim, size.compute, memory, size.device)
-    rows = mixes = 0
-    for first_offset, offsets, anchors in bands(classes, size.symmetric):
-        parts = _parts(offsets, most // block)
-        for width in {offsets // parts, -(-offsets // parts)}:
-            shares = {anchors // size.ranks, -(-anchors // size.ranks)} - {0}
-            height = max(-(-share // _parts(share, most // (block * width))) for share in shares)
-            # Both directions of a pair, but for a class with itself, which is in every tile if offsets are in one part.
-            own = first_offset == 0 and parts == 1
-            both = 2 * width - own if size.symmetric else width
-            rows, mixes = max(rows, height * width * block), max(mixes, height * both * size.views)
-    return Tiling(rows, mixes, classes // 2 if size.symmetric else classes - 1)
-
-
-def _parts(count: int, most: int) -> int:
-    return -(-count // max(1, most))
 
 
 # -- arithmetic
 
 
 def edge_products(layers: int, memory: str) -> int:
-    """D x D products per edge (per unordered pair, in a symmetric schedule) that the engine does in a step, by mode.
+    """Counts the D × D products per edge that the engine does in a step.
 
-    A layer: edge to node 1, MLP 8 (4 each way); backward: 20 for the MLP where its first product is replayed (4),
-    else 16, and 3 for edge to node (replay, weights, edges). The head: 1, and 2 more where it has a gradient. Phase 1
-    leaves out the last layer's edge backward, phase 3 the gradient of the edges' start.
+    A symmetric schedule has one edge per unordered pair. The forward of a layer takes 1 product for edge to node, and 8
+    for the MLP (4 for each half). Its backward takes 16 for the MLP, 4 more if the MLP's first product is replayed, and
+    3 for edge to node (replay, weights, edges). The head takes 1, and 2 more if it has a gradient. Phase 1 leaves out
+    the backward of the last layer's edges, and phase 3 the gradient of the edge start.
+
+    Args:
+        layers: layers L.
+        memory: store, hidden or recompute.
     """
     if memory == "recompute":
         return _recomputed_products(layers)
@@ -120,12 +66,20 @@ def edge_products(layers: int, memory: str) -> int:
 
 
 def floor_products(layers: int, replay: bool) -> int:
-    """As edge_products, for the least that a step which keeps its edges has to do: with the MLP's first product
-    replayed, 64 L - 16 (56 D² n² multiply-adds at L = 2), or with nothing computed twice, 54 L - 13 (47.5 D² n²)."""
+    """Counts the D × D products per edge that a step has to do at least if it stores its edges.
+
+    With the MLP's first product replayed they are 64 L − 16 (56 D² n² multiply-adds at L = 2). With nothing computed
+    twice they are 54 L − 13 (47.5 D² n²).
+
+    Args:
+        layers: layers L.
+        replay: whether the MLP's first product is replayed.
+    """
     return 64 * layers - 16 if replay else 54 * layers - 13
 
 
 def _recomputed_products(layers: int) -> int:
+    """edge_products of the mode that stores no edges."""
     forward = layers + 4 * layers * (layers + 1)  # a sweep of layer l runs the l layers below it again
     metric = forward + 2 * (8 * layers + 1)
     generator = forward + (8 * layers + 1) + (8 * layers + 3)
@@ -144,7 +98,12 @@ def _recomputed_products(layers: int) -> int:
 
 
 def work(size: StepSize, memory: str) -> Work:
-    """The arithmetic of one step."""
+    """Counts the arithmetic of one step.
+
+    Args:
+        size: of the step.
+        memory: store, hidden or recompute.
+    """
     n, d, layers, m = size.batch, size.dim, size.layers, size.classes
     rows = size.rows
     passes = 1 + layers if memory == "recompute" else 1
@@ -160,58 +119,74 @@ def work(size: StepSize, memory: str) -> Work:
 
 
 def parameters(size: StepSize) -> int:
-    """Weights of graph network and classifier that are trained."""
+    """Number of weights that are trained: those of the graph network and of the classifier."""
     d, m = size.dim, size.classes
     return _generator_parameters(size) + d + 2 * (m * d + m)
 
 
 def _generator_parameters(size: StepSize) -> int:
-    """Those with a gradient in phase 3."""
+    """Number of weights with a gradient in phase 3."""
     d = size.dim
     return size.layers * (25 * d * d + 31 * d) + 2 * d * d + 3 * d
 
 
 def _metric_parameters(size: StepSize) -> int:
-    """Those with a gradient in phase 1."""
+    """Number of weights with a gradient in phase 1."""
     d, m = size.dim, size.classes
     return _generator_parameters(size) + d + m * d + m - (12 * d * d + 19 * d) - (d * d + 2 * d)
 
 
 def state_bytes(size: StepSize) -> int:
-    """Weights, gradients and the optimizers' two moments."""
+    """Bytes of weights, gradients and the optimizers' two moments."""
     return 4 * parameters(size) * size.accumulate.itemsize
 
 
 def expected_terms(size: StepSize, memory: str) -> dict[str, int]:
-    """The tensors that a step holds at its peak beyond its state, by what they are, in bytes."""
+    """Lists what a step holds at its peak beyond its state.
+
+    Args:
+        size: of the step.
+        memory: store, hidden or recompute.
+
+    Returns:
+        Bytes by kind of tensor.
+
+    Raises:
+        UserError: `memory` is no such mode.
+    """
     _check_mode(memory)
     return max(_moments(size, memory).values(), key=lambda terms: sum(terms.values()))
 
 
 @lru_cache(maxsize=256)
 def expected_bytes(size: StepSize, memory: str) -> int:
-    """A step's peak beyond its state: its tensors, and on the CPU what comes beside them."""
+    """Bytes of a step's peak beyond its state: its tensors, and on the CPU the overhead beside them."""
     return sum(expected_terms(size, memory).values()) + (cpu_overhead(size, memory) if size.device == "cpu" else 0)
 
 
 def cpu_overhead(size: StepSize, memory: str) -> int:
-    """What a process on the CPU holds beyond its tensors, as measured with glibc: code first run and what oneDNN packs
-    operands into (more where products are in bf16), and freed memory that the heap keeps: six tenths of the gradients,
-    which are freed as a step begins, and two tiles of logits."""
+    """Bytes that a process on the CPU holds beyond its tensors, as measured with glibc.
+
+    They are code that runs for the first time, the memory into which oneDNN packs operands (more if products are in
+    bf16), and freed memory that the heap does not give back: six tenths of the gradients, which are freed as a step
+    begins, and two tiles of logits.
+    """
     packed = LOW_PACKED if size.compute is not size.accumulate else 0
     heap = 6 * parameters(size) // 10 + 2 * _rows_at_once(size, memory) * size.classes
     return LIBRARIES + packed + heap * size.accumulate.itemsize
 
 
 def _rows_at_once(size: StepSize, memory: str) -> int:
-    """Negatives whose logits exist together."""
+    """Number of negatives whose logits exist at the same time."""
     return min(tiling(size, memory).mixes, max(1, LOGITS_AT_ONCE // size.classes))
 
 
 def _moments(size: StepSize, memory: str) -> dict[str, dict[str, int]]:
-    """What is held where a step may be at its peak: in the sweep that forms the losses, in the backward's last sweep
-    (in recompute mode that is where the losses are formed again), for either phase, and where those of phase 1 are
-    scaled."""
+    """What a step holds at each moment that may be its peak, in bytes by kind of tensor.
+
+    For either phase these moments are the sweep that forms the losses, and the last sweep of the backward (in recompute
+    mode the losses are formed again there). Another is when the gradients of phase 1 are scaled.
+    """
     n, d, m = size.batch, size.dim, size.classes
     a, c = size.accumulate.itemsize, size.compute.itemsize
     low = size.compute is not size.accumulate
@@ -220,8 +195,8 @@ def _moments(size: StepSize, memory: str) -> dict[str, dict[str, int]]:
     if size.stages == "torch":
         # Logits and their log-probabilities, and the next rows' logits where there are such.
         logits = m * (2 * at_once + min(at_once, mixes - at_once)) * a + at_once * (m if low else 0) * c
-        spread = 2 * tiling(size, memory).rows * d * a  # J_div's gradient
-        negatives = mixes * d * a + max(logits + at_once * d * c, 2 * mixes * d * a, spread)
+        diversity = 2 * tiling(size, memory).rows * d * a  # J_div's gradient
+        negatives = mixes * d * a + max(logits + at_once * d * c, 2 * mixes * d * a, diversity)
     else:  # logits in the workspace; rows as operands, and their gradient
         negatives = mixes * d * a + at_once * (m + (2 if low else 1) * d) * c
     vectors = 2 * tiling(size, memory).rows * d * a + (4 * d * d * c if low else 0)
@@ -246,7 +221,7 @@ def _moments(size: StepSize, memory: str) -> dict[str, dict[str, int]]:
             if again and size.stages != "torch"
             else vectors + (entropy if phase == 1 else 0),
         }
-    moments["gradients of phase 1"] = {  # found, and scaled by the upstream gradient; phase 3's are scaled in place
+    moments["gradients of phase 1"] = {  # as formed, and scaled by the upstream gradient; phase 3's are scaled in place
         "gradients, less the state's": (2 * _metric_parameters(size) - parameters(size)) * a,
         "tiles": _tile_bytes(size, memory, losses=False) if size.stages != "torch" else 0,
     }
@@ -254,7 +229,7 @@ def _moments(size: StepSize, memory: str) -> dict[str, dict[str, int]]:
 
 
 def _held(size: StepSize, memory: str, phase: int) -> dict[str, int]:
-    """What a phase holds all the time."""
+    """What a phase holds from its beginning to its end, in bytes by kind of tensor."""
     n, d, layers = size.batch, size.dim, size.layers
     a, c, e = size.accumulate.itemsize, size.compute.itemsize, size.edge_dtype.itemsize
     low = size.compute is not size.accumulate
@@ -269,24 +244,29 @@ def _held(size: StepSize, memory: str, phase: int) -> dict[str, int]:
     terms["prepared weights"] = layers * 4 * d * d * c + d * d * c
     if low:
         terms["prepared weights"] += layers * 5 * d * d * c + d * d * c + (size.classes * d * c if phase == 3 else 0)
-    # Who attends to whom, and for each layer the same as numbers, which attention keeps for its backward.
+    # Who attends to whom, and for each layer the same as numbers, which attention saves for its backward.
     terms["pairs of nodes"] = n * (n + 1) * (1 + layers * c)
     return terms
 
 
 def _node_bytes(size: StepSize, memory: str, recorded: int) -> int:
-    """Node tensors, and the sums over edges, of which a band wraps around. recorded: layers whose backward is still to
-    come, for which autograd keeps 20 n D in the products' dtype and 11 in the other; 8 stay of the rest."""
+    """Bytes of node tensors, and of the sums over edges, whose bands wrap around.
+
+    For each of the `recorded` layers, whose backward is still to come, autograd saves 20 n D values in the products'
+    dtype and 11 n D in the accumulating one. Of each other layer 8 n D values stay.
+    """
     n, d, layers = size.batch, size.dim, size.layers
     a, c = size.accumulate.itemsize, size.compute.itemsize
     band = (size.batch // size.views + tiling(size, memory).reach) * size.views * d * a
-    kept = recorded * (20 * c + 11 * a) + (layers - recorded) * 8 * a
-    return n * d * (kept + 6 * a) + (3 * layers + 5) * band
+    saved = recorded * (20 * c + 11 * a) + (layers - recorded) * 8 * a
+    return n * d * (saved + 6 * a) + (3 * layers + 5) * band
 
 
 def _tile_bytes(size: StepSize, memory: str, losses: bool) -> int:
-    """Tile-sized memory: the workspace of the C++ stages, or what plain torch has in flight (where the losses are
-    formed, or in the backward)."""
+    """Bytes of tile-sized memory: the workspace of fused stages, or the temporaries of plain torch.
+
+    `losses` says whether the moment is that in which the losses are formed, or else the backward.
+    """
     a, c, layers = size.accumulate.itemsize, size.compute.itemsize, size.layers
     low = size.compute is not size.accumulate
     # Bytes per channel and edge of a tile.
@@ -315,8 +295,18 @@ def _tile_bytes(size: StepSize, memory: str, losses: bool) -> int:
 
 
 def choose_memory(size: StepSize, free: int | None) -> str:
-    """The mode that edge_memory="auto" takes with so many bytes free: hidden, the fastest, if it takes at most half of
-    them; else store, if it takes at most eight tenths; else recompute. Store where free is not known."""
+    """Decides what edge_memory="auto" means for a training step.
+
+    "hidden" is the fastest, and is taken if its step fits into half of the free memory. Otherwise "store" is taken if
+    its step fits into eight tenths, and else "recompute". Where free memory is not known, it is "store".
+
+    Args:
+        size: of the step.
+        free: bytes of free memory, or None.
+
+    Returns:
+        store, hidden or recompute.
+    """
     if free is None:
         return "store"
     if expected_bytes(size, "hidden") <= COMFORTABLE * free:
@@ -325,8 +315,17 @@ def choose_memory(size: StepSize, free: int | None) -> str:
 
 
 def largest_batch(size: StepSize, memory: str, limit: int) -> int | None:
-    """The largest batch whose step, its state included, takes at most `limit` bytes; None if not even two classes fit.
-    size: of any batch; the rest of it holds, with more classes where a batch has more."""
+    """Finds the largest batch that fits into memory.
+
+    Args:
+        size: of a step with any batch. Everything but the batch is taken from it; there are more training classes if a
+            batch has more.
+        memory: store, hidden or recompute.
+        limit: bytes that a step may take, its state included.
+
+    Returns:
+        Samples n, or None if not even two classes fit.
+    """
 
     def fits(classes: int) -> bool:
         candidate = replace(size, batch=classes * size.views, classes=max(size.classes, classes))

@@ -1,4 +1,4 @@
-"""Which type the engine's products run in."""
+"""Which dtype the engine's matrix products run in."""
 
 from __future__ import annotations
 
@@ -12,10 +12,15 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 
 
 def compute_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """Of a pass on tensors of this dtype: bf16 under bf16 autocast, else the dtype itself.
+    """Decides the dtype of a pass's products.
 
-    Under fp16 autocast products stay in fp32: gradients are formed in the forward, where no GradScaler can lift them
-    into fp16's range. A warning says so once, and another where a CPU has no instructions for bf16 products.
+    It is bf16 under bf16 autocast, and else the tensors' own. Under fp16 autocast products stay in fp32: gradients are
+    formed in the forward, where no GradScaler can lift them into fp16's range. A warning says so once, and another
+    warning is given where a CPU has no instructions for bf16 products.
+
+    Args:
+        device: device of the tensors.
+        dtype: their dtype.
     """
     if dtype is not torch.float32 or not torch.is_autocast_enabled(device.type):
         return dtype
@@ -29,7 +34,7 @@ def compute_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
 
 
 def note_bf16(device: torch.device) -> None:
-    """Warns once where products or stored edges are to be bf16 on a CPU that has no instructions for it."""
+    """Warns once if products or stored edges are to be bf16 on a CPU that has no instructions for it."""
     if device.type == "cpu" and not torch.compiler.is_compiling():
         _warn_of_slow_bf16()
 
@@ -37,7 +42,7 @@ def note_bf16(device: torch.device) -> None:
 @cache
 def _warn_of_fp16() -> None:
     warnings.warn(
-        "fp16 autocast: the engine's products stay in float32; torch.bfloat16 is what it computes in", stacklevel=2
+        "fp16 autocast: the engine's products stay in float32; use torch.bfloat16 for lower precision", stacklevel=2
     )
 
 
@@ -51,7 +56,7 @@ def _warn_of_slow_bf16() -> None:
 
 
 def _cpu_lacks_bf16() -> bool:
-    """Whether an x86 processor names none of its bf16 extensions (False where that cannot be told)."""
+    """Whether this is an x86 processor without bf16 extensions. False where that cannot be told."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -61,5 +66,5 @@ def _cpu_lacks_bf16() -> bool:
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """A dtype's name, without "torch."."""
+    """A dtype's name without "torch.", such as "float32"."""
     return str(dtype).removeprefix("torch.")

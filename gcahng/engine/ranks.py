@@ -1,7 +1,7 @@
-"""A batch whose pairs several processes share: what they add up, and how they come to hold one batch and one state.
+"""Shares the pairs of a batch between several processes.
 
-Each process takes its part of the schedule (see make_schedule) and holds the edges of that part alone. Whatever is a
-sum over edges is completed by an all-reduce; node tensors are then the same everywhere, and are computed by everyone.
+Each process takes its part of the schedule (see make_schedule), and holds the edges of that part alone. An all-reduce
+completes every sum over edges. Node tensors are then the same in every process, and each process computes all of them.
 """
 
 from __future__ import annotations
@@ -17,14 +17,20 @@ from torch import Tensor, nn
 
 from gcahng.errors import UserError
 
-SMALL = 2**16  # numbers: larger tensors go by themselves, so that none of them is copied
+SMALL = 2**16  # elements; larger tensors are sent by themselves, so that none of them is copied
 _numbers = itertools.count(1)
 _known: WeakValueDictionary[int, Ranks] = WeakValueDictionary()
 
 
 class Ranks:
-    """The processes of a torch.distributed group; number: what an operator knows them by; rank: this process's place
-    among them; count: how many they are."""
+    """The processes of a torch.distributed group.
+
+    Attributes:
+        number: by which an operator, whose arguments are plain values, refers to them.
+        group: the group.
+        rank: this process's place among them.
+        count: how many they are.
+    """
 
     def __init__(self, group: Any) -> None:
         self.number, self.group = next(_numbers), group
@@ -39,33 +45,58 @@ class Ranks:
         raise UserError("a loss with a process_group cannot be pickled; save its state_dict()")
 
     def add_up(self, *tensors: Tensor) -> None:
-        """Puts the sum over all processes in each tensor's place."""
-        for tensor in _few(tensors):
+        """Replaces each tensor by its sum over all processes."""
+        for tensor in _messages(tensors):
             dist.all_reduce(tensor, group=self.group)
 
     def agree(self, question: Hashable, answer: Callable[[], int], device: torch.device) -> int:
-        """The largest of all processes' answers (small numbers) to a question, which is asked once."""
+        """Has all processes agree on a number: the largest of their answers. Each question is asked once.
+
+        Args:
+            question: what is asked; all processes ask the same questions in the same order.
+            answer: this process's answer.
+            device: a device that the group can communicate on.
+        """
         if question not in self._agreed:
-            found = torch.tensor(answer(), device=device)
-            dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self.group)
-            self._agreed[question] = int(found)
+            largest = torch.tensor(answer(), device=device)
+            dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self.group)
+            self._agreed[question] = int(largest)
         return self._agreed[question]
 
     def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
-        """Puts the first process's tensors in the place of everyone's."""
-        for tensor in _few(tensors):
+        """Replaces each process's tensors by those of the first process."""
+        for tensor in _messages(tensors):
             dist.broadcast(tensor, dist.get_global_rank(self.group, 0), group=self.group)
 
     def join(self, module: nn.Module, seed: int) -> int:
-        """Gives everyone the first process's parameters and buffers → its seed."""
+        """Gives every process the parameters, buffers and seed of the first one.
+
+        Args:
+            module: whose tensors are replaced.
+            seed: this process's seed.
+
+        Returns:
+            The first process's seed.
+        """
         tensors = [t.detach() for t in (*module.parameters(), *module.buffers())]
-        found = torch.tensor(seed, device=tensors[0].device)
-        self.copy_from_first([*tensors, found])
-        return int(found)
+        shared_seed = torch.tensor(seed, device=tensors[0].device)
+        self.copy_from_first([*tensors, shared_seed])
+        return int(shared_seed)
 
     def whole_batch(self, embeddings: Tensor, labels: Tensor, check: bool) -> tuple[Tensor, Tensor]:
-        """The processes' parts of a batch, (n / count, D) and (n / count,), one after the other. check: UserError if
-        they are not as large as each other, at the cost of a synchronization."""
+        """Gathers a batch of which each process holds a part.
+
+        Args:
+            embeddings: this process's part (n / count, D).
+            labels: its labels (n / count,).
+            check: whether the sizes of the parts are compared, which costs a synchronization.
+
+        Returns:
+            Embeddings (n, D) and labels (n,): the processes' parts, one after the other.
+
+        Raises:
+            UserError: the parts are compared and differ in size.
+        """
         if check:
             sizes = self.gather(torch.tensor([len(labels)], device=labels.device)).tolist()
             if len(set(sizes)) > 1:
@@ -76,15 +107,18 @@ class Ranks:
         return _Gather.apply(embeddings, self), self.gather(labels)
 
     def gather(self, part: Tensor) -> Tensor:
-        """The processes' parts, one after the other."""
+        """Concatenates the processes' parts of a tensor along its first dimension."""
         parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(self.count)]
         dist.all_gather(parts, part.contiguous(), group=self.group)
         return torch.cat(parts)
 
 
-def _few(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The large ones, then all small ones of a type as one, which they take back when the loop goes on: a message costs
-    time however short it is."""
+def _messages(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
+    """What is sent for these tensors: each large one, then for each dtype all small ones as one tensor.
+
+    A message costs time however short it is. When the loop goes on, what the message has become is copied back into the
+    small tensors.
+    """
     small: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors:
         if tensor.numel() > SMALL:
@@ -99,8 +133,11 @@ def _few(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
 
 
 class _Gather(torch.autograd.Function):
-    """The gradient is a process's own part, times the number of processes: each backs up the whole batch's loss, and
-    DistributedDataParallel takes the mean."""
+    """Gathers the processes' parts of a tensor, with a gradient.
+
+    The gradient is the process's own part of the upstream gradient, times the number of processes: every process
+    differentiates the whole batch's loss, and DistributedDataParallel takes the mean over processes.
+    """
 
     @staticmethod
     def forward(ctx: Any, part: Tensor, ranks: Ranks) -> Tensor:
@@ -114,12 +151,23 @@ class _Gather(torch.autograd.Function):
 
 
 def ranks_of(number: int) -> Ranks | None:
-    """The processes of this number, which their loss keeps alive; None: 0, a process of its own."""
+    """The processes of this number; None for 0, which stands for a process that works alone."""
     return _known[number] if number else None
 
 
 def ranks_for(process_group: Any) -> Ranks | None:
-    """What the loss's process_group stands for. UserError where it is none."""
+    """Finds the processes that the loss's `process_group` means.
+
+    Args:
+        process_group: None, "world" or a torch.distributed group.
+
+    Returns:
+        The processes, or None for None.
+
+    Raises:
+        UserError: torch.distributed is not initialized, process_group is none of these, or the group does not hold this
+            process.
+    """
     if process_group is None:
         return None
     if not (dist.is_available() and dist.is_initialized()):
@@ -132,5 +180,5 @@ def ranks_for(process_group: Any) -> Ranks | None:
     if not isinstance(process_group, dist.ProcessGroup):
         raise UserError(f"process_group is {process_group!r}; it must be None, 'world' or a torch.distributed group")
     if dist.get_rank(process_group) < 0:
-        raise UserError("process_group does not hold this process; it must be a group that does")
+        raise UserError("process_group is a group without this process; it must be one that holds it")
     return Ranks(process_group)

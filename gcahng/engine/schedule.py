@@ -1,11 +1,12 @@
-"""Which tiles cover the pairs of a batch, and how node tensors meet a tile.
+"""Cuts the pairs of a batch into tiles, and brings node tensors to a tile and sums back to nodes.
 
-Nodes are in canonical order, class-major: node a·K + v is view v of class a. A tile holds whole classes: A anchor
-classes from first_class on, and for each of them O columns of classes, (a + k) mod C for k from first_offset on. Its
-edges are a tensor (A, K, O, K, D): anchor class and view, offset, view. The schedule is a circulant half band of
-classes: offset 0 is a class with itself (both directions, counted once), an offset 0 < k < C/2 stands for both
-directions of its pairs, and so does k = C/2 (even C) for the first C/2 classes. So the whole diagonal costs n·K/2
-extra edges, nothing else is computed twice.
+Nodes are in canonical order, class by class: node a·K + v is view v of class a. A tile holds whole classes: A anchor
+classes from first_class on, and for each anchor class a the O column classes (a + k) mod C for k from first_offset on.
+Its edges are a tensor (A, K, O, K, D): anchor class, anchor view, offset, column view.
+
+The symmetric schedule is a circulant half band of classes. Offset 0 pairs a class with itself, and holds both
+directions of these pairs. An offset 0 < k < C/2 stands for both directions of its pairs, and so does k = C/2 (for even
+C) for the first C/2 classes. So the diagonal costs n·K/2 extra edges, and nothing else is computed twice.
 """
 
 from __future__ import annotations
@@ -20,8 +21,17 @@ if TYPE_CHECKING:
 
 
 class Tile(NamedTuple):
-    """first_class … + classes, first_offset … + offsets; offsets from `mirrored` on stand for both directions;
-    first_row: where the tile's edges start in a tensor of all edges."""
+    """A rectangle of the schedule.
+
+    Attributes:
+        first_class: the first anchor class.
+        classes: anchor classes, A.
+        first_offset: the first offset.
+        offsets: offsets, O.
+        mirrored: the tile's offsets from this one on stand for both directions of their pairs.
+        first_row: where the tile's edges start in a tensor of all edges.
+        rows: edges T of the tile.
+    """
 
     first_class: int
     classes: int
@@ -33,8 +43,15 @@ class Tile(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """classes C, views K, reach: the largest offset; rows: edges in all tiles; tile_rows: edges in the largest; ranks:
-    the processes that have the other tiles, if any."""
+    """The tiles of a batch, or of a process's part of it.
+
+    Attributes:
+        classes: classes C of the batch.
+        views: samples of a class, K.
+        symmetric: whether one edge stands for both directions of a pair.
+        tiles: the tiles.
+        ranks: the processes that have the other tiles; None if there are no others.
+    """
 
     classes: int
     views: int
@@ -44,49 +61,61 @@ class Schedule(NamedTuple):
 
     @property
     def reach(self) -> int:
+        """The largest offset."""
         return max((tile.first_offset + tile.offsets - 1 for tile in self.tiles), default=0)
 
     @property
     def rows(self) -> int:
+        """Edges of all tiles."""
         return sum(tile.rows for tile in self.tiles)
 
     @property
     def tile_rows(self) -> int:
+        """Edges of the largest tile."""
         return max((tile.rows for tile in self.tiles), default=0)
 
     @property
     def nodes(self) -> int:
+        """Nodes n of the batch."""
         return self.classes * self.views
 
     def shape(self, tile: Tile) -> tuple[int, int, int, int]:
-        """(A, K, O, K)"""
+        """The shape (A, K, O, K) of a tile's edges."""
         return tile.classes, self.views, tile.offsets, self.views
 
     def column_classes(self, tile: Tile, device: torch.device) -> Tensor:
-        """(A, O): the class at each offset of each anchor class."""
+        """The column class at each offset of each anchor class, (A, O)."""
         first = torch.arange(tile.first_class, tile.first_class + tile.classes, device=device)
         offset = torch.arange(tile.first_offset, tile.first_offset + tile.offsets, device=device)
         return (first[:, None] + offset) % self.classes
 
     def room(self, like: Tensor, *shape: int) -> Tensor:
-        """For what these tiles write and `complete` then makes whole; empty where they write all of it."""
+        """Memory that these tiles write to and `complete` then completes; zeros if other processes write to it too."""
         return like.new_empty(shape) if self.ranks is None else like.new_zeros(shape)
 
     def complete(self, *sums: Tensor) -> None:
-        """Makes sums over these tiles, in place, those over all tiles."""
+        """Turns sums over these tiles into sums over the tiles of all processes, in place."""
         if self.ranks is not None:
             self.ranks.add_up(*sums)
 
 
 def _split(count: int, most: int) -> list[tuple[int, int]]:
-    """count in as few near-equal parts of at most `most` as possible: (start, length)."""
+    """Splits `count` into as few parts of at most `most` as possible, nearly equal ones: (start, length)."""
     parts = -(-count // max(1, most))
     edges = [count * part // parts for part in range(parts + 1)]
     return [(start, stop - start) for start, stop in zip(edges[:-1], edges[1:], strict=True)]
 
 
 def bands(classes: int, symmetric: bool) -> list[tuple[int, int, int]]:
-    """What tiles are cut from: the first offset, offsets, and anchor classes, the first ones."""
+    """The bands that tiles are cut from.
+
+    Args:
+        classes: classes C of the batch.
+        symmetric: whether one edge stands for both directions of a pair.
+
+    Returns:
+        For each band the first offset, how many offsets it has, and for how many anchor classes, counted from class 0.
+    """
     if not symmetric:
         return [(0, classes, classes)]
     half = [(classes // 2, 1, classes // 2)] if classes % 2 == 0 else []
@@ -94,9 +123,18 @@ def bands(classes: int, symmetric: bool) -> list[tuple[int, int, int]]:
 
 
 def default_tile_rows(dim: int, compute: torch.dtype, memory: str = "store", device_type: str = "cpu") -> int:
-    """Edges a tile: enough for the matrix products to run at a high rate, few enough that its hidden vectors take
-    little memory; twice as many in the mode that spends memory for time. On a GPU enough to fill it, with few
-    launches: 0.27 GB of hidden vectors in bf16."""
+    """How many edges a tile should have.
+
+    They are enough for the matrix products to run at a high rate, and few enough that their hidden vectors take little
+    memory. There are twice as many in the mode that spends memory for time. On a GPU they are enough to fill it with
+    few launches, at 0.27 GB of hidden vectors in bf16.
+
+    Args:
+        dim: channels D.
+        compute: dtype of products.
+        memory: store, hidden or recompute.
+        device_type: "cpu" or "cuda".
+    """
     if device_type == "cuda":
         return min(65536, max(4096, 2**25 // dim))
     doubled = 2 if memory == "hidden" else 1
@@ -104,8 +142,19 @@ def default_tile_rows(dim: int, compute: torch.dtype, memory: str = "store", dev
 
 
 def make_schedule(classes: int, views: int, *, symmetric: bool, tile_rows: int, ranks: Ranks | None = None) -> Schedule:
-    """Tiles of at most tile_rows edges (or one class against one, if that is more). ranks: the processes that share
-    them; each takes an equal part of every band's anchor classes (none, where there are fewer than processes)."""
+    """Cuts the pairs of a batch into tiles.
+
+    Args:
+        classes: classes C.
+        views: samples of a class, K.
+        symmetric: whether one edge stands for both directions of a pair.
+        tile_rows: edges that a tile has at most; one class against another always fits.
+        ranks: the processes that share the tiles. Each takes an equal part of every band's anchor classes, which is
+            none for some of them if there are fewer classes than processes.
+
+    Returns:
+        This process's schedule.
+    """
     tiles: list[Tile] = []
     row = 0
     block = views * views
@@ -124,7 +173,16 @@ def make_schedule(classes: int, views: int, *, symmetric: bool, tile_rows: int, 
 
 
 class Band:
-    """A node tensor (n, W) that tiles look at: rows by anchor, columns by offset, without copying."""
+    """A node tensor as tiles see it: rows by anchor and columns by offset, without copies per tile.
+
+    Args:
+        schedule: the tiles.
+        x: node tensor (n, W).
+
+    Attributes:
+        nodes: x as (C, K, W).
+        wrapped: the same, and behind the last class the first ones again (C + reach, K, W).
+    """
 
     def __init__(self, schedule: Schedule, x: Tensor) -> None:
         x = x.reshape(schedule.classes, schedule.views, -1)
@@ -132,11 +190,11 @@ class Band:
         self.wrapped = torch.cat((x, x[: schedule.reach]))
 
     def rows(self, tile: Tile) -> Tensor:
-        """(A, K, W)"""
+        """The rows of a tile's anchors, (A, K, W)."""
         return self.nodes[tile.first_class : tile.first_class + tile.classes]
 
     def columns(self, tile: Tile) -> Tensor:
-        """(A, O, K, W), a view in which neighboring anchors overlap."""
+        """The rows of a tile's columns, (A, O, K, W): a view in which neighboring anchors overlap."""
         _, views, width = self.wrapped.shape
         step = views * width
         start = (tile.first_class + tile.first_offset) * step
@@ -145,25 +203,39 @@ class Band:
 
 
 class NodeSum:
-    """Sums over edges at their two ends, (n, W), in a fixed order."""
+    """A sum over edges for every node, to which both ends of each edge add, in a fixed order.
+
+    Args:
+        schedule: the tiles.
+        width: channels W.
+        like: a tensor of the dtype and on the device of the sums.
+
+    Attributes:
+        wrapped: the sums (C + reach, K, W); those behind the last class belong to the first classes.
+    """
 
     def __init__(self, schedule: Schedule, width: int, *, like: Tensor) -> None:
         self.schedule, self.classes = schedule, schedule.classes
         self.wrapped = like.new_zeros(schedule.classes + schedule.reach, schedule.views, width)
 
     def add_rows(self, tile: Tile, values: Tensor) -> None:
-        """values (A, K, W), already summed over the columns."""
+        """Adds values (A, K, W) at a tile's anchors. They are summed over the columns already."""
         self.wrapped[tile.first_class : tile.first_class + tile.classes] += values
 
     def add_columns(self, tile: Tile, values: Tensor, skip: int = 0) -> None:
-        """values (A, O - skip, K, W), already summed over the anchor's views; the tile's first `skip` offsets left
-        out."""
+        """Adds values at a tile's columns.
+
+        Args:
+            tile: where the columns lie.
+            values: (A, O − skip, K, W), summed over the anchors' views already.
+            skip: how many of the tile's first offsets are left out.
+        """
         start = tile.first_class + tile.first_offset + skip
         for anchor in range(tile.classes):
             self.wrapped[start + anchor : start + anchor + tile.offsets - skip] += values[anchor]
 
     def total(self) -> Tensor:
-        """(n, W), over all tiles; to be asked for once."""
+        """The sums (n, W) over the tiles of all processes. To be called once, since it adds in place."""
         total = self.wrapped[: self.classes]
         rest = self.wrapped[self.classes :]
         total[: rest.shape[0]] += rest

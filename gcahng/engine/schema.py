@@ -32,8 +32,17 @@ _PLAIN = {int: "int", float: "float", bool: "bool", str: "str", Tensor: "Tensor"
 
 
 class TileNumbers(NamedTuple):
-    """A tile as the ops take it, one int[]: A anchor classes of K views, O offsets, the first anchor class, the first
-    offset, the offsets that stand for one direction alone, and the C classes of the batch."""
+    """A tile as the ops take it: one int[].
+
+    Attributes:
+        A: anchor classes.
+        K: views of a class.
+        O: offsets.
+        first: the first anchor class.
+        offset: the first offset.
+        mirrored: how many of the offsets stand for one direction alone; the others stand for both.
+        classes: classes C of the batch.
+    """
 
     A: int
     K: int
@@ -53,16 +62,18 @@ def library(namespace: str) -> torch.library.Library:
 
 
 def _is_struct(kind: Any) -> bool:
+    """Whether a type is a NamedTuple."""
     return isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields")
 
 
 def _fields(struct: type) -> dict[str, Any]:
+    """The declared type of each field of a NamedTuple."""
     return typing.get_type_hints(struct, include_extras=True)
 
 
 @functools.cache
 def _is_whole(struct: type) -> bool:
-    """A NamedTuple of whole numbers alone is one int[]."""
+    """Whether a NamedTuple holds whole numbers alone; it is then passed as one int[]."""
     return all(kind is int for kind in _fields(struct).values())
 
 
@@ -75,18 +86,29 @@ def _optional(kind: Any) -> tuple[Any, bool]:
 
 
 class Leaf(NamedTuple):
-    """One argument of an op: its name, its type in the schema, and whether the op writes to it."""
+    """One argument of an op.
+
+    Attributes:
+        name: the argument's name.
+        kind: its type in the schema.
+        written: whether the op writes to it.
+    """
 
     name: str
     kind: str
     written: bool
 
 
-def leaves(struct: type, maybe: bool = False) -> Iterator[Leaf]:
-    """The arguments that a NamedTuple's fields become, in order, those of NamedTuples in it among them."""
+def leaves(struct: type, all_optional: bool = False) -> Iterator[Leaf]:
+    """The arguments that a NamedTuple's fields become, in order. The fields of nested NamedTuples are among them.
+
+    Args:
+        struct: the NamedTuple's type.
+        all_optional: whether every argument may be None, because the whole NamedTuple may be.
+    """
     for name, declared in _fields(struct).items():
         kind, optional = _optional(declared)
-        optional = optional or maybe
+        optional = optional or all_optional
         if _is_struct(kind) and not _is_whole(kind):
             yield from leaves(kind, optional)
             continue
@@ -96,7 +118,7 @@ def leaves(struct: type, maybe: bool = False) -> Iterator[Leaf]:
 
 
 def schema_of(*structs: type) -> str:
-    """The arguments of an op that takes these NamedTuples, as torch.library.define reads them."""
+    """The argument list of an op that takes these NamedTuples, in the form that torch.library.define reads."""
     parts, letters = [], iter("abcdefghijklmnopqrstuvwxyz")
     for leaf in (leaf for struct in structs for leaf in leaves(struct)):
         kind = leaf.kind.replace("Tensor", f"Tensor({next(letters)}!)", 1) if leaf.written else leaf.kind
@@ -105,15 +127,22 @@ def schema_of(*structs: type) -> str:
 
 
 class _Part(NamedTuple):
-    """A field of a NamedTuple: what it holds if that is a NamedTuple, and how many leaves it has (1: no NamedTuple)."""
+    """A field of a NamedTuple.
+
+    Attributes:
+        struct: the field's type if that is a NamedTuple, else None.
+        count: how many leaves the field has.
+        optional: whether it may be None.
+    """
 
     struct: type | None
     count: int
     optional: bool
 
 
-@functools.cache  # it is asked for at every call of an op
+@functools.cache  # every call of an op asks for it
 def _parts(struct: type) -> tuple[_Part, ...]:
+    """The fields of a NamedTuple."""
     parts = []
     for declared in _fields(struct).values():
         kind, optional = _optional(declared)
@@ -124,7 +153,12 @@ def _parts(struct: type) -> tuple[_Part, ...]:
 
 
 def flatten(struct: type, value: Any) -> list[Any]:
-    """A NamedTuple's value → its leaves. A NamedTuple in it that is None has so many Nones."""
+    """Lists the leaves of a NamedTuple. A nested NamedTuple that is None becomes as many Nones as it has leaves.
+
+    Args:
+        struct: the NamedTuple's type.
+        value: an instance of it.
+    """
     flat: list[Any] = []
     for part, field in zip(_parts(struct), value, strict=True):
         if part.struct is None or _is_whole(part.struct):
@@ -137,7 +171,12 @@ def flatten(struct: type, value: Any) -> list[Any]:
 
 
 def unflatten(struct: type, flat: Iterator[Any]) -> Any:
-    """What `flatten` made → the NamedTuple; one that is optional and whose leaves are all None is None."""
+    """Undoes `flatten`. An optional NamedTuple whose leaves are all None becomes None.
+
+    Args:
+        struct: the NamedTuple's type.
+        flat: an iterator over the leaves, which is advanced by as many as the NamedTuple has.
+    """
     values = []
     for part in _parts(struct):
         if part.struct is None:
@@ -159,9 +198,9 @@ class Op:
     """A stage's forward or backward as a torch op of both namespaces.
 
     Attributes:
-        name: such as "gate_fwd_".
-        launcher: "<stem>.<function>", which gcahng/kernels/<stem>.py has; it takes the NamedTuples.
-        structs: the NamedTuples that the op takes.
+        name: the op's name, such as "gate_fwd_".
+        launcher: "<stem>.<function>". The function is in gcahng/kernels/<stem>.py and takes the NamedTuples.
+        structs: the types of the NamedTuples that the op takes.
     """
 
     name: str
@@ -169,11 +208,11 @@ class Op:
     structs: tuple[type, ...]
 
     def flat(self, *values: Any) -> list[Any]:
-        """The NamedTuples' values as the op's arguments."""
+        """Flattens the NamedTuples into the op's arguments."""
         return [leaf for struct, value in zip(self.structs, values, strict=True) for leaf in flatten(struct, value)]
 
     def launch(self, *flat: Any) -> None:
-        """Calls the Triton launcher with the NamedTuples of these arguments."""
+        """Puts the NamedTuples together again and calls the Triton launcher with them."""
         stem, function = self.launcher.split(".")
         rest = iter(flat)
         values = [unflatten(struct, rest) for struct in self.structs]
@@ -184,7 +223,13 @@ OPS: dict[str, Op] = {}
 
 
 def declare(name: str, launcher: str, *structs: type) -> Op:
-    """Defines an op that writes into its arguments and returns nothing, in both namespaces."""
+    """Defines an op in both namespaces. It writes into its arguments and returns nothing.
+
+    Args:
+        name: the op's name; it ends in an underscore, since the op writes in place.
+        launcher: see Op.
+        structs: the types of the NamedTuples that the op takes.
+    """
     op = OPS[name] = Op(name, launcher, structs)
     for namespace, library in _libraries.items():
         library.define(f"{name}({schema_of(*structs)}) -> ()", tags=(torch.Tag.pt2_compliant_tag,))
@@ -195,12 +240,12 @@ def declare(name: str, launcher: str, *structs: type) -> Op:
 
 
 class Ops:
-    """The ops as an implementation has them: `ops(op, *values)` runs one on NamedTuples.
+    """The ops of one implementation: `ops(op, *values)` runs an op on NamedTuples.
 
     Args:
-        base: the implementation of all ops that `routes` does not name: cpp, cuda or triton.
-        routes: implementations by the op's name.
-        triton_products: whether the edge MLP's products are Triton's too.
+        base: the implementation of every op that `routes` does not name: cpp, cuda or triton.
+        routes: another implementation for some ops, by the op's name.
+        triton_products: whether Triton also computes the edge MLP's matrix products.
     """
 
     def __init__(self, base: str, routes: dict[str, str] | None = None, *, triton_products: bool = False) -> None:

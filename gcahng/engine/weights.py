@@ -1,5 +1,5 @@
-"""The graph network's parameters as the engine sees them: a flat list in a fixed order, and what is prepared from it
-once a pass."""
+"""The graph network's parameters as the engine sees them: a flat list in a fixed order, and what a pass prepares from
+it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ _EDGE_LINEARS = ("query", "key", "value", "node_to_edge", "norm", "mlp_in", "mlp
 
 
 def _pairs(*modules: str) -> list[str]:
+    """The names of weight and bias of each module."""
     return [f"{module}.{kind}" for module in modules for kind in ("weight", "bias")]
 
 
 def parameter_names(layers: int) -> list[str]:
-    """Every trainable parameter of GraphNetwork, in the order in which the engine passes them."""
+    """Names of the trainable parameters of a GraphNetwork, in the order in which the engine passes them."""
     names = _pairs("node_input")
     for layer in range(layers):
         names += _pairs(*(f"layers.{layer}.node.{part}" for part in _NODE_LINEARS))
@@ -35,24 +36,27 @@ def parameter_names(layers: int) -> list[str]:
 
 
 def metric_names(layers: int) -> list[str]:
-    """Those with a gradient in phase 1: θ is held fixed, so the last edge update and the coefficient head have none."""
+    """Names of the parameters with a gradient in phase 1.
+
+    θ is held fixed there, so that the last edge update and the coefficient head have none.
+    """
     without = (f"layers.{layers - 1}.edge.", "edge_batch_norm.", "coefficient_head.")
     return [name for name in parameter_names(layers) if not name.startswith(without)]
 
 
 def generator_names(layers: int) -> list[str]:
-    """Those with a gradient in phase 3: the node head has none."""
+    """Names of the parameters with a gradient in phase 3, in which the node head has none."""
     return [name for name in parameter_names(layers) if not name.startswith(("class_head.", "node_batch_norm."))]
 
 
 def parameter_list(network: GraphNetwork) -> list[Tensor]:
+    """The parameters that parameter_names lists."""
     named = dict(network.named_parameters())
     return [named[name] for name in parameter_names(len(network.layers))]
 
 
 def buffer_list(network: GraphNetwork) -> list[Tensor]:
-    """The running statistics and frozen biases: edges first, then nodes; running mean, running variance, count,
-    bias."""
+    """Running mean, running variance, count and frozen bias of the edge BatchNorm, then those of the node BatchNorm."""
     norms = (network.edge_batch_norm, network.node_batch_norm)
     return [
         t for norm in norms for t in (norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.bias.detach())
@@ -60,14 +64,24 @@ def buffer_list(network: GraphNetwork) -> list[Tensor]:
 
 
 class NormWeights(NamedTuple):
-    """γ and β (D,) of LayerNorm(GELU(·))."""
+    """The parameters of LayerNorm(GELU(·)).
+
+    Attributes:
+        gamma: γ (D,).
+        beta: β (D,).
+    """
 
     gamma: Tensor
     beta: Tensor
 
 
 class Fold(NamedTuple):
-    """w and d (D,): the LayerNorm over the hidden channels, folded into the second product (see EdgeWeights)."""
+    """The LayerNorm over the hidden channels, folded into the second product (see EdgeWeights).
+
+    Attributes:
+        w: W₂' 1 (D,).
+        d: W₂ β + b₂ (D,).
+    """
 
     w: Tensor
     d: Tensor
@@ -78,91 +92,139 @@ class EdgeWeights(NamedTuple):
 
     The LayerNorm over the 4D hidden channels is folded into the second product: with W₂' = W₂ diag(γ), w = W₂' 1 and
     d = W₂ β + b₂, LN(g) W₂ᵀ + b₂ = (g W₂'ᵀ - μ w) / σ + d.
+
+    Attributes:
+        w1: W₁ (4D, D).
+        b1: b₁ (4D,).
+        w2: W₂' (D, 4D).
+        w: W₂' 1 (D,).
+        d: W₂ β + b₂ (D,).
+        gamma: γ (D,) of the edge norm.
+        beta: β (D,) of the edge norm.
     """
 
-    w1: Tensor  # (4D, D)
-    b1: Tensor  # (4D,)
-    w2: Tensor  # W₂' (D, 4D)
-    w: Tensor  # (D,)
-    d: Tensor  # (D,)
-    gamma: Tensor  # (D,) of the edge norm
-    beta: Tensor  # (D,)
+    w1: Tensor
+    b1: Tensor
+    w2: Tensor
+    w: Tensor
+    d: Tensor
+    gamma: Tensor
+    beta: Tensor
 
     @property
     def fold(self) -> Fold:
-        """What of the LayerNorm is folded into the second product."""
+        """The LayerNorm over the hidden channels, as folded into the second product."""
         return Fold(self.w, self.d)
 
     @property
     def norm(self) -> NormWeights:
-        """Of the edge norm."""
+        """The edge norm."""
         return NormWeights(self.gamma, self.beta)
 
 
 class ToNodeWeights(NamedTuple):
-    """One layer's edge-to-node projection: weight (D, D) in the compute dtype, bias (D,)."""
+    """One layer's edge-to-node projection.
+
+    Attributes:
+        weight: W_e (D, D), in the compute dtype.
+        bias: b_e (D,).
+    """
 
     weight: Tensor
     bias: Tensor
 
 
 class ToNodeSums(NamedTuple):
-    """Sums over all edges of the gradients of ToNodeWeights: weight (D, D), bias (D,)."""
+    """Gradients of ToNodeWeights, which are added up over all edges.
+
+    Attributes:
+        weight: (D, D).
+        bias: (D,).
+    """
 
     weight: Tensor
     bias: Tensor
 
 
 def edge_weights(named: dict[str, Tensor], layer: int, compute: torch.dtype) -> EdgeWeights:
-    at = f"layers.{layer}.edge"
-    gamma4, beta4 = named[f"{at}.mlp_norm.weight"], named[f"{at}.mlp_norm.bias"]
-    w2 = named[f"{at}.mlp_out.weight"]
+    """Prepares a layer's edge parameters.
+
+    Args:
+        named: the graph network's parameters by name.
+        layer: the layer's number.
+        compute: dtype of products.
+    """
+    prefix = f"layers.{layer}.edge"
+    gamma4, beta4 = named[f"{prefix}.mlp_norm.weight"], named[f"{prefix}.mlp_norm.bias"]
+    w2 = named[f"{prefix}.mlp_out.weight"]
     folded = (w2 * gamma4).to(compute)
     return EdgeWeights(
-        w1=named[f"{at}.mlp_in.weight"].to(compute),
-        b1=named[f"{at}.mlp_in.bias"],
+        w1=named[f"{prefix}.mlp_in.weight"].to(compute),
+        b1=named[f"{prefix}.mlp_in.bias"],
         w2=folded,
         w=folded.to(w2.dtype).sum(dim=1),
-        d=w2 @ beta4 + named[f"{at}.mlp_out.bias"],
-        gamma=named[f"{at}.norm.weight"],
-        beta=named[f"{at}.norm.bias"],
+        d=w2 @ beta4 + named[f"{prefix}.mlp_out.bias"],
+        gamma=named[f"{prefix}.norm.weight"],
+        beta=named[f"{prefix}.norm.bias"],
     )
 
 
 def to_node_weights(named: dict[str, Tensor], layer: int, compute: torch.dtype) -> ToNodeWeights:
-    at = f"layers.{layer}.node.edge_to_node"
-    return ToNodeWeights(named[f"{at}.weight"].to(compute), named[f"{at}.bias"])
+    """Prepares a layer's edge-to-node projection; arguments as of edge_weights."""
+    prefix = f"layers.{layer}.node.edge_to_node"
+    return ToNodeWeights(named[f"{prefix}.weight"].to(compute), named[f"{prefix}.bias"])
 
 
 class EdgeGradients:
-    """Sums over all tiles from which one layer's edge-parameter gradients follow."""
+    """Sums over all tiles from which the gradients of one layer's edge parameters follow.
+
+    Args:
+        dim: channels D.
+        like: a tensor of the dtype and on the device of the sums.
+
+    Attributes:
+        w1: gradient of W₁ (4D, D).
+        b1: gradient of b₁ (4D,).
+        out_g: Σ (ds/σ) ⊗ g (D, 4D).
+        mlp_out_sums: the four sums (4, D) that follow, as one tensor.
+        norm: gradients of the edge norm's γ and β (D,).
+        out: Σ ds (D,).
+        out_mean: Σ (ds/σ) μ (D,).
+    """
 
     def __init__(self, dim: int, like: Tensor) -> None:
         self.w1 = like.new_zeros(4 * dim, dim)
         self.b1 = like.new_zeros(4 * dim)
-        self.out_g = like.new_zeros(dim, 4 * dim)  # Σ (ds / σ) ⊗ g
-        # The edge norm's dγ and dβ, Σ ds, and Σ (ds / σ) μ.
+        self.out_g = like.new_zeros(dim, 4 * dim)
         self.mlp_out_sums = like.new_zeros(4, dim)
         gamma, beta, self.out, self.out_mean = self.mlp_out_sums
         self.norm = NormWeights(gamma, beta)
 
     def parts(self) -> tuple[Tensor, ...]:
-        """What is summed."""
+        """The sums, as tensors that a process adds up with others."""
         return self.w1, self.b1, self.out_g, self.mlp_out_sums
 
     def named(self, named: dict[str, Tensor], layer: int) -> dict[str, Tensor]:
-        """The gradients of mlp_in, mlp_norm, mlp_out and norm, none a view of another (an operator must not return
-        such)."""
-        at = f"layers.{layer}.edge"
-        gamma4, beta4, w2 = (named[f"{at}.{name}"] for name in ("mlp_norm.weight", "mlp_norm.bias", "mlp_out.weight"))
+        """The gradients of mlp_in, mlp_norm, mlp_out and norm by the parameters' names.
+
+        None is a view of another, which an operator must not return.
+
+        Args:
+            named: the graph network's parameters by name.
+            layer: the layer's number.
+        """
+        prefix = f"layers.{layer}.edge"
+        gamma4, beta4, w2 = (
+            named[f"{prefix}.{name}"] for name in ("mlp_norm.weight", "mlp_norm.bias", "mlp_out.weight")
+        )
         normalized = self.out_g - self.out_mean[:, None]  # Σ ds ⊗ (g - μ) / σ
         return {
-            f"{at}.mlp_in.weight": self.w1,
-            f"{at}.mlp_in.bias": self.b1,
-            f"{at}.mlp_out.weight": normalized * gamma4 + self.out[:, None] * beta4,
-            f"{at}.mlp_out.bias": self.out.clone(),
-            f"{at}.mlp_norm.weight": (w2 * normalized).sum(dim=0),
-            f"{at}.mlp_norm.bias": self.out @ w2,
-            f"{at}.norm.weight": self.norm.gamma.clone(),
-            f"{at}.norm.bias": self.norm.beta.clone(),
+            f"{prefix}.mlp_in.weight": self.w1,
+            f"{prefix}.mlp_in.bias": self.b1,
+            f"{prefix}.mlp_out.weight": normalized * gamma4 + self.out[:, None] * beta4,
+            f"{prefix}.mlp_out.bias": self.out.clone(),
+            f"{prefix}.mlp_norm.weight": (w2 * normalized).sum(dim=0),
+            f"{prefix}.mlp_norm.bias": self.out @ w2,
+            f"{prefix}.norm.weight": self.norm.gamma.clone(),
+            f"{prefix}.norm.bias": self.norm.beta.clone(),
         }

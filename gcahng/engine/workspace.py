@@ -1,5 +1,7 @@
-"""Tile-sized memory that is used again from tile to tile and from step to step: page faults cost more than the
-arithmetic."""
+"""Tile-sized memory that is used again from tile to tile and from step to step.
+
+New memory would cost more time in page faults than the arithmetic on it.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +11,30 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_MOST_VIEWS = 16  # of a buffer: a few shapes of tiles, of the last few kinds of batches
+_MOST_VIEWS = 16  # views of a buffer: those of a few shapes of tiles, for the last few kinds of batches
 
 
 class _Slot(NamedTuple):
-    """A buffer, and by shape the views of it that were asked for: making one anew takes some microseconds each time."""
+    """A buffer and its views. A new view takes some microseconds, so that they are cached.
+
+    Attributes:
+        buffer: the memory.
+        views: views of its beginning, by their shape.
+    """
 
     buffer: Tensor
     views: dict[tuple[int, int], Tensor]
 
 
 class Workspace:
-    """Buffers by name, grown as needed."""
+    """Buffers by name, which grow as needed."""
 
     def __init__(self) -> None:
         self._slots: dict[tuple[str, torch.dtype, torch.device], _Slot] = {}
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
     def follow(self, device: torch.device) -> None:
-        """On CUDA: work that is queued from now on waits for what used these buffers on another stream."""
+        """On CUDA, makes work that is queued from now on wait for work that used these buffers on another stream."""
         if device.type != "cuda":
             return
         now = torch.cuda.current_stream(device)
@@ -40,7 +47,15 @@ class Workspace:
             self._streams[device] = now
 
     def get(self, name: str, rows: int, width: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """(rows, width), contents undefined; the same memory for the same name until more is asked for."""
+        """Memory (rows, width) whose contents are undefined.
+
+        Args:
+            name: of the buffer. The same name gets the same memory until more is asked for.
+            rows: first dimension.
+            width: second dimension.
+            like: a tensor on the same device.
+            dtype: by default that of `like`.
+        """
         dtype = dtype or like.dtype
         slot = self._slots.get((name, dtype, like.device))
         view = None if slot is None else slot.views.get((rows, width))
@@ -64,4 +79,4 @@ class Workspace:
 
 
 class WorkspaceOfThread(threading.local, Workspace):
-    """A workspace that each thread sees with buffers of its own: passes that run at once must not share memory."""
+    """A workspace with separate buffers for each thread, since passes that run at once must not share memory."""

@@ -35,7 +35,7 @@ def dropout_threshold(p: float) -> int:
     return round(p * 2**32)
 
 
-def edge_keeps(i: Tensor, j: Tensor, *, layer: int, draw: Tensor, seed: int, p: float, symmetric: bool) -> Tensor:
+def edge_masks(i: Tensor, j: Tensor, *, layer: int, draw: Tensor, seed: int, p: float, symmetric: bool) -> Tensor:
     """Which attention weights the edges (i, j) keep: bool (..., 2), the token of i, then that of j, for int64 tensors
     i and j that broadcast together.
 
@@ -54,9 +54,9 @@ def edge_keeps(i: Tensor, j: Tensor, *, layer: int, draw: Tensor, seed: int, p: 
 
 
 def edge_dropout_masks(n: int, *, layer: int, draw: Tensor, seed: int, p: float, symmetric: bool) -> Tensor:
-    """edge_keeps of all pairs of n nodes: bool (n, n, 2), [i, j, 0] for the token of i, [i, j, 1] for that of j."""
+    """edge_masks of all pairs of n nodes: bool (n, n, 2), [i, j, 0] for the token of i, [i, j, 1] for that of j."""
     index = torch.arange(n, device=draw.device)
-    return edge_keeps(index[:, None], index[None, :], layer=layer, draw=draw, seed=seed, p=p, symmetric=symmetric)
+    return edge_masks(index[:, None], index[None, :], layer=layer, draw=draw, seed=seed, p=p, symmetric=symmetric)
 
 
 def mixing_draws(views: int, *, draw: Tensor, seed: int, dtype: torch.dtype) -> Tensor:

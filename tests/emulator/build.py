@@ -1,4 +1,4 @@
-"""Compiles tests/emulator/<stem>.cpp, which holds the kernels of csrc/cuda/<stem>.cu, and calls it on torch tensors."""
+"""Compiles tests/emulator/<stem>.cpp, which holds the kernels of csrc/cuda/<stem>.cu, and guards their tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 FOLDER = Path(__file__).resolve().parent
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # in the order of csrc/common/dtype.h
 FENCE = 64  # values before and after a guarded tensor that nothing may write
 
 
@@ -29,36 +28,6 @@ def compiled(stem: str, *defines: str) -> ctypes.CDLL:
     done = subprocess.run([*command, str(FOLDER / f"{stem}.cpp"), "-o", str(library)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return ctypes.CDLL(str(library))
-
-
-def launch(
-    library: ctypes.CDLL, function: str, seed: int, *arguments: Tensor | torch.dtype | int | float | None
-) -> None:
-    """Runs a launcher on the seed and these arguments: tensors as pointers (None: null), dtypes as csrc/common/dtype.h
-    counts them, whole numbers in 64 bits, others as doubles. RuntimeError for what it reports."""
-    assert all(a.is_contiguous() for a in arguments if isinstance(a, Tensor))
-
-    def passed(argument: Tensor | torch.dtype | int | float | None) -> ctypes._SimpleCData:
-        if isinstance(argument, torch.dtype):
-            return ctypes.c_int(DTYPES.index(argument))
-        if isinstance(argument, int):
-            return ctypes.c_int64(argument)
-        if isinstance(argument, float):
-            return ctypes.c_double(argument)
-        return ctypes.c_void_p(None if argument is None else argument.data_ptr())
-
-    entry = getattr(library, function)
-    entry.restype = ctypes.c_char_p
-    message = entry(ctypes.c_int(seed), *map(passed, arguments))
-    if message is not None:
-        raise RuntimeError(message.decode())
-
-
-def call(library: ctypes.CDLL, function: str, seed: int, *arguments: Tensor | int) -> None:
-    """launch, for a launcher of one dtype that comes first."""
-    dtype = next(a.dtype for a in arguments if isinstance(a, Tensor))
-    assert all(a.dtype == dtype for a in arguments if isinstance(a, Tensor))
-    launch(library, function, seed, dtype, *arguments)
 
 
 class Guarded:

@@ -1,14 +1,20 @@
 #include "cuda_emulator.h"
 // The emulator's macros must come before the kernels.
 #include "../../csrc/cuda/cross_entropy.cu"
+#include "arguments.h"
 
-using gcahng::DType;
+using namespace gcahng;
 
-extern "C" const char* emulate_cross_entropy_forward(int seed, int dtype, int low_type, int64_t R, const void* logits,
-                                                     const void* bias, const int64_t* labels, double scale, void* loss,
-                                                     void* d, int64_t M) {
-  return emu::report(seed, [&] {
-    return gcahng::cuda::launch_cross_entropy(static_cast<DType>(dtype), static_cast<DType>(low_type), logits, bias,
-                                              labels, scale, loss, d, R, M, nullptr);
-  });
+static CrossEntropyForward cross_entropy(emu::Arguments& in) {
+  return {.dtype = in.dtype(),
+          .low_type = in.dtype(),
+          .logits = in.data(),
+          .bias = in.data(),
+          .labels = in.indices(),
+          .scale = in.number(),
+          .loss = in.data(),
+          .d = in.data(),
+          .R = in.whole(),
+          .M = in.whole()};
 }
+GCAHNG_EMULATE(cross_entropy, launch_cross_entropy_forward)

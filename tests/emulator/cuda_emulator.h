@@ -34,7 +34,7 @@ inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 
 namespace emu {
 
-// -- fibers: a switch saves what a called function must keep, and nothing else.
+// -- fibers: a switch saves the registers that a called function must preserve, and nothing else.
 #if defined(__x86_64__)
 struct Context {
   void* stack_pointer = nullptr;

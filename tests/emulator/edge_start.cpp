@@ -1,26 +1,21 @@
 #include "cuda_emulator.h"
 // The emulator's macros must come before the kernels.
 #include "../../csrc/cuda/edge_start.cu"
-#include "tile_arguments.h"
+#include "arguments.h"
 
-using gcahng::DType;
+using namespace gcahng;
 
-extern "C" const char* emulate_edge_start_forward(int seed, int dtype, int low_type, const int64_t* tile, const void* x,
-                                               void* e, void* low, int64_t D) {
-  return emu::report(seed, [&] {
-    return gcahng::cuda::launch_edge_start_forward(static_cast<DType>(dtype), static_cast<DType>(low_type),
-                                                emu::tile(tile), x, e, low, D, nullptr);
-  });
+static EdgeStartForward edge_start_fwd(emu::Arguments& in) {
+  return {.dtype = in.dtype(),
+          .low_type = in.dtype(),
+          .tile = in.tile(),
+          .x = in.data(),
+          .out = {in.data(), in.data()},
+          .D = in.whole()};
 }
+GCAHNG_EMULATE(edge_start_fwd, launch_edge_start_forward)
 
-extern "C" int64_t edge_start_backward_scratch(const int64_t* tile, int64_t D) {
-  return gcahng::cuda::edge_start_backward_scratch(emu::tile(tile), D);
+static EdgeStartBackward edge_start_bwd(emu::Arguments& in) {
+  return {.dtype = in.dtype(), .tile = in.tile(), .x = in.data(), .de = in.data(), .dx = in.data(), .D = in.whole()};
 }
-
-extern "C" const char* emulate_edge_start_backward(int seed, int dtype, const int64_t* tile, const void* x,
-                                                        const void* de, void* dx, void* scratch, int64_t D) {
-  return emu::report(seed, [&] {
-    return gcahng::cuda::launch_edge_start_backward(static_cast<DType>(dtype), emu::tile(tile), x, de, dx, scratch,
-                                                         D, nullptr);
-  });
-}
+GCAHNG_EMULATE_WITH_SCRATCH(edge_start_bwd, launch_edge_start_backward, edge_start_backward_scratch)

@@ -1,31 +1,30 @@
 #include "cuda_emulator.h"
 // The emulator's macros must come before the kernels.
 #include "../../csrc/cuda/edge_to_node.cu"
-#include "tile_arguments.h"
+#include "arguments.h"
 
-using gcahng::DType;
+using namespace gcahng;
 
-extern "C" int64_t edge_to_node_forward_scratch(const int64_t* tile, int64_t D) {
-  return gcahng::cuda::edge_to_node_forward_scratch(emu::tile(tile), D);
+static EdgeToNodeForward edge_to_node_fwd(emu::Arguments& in) {
+  return {.dtype = in.dtype(),
+          .low_type = in.dtype(),
+          .tile = in.tile(),
+          .product = in.data(),
+          .bias = in.data(),
+          .sum = in.data(),
+          .D = in.whole()};
 }
+GCAHNG_EMULATE_WITH_SCRATCH(edge_to_node_fwd, launch_edge_to_node_forward, edge_to_node_forward_scratch)
 
-extern "C" const char* emulate_edge_to_node_forward(int seed, int dtype, int low_type, const int64_t* tile,
-                                                    const void* p, const void* b, void* sum, void* scratch, int64_t D) {
-  return emu::report(seed, [&] {
-    return gcahng::cuda::launch_edge_to_node_forward(static_cast<DType>(dtype), static_cast<DType>(low_type),
-                                                     emu::tile(tile), p, b, sum, scratch, D, nullptr);
-  });
+static EdgeToNodeBackward edge_to_node_bwd(emu::Arguments& in) {
+  return {.dtype = in.dtype(),
+          .low_type = in.dtype(),
+          .tile = in.tile(),
+          .product = in.data(),
+          .bias = in.data(),
+          .ds = in.data(),
+          .dp = in.data(),
+          .db = in.data(),
+          .D = in.whole()};
 }
-
-extern "C" int64_t edge_to_node_backward_scratch(const int64_t* tile, int64_t D) {
-  return gcahng::cuda::edge_to_node_backward_scratch(emu::tile(tile), D);
-}
-
-extern "C" const char* emulate_edge_to_node_backward(int seed, int dtype, int low_type, const int64_t* tile,
-                                                     const void* p, const void* b, const void* ds, void* dp, void* db,
-                                                     void* scratch, int64_t D) {
-  return emu::report(seed, [&] {
-    return gcahng::cuda::launch_edge_to_node_backward(static_cast<DType>(dtype), static_cast<DType>(low_type),
-                                                      emu::tile(tile), p, b, ds, dp, db, scratch, D, nullptr);
-  });
-}
+GCAHNG_EMULATE_WITH_SCRATCH(edge_to_node_bwd, launch_edge_to_node_backward, edge_to_node_backward_scratch)

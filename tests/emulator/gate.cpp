@@ -1,33 +1,38 @@
 #include "cuda_emulator.h"
 // The emulator's macros must come before the kernels.
 #include "../../csrc/cuda/gate.cu"
-#include "tile_arguments.h"
+#include "arguments.h"
 
-using gcahng::DType;
+using namespace gcahng;
 
-extern "C" const char* emulate_gate_forward(int seed, int dtype, int low_type, const int64_t* tile,
-                                            const int64_t* dropout, double scale, const int64_t* draw, const void* u,
-                                            const void* c, const void* v, const void* gamma, const void* beta,
-                                            const void* e, void* e1, void* low, void* p, void* q, int64_t D) {
-  return emu::report(seed, [&] {
-    return gcahng::cuda::launch_gate_forward(static_cast<DType>(dtype), static_cast<DType>(low_type), emu::tile(tile),
-                                             emu::dropout(dropout, scale), draw, {u, c, v}, gamma, beta, e, e1, low,
-                                             {p, q}, D, nullptr);
-  });
+static GateForward gate_fwd(emu::Arguments& in) {
+  return {.dtype = in.dtype(),
+          .low_type = in.dtype(),
+          .tile = in.tile(),
+          .dropout = in.dropout(),
+          .tokens = {in.data(), in.data(), in.data()},
+          .norm = {in.data(), in.data()},
+          .e = in.data(),
+          .e1 = in.data(),
+          .low = in.data(),
+          .weight_i = in.data(),
+          .weight_j = in.data(),
+          .D = in.whole()};
 }
+GCAHNG_EMULATE(gate_fwd, launch_gate_forward)
 
-extern "C" int64_t gate_backward_scratch(const int64_t* tile, int64_t D) {
-  return gcahng::cuda::gate_backward_scratch(emu::tile(tile), D);
+static GateBackward gate_bwd(emu::Arguments& in) {
+  return {.dtype = in.dtype(),
+          .tile = in.tile(),
+          .dropout = in.dropout(),
+          .tokens = {in.data(), in.data(), in.data()},
+          .norm = {in.data(), in.data()},
+          .e = in.data(),
+          .de1 = in.data(),
+          .weight_i = in.data(),
+          .weight_j = in.data(),
+          .de = in.data(),
+          .sums = {in.data(), in.data(), in.data(), in.data(), in.data()},
+          .D = in.whole()};
 }
-
-extern "C" const char* emulate_gate_backward(int seed, int dtype, const int64_t* tile, const int64_t* dropout,
-                                             double scale, const int64_t* draw, const void* u, const void* c,
-                                             const void* v, const void* gamma, const void* e, const void* de1, void* p,
-                                             void* q, void* de, void* du, void* dc, void* dv, void* dgamma, void* dbeta,
-                                             void* scratch, int64_t D) {
-  return emu::report(seed, [&] {
-    return gcahng::cuda::launch_gate_backward(static_cast<DType>(dtype), emu::tile(tile), emu::dropout(dropout, scale),
-                                              draw, {u, c, v}, gamma, e, de1, {p, q}, de, {du, dc, dv, dgamma, dbeta},
-                                              scratch, D, nullptr);
-  });
-}
+GCAHNG_EMULATE_WITH_SCRATCH(gate_bwd, launch_gate_backward, gate_backward_scratch)

@@ -1,28 +1,41 @@
 #include "cuda_emulator.h"
 // The emulator's macros must come before the kernels.
 #include "../../csrc/cuda/mlp_out.cu"
+#include "arguments.h"
 
 using namespace gcahng;
-using namespace gcahng::cuda;
 
-extern "C" const char* emulate_mlp_out_forward(int seed, int dtype, int low_type, int64_t T, const void* out,
-                                             const void* e1, const void* mean, const void* rstd, const void* w,
-                                             const void* d, const void* gamma, const void* beta, void* s, void* y,
-                                             void* low, int64_t D) {
-  return emu::report(seed, [&] {
-    return launch_mlp_out_forward(DType(dtype), DType(low_type), out, e1, mean, rstd, w, d, gamma, beta, s, y, low, T, D,
-                                nullptr);
-  });
+static MlpOutForward mlp_out_fwd(emu::Arguments& in) {
+  return {.dtype = in.dtype(),
+          .low_type = in.dtype(),
+          .product = in.data(),
+          .e1 = in.data(),
+          .moments = {in.data(), in.data()},
+          .fold = {in.data(), in.data()},
+          .norm = {in.data(), in.data()},
+          .s = in.data(),
+          .out = {in.data(), in.data()},
+          .T = in.whole(),
+          .D = in.whole()};
 }
+GCAHNG_EMULATE(mlp_out_fwd, launch_mlp_out_forward)
 
-extern "C" int64_t close_sum_scratch(int64_t T, int64_t D) { return mlp_out_backward_scratch(T, D); }
-
-extern "C" const char* emulate_mlp_out_backward(int seed, int dtype, int low_type, int64_t T, const void* s,
-                                              const void* e1, const void* dy, const void* mean, const void* rstd,
-                                              const void* w, const void* d, const void* gamma, void* ds, void* low,
-                                              void* scaled, void* m1, void* m2, void* sums, void* scratch, int64_t D) {
-  return emu::report(seed, [&] {
-    return launch_mlp_out_backward(DType(dtype), DType(low_type), s, e1, dy, mean, rstd, w, d, gamma, ds, low, scaled, m1,
-                                 m2, sums, scratch, T, D, nullptr);
-  });
+static MlpOutBackward mlp_out_bwd(emu::Arguments& in) {
+  return {.dtype = in.dtype(),
+          .low_type = in.dtype(),
+          .s = in.data(),
+          .e1 = in.data(),
+          .dy = in.data(),
+          .moments = {in.data(), in.data()},
+          .fold = {in.data(), in.data()},
+          .gamma = in.data(),
+          .ds = in.data(),
+          .low = in.data(),
+          .scaled = in.data(),
+          .mean_dn = in.data(),
+          .mean_n_dn = in.data(),
+          .sums = in.data(),
+          .T = in.whole(),
+          .D = in.whole()};
 }
+GCAHNG_EMULATE_WITH_SCRATCH(mlp_out_bwd, launch_mlp_out_backward, mlp_out_backward_scratch)

@@ -1,14 +1,20 @@
 #include "cuda_emulator.h"
 // The emulator's macros must come before the kernels.
 #include "../../csrc/cuda/similarity.cu"
+#include "arguments.h"
 
-using gcahng::DType;
+using namespace gcahng;
 
-extern "C" const char* emulate_similarity_forward(int seed, int dtype, int64_t N, const void* anchors,
-                                                  const int64_t* node, const void* negatives, const bool* counted,
-                                                  double scale, void* loss, void* dn, int64_t D) {
-  return emu::report(seed, [&] {
-    return gcahng::cuda::launch_similarity(static_cast<DType>(dtype), anchors, node, negatives, counted, scale, loss,
-                                           dn, N, D, nullptr);
-  });
+static SimilarityForward similarity(emu::Arguments& in) {
+  return {.dtype = in.dtype(),
+          .anchors = in.data(),
+          .node = in.indices(),
+          .negatives = in.data(),
+          .counted = in.flags(),
+          .scale = in.number(),
+          .loss = in.data(),
+          .dn = in.data(),
+          .N = in.whole(),
+          .D = in.whole()};
 }
+GCAHNG_EMULATE(similarity, launch_similarity_forward)

@@ -11,7 +11,7 @@ from engine_cases import IMPLEMENTATIONS, Case, run_step
 from torch import Tensor
 
 import gcahng
-from gcahng import _native
+from gcahng import native
 from gcahng.engine.operators import _workspace
 from gcahng.engine.workspace import _MOST_VIEWS, Workspace, _Slot
 from gcahng.testing import seeded
@@ -101,7 +101,7 @@ def test_stages_do_not_depend_on_threads(autocast, symmetric, threads, recorded)
 
 def test_wide_sums_do_not_depend_on_threads(threads):
     """Where each thread adds up channels of its own."""
-    assert _native.load("_C_cpu").path
+    assert native.load("_C_cpu").path
     dim, ops = 2000, torch.ops.gcahng
     x, de, theta, dtheta = (seeded(rows, dim, seed=rows, dtype=torch.float32) for rows in (8, 16, 70, 71))
 

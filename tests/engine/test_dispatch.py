@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gcahng import UserError, _native, dispatch
+from gcahng import UserError, dispatch, native
 from gcahng.dispatch import NAMES, Sizes, available, choose
 from gcahng.engine.schema import NATIVE, TRITON
 from gcahng.engine.stages import ops_of
@@ -20,8 +20,8 @@ from gcahng.env import report
 @pytest.fixture
 def no_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pure Python install."""
-    missing = _native.Library(None, "it was not built (no C++ compiler)")
-    monkeypatch.setattr(_native, "load", lambda name: missing)
+    missing = native.Library(None, "it was not built (no C++ compiler)")
+    monkeypatch.setattr(native, "load", lambda name: missing)
     monkeypatch.setattr(dispatch, "_said", set())
 
 
@@ -97,7 +97,7 @@ def test_every_name_has_an_answer_on_cuda_without_a_device(monkeypatch: pytest.M
 def test_a_gpu_that_no_kernel_is_built_for(
     capability: tuple[int, int], chosen: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_native, "load", lambda name: _native.Library(Path("_C_cuda.so"), None))
+    monkeypatch.setattr(native, "load", lambda name: native.Library(Path("_C_cuda.so"), None))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(dispatch, "_said", set())
@@ -217,31 +217,31 @@ def test_ops_come_from_where_they_are_asked_for(implementation: str, op: str, na
 
 
 def test_a_library_that_does_not_load_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_native, "FOLDER", tmp_path)
-    load = _native.load.__wrapped__
+    monkeypatch.setattr(native, "FOLDER", tmp_path)
+    load = native.load.__wrapped__
     assert "python setup.py build_ext --inplace" in (load("_C_cpu").reason or "")
-    (tmp_path / "_native_build.json").write_text('{"_C_cpu": "no cmake"}')
+    (tmp_path / "native_build.json").write_text('{"_C_cpu": "no cmake"}')
     assert load("_C_cpu").reason == "_C_cpu was not built (at build time: no cmake)"
     (tmp_path / "_C_cpu.so").write_bytes(b"not a library")
     assert "_C_cpu.so does not load" in (load("_C_cpu").reason or "")
 
 
 def test_cpu_arch_is_checked() -> None:
-    before = _native.cpu_arch()
-    assert before in _native.CPU_ARCHES
-    _native.set_cpu_arch("base")
-    assert _native.cpu_arch() == "base"
-    _native.set_cpu_arch(before)
+    before = native.cpu_arch()
+    assert before in native.CPU_ARCHES
+    native.set_cpu_arch("base")
+    assert native.cpu_arch() == "base"
+    native.set_cpu_arch(before)
     with pytest.raises(UserError, match="cpu_arch='sse9': choose one of base, avx2, avx512"):
-        _native.set_cpu_arch("sse9")
+        native.set_cpu_arch("sse9")
 
 
 @pytest.mark.skipif("GCAHNG_CPU_ARCH" in os.environ, reason="it chooses another")
 def test_the_best_instruction_set_is_chosen() -> None:
-    before, had = _native.cpu_arch(), []
-    for arch in _native.CPU_ARCHES:
+    before, had = native.cpu_arch(), []
+    for arch in native.CPU_ARCHES:
         with contextlib.suppress(UserError):
-            _native.set_cpu_arch(arch)
-            had.append(_native.cpu_arch())
-    _native.set_cpu_arch(before)
+            native.set_cpu_arch(arch)
+            had.append(native.cpu_arch())
+    native.set_cpu_arch(before)
     assert had[0] == "base" and before == had[-1]

@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 from gcahng import UserError
 
 CASE = Case()
-ALONE = "the engine has backward-mode derivatives alone, outside torch.func; impl='reference' has all"
+ALONE = "the engine supports backward-mode derivatives only, outside torch.func; impl='reference' supports all"
 
 engines = pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 import triton
 
-from gcahng import _native
+from gcahng import native
 
 
 def test_cuda_library_loads_and_registers_its_ops() -> None:
     if torch.version.cuda is None:
         pytest.skip("torch is a CPU build")
-    library = _native.load("_C_cuda")
+    library = native.load("_C_cuda")
     if library.path is None and "no nvcc" in (library.reason or ""):
         pytest.skip(library.reason)
     assert library.path is not None, library.reason
@@ -25,7 +25,7 @@ def test_cuda_library_loads_and_registers_its_ops() -> None:
 
 
 def test_cuda_library_holds_code_for_every_target() -> None:
-    library = _native.load("_C_cuda")
+    library = native.load("_C_cuda")
     if library.path is None and "no nvcc" in (library.reason or ""):
         pytest.skip(library.reason)
     assert library.path is not None, library.reason

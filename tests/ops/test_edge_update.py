@@ -132,7 +132,7 @@ def test_second_derivative_is_an_error(impl: str) -> None:
 def test_torch_func_is_an_error() -> None:
     edges, nodes, weights = (x for x in inputs(3, 4))
     w = EdgeUpdateWeights(*(x.detach() for x in weights))
-    with pytest.raises(UserError, match="edge_update has backward-mode derivatives alone"):
+    with pytest.raises(UserError, match="edge_update supports backward-mode derivatives only"):
         torch.func.grad(lambda e: edge_update(e, nodes.detach(), w, impl="torch").sum())(edges.detach())
 
 

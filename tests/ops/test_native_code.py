@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gcahng import _native
+from gcahng import native
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 WIDE = {"avx2": ["-mavx2", "-mfma", "-mf16c"], "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]}
@@ -28,6 +28,9 @@ def test_stems_are_listed_for_the_build() -> None:
     others = {"dispatch"}
     assert sorted(listed["CPU"].split()) == sorted({p.stem for p in (CSRC / "cpu").glob("*.cpp")} - others)
     assert sorted(listed["CUDA"].split()) == sorted(p.stem for p in (CSRC / "cuda").glob("*.cu"))
+    for device in ("CPU", "CUDA"):
+        bindings = (CSRC / "bindings" / device.lower()).glob("*.cpp")
+        assert sorted(listed[device].split()) == sorted(p.stem for p in bindings)
 
 
 @pytest.mark.parametrize("arch", WIDE)
@@ -54,9 +57,9 @@ def test_wide_code_cannot_leak_into_the_baseline(stem: str, arch: str, tmp_path:
     assert shared == [("D", f"gcahng::{arch}::{stem}")], shared
 
 
-@pytest.mark.parametrize("name", _native.NAMES)
-def test_libraries_hold_no_python_and_ask_for_little(name: _native.Name) -> None:
-    library = _native.load(name)
+@pytest.mark.parametrize("name", native.NAMES)
+def test_libraries_hold_no_python_and_ask_for_little(name: native.Name) -> None:
+    library = native.load(name)
     if library.path is None and "no nvcc" in (library.reason or ""):
         pytest.skip(library.reason)
     assert library.path is not None, library.reason

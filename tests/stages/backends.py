@@ -12,7 +12,7 @@ import pytest
 import torch
 from stages.cases import Setup, Some
 
-from gcahng import UserError, _native
+from gcahng import UserError, native
 from gcahng.dispatch import available
 from gcahng.engine.schema import Op, Ops
 from gcahng.engine.stages import ops_of
@@ -233,18 +233,18 @@ def in_force(backend: Backend) -> Iterator[Backend]:
     if backend.arch is None:
         yield backend
         return
-    before = _native.cpu_arch()
-    assert before is not None, _native.load("_C_cpu").reason
+    before = native.cpu_arch()
+    assert before is not None, native.load("_C_cpu").reason
     try:
-        _native.set_cpu_arch(backend.arch)
+        native.set_cpu_arch(backend.arch)
     except UserError as error:
         pytest.skip(str(error))
-    assert _native.cpu_arch() == backend.arch
+    assert native.cpu_arch() == backend.arch
     yield backend
-    _native.set_cpu_arch(before)
+    native.set_cpu_arch(before)
 
 
-_IN_FORCE = _native.cpu_arch()
+_IN_FORCE = native.cpu_arch()
 
 
 def _cpp(arch: str, *, every: bool) -> Backend:
@@ -253,8 +253,8 @@ def _cpp(arch: str, *, every: bool) -> Backend:
     return Backend(f"cpp-{arch}{'-everywhere' if every and arch != _IN_FORCE else ''}", "cpp", few, arch=arch)
 
 
-CPP = [_cpp(arch, every=arch == _IN_FORCE) for arch in _native.CPU_ARCHES]
-CPP_EVERYWHERE = [_cpp(arch, every=True) for arch in _native.CPU_ARCHES if arch != _IN_FORCE]
+CPP = [_cpp(arch, every=arch == _IN_FORCE) for arch in native.CPU_ARCHES]
+CPP_EVERYWHERE = [_cpp(arch, every=True) for arch in native.CPU_ARCHES if arch != _IN_FORCE]
 TRITON = Backend(
     "triton",
     "triton",

@@ -8,10 +8,10 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from mask_cases import CHANCES, DRAWS, LAYERS, SEEDS
+from stages.test_gate_masks import CHANCES, DRAWS, LAYERS, SEEDS
 
 from gcahng.kernels.gate import dropout_arguments, factors
-from gcahng.reference.philox import dropout_threshold, edge_keeps
+from gcahng.reference.philox import dropout_threshold, edge_masks
 
 pytestmark = pytest.mark.simulated
 
@@ -59,5 +59,5 @@ def test_factors(tied, dtype):
         draw = torch.tensor(draw, device=DEVICE)
         compute = tl.float64 if dtype == torch.float64 else tl.float32
         factors_kernel[(1,)](i, wrapped, found, draw, 300, NODES, *numbers, **constants, COMPUTE=compute, BLOCK=512)
-        mask = edge_keeps(i, j, layer=layer, draw=draw, seed=seed, p=p, symmetric=tied)
+        mask = edge_masks(i, j, layer=layer, draw=draw, seed=seed, p=p, symmetric=tied)
         assert torch.equal(found, (mask.double() / (1 - p)).to(dtype).T), (layer, seed, draw, p)

@@ -1,0 +1,185 @@
+"""The engine's ops by their CUDA kernels, run in the emulator: `EmulatedOps` stands for torch.ops.gcahng."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from emulator.build import Guarded, compiled
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # in the order of csrc/common/dtype.h
+
+
+@dataclass(frozen=True)
+class Emulated:
+    """An op, as `EmulatedOps` calls it.
+
+    Attributes:
+        stem: tests/emulator/<stem>.cpp has it.
+        inputs: the names of the arguments that are only read, in order.
+        outputs: the names of those that are written, which follow.
+        wide: an argument of the accumulating type.
+        low: one of the products' type, where the op has that type; given as None, it is the accumulating type.
+        rows: an argument of shape (T, D). T is passed where the op takes no tile.
+        scratch: the type of scratch, if not the accumulating one.
+    """
+
+    stem: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    wide: str
+    low: str | None
+    rows: str
+    scratch: torch.dtype | None = None
+
+
+def _op(
+    stem: str, arguments: str, wide: str, low: str | None = None, rows: str | None = None, **more: torch.dtype
+) -> Emulated:
+    inputs, outputs = (tuple(part.split()) for part in arguments.split("->"))
+    return Emulated(stem, inputs, outputs, wide, low, rows or wide, **more)
+
+
+_GATE = "tile dropout scale draw u c v gamma beta e"
+_MIX = "tile z d_plus kappa pull"
+OPS = {
+    "norm_gelu_": _op("norm_gelu", "t gamma beta -> full low", "t", "low"),
+    "edge_start_fwd_": _op("edge_start", "tile x -> full low", "x", "low"),
+    "edge_start_bwd_": _op("edge_start", "tile x de -> dx", "de"),
+    "edge_to_node_fwd_": _op("edge_to_node", "tile product bias -> sum", "bias", "product"),
+    "edge_to_node_bwd_": _op("edge_to_node", "tile product bias ds -> dp db", "bias", "product"),
+    "gate_fwd_": _op("gate", f"{_GATE} -> e1 low weight_i weight_j", "e", "low"),
+    "gate_bwd_": _op("gate", f"{_GATE} de1 weight_i weight_j -> de du dc dv dgamma dbeta", "e"),
+    "mlp_in_fwd_": _op("mlp_in", "h bias -> g mean rstd", "bias", "h", "h"),
+    "mlp_in_bwd_": _op("mlp_in", "h bias dn mean rstd mean_dn mean_n_dn -> g dh db", "bias", "h", "h"),
+    "mlp_out_fwd_": _op("mlp_out", "product e1 mean rstd w d gamma beta -> s full low", "e1", "product"),
+    "mlp_out_bwd_": _op("mlp_out", "s e1 dy mean rstd w d gamma -> ds low scaled mean_dn mean_n_dn sums", "e1", "low"),
+    "head_moments_": _op("head", "tile e -> sums", "e", scratch=torch.float64),
+    "head_fwd_": _op("head", "product bias -> theta", "bias", "product", "product"),
+    "head_bwd_": _op("head", "theta dtheta -> dpre sum", "theta", "dpre"),
+    "head_sums_": _op("head", "dy e -> wide sums", "e", "dy"),
+    "head_norm_": _op("head", "tile dy e scale a b -> de", "e"),
+    "mix_fwd_": _op("mix", f"{_MIX} theta -> negatives logits squares", "z"),
+    "mix_bwd_theta_": _op("mix", f"{_MIX} dn -> dtheta", "z"),
+    "mix_bwd_z_": _op("mix", f"{_MIX} theta dlogits square dn -> dz dd_plus", "z"),
+    "cross_entropy_": _op("cross_entropy", "logits bias labels scale -> loss d", "bias", "logits", "logits"),
+    "similarity_": _op("similarity", "anchors node negatives counted scale -> loss dn", "negatives"),
+    "diversity_fwd_": _op("diversity", "tile theta -> sum square", "theta"),
+    "diversity_bwd_": _op("diversity", "tile theta mean scale -> dtheta", "theta"),
+}
+STEMS = tuple(dict.fromkeys(op.stem for op in OPS.values()))
+
+
+def compile_all(*stems: str) -> None:
+    """Compiles these stems' libraries (all, without arguments), as many at once as there are processors. A stem that is
+    not compiled here is when it is used."""
+    with ThreadPoolExecutor(torch.multiprocessing.cpu_count()) as pool:
+        list(pool.map(compiled, stems or STEMS))
+
+
+def each_unaligned() -> Iterator[EmulatedOps]:
+    """Once for each tensor of the op that has most, which then misses its alignment."""
+    for only in range(16):
+        yield EmulatedOps(-1, 1, only=only)
+
+
+class EmulatedOps:
+    """Stands for torch.ops.gcahng: it has a method for each op of `OPS`, with the op's flat arguments.
+
+    Every call works on copies between fences of NaN. What is not an output must come back as it was. Scratch is full of
+    NaN.
+
+    Args:
+        seed: the order of warps (tests/emulator/cuda_emulator.h).
+        offset: values by which tensors miss their alignment: all of them, or the `only`-th of each call.
+        defines: such as CUDA_EMULATOR_DROP_BARRIERS.
+        only: see offset.
+    """
+
+    def __init__(self, seed: int = -1, offset: int = 0, *defines: str, only: int | None = None) -> None:
+        self._seed, self._offset, self._defines, self._only = seed, offset, defines, only
+
+    def run(self, name: str, *flat: Any) -> None:
+        """Runs the op of this name. Raises RuntimeError for what the launcher reports."""
+        op = OPS[name]
+        arguments = dict(zip((*op.inputs, *op.outputs), flat, strict=True))
+        dtype = arguments[op.wide].dtype
+        low = [] if op.low is None else [dtype if arguments[op.low] is None else arguments[op.low].dtype]
+        shape = arguments[op.rows].shape
+        sizes = shape[-1:] if "tile" in op.inputs else (shape.numel() // shape[-1], shape[-1])
+        copies = _Copies(self._offset, self._only)
+        slots = [DTYPES.index(dtype), *map(DTYPES.index, low), *map(copies.passed, flat), *sizes]
+        library = compiled(op.stem, *self._defines)
+        count = _function(library, f"scratch_{name}", ctypes.c_int64)(_packed(slots))
+        scratch = torch.full((count,), torch.nan, dtype=op.scratch or dtype) if count else None
+        place = ctypes.c_void_p(copies.passed(scratch))
+        message = _function(library, f"emulate_{name}", ctypes.c_char_p)(self._seed, _packed(slots), place)
+        if message is not None:
+            raise RuntimeError(message.decode())
+        outputs = (scratch, *flat[len(op.inputs) :])
+        copies.give_back({output.data_ptr() for output in outputs if output is not None}, name)
+
+
+class _Copies:
+    """The tensors of one call, each once, between fences."""
+
+    def __init__(self, offset: int, only: int | None) -> None:
+        self._offset, self._only = offset, only
+        self._copies: dict[int, tuple[Tensor, Guarded]] = {}
+        self._alive: list[Tensor] = []
+
+    def passed(self, argument: Any) -> int | float | None:
+        """What stands for the argument in a slot: a number, or the address of a copy."""
+        if isinstance(argument, Sequence):
+            argument = torch.tensor(argument)
+            self._alive.append(argument)
+        if not isinstance(argument, Tensor):
+            return None if argument is None else float(argument)
+        assert argument.is_contiguous()
+        if not argument.is_floating_point():
+            return argument.data_ptr()
+        if argument.data_ptr() not in self._copies:
+            offset = self._offset if self._only in (None, len(self._copies)) else 0
+            guarded = Guarded(*argument.shape, dtype=argument.dtype, offset=offset)
+            guarded.tensor.copy_(argument)
+            self._copies[argument.data_ptr()] = argument, guarded
+        return self._copies[argument.data_ptr()][1].tensor.data_ptr()
+
+    def give_back(self, written: set[int], name: str) -> None:
+        """Copies back what lies at these addresses, once nothing else was written."""
+        for place, (argument, guarded) in self._copies.items():
+            if place in written:
+                argument.copy_(guarded.check())
+            else:
+                assert torch.equal(argument, guarded.check()), f"{name} wrote to an input"
+
+
+def _packed(slots: Sequence[int | float | None]) -> ctypes.Array[ctypes.c_uint64]:
+    """Slots of 64 bits, as tests/emulator/arguments.h reads them."""
+    packed = b"".join(struct.pack("d", x) if isinstance(x, float) else struct.pack("q", x or 0) for x in slots)
+    return (ctypes.c_uint64 * len(slots)).from_buffer_copy(packed)
+
+
+def _function(library: ctypes.CDLL, name: str, result: type) -> Callable[..., Any]:
+    function = getattr(library, name)
+    function.restype = result
+    return function
+
+
+def _method(name: str) -> Callable[..., None]:
+    def run(self: EmulatedOps, *flat: Any) -> None:
+        self.run(name, *flat)
+
+    op = OPS[name]
+    run.__name__, run.__doc__ = name, f"({', '.join((*op.inputs, *op.outputs))}), in {op.stem}.cu."
+    return run
+
+
+for _name in OPS:
+    setattr(EmulatedOps, _name, _method(_name))
