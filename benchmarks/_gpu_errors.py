@@ -38,9 +38,9 @@ def kept(failed: dict[str, str], name: str, doing: Doing) -> Iterator[None]:
 
 def release() -> None:
     """Gives unused memory back, the engine's workspace included."""
-    from gcahng.engine import engine
+    from gcahng.engine import operators
 
-    engine._workspace.clear()
+    operators._workspace.clear()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -110,7 +110,7 @@ def _dry_items(impls: list[str], ops: list[str], device: str) -> list[Item]:
     for precision in ("bf16", "fp32"):
         n, layers = (6, 1) if precision == "bf16" else (12, 2)
         made.append(step(n, layers, precision, usable(impls, precision), dim=8, device=device))
-        for stage in STAGES if precision == "fp32" else ("hidden",):
+        for stage in STAGES if precision == "fp32" else ("mlp_in",):
             names = usable(impls, precision), usable(ops, precision)
             made.append(stages(stage, precision, *names, dim=8, classes=3, device=device))
     return [item | {"seconds": 0.01, "guess": 0.5} for item in made]

@@ -12,28 +12,28 @@ from _stage_tile import Size, Tile, rows_of
 from torch import Tensor
 
 from gcahng.bench.step import spread
-from gcahng.ops._implementations import resolve
+from gcahng.dispatch import choose
+from gcahng.engine.schema import Ops
 from gcahng.testing.compare import largest_allowed
 
 PRECISIONS = {"fp32": (torch.float32, torch.float32), "bf16": (torch.float32, torch.bfloat16)}
-NAMESPACES = {"triton": "gcahng_triton", "cuda": "gcahng", "cpp": "gcahng"}
 
 
-class Spy:
-    """Stands for an ops namespace, and keeps each op's last arguments while `on`."""
+class RecordedOps(Ops):
+    """The ops of an implementation, which keep each op's last arguments while `on`."""
 
-    def __init__(self, impl: str) -> None:
+    def __init__(self, implementation: str) -> None:
+        super().__init__(implementation)
         self.calls: dict[str, tuple] = {}
         self.on = False
-        self._ops = getattr(torch.ops, NAMESPACES[impl])
 
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        op = getattr(self._ops, name)
+    def overload(self, name: str) -> Callable[..., None]:
+        run = super().overload(name)
 
         def call(*arguments: Any) -> None:
             if self.on:
                 self.calls[name] = arguments
-            op(*arguments)
+            run(*arguments)
 
         return call
 
@@ -57,7 +57,7 @@ def measure(item: dict[str, Any], doing: Doing) -> list[dict[str, Any]]:
             continue
         with kept(failed, impl, doing):
             for part in impl.split("+"):
-                resolve(part, device, "loss")  # loads it
+                choose(part, device)  # loads it
             disagrees[impl] = allowed.problem(Tile(size, impl).prepare(stage)())
             calls[impl] = _timed(Tile(size, impl), stage)
     rows = [_row(item, "stage", stage, impl, disagrees.get(impl), failed.get(impl)) for impl in item["impls"]]
@@ -81,19 +81,19 @@ def _ops(item: dict[str, Any], size: Size, allowed: _Allowed, doing: Doing) -> l
         name = f"{impl} ops"
         if name in item["without"]:
             continue
-        disagrees, spy = None, Spy(impl)
+        disagrees, ops = None, RecordedOps(impl)
         with kept(failed, name, doing):
-            resolve(impl, item["device"], "loss")
-            disagrees = allowed.problem(Tile(size, ops=spy).prepare(stage)())
-            tile = Tile(size, ops=spy)
+            choose(impl, item["device"])
+            disagrees = allowed.problem(Tile(size, ops=ops).prepare(stage)())
+            tile = Tile(size, ops=ops)
             tile.fresh = False
             call = tile.prepare(stage)
-            spy.on = True
+            ops.on = True
             call()
-            recorded[impl] = spy.calls
+            recorded[impl] = ops.calls
         if name in failed:
             rows.append(_row(item, "op", f"all of {stage}", impl, None, failed[name]))
-        for op, arguments in spy.calls.items() if name not in failed else ():
+        for op, arguments in ops.calls.items() if name not in failed else ():
             row = _row(item, "op", op, impl, disagrees, None)
             rows.append(row | {"bytes": moved_bytes(arguments)})
     for op in dict.fromkeys(row["name"] for row in rows if row["failed"] is None):
@@ -105,7 +105,7 @@ def _ops(item: dict[str, Any], size: Size, allowed: _Allowed, doing: Doing) -> l
 
 
 def _op_call(impl: str, op: str, arguments: tuple) -> Callable[[], object]:
-    function = getattr(getattr(torch.ops, NAMESPACES[impl]), op)
+    function = Ops(impl).overload(op)
     return lambda: function(*arguments)
 
 

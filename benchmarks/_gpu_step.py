@@ -63,9 +63,9 @@ def measure(item: dict[str, Any], doing: Doing) -> list[dict[str, Any]]:
 def _alone(case: Case) -> tuple[Problem, int | None]:
     """The case's problem after two steps, and the bytes that a step held at its peak: weights and optimisers included,
     what other cases hold left out. None on the CPU."""
-    from gcahng.engine import engine
+    from gcahng.engine import operators
 
-    engine._workspace.clear()
+    operators._workspace.clear()
     gc.collect()
     cuda = case.device == "cuda"
     before = torch.cuda.memory_allocated() if cuda else 0

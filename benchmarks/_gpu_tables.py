@@ -8,7 +8,7 @@ from _gpu_ceilings import best
 from _gpu_stages import add_shares
 from _gpu_step import add_ratios
 
-from gcahng.engine.auto import VARIABLE
+from gcahng.dispatch import AUTO
 
 Rows = list[dict[str, Any]]
 CLEARLY = 0.95  # of the other's time
@@ -36,7 +36,7 @@ def report(found: dict[str, Any]) -> str:
     parts.append(f"## Stages, products included{title}\n\n{_stages(found['stages'], 'stage')}")
     parts.append(f"## Row-wise ops alone{title}\n\n{_stages(found['stages'], 'op')}")
     if (advice := best_auto(found["step"], found["stages"])) is not None:
-        parts.append(f"## What auto should take here{title}\n\n    export {VARIABLE}={advice}")
+        parts.append(f"## What auto should take here{title}\n\n    export {AUTO}={advice}")
     if found["dropped"]:
         parts.append(f"Dropped for want of time: {'; '.join(found['dropped'])}.")
     parts += [f"Failed: {x['item']}, at {x['case'] or 'its start'}: {x['reason']}" for x in found["failed"]]

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from gcahng.engine.fused import FusedStages
-from gcahng.engine.head import DiversitySums, HeadGradients, HeadWeights
 from gcahng.engine.masks import EdgeDropout
-from gcahng.engine.mixing import mix_index, mixing_weights
-from gcahng.engine.parts import Parts, fused_parts, make_parts
 from gcahng.engine.schedule import Band, NodeSum, make_schedule
-from gcahng.engine.stages import Edges, Tokens, TokenSums
-from gcahng.engine.weights import EdgeGradients, EdgeWeights, ToNodeWeights
+from gcahng.engine.schema import Ops
+from gcahng.engine.stages import make_stages, ops_of
+from gcahng.engine.stages.common import Edges, StageContext
+from gcahng.engine.stages.cross_entropy import CrossEntropyInputs
+from gcahng.engine.stages.diversity import DiversitySums
+from gcahng.engine.stages.edge_update import EdgeRecord
+from gcahng.engine.stages.gate import Layer, LayerSums, Tokens, TokenSums
+from gcahng.engine.stages.head import HeadGradients, HeadWeights
+from gcahng.engine.stages.mix import MixUpstream, mix_index, mixing_of, mixing_weights
+from gcahng.engine.stages.similarity import SimilarityInputs
+from gcahng.engine.weights import EdgeGradients, EdgeWeights, ToNodeSums, ToNodeWeights
 from gcahng.engine.workspace import Workspace
 
 # A stage's matrix products, in units of rows · D².
@@ -68,10 +72,15 @@ def rows_of(classes: int, views: int) -> int:
 
 
 class Tile:
-    """impl: of gcahng.engine.parts.make_parts. ops: instead, stages whose products are all the library's, with the
-    row-wise work between them in these ops."""
+    """A tile's inputs, and the stages of an implementation on them.
 
-    def __init__(self, size: Size, impl: str | None = None, ops: Any = None) -> None:
+    Args:
+        size: of the tile.
+        impl: an implementation, as gcahng.dispatch names it.
+        ops: instead of it, the ops of stages whose products are all the library's.
+    """
+
+    def __init__(self, size: Size, impl: str | None = None, ops: Ops | None = None) -> None:
         self.size, self.wide = size, size.accumulate
         self.schedule = make_schedule(size.classes, size.views, symmetric=True, tile_rows=size.tile_rows)
         self.tile = self.schedule.tiles[0]
@@ -91,16 +100,14 @@ class Tile:
         self.classifier = self._matrix(LABELS, dim), self._drawn(LABELS)
         self.labels = self.index.negative % LABELS
         self.w, self.to_node, self.head_weights = self._weights()
-        parts = self._parts(impl, ops, z, torch.full_like(self.like, 0.3125), kappa)
-        self.stages, self.head, self.mixer, self.judge = parts
-
-    def _parts(self, impl: str | None, ops: Any, z: Tensor, pull: Tensor, kappa: Tensor) -> Parts:
-        size, workspace = self.size, Workspace()
+        ops = ops or ops_of(impl)
         draw = torch.zeros((), dtype=torch.int64, device=size.device)
+        fused = (Workspace(), ops) if ops is not None else (None, None)
         dropout = EdgeDropout(0.1, 1, draw)
-        if impl is not None:
-            return make_parts(impl, self.schedule, size.compute, z, pull, kappa, dropout, 1, workspace)
-        return fused_parts(FusedStages, ops, self.schedule, size.compute, z, pull, kappa, dropout, 1, workspace)
+        self.stages = make_stages(StageContext(self.schedule, dim, size.compute, self.like, dropout, 1, *fused))
+        pull, u = torch.full_like(self.like, 0.3125), self.like.new_zeros(views, views - 1)
+        self.mixing = mixing_of(self.schedule, z, u, pull)._replace(kappa=kappa)
+        self.layer = Layer(0, self.w, self.w, self.tokens)
 
     def flops(self, stage: str) -> int:
         """Of a stage's matrix products."""
@@ -159,110 +166,113 @@ class Tile:
 
     def prepare(self, stage: str) -> Callable[[], list[Tensor]]:
         """The call of a stage; what comes before it is done here, and sums start from zero."""
-        dim, like = self.size.dim, self.like
-        self.into, self.edge_sum = TokenSums(self.schedule, dim, like), self._sum(dim)
+        dim, like, update = self.size.dim, self.like, self.stages.edge_update
+        self.sums = LayerSums(EdgeGradients(dim, like), TokenSums(self.schedule, dim, like))
+        self.edge_sum, self.dx = self._sum(dim), self._sum(dim)
         self.z_sum, self.positive_sum = self._sum(dim), self._sum(1)
-        self.dx, self.diversity = self._sum(dim), DiversitySums(self.schedule, dim, like)
-        self.moments = self.head.moments(dim, like)
-        self.edge_gradients, self.head_gradients = EdgeGradients(dim, like), HeadGradients(dim, like)
-        self.weight_sums = like.new_zeros(dim, dim), like.new_zeros(dim)
+        self.diversity, self.moments = DiversitySums(self.schedule, dim, like), self.stages.head.moments()
+        self.head_gradients = HeadGradients(dim, like)
+        self.to_node_sums = ToNodeSums(like.new_zeros(dim, dim), like.new_zeros(dim))
         if stage == "gate_backward":
-            self.gate_record = self.stages.gate(0, 0, self.tile, self.w, self.tokens, self.e, "kept")[1]
+            self.gate_saved = update.gate.forward(self.layer, self.tile, self.e, "saved")[1]
         if stage in ("mlp_out", "mlp_backward"):
-            self.kept_h = like.new_empty(self.tile.rows, 4 * dim, dtype=self.size.compute)
-            self.g, self.row_moments = self.stages.mlp_in(self.w, self.e1, self.kept_h, None)
-            self.s = self.stages.mlp_out(self.w, self.e1, self.g, self.row_moments, None, "kept")[0].clone()
+            h = like.new_empty(self.tile.rows, 4 * dim, dtype=self.size.compute)
+            self.g, self.row_moments = update.mlp_in.forward(self.w, self.e1, h, None)
+            s, _ = update.mlp_out.forward(self.w, self.e1, self.g, self.row_moments, None, "saved")
+            self.record = EdgeRecord(None, self.e1, None, h, self.row_moments, s.clone())
         return getattr(self, f"_{stage}")
 
     def _edge_start(self) -> list[Tensor]:
-        return [self.stages.edge_start(self.tile, self.x, "out").full]
+        return [self.stages.edge_start.forward(self.tile, self.x, "out").full]
 
     def _edge_start_backward(self) -> list[Tensor]:
-        self.stages.edge_start_backward(self.tile, self.x, self.d, self.dx)
+        self.stages.edge_start.backward(self.tile, self.x, self.d, self.dx)
         return [self.dx.wrapped]
 
     def _norm_gelu(self) -> list[Tensor]:
-        return [self.stages.norm_gelu(self.w, self.e.full, "out").full]
+        return [self.stages.norm_gelu.forward(self.w.norm, self.e.full, "out").full]
 
     def _edge_to_node(self) -> list[Tensor]:
-        self.stages.edge_to_node(self.tile, self.to_node, self.e, self.edge_sum)
+        self.stages.edge_to_node.forward(self.tile, self.to_node, self.e, self.edge_sum)
         return [self.edge_sum.wrapped]
 
     def _edge_to_node_backward(self) -> list[Tensor]:
         de = self._upstream()
-        self.stages.edge_to_node_backward(self.tile, self.to_node, self.e, self.ds, self.weight_sums, de)
-        return [de, *self.weight_sums]
+        self.stages.edge_to_node.backward(self.tile, self.to_node, self.e, self.ds, self.to_node_sums, de)
+        return [de, *self.to_node_sums]
 
     def _gate(self) -> list[Tensor]:
         # Plain torch keeps the masks it has drawn for the sweep at hand; every sweep draws them again.
-        for masks in self.stages.masks:
-            if masks is not None:
-                masks._drawn.clear()
-        return [self.stages.gate(0, 0, self.tile, self.w, self.tokens, self.e, "out")[0].full]
+        gate = self.stages.edge_update.gate
+        for masks in gate._masks:
+            masks._drawn.clear()
+        return [gate.forward(self.layer, self.tile, self.e, "out")[0].full]
 
     def _gate_backward(self) -> list[Tensor]:
-        arguments = (self.w, self.tokens, self.e, self.gate_record, self._upstream())
-        de = self.stages.gate_backward(0, 0, self.tile, *arguments, (self.edge_gradients, self.into), True)
-        sums = [x.wrapped for x in (self.into.u, self.into.c, self.into.v)]
-        return [de, *sums, self.edge_gradients.gamma, self.edge_gradients.beta]
+        gate, (gradients, tokens) = self.stages.edge_update.gate, self.sums
+        de = gate.backward(self.layer, self.tile, self.e, self.gate_saved, self._upstream(), self.sums, True)
+        return [de, *(x.wrapped for x in (tokens.u, tokens.c, tokens.v)), *gradients.norm]
 
-    def _hidden(self) -> list[Tensor]:
-        g, moments = self.stages.mlp_in(self.w, self.e1, None, None)
+    def _mlp_in(self) -> list[Tensor]:
+        g, moments = self.stages.edge_update.mlp_in.forward(self.w, self.e1, None, None)
         return [g, *moments]
 
-    def _close(self) -> list[Tensor]:
-        s, e = self.stages.mlp_out(self.w, self.e1, self.g, self.row_moments, None, "out")
+    def _mlp_out(self) -> list[Tensor]:
+        s, e = self.stages.edge_update.mlp_out.forward(self.w, self.e1, self.g, self.row_moments, None, "out")
         return [s, e.full]
 
     def _mlp_backward(self) -> list[Tensor]:
-        into = self.edge_gradients
-        inputs = (self.e1, self.s, self._upstream(), self.kept_h, self.row_moments, into)
-        return [self.stages.mlp_backward(self.w, *inputs), into.w1, into.b1, into.out_g, into.out, into.out_mean]
+        into = self.sums.gradients
+        de1 = self.stages.edge_update.mlp_backward(self.layer, self.record, self._upstream(), into)
+        return [de1, into.w1, into.b1, into.out_g, into.out, into.out_mean]
 
     def _head_moments(self) -> list[Tensor]:
-        self.head.add_moments(self.tile, self.e, self.moments)
+        self.stages.head.add_moments(self.tile, self.e, self.moments)
         return [self.moments]
 
     def _head(self) -> list[Tensor]:
-        return [self.head.head(self.head_weights, self.e)]
+        return [self.stages.head.forward(self.head_weights, self.e)]
 
     def _head_backward(self) -> list[Tensor]:
         into = self.head_gradients
-        dy = self.head.head_backward(self.head_weights, self.e, self.theta, self.d, into)
+        dy = self.stages.head.backward(self.head_weights, self.e, self.theta, self.d, into)
         return [dy, into.pre_e, into.pre, into.sums]
 
     def _norm_backward(self) -> list[Tensor]:
-        return [self.head.norm_backward(self.tile, self.head_weights, self.e, self._upstream(), self.head_gradients)]
+        head, dy = self.stages.head, self._upstream()
+        return [head.norm_backward(self.tile, self.head_weights, self.e, dy, self.head_gradients)]
 
     def _mix(self) -> list[Tensor]:
-        return [self.mixer.negatives(self.tile, self.theta)]
+        return [self.stages.mix.negatives(self.mixing, self.tile, self.theta)]
 
     def _mix_logits(self) -> list[Tensor]:
-        return list(self.mixer.logits(self.tile, self.theta))
+        return list(self.stages.mix.logits(self.mixing, self.tile, self.theta))
 
     def _mix_backward_theta(self) -> list[Tensor]:
-        return [self.mixer.backward_theta(self.tile, self.dn)]
+        return [self.stages.mix.backward_theta(self.mixing, self.tile, self.dn)]
 
     def _mix_backward_z(self) -> list[Tensor]:
-        self.mixer.backward_z(self.tile, self.theta, self.dlogits, 1e-3, self.z_sum, self.positive_sum)
+        upstream = MixUpstream(self.theta, self.dlogits, 1e-3, None)
+        self.stages.mix.backward_z(self.mixing, self.tile, upstream, self.z_sum, self.positive_sum)
         return [self.z_sum.wrapped, self.positive_sum.wrapped]
 
     def _cross_entropy(self) -> list[Tensor]:
         weight, bias = self.classifier
-        logits = self.judge.logits(self.dn.to(self.size.compute), weight)
-        loss, d = self.judge.cross_entropy(logits, bias, self.labels, 0.25, True)
-        return [loss, d]
+        logits = self.stages.cross_entropy.logits(self.dn.to(self.size.compute), weight)
+        inputs = CrossEntropyInputs(logits, bias, self.labels, 0.25)
+        return list(self.stages.cross_entropy.forward(inputs, True))
 
     def _similarity(self) -> list[Tensor]:
         dn = self.dn.clone() if self.fresh else self.dn
         counted = self.index.anchor != self.index.negative
-        return [self.judge.similarity(self.nodes, self.index.node, self.other, counted, 0.25, dn), dn]
+        inputs = SimilarityInputs(self.nodes, self.index.node, self.other, counted, 0.25)
+        return [self.stages.similarity.forward(inputs, dn), dn]
 
     def _diversity(self) -> list[Tensor]:
-        self.head.add_diversity(self.tile, self.theta, self.diversity)  # plain torch overwrites θ
+        self.stages.diversity.forward(self.tile, self.theta, self.diversity)  # plain torch overwrites θ
         return [self.diversity.sum.wrapped, self.diversity.square.wrapped]
 
     def _diversity_backward(self) -> list[Tensor]:
         into = self._upstream()
-        self.head.diversity_backward(self.tile, self.theta, self.ds, self.like + 0.3125, into)
+        self.stages.diversity.backward(self.tile, self.theta, self.ds, self.like + 0.3125, into)
         return [into]

@@ -25,6 +25,7 @@ from gcahng.bench.cases import EDGE_MEMORY, Case, Problem
 from gcahng.bench.rows import show
 from gcahng.bench.system import ProductRate, seconds
 from gcahng.engine.plan import floor_products
+from gcahng.engine.schema import OPS
 from gcahng.errors import UserError
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm", "aten::baddbmm_")
@@ -48,7 +49,7 @@ def measure(case: Case, reps: int) -> dict[str, Any]:
     for event in profiler.key_averages():
         if event.key in PRODUCTS:
             products += event.self_cpu_time_total * scale
-        elif event.key.removeprefix("gcahng::") in STAGES:
+        elif event.key.removeprefix("gcahng::") in OPS:
             stages += event.self_cpu_time_total * scale
     return row(case, statistics.median(rates), step, products, stages) | {"all_s": steps}
 

@@ -39,7 +39,7 @@ from _gpu_tables import add_derived, report  # noqa: E402
 from _gpu_worker import Worker  # noqa: E402
 
 from gcahng.bench.rows import check_place  # noqa: E402
-from gcahng.engine.auto import VARIABLE  # noqa: E402
+from gcahng.dispatch import AUTO  # noqa: E402
 
 SECTIONS = ("ceilings", "plan", "step", "stages")
 CHECK_SECONDS, SUMMARY_SECONDS, CHECK_WORKERS, RETRIES = 120, 15, 8, 4
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None, make_worker: Callable[[], Any] = Wor
     if dry:
         why = "as asked" if options.dry else "torch sees no CUDA device"
         print(f"Dry run on the CPU in tiny sizes ({why}): it tries the code and measures nothing.", flush=True)
-    os.environ.pop(VARIABLE, None)  # what it should say is asked here
+    os.environ.pop(AUTO, None)  # what it should say is asked here
     deadline = start + options.budget
     found: dict[str, Any] = {"dry": dry, "budget": options.budget, "settings": {}, "dropped": [], "failed": []}
     found |= {section: [] for section in SECTIONS}
@@ -199,9 +199,8 @@ def _describe(found: dict[str, Any]) -> None:
 
     import torch
 
-    import gcahng.losses.passes  # noqa: F401  registers the loss
     from gcahng.bench import system
-    from gcahng.ops._implementations import available
+    from gcahng.dispatch import available
 
     try:
         triton = version("triton")
@@ -211,7 +210,7 @@ def _describe(found: dict[str, Any]) -> None:
     found["settings"] = {**card, **system.settings(), "triton": triton, "CUDA": torch.version.cuda or "none"}
     device = "cpu" if found["dry"] else "cuda"
     names = ("triton", "cpp", "torch") if found["dry"] else ("cuda", "triton", "torch")
-    reasons = {name: available(name, device, "loss") for name in names}
+    reasons = {name: available(name, device) for name in names}
     found["implementations"] = [name for name, reason in reasons.items() if reason is None]
     found["unavailable"] = {name: reason for name, reason in reasons.items() if reason is not None}
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 
 import torch
 
-from gcahng import native
-from gcahng.engine.auto import VARIABLE
+from gcahng import dispatch, native
 from gcahng.errors import UserError
-from gcahng.losses.passes import joined
-from gcahng.ops import _implementations
 
 PACKAGES = (
     "numpy",
@@ -80,32 +76,25 @@ def _libraries() -> list[tuple[str, str]]:
 
 def _implementation_rows(device_type: str) -> list[tuple[str, str]]:
     rows = []
-    for name in _implementations.NAMES:
-        reason = _implementations.available(name, device_type)
+    for name in dispatch.NAMES:
+        reason = dispatch.available(name, device_type)
         rows.append((name, "available" if reason is None else f"not available: {reason}"))
     return rows
 
 
 def _choices() -> list[tuple[str, str]]:
-    rows = []
-    for op, entry in _implementations.OPS.items():
-        chosen = []
-        for device_type in ("cpu", "cuda"):
-            order = entry.order(device_type)
-            first = next((name for name in order if _implementations.available(name, device_type, op) is None), None)
-            if first:
-                chosen.append(f"{_joined(first, device_type) if op == 'loss' else first} on {device_type}")
-        rows.append((op, ", ".join(chosen)))
-    return rows
+    has_some = [d for d in dispatch.ORDER if any(dispatch.available(name, d) is None for name in dispatch.NAMES)]
+    on_each = ", ".join(f"{_choice(device_type)} on {device_type}" for device_type in has_some)
+    return [(what, on_each) for what in dispatch.WHATS]
 
 
-def _joined(first: str, device_type: str) -> str:
+def _choice(device_type: str) -> str:
     try:
-        found = joined(first, device_type)
+        found = dispatch.choose("auto", device_type).implementation
+        asked = device_type == "cuda" and dispatch.auto_asks()
     except UserError as error:
         return f"none ({error})"
-    asked = device_type == "cuda" and os.environ.get(VARIABLE)
-    return f"{found} (as {VARIABLE} asks)" if asked else found
+    return f"{found} (as {dispatch.AUTO} asks)" if asked else found
 
 
 def _table(rows: list[tuple[str, str]]) -> list[str]:

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 
 import gcahng
-from gcahng.engine.engine import Engine, _prepare, _workspace
-from gcahng.engine.limits import exceeded
+from gcahng import dispatch
+from gcahng.engine.engine import Engine, PassOptions
+from gcahng.engine.operators import PassInputs, graph_pass
 from gcahng.engine.weights import buffer_list, parameter_list
 from gcahng.errors import UserError
-from gcahng.ops._implementations import resolve
-from gcahng.reference import passes as reference
-from gcahng.reference.graph_network import Dropout, graph_network
-from gcahng.reference.passes import Batch
+from gcahng.reference import training_step as reference
+from gcahng.reference.edge_update import Dropout
+from gcahng.reference.graph_network import graph_network
 from gcahng.reference.philox import mixing_draws
+from gcahng.reference.training_step import Batch
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 TF32 = "tf32"  # fp32 with products whose operands an NVIDIA GPU rounds to ten bits of mantissa
@@ -87,8 +88,7 @@ class Case:
     @property
     def implementation(self) -> str:
         """The implementation that `impl` stands for on this device, with these views and channels."""
-        chosen = resolve(self.impl, self.device, "loss")
-        return "torch" if self.impl == "auto" and exceeded(chosen, self.views, self.dim) else chosen
+        return dispatch.choose(self.impl, self.device, dispatch.Sizes(self.views, self.dim)).implementation
 
     @property
     def name(self) -> str:
@@ -148,7 +148,7 @@ class Problem:
         self.embeddings, self.labels = self.batch(case.batch)
         if case.compiled:
             compiled = {name: torch.compile(getattr(reference, name)) for name in ("metric_pass", "generator_pass")}
-            self.gca._passes = lambda device: SimpleNamespace(**compiled)
+            self.gca._passes = lambda batch: SimpleNamespace(**compiled)
 
     def batch(self, size: int) -> tuple[Tensor, Tensor]:
         """Embeddings (size, D), which require gradients, and labels (size,), with each class in consecutive rows."""
@@ -208,11 +208,11 @@ class Problem:
             if self.case.implementation == "reference":
                 graph_network(network, batch.z, batch.labels(), training=True, dropout=dropout, update=False)
                 return
-            engine = Engine(self.case.implementation, self.case.memory, self.case.edge_dtype)
+            engine = Engine(self.case.implementation, PassOptions(self.case.memory, self.case.edge_dtype))
             settings = engine._settings(network, batch)
-        tensors = (batch.z, classes, pull, u, gca.draw, parameter_list(network), buffer_list(network))
+        inputs = PassInputs(batch.z, classes, pull, u, gca.draw, parameter_list(network), buffer_list(network))
         with self.products():
-            graph = _prepare(*tensors, settings, record=False, update=False, workspace=_workspace).graph
+            graph = graph_pass(inputs, settings)
             graph.forward()
-            for number, tile in enumerate(graph.schedule.tiles):
-                graph.coefficients(graph.edge(graph.layers, number, tile))
+            for tile in graph.schedule.tiles:
+                graph.coefficients(graph.edge(graph.layers, tile))

@@ -1,27 +1,25 @@
 """Training steps on meta tensors of full size: the engine's own code, which calls and launches what it would on a GPU.
 
-Nothing is computed and nothing is allocated; who wants to see the launches has to catch them (see gcahng.testing.aot).
+Nothing is computed and nothing is allocated. To see the launches, catch them (see gcahng.testing.aot).
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from typing import NamedTuple
 from unittest.mock import patch
 
 import torch
 from torch import nn
 
-from gcahng.engine import engine
-from gcahng.engine.fused import FusedStages
+from gcahng.engine import engine, operators
+from gcahng.engine.engine import Engine, PassOptions
 from gcahng.engine.plan import MODES
+from gcahng.engine.schema import NATIVE, OPS, TRITON, Ops
 from gcahng.nn import GraphNetwork
-from gcahng.ops._schemas import NATIVE, TRITON
-from gcahng.ops._stages import STAGES
-from gcahng.reference.passes import Batch, Dropout, GeneratorWeights
+from gcahng.reference.edge_update import Dropout
+from gcahng.reference.training_step import Batch, GeneratorWeights
 
 SEED, DROPOUT = 2**40 + 5, 0.1
 
@@ -39,27 +37,31 @@ USUAL = Sizes()
 
 
 def launch_all(dim: int, compute: torch.dtype) -> None:
-    """Every Triton kernel, as steps with D channels and products in the compute dtype launch it: in every memory mode,
-    and with every product left to the library, as in fp64."""
+    """Launches every Triton kernel as steps with D channels and products in the compute dtype do.
+
+    The steps run in every memory mode, and with every product left to the library, as in fp64.
+    """
     with _launching():
         for memory in MODES:
             meta_step("triton", dim, compute, memory)
         meta_step("triton", dim, compute, "store", edge_dtype=torch.bfloat16)
-        with patch("gcahng.engine.triton.TritonStages", FusedStages):
+        with patch.object(operators, "ops_of", lambda implementation: Ops(implementation)):
             meta_step("triton", dim, compute, "store")
             meta_step("triton", dim, compute, "recompute")
 
 
 def meta_step(
-    stages: str,
+    implementation: str,
     dim: int,
     compute: torch.dtype,
     memory: str,
     sizes: Sizes = USUAL,
     edge_dtype: torch.dtype | None = None,
 ) -> None:
-    """Both passes of a training step as on a CUDA device under autocast; all but products in fp32, or in fp64 with
-    them."""
+    """Runs both passes of a training step as on a CUDA device under autocast.
+
+    Everything but products is in fp32, or in fp64 if products are.
+    """
     classes, views, layers, training_classes = sizes
     with torch.device("meta"):
         network = GraphNetwork(dim, training_classes, layers=layers)
@@ -70,7 +72,7 @@ def meta_step(
         network, classifier, z, pull, u = (x.double() for x in (network, classifier, z, pull, u))
     dropout = Dropout(p=DROPOUT, seed=SEED, draw=draw, symmetric=True)
     batch = Batch(z.requires_grad_(), labels, views, pull, u, dropout, training=True)
-    run = engine.Engine(stages, memory, edge_dtype)
+    run = Engine(implementation, PassOptions(memory, edge_dtype))
     with _on_meta(compute):
         run.metric_pass(network, batch)
         run.generator_pass(network, classifier, batch, None, GeneratorWeights(1.0, 1.0, 1.0))
@@ -78,20 +80,21 @@ def meta_step(
 
 @contextmanager
 def _on_meta(compute: torch.dtype) -> Iterator[None]:
-    """The engine takes meta tensors for a GPU's."""
-    tile_rows = engine.default_tile_rows
+    """Inside it the engine takes meta tensors for a GPU's."""
+    tile_rows = operators.default_tile_rows
 
     def on_cuda(dim: int, products: torch.dtype, memory: str, _: str) -> int:
         return tile_rows(dim, products, memory, "cuda")
 
     library = torch.library.Library(NATIVE, "IMPL")
-    library.impl("metric_pass", engine._metric_op, "Meta", allow_override=True)  # else its fake
+    library.impl("metric_pass", operators.metric_op, "Meta", allow_override=True)  # else its fake
     try:
         with (
-            patch.object(engine, "default_tile_rows", on_cuda),
+            patch.object(operators, "default_tile_rows", on_cuda),
             patch.object(engine, "compute_dtype", lambda *_: compute),
-            patch.dict(engine.DTYPES, {"float16": torch.float16}),  # the kernels know it, the loss does not offer it
-            patch.object(torch, "autocast", lambda *_, **__: nullcontext()),  # does not know meta tensors
+            # The kernels know fp16, which the loss does not offer.
+            patch.dict(operators.DTYPES, {"float16": torch.float16}),
+            patch.object(torch, "autocast", lambda *_, **__: nullcontext()),  # it does not know meta tensors
         ):
             yield
     finally:
@@ -100,15 +103,11 @@ def _on_meta(compute: torch.dtype) -> Iterator[None]:
 
 @contextmanager
 def _launching() -> Iterator[None]:
-    """The Triton ops run their launchers on meta tensors too."""
+    """Inside it the Triton ops run their launchers on meta tensors too."""
     library = torch.library.Library(TRITON, "IMPL")
-    for name, (launcher, _) in STAGES.items():
-        library.impl(name, partial(_launch, *launcher.split(".")), "Meta", allow_override=True)
+    for name, op in OPS.items():
+        library.impl(name, op.launch, "Meta", allow_override=True)
     try:
         yield
     finally:
         library._destroy()
-
-
-def _launch(stem: str, function: str, *arguments: object) -> None:
-    getattr(importlib.import_module(f"gcahng.kernels.{stem}"), function)(*arguments)

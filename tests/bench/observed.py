@@ -11,12 +11,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from gcahng.bench.cases import Problem
-from gcahng.engine import passes
-from gcahng.engine.engine import Engine, _prepare
+from gcahng.engine import operators
+from gcahng.engine.engine import Engine, PassOptions
+from gcahng.engine.generator_pass import GeneratorTargets, generator_pass
+from gcahng.engine.metric_pass import metric_pass
+from gcahng.engine.operators import PassInputs
 from gcahng.engine.weights import buffer_list, parameter_list
-from gcahng.reference.graph_network import Dropout
-from gcahng.reference.passes import Batch, GeneratorWeights
+from gcahng.reference.edge_update import Dropout
 from gcahng.reference.philox import mixing_draws
+from gcahng.reference.training_step import Batch, GeneratorWeights
 
 _PRODUCTS = {
     torch.ops.aten.mm.default: (0, 1),
@@ -66,8 +69,6 @@ class Observed(TorchDispatchMode):
 def observe(problem: Problem) -> tuple[list[int], list[tuple[int, int, int]]]:
     """Phases 1 and 3 of a training step, run twice, in a workspace that starts empty → each phase's peak in the
     second run, and the products of one run. problem.case.impl is torch or cpp."""
-    from gcahng.engine import engine
-
     gca, case = problem.gca, problem.case
     network = gca.graph_network
     u = mixing_draws(case.views, draw=gca.draw, seed=gca.seed, dtype=problem.dtype)
@@ -76,20 +77,20 @@ def observe(problem: Problem) -> tuple[list[int], list[tuple[int, int, int]]]:
     classes = problem.labels[:: case.views]
     batch = Batch(problem.embeddings.detach(), classes, case.views, pull, u, dropout, True)
     with problem.autocast():
-        settings = Engine(case.implementation, case.memory, case.edge_dtype)._settings(network, batch)
-    tensors = (batch.z, classes, pull, u, gca.draw, parameter_list(network), buffer_list(network))
+        settings = Engine(case.implementation, PassOptions(case.memory, case.edge_dtype))._settings(network, batch)
+    inputs = PassInputs(batch.z, classes, pull, u, gca.draw, parameter_list(network), buffer_list(network))
     head = (gca.classifier.weight.detach(), gca.classifier.bias.detach())
-    engine._workspace.clear()
+    operators._workspace.clear()
     gc.collect()
 
     def phase(number: int) -> int:
         observed.peak = observed.live
-        run = _prepare(*tensors, settings, record=True, update=True, workspace=engine._workspace)
+        run = operators._prepare(inputs, settings, operators._workspace, record=True, update=True)
         if number == 1:
-            passes.metric_pass(run.graph, run.mixer, run.classes, True)
+            metric_pass(run.graph, run.mixing, classes, True)
         else:
-            weights = GeneratorWeights(10.0, 5.0, 5.0)
-            passes.generator_pass(run.graph, run.mixer, run.judge, run.classes, head, None, weights)
+            targets = GeneratorTargets(classes, head, None, GeneratorWeights(10.0, 5.0, 5.0))
+            generator_pass(run.graph, run.mixing, targets)
         return observed.peak
 
     with torch.no_grad(), Observed() as observed:

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from gcahng.engine.fused import FusedStages
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from gcahng.bench.agreement import Agreement
 from gcahng.bench.cases import Case, Problem
 from gcahng.bench.peak import from_json, to_json
+from gcahng.engine.schema import OPS
+from gcahng.engine.stages.mlp_in import FusedMlpIn
+from gcahng.engine.stages.norm_gelu import FusedNormGelu
 from gcahng.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,9 +80,8 @@ def test_a_dry_run_goes_through_everything(tmp_path: Path, monkeypatch, capsys) 
     measured = {row["stage"] for row in found["stages"] if row["time_s"]}
     assert measured == set(_gpu_items.STAGES)
     ops = {row["name"] for row in found["stages"] if row["kind"] == "op"}
-    from gcahng.ops._stages import STAGES
 
-    assert ops == set(STAGES), "every op is measured alone"
+    assert ops == set(OPS), "every op is measured alone"
     steps = {(row["n"], row["L"], row["precision"]) for row in found["step"] if row["impl"] == "cpp"}
     assert steps == {(6, 1, "bf16"), (12, 2, "fp32")}
     assert all(row["disagrees"] is None and row["failed"] is None for row in found["step"] + found["stages"])
@@ -265,8 +264,13 @@ def test_steps_that_run_out_of_memory_are_kept(monkeypatch) -> None:
 
 
 def test_a_step_that_disagrees_has_no_ratio(monkeypatch) -> None:
-    right = FusedStages.mlp_backward
-    monkeypatch.setattr(FusedStages, "mlp_backward", lambda *arguments: right(*arguments).mul_(1.001))
+    right = FusedMlpIn.backward
+
+    def wrong(*arguments: Any) -> Any:
+        g, dh = right(*arguments)
+        return g, dh.mul_(1.001)
+
+    monkeypatch.setattr(FusedMlpIn, "backward", wrong)
     rows = steps_of(small_step())
     row = rows["cpp fp32 store"]
     assert "is off by" in row["disagrees"] and row["ratios"] == {} and row["share_of_floor"] is None
@@ -310,7 +314,7 @@ def test_failures_are_one_line_and_a_lost_device_ends_it() -> None:
 
 
 def test_a_stage_that_disagrees_has_no_share(monkeypatch) -> None:
-    right = FusedStages.norm_gelu
+    right = FusedNormGelu.forward
 
     def wrong(*arguments: Any) -> Any:
         e = right(*arguments)
@@ -323,7 +327,7 @@ def test_a_stage_that_disagrees_has_no_share(monkeypatch) -> None:
         return {(row["kind"], row["impl"]): row for row in rows}
 
     assert all(row["share"] > 0 for row in rows_now().values())
-    monkeypatch.setattr(FusedStages, "norm_gelu", wrong)
+    monkeypatch.setattr(FusedNormGelu, "forward", wrong)
     rows = rows_now()
     for kind in ("stage", "op"):
         assert "is off by" in rows[kind, "cpp"]["disagrees"] and rows[kind, "cpp"]["share"] is None
@@ -334,7 +338,7 @@ def test_shares_and_triton_against_cuda() -> None:
     def row(kind: str, impl: str, seconds: float, **more: Any) -> dict[str, Any]:
         times = {"median": seconds, "p20": seconds, "p80": seconds}
         return {
-            "kind": kind, "stage": "hidden", "name": "hidden" if kind == "stage" else "mlp_in_fwd_", "impl": impl,
+            "kind": kind, "stage": "mlp_in", "name": "mlp_in" if kind == "stage" else "mlp_in_fwd_", "impl": impl,
             "precision": "bf16", "time_s": times, "disagrees": None, "failed": None, "rows": 9, "D": 8,
         } | more  # fmt: skip
 
@@ -346,7 +350,7 @@ def test_shares_and_triton_against_cuda() -> None:
     rows[2]["disagrees"] = "it is wrong"
     _gpu_stages.add_shares(rows, RATES, COPY)
     assert rows[1]["triton_over_cuda"] is None
-    assert "| mlp_in_fwd_ in hidden | bf16 | triton |" in _gpu_tables._stages(rows, "op")
+    assert "| mlp_in_fwd_ in mlp_in | bf16 | triton |" in _gpu_tables._stages(rows, "op")
 
 
 def test_triton_stages_in_the_interpreter() -> None:
@@ -361,8 +365,8 @@ def test_a_stage_that_fails_leaves_the_others(monkeypatch) -> None:
     def broken(*_: Any) -> None:
         raise RuntimeError("does not compile")
 
-    monkeypatch.setattr(FusedStages, "hidden", broken)
-    rows = _gpu_stages.measure(small_stage("hidden"), nothing)
+    monkeypatch.setattr(FusedMlpIn, "forward", broken)
+    rows = _gpu_stages.measure(small_stage("mlp_in"), nothing)
     failed = {(row["kind"], row["impl"]): row["failed"] for row in rows}
     assert failed == {
         ("stage", "cpp"): "RuntimeError: does not compile",
@@ -411,47 +415,6 @@ def test_a_compiled_reference_is_the_reference(monkeypatch) -> None:
 
 
 # -- what tests/gpu checks
-
-
-@pytest.mark.parametrize("precision", ["float64", "float32", "bfloat16"])
-@pytest.mark.parametrize("stage", ["gate_backward", "mlp_backward", "mixing"])
-def test_stages_on_a_device(stage: str, precision: str) -> None:
-    for setup in (on_device.SETUPS[0], on_device.SETUPS[2]):
-        on_device.check_stage("cpu", setup, stage, precision, "cpp")
-
-
-def test_more_of_stages_on_a_device() -> None:
-    on_device.check_more_of_stages("cpu", on_device.SETUPS[0], "bfloat16", "cpp")
-    on_device.check_stage_twice("cpu", on_device.SETUPS[0], "mlp_backward", "float32", "cpp")
-
-
-class Yes(TorchDispatchMode):
-    """Answers what asks for the values of tensors that have none."""
-
-    def __torch_dispatch__(self, function: Any, types: Any, arguments: tuple = (), named: dict | None = None) -> Any:
-        if function in (torch.ops.aten.equal.default, torch.ops.aten._local_scalar_dense.default):
-            return True
-        return function(*arguments, **(named or {}))
-
-
-@pytest.mark.parametrize("stage", on_device.STAGES)
-def test_no_tensor_of_a_stage_is_beside_its_device(stage: str, monkeypatch) -> None:
-    """Tensors that say they are on a GPU, and hold nothing: one on the CPU among them raises."""
-    setup = replace(on_device.SETUPS[0], classes=3, dim=8)
-    monkeypatch.setattr(torch.testing, "assert_close", lambda *_, **__: None)
-    monkeypatch.setattr(torch.Tensor, "data_ptr", lambda _: 0)
-    with FakeTensorMode(), Yes(), on_device.stages_on("cuda"):
-        run = on_device.stage_checks.run_of(setup, "float32", "torch")
-        arguments = (run.inputs.upstream,) if stage == "mlp_backward" else ()
-        found = getattr(run, stage)(*arguments)
-        assert found and {tensor.device.type for tensor in found.values()} == {"cuda"}
-
-
-def test_a_wrong_stage_on_a_device_is_found(monkeypatch) -> None:
-    right = FusedStages.mlp_backward
-    monkeypatch.setattr(FusedStages, "mlp_backward", lambda *arguments: right(*arguments).mul_(1.001))
-    with pytest.raises(AssertionError):
-        on_device.check_stage("cpu", on_device.SETUPS[0], "mlp_backward", "float32", "cpp")
 
 
 def test_steps_on_a_device() -> None:

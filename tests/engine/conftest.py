@@ -1,40 +1,20 @@
-"""Tiles of a chosen size, instruction sets of the C++ stages, and the calls of their ops in a training step."""
+"""Tiles of a chosen size, and the calls of the C++ ops in a training step."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from engine_cases import Case, run_step
 from torch import Tensor
 
-from gcahng import UserError, native
-from gcahng.ops import _stages
+from gcahng.engine.schema import OPS, Ops
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors here are small: threads would only wait for each other. OMP_NUM_THREADS may ask for them all the same."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(params=native.CPU_ARCHES)
-def arch(request) -> Iterator[str]:
-    """Each instruction set that this processor has, in force."""
-    before = native.cpu_arch()
-    assert before is not None, native.load("_C_cpu").reason
-    try:
-        native.set_cpu_arch(request.param)
-    except UserError as error:
-        pytest.skip(str(error))
-    assert native.cpu_arch() == request.param
-    yield request.param
-    native.set_cpu_arch(before)
+def small_tensors(one_thread: None) -> None:
+    """Threads would only wait for each other."""
 
 
 @pytest.fixture
@@ -43,24 +23,27 @@ def tiles(monkeypatch):
 
     def use(case: Case) -> None:
         if case.tile_rows is not None:
-            monkeypatch.setattr("gcahng.engine.engine.default_tile_rows", lambda *_: case.tile_rows)
+            monkeypatch.setattr("gcahng.engine.operators.default_tile_rows", lambda *_: case.tile_rows)
 
     return use
 
 
-class Spy:
-    """Stands for torch.ops.gcahng, and keeps the arguments of each op's first calls, apart: none aliases another."""
+class RecordedOps(Ops):
+    """The C++ ops, which keep the arguments of each op's first calls, apart: none aliases another."""
 
     def __init__(self, at_most: int) -> None:
+        super().__init__("cpp")
         self.calls: dict[str, list[tuple]] = {}
         self._at_most = at_most
 
-    def __getattr__(self, name: str):
-        def call(*arguments):
-            kept = self.calls.setdefault(name, [])
-            if len(kept) < self._at_most:
-                kept.append(tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in arguments))
-            return getattr(torch.ops.gcahng, name)(*arguments)
+    def overload(self, name: str) -> Any:
+        run = super().overload(name)
+
+        def call(*arguments: Any) -> None:
+            recorded = self.calls.setdefault(name, [])
+            if len(recorded) < self._at_most:
+                recorded.append(tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in arguments))
+            run(*arguments)
 
         return call
 
@@ -70,12 +53,12 @@ def recorded(monkeypatch, tiles):
     """Runs a training step in fp32 with the C++ stages, and gives what each stage op was called with."""
 
     def record(case: Case, at_most: int, autocast: torch.dtype | None = None) -> dict[str, list[tuple]]:
-        spy = Spy(at_most)
-        monkeypatch.setattr("gcahng.engine.fused.stage_ops", lambda impl: spy)
+        ops = RecordedOps(at_most)
+        monkeypatch.setattr("gcahng.engine.operators.ops_of", lambda implementation: ops)
         tiles(case)
         z, labels = case.batch(dtype=torch.float32)
         run_step(case.loss("cpp", torch.float32), z, labels, autocast=autocast)
-        assert spy.calls.keys() == _stages.STAGES.keys(), "every op occurs in a step"
-        return spy.calls
+        assert ops.calls.keys() == OPS.keys(), "every op occurs in a step"
+        return ops.calls
 
     return record

@@ -81,12 +81,6 @@ class Case:
         return z[order].to(dtype), labels[order]
 
 
-def moved(x: Tensor, by: torch.dtype, generator: torch.Generator) -> Tensor:
-    """Every value moved by at most one rounding in this dtype."""
-    noise = 2 * torch.rand(x.shape, generator=generator, dtype=torch.float64) - 1
-    return x * (1 + torch.finfo(by).eps / 2 * noise).to(x.dtype)
-
-
 def buffers(gca: gcahng.GCAHNGLoss) -> dict[str, Tensor]:
     """Running statistics, and the number of passes."""
     named = dict(gca.graph_network.named_buffers())

@@ -11,10 +11,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
-from engine_cases import Case, assert_same_keys, cancels, error, moved, run_step, scale_of
+from engine_cases import Case, assert_same_keys, cancels, error, run_step, scale_of
 from torch import Tensor
 
 import gcahng
+from gcahng.testing import moved
 from gcahng.testing.compare import assert_as_exact_as_plain
 
 DRAWS = 6

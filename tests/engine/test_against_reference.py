@@ -18,8 +18,7 @@ from engine_cases import (
     scale_of,
 )
 
-from gcahng.losses.passes import passes_for
-from gcahng.reference.passes import GeneratorWeights
+from gcahng.reference.training_step import GeneratorWeights
 
 # C odd and even, K and D over their ranges, one class a tile, tiles that end anywhere, each way to keep edges.
 CASES = [
@@ -113,7 +112,7 @@ def test_both_losses_of_the_first_phase_have_gradients_of_their_own(impl, tiles)
         for name in (impl, "reference"):
             gca, batch = canonical_batch(OWN_TILES, name, training=True)
             z = batch.z.requires_grad_()
-            losses = passes(gca, name).metric_pass(gca.graph_network, batch._replace(z=z))
+            losses = gca._passes(batch).metric_pass(gca.graph_network, batch._replace(z=z))
             sum(w * loss for w, loss in zip(weights, losses, strict=True)).backward()
             values = {n: value.detach() for n, value in losses._asdict().items()}
             found.append(values | {"dz": z.grad} | gradients(gca, 1))
@@ -212,10 +211,6 @@ def canonical_batch(case, impl, *, training):
     return gca, gca._batch(z, layout, None)
 
 
-def passes(gca, impl):
-    return passes_for(impl, torch.device("cpu"), gca.edge_memory, gca.edge_dtype)
-
-
 @engines
 @pytest.mark.parametrize("official", [True, False])
 @pytest.mark.parametrize("memory", ["store", "hidden", "recompute"])
@@ -229,7 +224,7 @@ def test_generator_pass(impl, memory, training, official, tiles):
         found = []
         for name in (impl, "reference"):
             gca, batch = canonical_batch(case, name, training=training)
-            losses = passes(gca, name).generator_pass(
+            losses = gca._passes(batch).generator_pass(
                 gca.graph_network, gca.classifier, batch, order, GeneratorWeights(*weights)
             )
             (-1.5 * losses.total).backward()

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 import gcahng
-from gcahng.engine import engine
-from gcahng.reference.graph_network import Dropout
-from gcahng.reference.passes import Batch
+from gcahng.engine.engine import Engine, PassOptions
+from gcahng.engine.weights import buffer_list, parameter_list
+from gcahng.reference.edge_update import Dropout
+from gcahng.reference.training_step import Batch
 
 K, C, D, M = 3, 5, 16, 10
 
@@ -65,8 +66,8 @@ def test_opcheck(transposed):
     z = torch.randn(K * C, D, requires_grad=True)
     dropout = Dropout(0.1, 3, torch.tensor(0), True)
     batch = Batch(z, torch.arange(C), K, torch.tensor(0.2), torch.rand(K, K - 1), dropout, True)
-    settings = engine.Engine("torch", "store", None)._settings(network, batch)
-    parameters, buffers = engine.parameter_list(network), engine.buffer_list(network)
+    settings = Engine("torch", PassOptions("store"))._settings(network, batch)
+    parameters, buffers = parameter_list(network), buffer_list(network)
     arguments = (z, batch.classes, batch.pull, batch.u, dropout.draw, parameters, buffers, *settings, True, True)
     torch.library.opcheck(torch.ops.gcahng.metric_pass.default, arguments)
 

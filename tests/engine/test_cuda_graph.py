@@ -16,14 +16,16 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from gcahng import GCAHNGLoss, UserError
-from gcahng.engine import cuda_graph, engine
+from gcahng.engine import cuda_graph, operators
 from gcahng.engine.cuda_graph import GraphCache
-from gcahng.engine.engine import Engine, _run_generator, _run_metric
+from gcahng.engine.engine import Engine, PassOptions
+from gcahng.engine.generator_pass import GeneratorTargets
+from gcahng.engine.operators import PassInputs, Wanted, _run_generator, _run_metric
 from gcahng.engine.weights import buffer_list, parameter_list
 from gcahng.engine.workspace import Workspace
 from gcahng.nn import GraphNetwork
-from gcahng.reference.graph_network import Dropout
-from gcahng.reference.passes import Batch, GeneratorWeights
+from gcahng.reference.edge_update import Dropout
+from gcahng.reference.training_step import Batch, GeneratorWeights
 from gcahng.testing import seeded
 
 LABELS = torch.tensor([4, 1, 1, 7, 4, 7, 0, 0])
@@ -60,13 +62,15 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
         return replay, outputs
 
-    def passes_for(impl, device, edge_memory, edge_dtype, graphs, ranks):
-        return Engine(impl, edge_memory, edge_dtype, graphs)
-
     monkeypatch.setattr(cuda_graph, "capture", capture)
     monkeypatch.setattr(cuda_graph, "record", recorded)
-    monkeypatch.setattr("gcahng.losses.gca_hng.passes_for", passes_for)
+    monkeypatch.setattr(GCAHNGLoss, "_passes", engine_of)
     return counted
+
+
+def engine_of(gca: GCAHNGLoss, batch: Batch) -> Engine:
+    """The loss's engine, on devices too that have no CUDA graphs."""
+    return Engine(gca.impl, PassOptions(gca.edge_memory, gca.edge_dtype, gca._graphs))
 
 
 def train(gca: GCAHNGLoss, batches: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
@@ -138,7 +142,7 @@ def test_what_auto_stands_for_is_captured_anew(captures: list[int], monkeypatch:
     batch = [(seeded(len(LABELS), 16, seed=1), LABELS)]
     gca, other = make(True, edge_memory="auto"), make(False)
     for count, memory in ((2, "store"), (4, "recompute"), (4, "store")):
-        monkeypatch.setattr("gcahng.engine.engine.choose_memory", lambda size, free, memory=memory: memory)
+        monkeypatch.setattr("gcahng.engine.operators.choose_memory", lambda size, free, memory=memory: memory)
         found, wanted = train(gca, batch), train(other, batch)
         torch.testing.assert_close(found, wanted)
         assert len(captures) == count
@@ -265,14 +269,15 @@ def test_a_pass_neither_waits_nor_depends_on_data(stages: str, memory: str, monk
         batch = Batch(
             torch.randn(12, 16), torch.arange(6), 2, torch.rand(()), torch.rand(2, 1), Dropout(0.1, 3, draw, True), True
         )
-        s = Engine(stages, memory, None)._settings(network, batch)
-        tensors = (batch.z, batch.classes, batch.pull, batch.u, draw, parameter_list(network), buffer_list(network))
-        _run_metric(tensors, s, True, True, Workspace())
-        weights = GeneratorWeights(1.0, 1.0, 1.0)
+        s = Engine(stages, PassOptions(memory))._settings(network, batch)
+        parameters, buffers = parameter_list(network), buffer_list(network)
+        inputs = PassInputs(batch.z, batch.classes, batch.pull, batch.u, draw, parameters, buffers)
+        _run_metric(inputs, s, Wanted(True, True), Workspace())
         head = (classifier.weight.detach(), classifier.bias.detach())
-        found = _run_generator(tensors, s, head, None, weights, True, Workspace())
+        targets = GeneratorTargets(batch.classes, head, None, GeneratorWeights(1.0, 1.0, 1.0))
+        found = _run_generator(inputs, s, targets, True, Workspace())
         with pytest.raises(DataDependentOutputException):
-            bool(found[0] > 0)
+            bool(found.values[0] > 0)
 
 
 # -- a whole step, for a graph of the caller's
@@ -373,14 +378,14 @@ def test_inside_a_capture_passes_are_part_of_it(captures: list[int], monkeypatch
     wanted = train(plain, batches(0, 3))
     for place in ("gcahng.engine.cuda_graph", "gcahng.losses.gca_hng", "gcahng.losses.optimizers"):
         monkeypatch.setattr(f"{place}.capturing", lambda: True)
-    prepare = engine._prepare
+    prepare = operators._prepare
 
-    def prepared(*arguments, workspace: Workspace, **named):
+    def prepared(inputs, settings, workspace: Workspace, **named):
         assert isinstance(workspace, Workspace)
-        return prepare(*arguments, workspace=workspace, **named)
+        return prepare(inputs, settings, workspace, **named)
 
-    monkeypatch.setattr(engine, "_prepare", prepared)
-    monkeypatch.setattr(engine, "_workspace", None)
+    monkeypatch.setattr(operators, "_prepare", prepared)
+    monkeypatch.setattr(operators, "_workspace", None)
     monkeypatch.setattr(gca, "_raise_deferred", None)
     assert same(train(gca, batches(0, 3)), wanted)
     gca.generate(*batches(3, 4)[0])
@@ -389,7 +394,9 @@ def test_inside_a_capture_passes_are_part_of_it(captures: list[int], monkeypatch
 
 def test_a_whole_step_neither_waits_nor_depends_on_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """On tensors without data: loss, backward, the generator's step and the caller's own; checks wait for end_epoch."""
-    monkeypatch.setattr("gcahng.losses.gca_hng.passes_for", lambda impl, device, memory, *_: Engine(impl, memory, None))
+    monkeypatch.setattr(
+        GCAHNGLoss, "_passes", lambda gca, batch: Engine(gca.impl, PassOptions(gca.edge_memory, gca.edge_dtype))
+    )
     monkeypatch.setattr("gcahng.losses.optimizers.capturing", lambda: True)
     with FakeTensorMode():
         gca = make_whole(True, num_per_class=2, check="deferred", edge_memory="store")

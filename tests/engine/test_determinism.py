@@ -12,7 +12,7 @@ from torch import Tensor
 
 import gcahng
 from gcahng import native
-from gcahng.engine.engine import _workspace
+from gcahng.engine.operators import _workspace
 from gcahng.engine.workspace import _MOST_VIEWS, Workspace, _Slot
 from gcahng.testing import seeded
 

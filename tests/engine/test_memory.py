@@ -11,9 +11,9 @@ import torch
 from engine_cases import IMPLEMENTATIONS, Case, assert_exact, run_step
 from torch.profiler import ProfilerActivity, profile
 
-from gcahng.engine.mixing import mix_index
 from gcahng.engine.plan import StepSize
 from gcahng.engine.schedule import make_schedule
+from gcahng.engine.stages.mix import mix_index
 
 CASE = Case(classes=24, views=2, dim=32, num_classes=30, tile_rows=96)
 FLOAT = 4
@@ -144,9 +144,9 @@ def test_auto_asks_by_the_size_of_the_step_and_the_memory_there_is(impl, chosen,
         used.append(memory)
         return 96
 
-    monkeypatch.setattr("gcahng.engine.engine.free_memory", lambda device: 12345 if device.type == "cpu" else None)
-    monkeypatch.setattr("gcahng.engine.engine.choose_memory", choose)
-    monkeypatch.setattr("gcahng.engine.engine.default_tile_rows", rows)
+    monkeypatch.setattr("gcahng.engine.operators.free_memory", lambda device: 12345 if device.type == "cpu" else None)
+    monkeypatch.setattr("gcahng.engine.operators.choose_memory", choose)
+    monkeypatch.setattr("gcahng.engine.operators.default_tile_rows", rows)
     case = CASE.but(memory="auto", symmetric=False, layers=3)
     run_step(
         case.loss(impl, torch.float32, edge_dtype=torch.bfloat16),
@@ -201,7 +201,7 @@ def test_logits_of_a_tile_at_most(impl, memory, small_tiles):
 def test_logits_a_few_rows_at_a_time(impl, memory, monkeypatch):
     """Where a tile alone has too many of them, which changes no result."""
     case = CASE.but(num_classes=3000, memory=memory, tile_rows=None)  # all edges in one tile
-    monkeypatch.setattr("gcahng.engine.passes.LOGITS_AT_ONCE", 7 * case.num_classes + 1)
+    monkeypatch.setattr("gcahng.engine.generator_pass.LOGITS_AT_ONCE", 7 * case.num_classes + 1)
     n = case.classes * case.views
     logits, edges = max(n, case.dim, 7) * case.num_classes, edge_rows(case) * 4 * case.dim
     assert (

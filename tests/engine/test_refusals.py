@@ -8,7 +8,6 @@ from engine_cases import IMPLEMENTATIONS, Case
 from torch.autograd import forward_ad
 
 from gcahng import UserError
-from gcahng.engine.engine import Engine
 
 CASE = Case()
 ALONE = "the engine supports backward-mode derivatives only, outside torch.func; impl='reference' supports all"
@@ -69,18 +68,3 @@ def test_second_derivatives(impl, training):
     (dw,) = torch.autograd.grad(gca(leaf, labels), weight, create_graph=True)
     with pytest.raises(UserError, match="differentiable once, not twice; impl='reference'"):
         dw.sum().backward()
-
-
-@pytest.mark.parametrize(
-    ("stages", "views", "dim", "message"),
-    [
-        ("cpp", 65, 16, "labels has 65 samples a class; impl='cpp' takes up to 64, impl='torch' any number"),
-        ("cuda", 3, 1025, "embeddings has 1025 channels; impl='cuda' takes up to 1024, impl='torch' any number"),
-    ],
-)
-def test_what_fused_stages_do_not_take(stages: str, views: int, dim: int, message: str) -> None:
-    """An error where they were asked for by name, plain torch where "auto" chose them."""
-    with pytest.raises(UserError, match=message):
-        Engine(stages, "store", None)._stages_for(views, dim)
-    assert Engine(stages, "store", None, asked=False)._stages_for(views, dim) == "torch"
-    assert Engine(stages, "store", None)._stages_for(64, 1024) == stages

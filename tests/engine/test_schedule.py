@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gcahng.engine.head import weighted_sum
 from gcahng.engine.masks import _nodes
 from gcahng.engine.schedule import Band, NodeSum, Schedule, Tile, default_tile_rows, make_schedule
+from gcahng.engine.stages.head import weighted_sum
 from gcahng.testing import seeded
 
 SCHEDULES = [

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from unittest.mock import patch
+from collections.abc import Callable
 
 import golden
-import stage_cases
-import stage_checks
 import torch
 from engine_cases import Case, assert_exact, run_step
 from test_golden import OUTPUT, STEPS, row_order
@@ -19,68 +14,6 @@ import gcahng
 from gcahng.bench.agreement import Agreement, outputs
 from gcahng.bench.cases import Case as BenchCase
 from gcahng.testing import seeded
-
-# Tied and apart, one class a tile and several, odd channels and the paper's; rows past one block of any kernel.
-SETUPS = [
-    stage_cases.Setup(6, 3, 19, 40, p=0.3),
-    stage_cases.Setup(5, 3, 130, 130, symmetric=False, p=0.5),
-    stage_cases.Setup(4, 8, 33, 1000, p=0.1),
-    stage_cases.Setup(50, 3, 24, 10_000),
-    stage_cases.Setup(4, 3, 512, 100),
-    stage_cases.Setup(3, 2, 1024, 100, p=0.2),
-]
-STAGES = (*stage_checks.STAGES, "update")
-_WANTED: dict[str, Callable] = {}  # what plain torch finds, kept by device
-
-
-@contextmanager
-def stages_on(device: str) -> Iterator[None]:
-    """Inside it, stage_checks works on this device: inputs are drawn on the CPU as ever, and moved."""
-    make, move = stage_checks.make_inputs, stage_checks.moved
-
-    def make_inputs(*arguments):
-        with torch.device("cpu"):
-            made = make(*arguments)
-        return stage_cases.mapped(lambda x: x.to(device), made)
-
-    def moved(x: Tensor, by: torch.dtype, generator: torch.Generator) -> Tensor:
-        with torch.device("cpu"):
-            return move(x.cpu(), by, generator).to(device)
-
-    if device not in _WANTED:
-        _WANTED[device] = functools.cache(stage_checks.wanted.__wrapped__)
-    with (
-        patch.object(stage_checks, "make_inputs", make_inputs),
-        patch.object(stage_checks, "moved", moved),
-        patch.object(stage_checks, "wanted", _WANTED[device]),
-        torch.device(device),
-    ):
-        yield
-
-
-def check_stage(device: str, setup: stage_cases.Setup, stage: str, precision: str, impl: str) -> None:
-    """Against plain torch in fp64 on the same device."""
-    with stages_on(device):
-        stage_checks.check_stage(setup, stage, precision, impl)
-
-
-def check_more_of_stages(device: str, setup: stage_cases.Setup, precision: str, impl: str) -> None:
-    """Moments, the variance that follows from them, and edges stored in bf16."""
-    with stages_on(device):
-        stage_checks.check_moments(setup, precision, impl)
-        stage_checks.check_variance_of_edges_far_from_zero(impl)
-        stage_checks.check_store_in_bfloat16(setup, precision, impl)
-
-
-def check_stage_twice(device: str, setup: stage_cases.Setup, stage: str, precision: str, impl: str) -> None:
-    """The same bits from two runs."""
-    with stages_on(device):
-        arguments = stage_checks.wanted(setup, stage, precision).arguments
-        first, second = (getattr(stage_checks.run_of(setup, precision, impl), stage)(*arguments) for _ in range(2))
-        assert first.keys() == second.keys() and first
-        different = [name for name, tensor in first.items() if not torch.equal(tensor, second[name])]
-        assert not different
-
 
 # -- whole steps
 

@@ -9,11 +9,11 @@ import on_device
 import pytest
 import torch
 from engine_cases import Case
+from gcahng.ops._implementations import available
 from torch.profiler import ProfilerActivity, profile
 
 from gcahng.bench.cases import Case as BenchCase
 from gcahng.bench.cases import Problem
-from gcahng.ops._implementations import available
 
 pytestmark = pytest.mark.gpu
 slow = pytest.mark.slow

@@ -10,13 +10,15 @@ from loss_cases import CLASSES, MEAN_GENERATOR, MEAN_METRIC, VIEWS, make_batch, 
 from torch.nn import functional as F
 
 import gcahng
-from gcahng.engine import engine
+from gcahng.engine import operators
 from gcahng.engine.workspace import WorkspaceOfThread
-from gcahng.reference import losses
-from gcahng.reference.graph_network import Dropout, diversity, graph_network
+from gcahng.reference.diversity import diversity
+from gcahng.reference.edge_update import Dropout
+from gcahng.reference.graph_network import graph_network
 from gcahng.reference.mix import mix
-from gcahng.reference.passes import coefficients_by_view
+from gcahng.reference.npair import npair, synthetic_npair
 from gcahng.reference.philox import mixing_draws
+from gcahng.reference.training_step import coefficients_by_view
 
 pytestmark = pytest.mark.usefixtures("implementation")
 LOG_NAMES = ("J_m", "J_syn", "J_gce", "J_cls", "J_soft", "J_sim", "J_div", "J_gen")
@@ -145,9 +147,9 @@ def test_step_by_hand(symmetric):
     leaf = z.clone().requires_grad_()
     found = graph(leaf[rows], 0)
     views, made = negatives(leaf[rows], found.coefficients.detach(), 0)
-    metric, entropy = losses.npair(views), F.cross_entropy(found.node_logits, canonical.values)
+    metric, entropy = npair(views), F.cross_entropy(found.node_logits, canonical.values)
     weight = 1 - torch.exp(torch.tensor(-gca.beta / MEAN_GENERATOR, dtype=z.dtype))
-    synthetic = weight * losses.synthetic_npair(views, made)
+    synthetic = weight * synthetic_npair(views, made)
     (metric + synthetic + entropy).backward()
     step_graph()
 
@@ -196,7 +198,7 @@ def test_eval_remembers_nothing_and_uses_running_statistics_without_dropout():
     u = mixing_draws(VIEWS, draw=gca.draw, seed=gca.seed, dtype=z.dtype)
     made = mix(views, coefficients_by_view(graph.coefficients, VIEWS), u, torch.exp(-gca.alpha / gca.mean_metric))
     weight = 1 - torch.exp(-gca.beta / gca.mean_generator)
-    wanted = losses.npair(views) + weight * losses.synthetic_npair(views, made)
+    wanted = npair(views) + weight * synthetic_npair(views, made)
     wanted = wanted + F.cross_entropy(graph.node_logits, order.values)
     torch.testing.assert_close(first, wanted, rtol=1e-12, atol=0)
     gca.train()
@@ -220,7 +222,7 @@ def test_eval_forward_between_forward_and_step_changes_nothing():
 
 def test_inference_mode_leaves_nothing_behind(monkeypatch):
     """Memory that is kept from batch to batch must not be made as inference tensors, which training cannot write."""
-    monkeypatch.setattr(engine, "_workspace", WorkspaceOfThread())
+    monkeypatch.setattr(operators, "_workspace", WorkspaceOfThread())
     batch = make_batch()
     gca = make_loss()
     twin = copy.deepcopy(gca)

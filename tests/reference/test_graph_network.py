@@ -11,13 +11,15 @@ from torch.nn import functional as F
 
 from gcahng.errors import UserError
 from gcahng.nn import GraphNetwork
-from gcahng.reference.edge_mlp import edge_mlp
 from gcahng.reference.edge_start import edge_start
 from gcahng.reference.edge_to_node import edge_to_node
+from gcahng.reference.edge_update import Dropout
 from gcahng.reference.gate import gate
-from gcahng.reference.graph_network import Dropout, graph_network, node_update, normalise_rows
+from gcahng.reference.graph_network import graph_network, node_update, normalized_rows
 from gcahng.reference.head import batch_norm, head
 from gcahng.reference.mix import mix
+from gcahng.reference.mlp_in import mlp_in
+from gcahng.reference.mlp_out import mlp_out
 from gcahng.reference.node_attention import node_attention
 from gcahng.reference.philox import edge_dropout_masks
 
@@ -39,6 +41,11 @@ def network():
     network.edge_batch_norm.running_mean.normal_()
     network.edge_batch_norm.running_var.uniform_(0.5, 2.0)
     return network
+
+
+def edge_mlp(layer, e):
+    w = layer.weights()
+    return mlp_out(w, mlp_in(w, e), e)
 
 
 def check_gradients(function, inputs, module=None):
@@ -95,7 +102,7 @@ def test_gate_gradients(network, masked):
         keep = edge_dropout_masks(N, layer=0, draw=torch.tensor(0), seed=3, p=p, symmetric=True)
         assert len(keep.flatten(0, 1).unique(dim=0)) == 4, "both kept, either, neither"
     inputs = random(N, N, DIM), random(N, DIM, seed=1)
-    check_gradients(lambda e, tokens: gate(layer, e, tokens, keep, p), inputs, layer)
+    check_gradients(lambda e, tokens: gate(layer.weights(), e, tokens, keep, p), inputs, layer)
 
 
 def test_node_attention_gradients(network):
@@ -106,7 +113,7 @@ def test_node_attention_gradients(network):
 
 def test_edge_gradients(network):
     layer = network.layers[0]
-    check_gradients(lambda x, y: edge_start(normalise_rows(x), y), (random(3, DIM), random(2, DIM, seed=1)))
+    check_gradients(lambda x, y: edge_start(normalized_rows(x), y), (random(3, DIM), random(2, DIM, seed=1)))
     check_gradients(lambda e: edge_to_node(layer.node, e), (random(N, N, DIM),), layer.node)
     check_gradients(lambda e: edge_mlp(layer.edge, e), (random(2, 2, DIM),), layer.edge)
 
@@ -188,21 +195,21 @@ def test_tied_dropout_gives_symmetric_coefficients(network):
 
 
 def test_tied_edges_are_symmetric_after_every_layer(network):
-    x = normalise_rows(random(6, DIM))
+    x = normalized_rows(random(6, DIM))
     e, f = edge_start(x, x), random(6, DIM, seed=1)
     classes = torch.arange(3).repeat_interleave(2)
     other_class = classes[:, None] != classes
     for number, layer in enumerate(network.layers):
         f = node_update(layer.node, f, e, other_class, HEADS)
         keep = edge_dropout_masks(6, layer=number, draw=torch.tensor(0), seed=3, p=0.3, symmetric=True)
-        e = edge_mlp(layer.edge, gate(layer.edge, e, F.gelu(layer.edge.node_to_edge(f)), keep, 0.3))
+        e = edge_mlp(layer.edge, gate(layer.edge.weights(), e, F.gelu(layer.edge.node_to_edge(f)), keep, 0.3))
         torch.testing.assert_close(e, e.transpose(0, 1), rtol=1e-12, atol=1e-13)
     wanted = head(network, e, training=True, update=False)
     assert wanted.shape == (6, 6, DIM) and 0 < wanted.min() < wanted.max() < 1
 
 
 def test_each_layer_has_masks_of_its_own(network, monkeypatch):
-    from gcahng.reference import graph_network as module
+    from gcahng.reference import edge_update as module
 
     seen = []
 
@@ -223,14 +230,16 @@ def test_evaluation_has_no_dropout(network):
 def test_dropped_tokens_add_nothing_and_kept_ones_are_scaled(network):
     layer, e, tokens, p = network.layers[0].edge, random(N, N, DIM), random(N, DIM, seed=1), 0.25
     neither = torch.zeros(N, N, 2, dtype=torch.bool)
-    torch.testing.assert_close(gate(layer, e, tokens, neither, p), layer.norm(F.gelu(e)), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(
+        gate(layer.weights(), e, tokens, neither, p), layer.norm(F.gelu(e)), rtol=1e-12, atol=1e-14
+    )
 
     first = neither.clone()
     first[..., 0] = True
     difference = layer.key(tokens)[:, None] - layer.key(tokens)[None]
     weight = torch.sigmoid((layer.query(e) * difference).sum(-1, keepdim=True) / math.sqrt(DIM))
     wanted = layer.norm(F.gelu(weight * layer.value(tokens)[:, None] / (1 - p) + e))
-    torch.testing.assert_close(gate(layer, e, tokens, first, p), wanted, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(gate(layer.weights(), e, tokens, first, p), wanted, rtol=1e-12, atol=1e-14)
 
 
 def test_dropout_keeps_the_expectation():

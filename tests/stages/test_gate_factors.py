@@ -1,4 +1,4 @@
-"""Dropout masks of the Triton gate are those of the reference."""
+"""What Triton's gate multiplies attention weights with is the reference's, bit for bit."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from mask_cases import CHANCES, DRAWS, LAYERS, SEEDS, assert_a_draw_at_the_threshold_is_kept, assert_gate_masks
+from stages.test_gate_masks import CHANCES, DRAWS, LAYERS, SEEDS
 
-from gcahng.engine.masks import EdgeDropout
-from gcahng.engine.schedule import make_schedule
 from gcahng.kernels.gate import dropout_arguments, factors
 from gcahng.reference.philox import dropout_threshold, edge_masks
+
+pytestmark = pytest.mark.simulated
 
 
 @triton.jit
@@ -61,16 +61,3 @@ def test_factors(tied, dtype):
         factors_kernel[(1,)](i, wrapped, found, draw, 300, NODES, *numbers, **constants, COMPUTE=compute, BLOCK=512)
         mask = edge_masks(i, j, layer=layer, draw=draw, seed=seed, p=p, symmetric=tied)
         assert torch.equal(found, (mask.double() / (1 - p)).to(dtype).T), (layer, seed, draw, p)
-
-
-@pytest.mark.parametrize("whole", [False, True], ids=["gate", "update"])
-@pytest.mark.parametrize(("classes", "views", "symmetric", "rows"), [(3, 2, True, 12), (2, 3, False, 1000)])
-def test_gate(classes, views, symmetric, rows, whole):
-    """As a kernel of its own, and in that of a whole edge update."""
-    schedule = make_schedule(classes, views, symmetric=symmetric, tile_rows=rows)
-    for layer, seed, draw, p in zip(LAYERS, SEEDS, DRAWS, CHANCES, strict=True):
-        assert_gate_masks("triton", schedule, layer, EdgeDropout(p, seed, torch.tensor(draw)), torch.float32, whole)
-
-
-def test_a_draw_at_the_threshold_is_kept():
-    assert_a_draw_at_the_threshold_is_kept("triton")

@@ -1,0 +1,247 @@
+"""Which implementation runs: by name or not at all, "auto" by the device's list, and what is said about it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from gcahng import UserError, dispatch, native
+from gcahng.dispatch import NAMES, Sizes, available, choose
+from gcahng.engine.schema import NATIVE, TRITON
+from gcahng.engine.stages import ops_of
+from gcahng.env import report
+
+
+@pytest.fixture
+def no_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pure Python install."""
+    missing = native.Library(None, "it was not built (no C++ compiler)")
+    monkeypatch.setattr(native, "load", lambda name: missing)
+    monkeypatch.setattr(dispatch, "_said", set())
+
+
+def chosen_on(device: str) -> str:
+    return dispatch.chosen("loss", "auto", torch.device(device), 3, 16, torch.float32)
+
+
+def test_reference_and_torch_are_there_on_the_cpu() -> None:
+    assert available("reference", "cpu") is None
+    assert available("torch", "cpu") is None
+
+
+@pytest.mark.usefixtures("no_libraries")
+def test_by_name_is_never_replaced() -> None:
+    with pytest.raises(UserError, match=r"impl is 'cpp', which is not available for loss on cpu: .*no C\+\+ compiler"):
+        choose("cpp", "cpu")
+
+
+@pytest.mark.usefixtures("no_libraries")
+def test_auto_warns_once_about_what_is_missing(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="gcahng"):
+        assert chosen_on("cpu") == "torch"
+        assert chosen_on("cpu") == "torch"
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "loss on cpu uses impl='torch'; not cpp: it was not built (no C++ compiler)" in record.getMessage()
+
+
+def test_auto_informs_once_about_the_best(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "_said", set())
+    with caplog.at_level(logging.INFO, logger="gcahng"):
+        assert chosen_on("cpu") == "cpp"
+        assert chosen_on("cpu") == "cpp"
+    (record,) = caplog.records
+    assert record.levelno == logging.INFO and "uses impl='cpp'" in record.getMessage()
+
+
+def test_other_devices_get_what_runs_anywhere() -> None:
+    assert choose("auto", "mps").implementation == "torch"
+    for name in ("cpp", "cuda", "triton"):
+        with pytest.raises(UserError, match=f"impl is '{name}', which is not available for loss on mps: it runs on"):
+            choose(name, "mps")
+
+
+def test_other_names_are_an_error() -> None:
+    with pytest.raises(UserError, match="impl is 'numpy'; it must be one of auto, reference, torch, cpp, cuda, triton"):
+        choose("numpy", "cpu")
+
+
+def test_a_choice_says_why_no_better_one_runs(no_libraries: None) -> None:
+    found = choose("auto", "cpu", what="channel_mix")
+    assert found == ("torch", ("cpp: it was not built (no C++ compiler)",))
+
+
+def test_interpreter_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert "TRITON_INTERPRET=1" in (available("triton", "cpu") or "")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert available("triton", "cpu") is None
+    assert "bfloat16" in (available("triton", "cpu", torch.bfloat16) or "")
+
+
+def test_every_name_has_an_answer_on_cuda_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name in NAMES:
+        assert available(name, "cuda"), name
+
+
+@pytest.mark.parametrize(
+    ("capability", "chosen"),
+    [((7, 5), "torch"), ((8, 0), "cuda+triton"), ((12, 0), "cuda+triton")],
+)
+def test_a_gpu_that_no_kernel_is_built_for(
+    capability: tuple[int, int], chosen: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(native, "load", lambda name: native.Library(Path("_C_cuda.so"), None))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(dispatch, "_said", set())
+    monkeypatch.setattr(dispatch, "_compiler_missing", lambda: None)
+    assert chosen_on("cuda") == chosen
+    assert ("of compute capability 8.0 or newer, and this one has 7.5" in caplog.text) is (chosen == "torch")
+
+
+@pytest.mark.parametrize(
+    ("impl", "sizes", "message"),
+    [
+        ("cpp", Sizes(65, 16), "it takes up to 64 samples a class, not 65; impl='torch' takes any number"),
+        ("cuda", Sizes(3, 1025), "it takes up to 1024 channels, not 1025; impl='torch' takes any number"),
+    ],
+)
+def test_what_fused_stages_do_not_take(
+    impl: str, sizes: Sizes, message: str, all_there: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error where they were asked for by name; "auto" goes on to the next."""
+    device = "cuda" if impl == "cuda" else "cpu"
+    with pytest.raises(UserError, match=message):
+        choose(impl, device, sizes)
+    assert choose(impl, device, Sizes(64, 1024)).implementation == impl
+    assert choose("auto", "cpu", Sizes(65, 16)).implementation == "torch"
+    found = choose("auto", "cuda", Sizes(3, 1025))
+    assert found.implementation == "triton" and "cuda+triton: it takes up to 1024 channels" in found.passed[0]
+
+
+# -- Triton counts as available only where it can compile
+
+
+def test_triton_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.delenv("CC", raising=False)
+    dispatch._no_c_compiler.cache_clear()
+    assert "there is no clang or gcc or cc; install one, or set CC" in (available("triton", "cuda") or "")
+    dispatch._no_c_compiler.cache_clear()
+
+
+def test_triton_needs_a_folder_for_its_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    dispatch._no_cache_folder.cache_clear()
+    assert "which cannot be written to; set TRITON_CACHE_DIR to a folder" in (available("triton", "cuda") or "")
+    dispatch._no_cache_folder.cache_clear()
+
+
+# -- GCAHNG_AUTO: what "auto" takes on CUDA where a measurement says otherwise
+
+
+@pytest.fixture
+def all_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "available", lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cudnn", "GCAHNG_AUTO is cudnn; it must begin with one of cuda.triton, cuda, triton, torch"),
+        ("reference", "it must begin with one of"),
+        (
+            "cuda,mixing=triton",
+            "GCAHNG_AUTO is cuda,mixing=triton; .* each part must be OP=cuda or OP=triton, with OP one",
+        ),
+        ("cuda,mix_fwd_=cpp", "each part must be OP=cuda or OP=triton"),
+        ("cuda,mix_fwd_", "each part must be OP=cuda or OP=triton"),
+        ("torch,mix_fwd_=cuda", "after cuda.triton, cuda or triton each part"),
+    ],
+)
+def test_mistakes_in_what_auto_is_asked_for(text: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GCAHNG_AUTO", text)
+    with pytest.raises(UserError, match=message):
+        dispatch.auto_asks()
+
+
+def test_what_is_asked_for_and_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "available", lambda impl, *_: "it is not built" if impl == "cuda" else None)
+    monkeypatch.setenv("GCAHNG_AUTO", "triton,mix_fwd_=cuda")
+    with pytest.raises(
+        UserError, match="GCAHNG_AUTO is triton,mix_fwd_=cuda and cuda is not available on cuda: it is not"
+    ):
+        choose("auto", "cuda")
+
+
+@pytest.mark.usefixtures("all_there")
+def test_auto_follows_what_it_is_asked_for_on_cuda_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def loss() -> str:
+        (line,) = (line for line in report().splitlines() if line.split()[:1] == ["loss"])
+        return line
+
+    assert choose("auto", "cuda").implementation == "cuda+triton"
+    monkeypatch.setenv("GCAHNG_AUTO", "triton, mix_fwd_=cuda")
+    assert choose("auto", "cuda").implementation == "triton,mix_fwd_=cuda"
+    assert choose("cuda", "cuda").implementation == "cuda"
+    assert choose("auto", "cpu").implementation == "cpp"
+    assert loss().endswith("triton,mix_fwd_=cuda (as GCAHNG_AUTO asks) on cuda")
+    monkeypatch.setenv("GCAHNG_AUTO", "")
+    assert choose("auto", "cuda").implementation == "cuda+triton"
+    monkeypatch.setenv("GCAHNG_AUTO", "cudnn")
+    assert "none (GCAHNG_AUTO is cudnn; it must begin" in loss()
+
+
+@pytest.mark.parametrize(
+    ("implementation", "op", "namespace"),
+    [
+        ("cuda+triton,mix_fwd_=triton", "mix_fwd_", TRITON),
+        ("cuda+triton,mix_fwd_=triton", "mix_bwd_z_", NATIVE),
+        ("triton,mix_fwd_=cuda", "mix_fwd_", NATIVE),
+        ("triton,mix_fwd_=cuda", "gate_fwd_", TRITON),
+    ],
+)
+def test_ops_come_from_where_they_are_asked_for(implementation: str, op: str, namespace: str) -> None:
+    assert ops_of(implementation).overload(op) is getattr(getattr(torch.ops, namespace), op).default
+
+
+# -- the native library
+
+
+def test_a_library_that_does_not_load_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "FOLDER", tmp_path)
+    load = native.load.__wrapped__
+    assert "python setup.py build_ext --inplace" in (load("_C_cpu").reason or "")
+    (tmp_path / "native_build.json").write_text('{"_C_cpu": "no cmake"}')
+    assert load("_C_cpu").reason == "_C_cpu was not built (at build time: no cmake)"
+    (tmp_path / "_C_cpu.so").write_bytes(b"not a library")
+    assert "_C_cpu.so does not load" in (load("_C_cpu").reason or "")
+
+
+def test_cpu_arch_is_checked() -> None:
+    before = native.cpu_arch()
+    assert before in native.CPU_ARCHES
+    native.set_cpu_arch("base")
+    assert native.cpu_arch() == "base"
+    native.set_cpu_arch(before)
+    with pytest.raises(UserError, match="cpu_arch='sse9': choose one of base, avx2, avx512"):
+        native.set_cpu_arch("sse9")
+
+
+@pytest.mark.skipif("GCAHNG_CPU_ARCH" in os.environ, reason="it chooses another")
+def test_the_best_instruction_set_is_chosen() -> None:
+    before, had = native.cpu_arch(), []
+    for arch in native.CPU_ARCHES:
+        with contextlib.suppress(UserError):
+            native.set_cpu_arch(arch)
+            had.append(native.cpu_arch())
+    native.set_cpu_arch(before)
+    assert had[0] == "base" and before == had[-1]

@@ -1,0 +1,296 @@
+"""What the stages are tested on: implementations of their ops, with the setups and precisions that each is held to."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from stages.cases import Setup, Some
+
+from gcahng import UserError, native
+from gcahng.dispatch import available
+from gcahng.engine.schema import Op, Ops
+from gcahng.engine.stages import ops_of
+
+if TYPE_CHECKING:
+    from stages.checks import Stage
+
+Setups = dict[str, list[Setup]]
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+KINDS = ("rows", "tiles", "negatives", "updates")
+SMALL = Setup(2, 2, 16, 20, p=0.3)
+
+# Classes odd and even, tiles of one class and of several, offsets in one unit of work and in many, odd channels, long
+# sums over rows and over channels.
+CPP_SETUPS = [
+    Setup(6, 3, 19, 40, p=0.3),
+    Setup(7, 2, 64, 150),
+    Setup(5, 3, 130, 130, symmetric=False, p=0.5),
+    Setup(4, 8, 33, 1000, p=0.1),
+    Setup(40, 2, 48, 500),
+    Setup(50, 3, 24, 10_000),
+    Setup(2, 5, 67, 9, p=0.2),
+    Setup(4, 3, 512, 100),
+]
+
+# Tied and apart, tiles of one class and of several, odd channels, more of them than one column block of a product has;
+# small, for the interpreter takes milliseconds a program.
+TRITON_SETUPS = [
+    Setup(6, 3, 19, 60, p=0.3),
+    Setup(5, 2, 150, 40, symmetric=False, p=0.5),
+    Setup(3, 8, 33, 200, p=0.1),
+    Setup(4, 2, 64, 100),
+]
+
+CUDA_SETUPS: Setups = {
+    # Rows that wide accesses fit, of every number of channels that a lane holds, and rows that they do not fit; edges
+    # that stand for one pair and for two.
+    "rows": [
+        Setup(6, 3, 19, 60),
+        Setup(4, 2, 136, 20),
+        Setup(5, 2, 12, 40),
+        Setup(5, 2, 72, 30, symmetric=False),
+        Setup(3, 2, 260, 20),
+        Setup(2, 2, 520, 9),
+    ],
+    # Tied and apart; tiles of one class and of several; rows that wide accesses fit, fit in fp32 alone, and do not fit;
+    # anchors with many edges, beside their columns and apart from them, and columns that begin again at class 0; more
+    # views than a warp weighs at once.
+    "tiles": [
+        Setup(6, 3, 19, 60, p=0.3),
+        Setup(5, 2, 136, 40, symmetric=False, p=0.5),
+        Some(70, 2, 64, 0, p=0.1, tiles=((0, 1, 0, 36, 1), (69, 1, 10, 40, 0), (3, 2, 1, 34, 0))),
+        Setup(4, 9, 36, 400),
+    ],
+    # Logits fewer than a block's threads and more, of which wide accesses fit or not; four classes a channel.
+    "negatives": [Setup(6, 3, 19, 60), Setup(4, 2, 136, 20), Setup(3, 2, 260, 20)],
+    "updates": [Setup(3, 2, 19, 20, p=0.3), Setup(2, 2, 72, 30)],
+}
+CUDA_BITS: Setups = {
+    "rows": [Setup(6, 3, 19, 60), Setup(4, 2, 136, 20)],
+    "tiles": [Some(20, 4, 40, 0, p=0.3, tiles=((0, 1, 0, 18, 1), (17, 3, 3, 1, 0)))],
+    "negatives": [Setup(3, 2, 260, 20)],
+    "updates": [Setup(3, 2, 19, 20, p=0.3)],
+}
+CUDA_UNALIGNED = {
+    "rows": Setup(4, 2, 136, 20),
+    "tiles": Setup(3, 2, 16, 12, p=0.3),
+    "negatives": Setup(4, 2, 136, 20),
+    "updates": Setup(2, 2, 16, 20),
+}
+MOST_TENSORS = 16  # of an op
+
+# Where the update is one kernel, and with more channels than one block has.
+TRITON_UPDATES = [
+    Setup(5, 3, 19, 100, p=0.3),
+    Setup(4, 2, 64, 100, symmetric=False, p=0.5),
+    Setup(3, 3, 128, 100, p=0.1),
+    Setup(3, 2, 128, 100),
+]
+
+# More edges between two classes than a unit of work, or a program, has otherwise.
+MOST_VIEWS = Some(3, 64, 3, 0, p=0.2, tiles=((0, 1, 1, 2, 1),))
+TRITON_MOST_VIEWS = Some(3, 9, 5, 0, p=0.3, tiles=((1, 1, 1, 2, 1),))
+CUDA_MOST_VIEWS = Some(2, 64, 5, 0, tiles=((0, 1, 1, 1, 0),))
+
+# Tied and apart, one class a tile and several, odd channels and the paper's; rows past one block of any kernel.
+GPU_SETUPS = [
+    Setup(6, 3, 19, 40, p=0.3),
+    Setup(5, 3, 130, 130, symmetric=False, p=0.5),
+    Setup(4, 8, 33, 1000, p=0.1),
+    Setup(50, 3, 24, 10_000),
+    Setup(4, 3, 512, 100),
+    Setup(3, 2, 1024, 100, p=0.2),
+]
+
+
+def _everywhere(setups: list[Setup]) -> Setups:
+    return dict.fromkeys(KINDS, setups)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An implementation of the stages' ops.
+
+    Attributes:
+        name: of the test's case.
+        implementation: as gcahng.dispatch names it.
+        setups: by the kind of a stage.
+        precisions_: of products.
+        low: the narrowest dtype of products.
+        device: where tensors are.
+        arch: the instruction set in force, on the CPU.
+        twice: the setup on which two runs give the same bits.
+        most_views: the setup with most samples a class, and a precision.
+        library_products: whether Triton's stages leave the edge MLP's products to the library.
+        quick: leaves out most cases: on a GPU, where each compiles kernels.
+    """
+
+    name: str
+    implementation: str
+    setups: Setups = field(repr=False)
+    precisions_: tuple[str, ...] = ("float64", "float32", "bfloat16")
+    low: torch.dtype = torch.bfloat16
+    device: torch.device = CPU
+    arch: str | None = None
+    twice: Setup = SMALL
+    most_views: tuple[Setup, str] = (MOST_VIEWS, "float64")
+    library_products: bool = False
+    quick: bool = False
+    emulated = False
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def ops(self) -> Any:
+        """Called with an op and NamedTuples, as gcahng.engine.schema.Ops."""
+        return Ops(self.implementation) if self.library_products else ops_of(self.implementation)
+
+    def precisions(self, stage: Stage, *, of_bits: bool = False) -> tuple[str, ...]:
+        """Those that make a difference to a stage; of_bits: where bits are compared, not fp64."""
+        found = self.precisions_ if stage.products else self.precisions_[:2]
+        return tuple(name for name in found if name != "float64")[:2] if of_bits else found
+
+    def cases(self, stage: Stage) -> Iterator[tuple[Setup, str]]:
+        """Every setup and precision that a stage is held to the truth on."""
+        for case in itertools.product(self.setups[stage.kind], self.precisions(stage)):
+            if not self.quick or self._quick(*case):
+                yield case
+
+    def setups_twice(self, stage: Stage) -> list[Setup]:
+        """On which the bits of two runs are compared."""
+        return [self.twice]
+
+    def _quick(self, setup: Setup, precision: str) -> bool:
+        if self.implementation == "triton" and precision == "float64":
+            return False
+        return setup is GPU_SETUPS[0] or (setup.dim == 512 and precision == "bfloat16")
+
+
+@dataclass(frozen=True)
+class Emulated(Backend):
+    """The CUDA kernels on the CPU (tests/emulator).
+
+    Attributes:
+        seed: the order of warps; -1: threads in order.
+        offset: values by which tensors miss their alignment: all of them, or the `only`-th of each call.
+        defines: macros that the kernels are compiled with.
+    """
+
+    seed: int = -1
+    offset: int = 0
+    only: int | None = None
+    defines: tuple[str, ...] = ()
+    triton_products = False
+    emulated = True
+
+    def __str__(self) -> str:
+        tensors = "" if not self.offset else " unaligned" if self.only is None else f" unaligned tensor {self.only}"
+        return f"{self.name}{tensors}{f' seed {self.seed}' if self.seed >= 0 else ''}"
+
+    @property
+    def ops(self) -> Emulated:
+        return self
+
+    def __call__(self, op: Op, *values: Any) -> None:
+        from emulator.ops import EmulatedOps
+
+        emulator = EmulatedOps(self.seed, self.offset, *self.defines, only=self.only)
+        getattr(emulator, op.name)(*op.flat(*values))
+
+    def ordered(self, seed: int) -> Emulated:
+        """With warps in another order."""
+        return replace(self, seed=seed)
+
+    def without_barriers(self, seed: int) -> Emulated:
+        """As if __syncthreads did nothing."""
+        return replace(self, seed=seed, defines=("CUDA_EMULATOR_DROP_BARRIERS",))
+
+    def setups_twice(self, stage: Stage) -> list[Setup]:
+        return CUDA_BITS[stage.kind]
+
+    def unaligned(self, stage: Stage) -> Iterator[tuple[Emulated, Setup, str]]:
+        """Backends whose tensors miss their alignment: all at once, and each alone."""
+        for precision in self.precisions(stage):
+            yield replace(self, offset=1), CUDA_UNALIGNED[stage.kind], precision
+        for precision in self.precisions(stage, of_bits=True):
+            for only in range(MOST_TENSORS):
+                yield replace(self, offset=1, only=only), SMALL, precision
+
+
+@contextmanager
+def in_force(backend: Backend) -> Iterator[Backend]:
+    """Inside it the backend is there, with its instruction set; skips those that this processor has not."""
+    if backend.device.type == "cuda":
+        reasons = [available(part, "cuda") for part in backend.implementation.split("+")]
+        assert not any(reasons), reasons
+    if backend.arch is None:
+        yield backend
+        return
+    before = native.cpu_arch()
+    assert before is not None, native.load("_C_cpu").reason
+    try:
+        native.set_cpu_arch(backend.arch)
+    except UserError as error:
+        pytest.skip(str(error))
+    assert native.cpu_arch() == backend.arch
+    yield backend
+    native.set_cpu_arch(before)
+
+
+_IN_FORCE = native.cpu_arch()
+
+
+def _cpp(arch: str, *, every: bool) -> Backend:
+    """every: on all setups, not on the first alone."""
+    few = _everywhere(CPP_SETUPS if every else CPP_SETUPS[:1])
+    return Backend(f"cpp-{arch}{'-everywhere' if every and arch != _IN_FORCE else ''}", "cpp", few, arch=arch)
+
+
+CPP = [_cpp(arch, every=arch == _IN_FORCE) for arch in native.CPU_ARCHES]
+CPP_EVERYWHERE = [_cpp(arch, every=True) for arch in native.CPU_ARCHES if arch != _IN_FORCE]
+TRITON = Backend(
+    "triton",
+    "triton",
+    _everywhere(TRITON_SETUPS) | {"updates": TRITON_UPDATES},
+    ("float64", "float32", "float16"),  # the interpreter computes bf16 wrongly
+    torch.float16,
+    twice=Setup(3, 2, 19, 20, p=0.3),
+    most_views=(TRITON_MOST_VIEWS, "float64"),
+)
+TRITON_BETWEEN_PRODUCTS = replace(  # in fp64 they are so anyway
+    TRITON,
+    name="triton-between-products",
+    setups=_everywhere(TRITON_SETUPS[:2]),
+    precisions_=("float32", "float16"),
+    library_products=True,
+)
+EMULATED = Emulated(
+    "emulated",
+    "cuda",
+    CUDA_SETUPS,
+    ("float64", "float32", "bfloat16", "float16"),
+    most_views=(CUDA_MOST_VIEWS, "float32"),
+)
+
+
+def _gpu(implementation: str, *, quick: bool) -> Backend:
+    return Backend(
+        f"gpu-{implementation}{'' if quick else '-everywhere'}",
+        implementation,
+        _everywhere(GPU_SETUPS),
+        device=CUDA,
+        twice=GPU_SETUPS[3],
+        most_views=(MOST_VIEWS, "float32"),
+        quick=quick,
+    )
+
+
+GPU = [_gpu(implementation, quick=True) for implementation in ("cuda", "triton")]
+GPU_EVERYWHERE = [_gpu(implementation, quick=False) for implementation in ("cuda", "triton", "cuda+triton")]

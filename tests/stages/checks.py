@@ -1,0 +1,164 @@
+"""A stage of a backend against plain torch: what is wanted, and how near it must come."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from stages.backends import Backend, Emulated
+from stages.cases import PRECISIONS, Inputs, Results, Run, Setup, make_inputs, mapped
+from torch import Tensor
+
+from gcahng.testing import assert_close_to_truth, moved, nan_poisoned
+from gcahng.testing.compare import assert_within
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage's results over all tiles of a run.
+
+    Attributes:
+        name: "<stem>.<function>".
+        results: the function; a method of no class, so that a stem's test says what its stage is called with.
+        kind: rows, tiles or negatives: what its setups differ in (see Backend.setups).
+        products: whether anything of it is an operand of products, in whose dtype it may then be narrower.
+    """
+
+    name: str
+    results: Callable[[Run], Results]
+    kind: str
+    products: bool
+
+    def __str__(self) -> str:
+        return self.name
+
+
+STAGES: dict[str, Stage] = {}
+
+
+def stage(kind: str, *, products: bool = True) -> Callable[[Callable[[Run], Results]], Stage]:
+    """Declares a stage; see Stage."""
+
+    def declare(results: Callable[[Run], Results]) -> Stage:
+        stem = results.__module__.rpartition("test_")[2]
+        found = Stage(f"{stem}.{results.__name__}", results, kind, products)
+        STAGES[found.name] = found
+        return found
+
+    return declare
+
+
+@contextmanager
+def case(*words: Any) -> Iterator[None]:
+    """Says of an error inside in which case it is."""
+    try:
+        yield
+    except Exception as error:
+        what = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+        raise AssertionError(f"{', '.join(map(str, words))}: {what}") from error
+
+
+def inputs_of(setup: Setup, precision: str, device: torch.device = CPU) -> Inputs:
+    """See make_inputs."""
+    return mapped(lambda x: x.to(device), make_inputs(setup, PRECISIONS[precision]))
+
+
+def run_of(backend: Backend, setup: Setup, precision: str, inputs: Inputs | None = None) -> Run:
+    """A backend's stages on a setup, with its own inputs unless others are given."""
+    return Run(setup, inputs_of(setup, precision, backend.device) if inputs is None else inputs, backend.ops)
+
+
+def truth_of(setup: Setup, inputs: Inputs) -> Run:
+    """Plain torch in fp64 on the same (rounded) inputs."""
+    return Run(setup, mapped(Tensor.double, inputs))
+
+
+class Wanted(NamedTuple):
+    """The truth; and what plain torch finds at the precision: on the inputs, and on inputs moved by a rounding, since
+    one run may be right by luck."""
+
+    truth: Results
+    plain: list[Results]
+
+
+@functools.cache  # for every backend
+def wanted(stage: Stage, setup: Setup, precision: str, device: torch.device = CPU) -> Wanted:
+    inputs = inputs_of(setup, precision, device)
+    truth = stage.results(truth_of(setup, inputs))
+    if precision == "float64":
+        return Wanted(truth, [])
+    # A generator each, so that what an input is moved by does not depend on those after it.
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2, 3)]
+    near = [mapped(lambda x, g=g: moved(x.cpu(), x.dtype, g).to(device), inputs) for g in generators]
+    return Wanted(truth, [stage.results(Run(setup, one)) for one in (inputs, *near)])
+
+
+def check_stage(backend: Backend, stage: Stage, cases: Iterable[tuple[Setup, str]] | None = None) -> None:
+    """fp64: 1e-13 of the largest value, so every formula is right. Below: as exact as plain torch, and half a unit in
+    the last place (assert_close_to_truth). In memory full of NaN."""
+    for setup, precision in backend.cases(stage) if cases is None else cases:
+        with case(stage, backend, setup, precision):
+            _check_results(stage, wanted(stage, setup, precision, backend.device), run_of(backend, setup, precision))
+
+
+def _check_results(stage: Stage, wanted: Wanted, run: Run) -> None:
+    with nan_poisoned():
+        actual = stage.results(run)
+    run.workspace.check()
+    assert actual.keys() == wanted.truth.keys() and actual
+    for name, truth in wanted.truth.items():
+        if wanted.plain:
+            assert_close_to_truth(actual[name], [found[name] for found in wanted.plain], truth, name=name)
+        else:
+            assert actual[name].dtype is torch.float64 and actual[name].shape == truth.shape, name
+            off = (actual[name] - truth).abs().max().item()
+            assert_within(off, 1e-13 * truth.abs().max().item(), f"{name} in fp64")
+
+
+def check_same_bits(backend: Backend, stage: Stage) -> None:
+    """Two runs give the same bits; in the emulator with warps in any order."""
+    orders = [backend.ordered(seed) for seed in (-1, 0, 1, 2)] if backend.emulated else [backend, backend]
+    for setup, precision in itertools.product(backend.setups_twice(stage), backend.precisions(stage, of_bits=True)):
+        first, *others = (stage.results(run_of(one, setup, precision)) for one in orders)
+        with case(stage, backend, setup, precision):
+            assert first
+            for other in others:
+                assert first.keys() == other.keys()
+                assert not [name for name in first if not torch.equal(first[name], other[name])]
+
+
+def check_unaligned(emulator: Emulated, stage: Stage) -> None:
+    """Addresses that wide accesses do not fit, of all tensors at once and of each of them alone: accesses ask each
+    tensor whether it is where they may be."""
+    for backend, setup, precision in emulator.unaligned(stage):
+        check_stage(backend, stage, [(setup, precision)])
+
+
+def check_outputs_on_their_own(write: Callable[[Tensor | None, Tensor | None], None], like: Tensor, low: torch.dtype):
+    """The output in the accumulating dtype, or the narrow one, alone is what it is beside the other.
+
+    Args:
+        write: writes into both, or into the one that is given.
+        like: a tensor of the first one's shape.
+        low: dtype of the second.
+    """
+    full, again = (torch.full_like(like, torch.nan) for _ in range(2))
+    narrow, narrow_again = (torch.full_like(like, torch.nan, dtype=low) for _ in range(2))
+    write(full, narrow)
+    write(again, None)
+    write(None, narrow_again)
+    assert bool(full.isfinite().all()) and torch.equal(full.to(low), narrow)
+    assert torch.equal(again, full) and torch.equal(narrow_again, narrow)
+
+
+def check_sum(found: Tensor, terms: Tensor) -> None:
+    """Of few thousand terms: a sum in any order is off by a few roundings of its terms' sizes."""
+    size = terms.double().abs().sum(dim=0)
+    assert bool(((found.double() - terms.double().sum(dim=0)).abs() <= 4 * torch.finfo(found.dtype).eps * size).all())
