@@ -18,7 +18,6 @@ import statistics
 from collections.abc import Iterator
 from typing import Any
 
-from gcahng.ops._stages import STAGES
 from torch.profiler import ProfilerActivity, profile
 
 from gcahng.bench.cases import EDGE_MEMORY, Case, Problem

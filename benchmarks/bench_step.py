@@ -12,10 +12,10 @@ from __future__ import annotations
 from functools import lru_cache
 
 import pytest
-from gcahng.ops._implementations import NAMES, OPS, available
 
 from gcahng.bench.agreement import Agreement
 from gcahng.bench.cases import EDGE_MEMORY, Case, Problem
+from gcahng.dispatch import ORDER, available
 from gcahng.engine.plan import floor_products
 
 # (n, D, L)
@@ -24,8 +24,8 @@ CASES = [
     Case(batch, dim=dim, layers=layers, impl=impl, precision=precision, memory=memory)
     for batch, dim, layers in SIZES
     for precision in ("fp32", "bf16")
-    for impl in NAMES
-    if impl in OPS["loss"].cpu and available(impl, "cpu", "loss") is None
+    for impl in ORDER["cpu"]
+    if available(impl, "cpu") is None
     for memory in (EDGE_MEMORY if impl != "reference" else ("store",))
 ]
 

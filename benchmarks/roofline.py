@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from gcahng.engine.passes import LOGITS_AT_ONCE
 
+from gcahng.engine.generator_pass import LOGITS_AT_ONCE
 from gcahng.engine.plan import StepSize, work
 from gcahng.engine.schedule import Schedule, default_tile_rows, make_schedule
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from gcahng.ops._implementations import OPS
 
 import gcahng
 from gcahng.cli import COMMANDS, main
+from gcahng.dispatch import NAMES, ORDER
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -230,11 +230,11 @@ def test_options_and_their_defaults() -> None:
 
 def test_what_works_where() -> None:
     ops = ("loss", "edge_update", "channel_mix")
-    columns = [implementations for op in ops for implementations in (OPS[op].cpu, OPS[op].cuda)]
+    columns = [ORDER[device] for _ in ops for device in ("cpu", "cuda")]
     heading, *rows = table(section(README, "What works where"))
     names = ["loss", *(f"`{op}`" for op in ops[1:])]
     assert heading[2:] == [f"{name}, {device}" for name in names for device in ("CPU", "CUDA")]
-    assert {row[0].strip("`") for row in rows} == {name for op in ops for name in (*OPS[op].cpu, *OPS[op].cuda)}
+    assert {row[0].strip("`") for row in rows} == set(NAMES)
     for impl, _, *cells in rows:
         for implementations, cell in zip(columns, cells, strict=True):
             if cell.startswith("interpreter"):

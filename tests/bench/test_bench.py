@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from gcahng.engine.fused import FusedStages
 
 from gcahng.bench import agreement as agreement_module
 from gcahng.bench import memory, step, system
@@ -18,6 +17,7 @@ from gcahng.bench.cases import Case, Problem
 from gcahng.bench.peak import Peak, from_json, measure_peak, to_json
 from gcahng.cli import main
 from gcahng.commands.plan import parse_bytes
+from gcahng.engine.stages.edge_update import EdgeUpdate
 from gcahng.errors import UserError
 
 TINY = Case(12, 3, 16, 1, impl="cpp")
@@ -56,8 +56,8 @@ def test_planted_errors_disagree(agreement: Agreement, precision: str) -> None:
 
 
 def test_a_wrong_stage_has_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = FusedStages.mlp_backward
-    monkeypatch.setattr(FusedStages, "mlp_backward", lambda *arguments: right(*arguments).mul_(1.001))
+    right = EdgeUpdate.mlp_backward
+    monkeypatch.setattr(EdgeUpdate, "mlp_backward", lambda *arguments: right(*arguments).mul_(1.001))
     found = step.measure([TINY], [TINY], reps=1, peaks=False)
     baseline, case = found["rows"]
     assert "is off by" in case["disagrees"]

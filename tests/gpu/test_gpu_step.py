@@ -9,11 +9,11 @@ import on_device
 import pytest
 import torch
 from engine_cases import Case
-from gcahng.ops._implementations import available
 from torch.profiler import ProfilerActivity, profile
 
 from gcahng.bench.cases import Case as BenchCase
 from gcahng.bench.cases import Problem
+from gcahng.dispatch import available
 
 pytestmark = pytest.mark.gpu
 slow = pytest.mark.slow
@@ -32,7 +32,7 @@ CASES = [
 @pytest.fixture(autouse=True)
 def there(request: pytest.FixtureRequest) -> None:
     for part in ("cuda", "triton"):
-        reason = available(part, "cuda", "loss")
+        reason = available(part, "cuda")
         assert reason is None, reason
 
 
@@ -91,7 +91,7 @@ def test_replayed_cuda_graphs_compute_the_same(impl):
 
 @few
 def test_cuda_graphs_are_replayed(impl):
-    """Both passes of a step and the three steps of the optimisers are one launch each, after the first steps."""
+    """Both passes of a step and the three steps of the optimizers are one launch each, after the first steps."""
     problem = Problem(BenchCase(24, 3, 32, 2, impl=impl, device="cuda", cuda_graph=True))
     for _ in range(3):
         problem.step()

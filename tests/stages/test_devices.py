@@ -10,7 +10,7 @@ from stages.backends import CPP, CUDA
 from stages.cases import Run, Setup, mapped
 from stages.checks import STAGES, check_stage, inputs_of
 from stages.test_edge_update import mlp_backward
-from stages.test_planted_errors import STEMS
+from stages.test_planted_stage_errors import STEMS
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
