@@ -56,12 +56,14 @@ def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytes
     assert err.count("\n") == 1 and err.endswith("\n")
 
 
+@pytest.mark.processes
 def test_a_mistake_in_a_fresh_process_has_no_traceback() -> None:
     result = run("train", "--stepz", "3")
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr == "gcahng: error: --stepz is no option; did you mean --steps?; see gcahng train --help\n"
 
 
+@pytest.mark.processes
 def test_a_reader_that_goes_away_is_no_traceback() -> None:
     """gcahng … | head, with a reader that is gone before the first line."""
     process = subprocess.Popen(
@@ -73,7 +75,9 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
     assert process.wait() == 141
 
 
-@pytest.mark.parametrize("command", [[], ["--help"], ["--version"], ["env"]])
+@pytest.mark.parametrize(
+    "command", [["env"], *(pytest.param(c, marks=pytest.mark.processes) for c in ([], ["--help"], ["--version"]))]
+)
 def test_these_start_without_the_extras(command: list[str]) -> None:
     extras = "jsonargparse matplotlib rich tqdm tensorboard sklearn pytorch_metric_learning yaml PIL faiss safetensors"
     extras += " torchvision timm"

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONAL = (
     "triton",
@@ -55,6 +57,7 @@ def test_import_with_everything_optional_blocked() -> None:
     assert loaded[1:] == [""], "a Triton kernel was imported"
 
 
+@pytest.mark.processes
 def test_op_and_report_work_without_anything_optional() -> None:
     printed = run(
         "import torch, gcahng, gcahng.env\n"
@@ -68,6 +71,7 @@ def test_op_and_report_work_without_anything_optional() -> None:
     assert 'triton is not installed; pip install "gcahng[triton]"' in printed
 
 
+@pytest.mark.processes
 def test_the_block_blocks() -> None:
     printed = run(
         f"for name in {OPTIONAL!r}:\n"

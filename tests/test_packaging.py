@@ -81,6 +81,7 @@ def test_pure_python_wheel_holds_the_package(source: Path) -> None:
     assert package == expected
 
 
+@pytest.mark.processes
 def test_installed_wheel_imports_its_kernels(source: Path, tmp_path: Path) -> None:
     assert setup_py(source, "bdist_wheel", GCAHNG_NATIVE="0").returncode == 0
     (wheel,) = (source / "dist").glob("*.whl")
@@ -98,6 +99,7 @@ def test_installed_wheel_imports_its_kernels(source: Path, tmp_path: Path) -> No
     assert "_C_cpu was not built (at build time: GCAHNG_NATIVE=0)" in done.stdout
 
 
+@pytest.mark.processes
 def test_sdist_holds_all_sources(source: Path) -> None:
     done = setup_py(source, "sdist", GCAHNG_NATIVE="0")
     assert done.returncode == 0, done.stderr
@@ -112,6 +114,7 @@ def test_sdist_holds_all_sources(source: Path) -> None:
     assert not [name for name in names if name.endswith((".so", ".pyc", "_native_build.json"))]
 
 
+@pytest.mark.processes
 def test_no_compiler_says_so_in_one_line_a_library(source: Path, tmp_path: Path) -> None:
     path = only(tmp_path / "bin", "cmake")
     done = setup_py(source, "build_ext", "--inplace", PATH=path)
@@ -127,12 +130,14 @@ def test_no_compiler_says_so_in_one_line_a_library(source: Path, tmp_path: Path)
     )
 
 
+@pytest.mark.processes
 def test_no_cmake_says_so(source: Path, tmp_path: Path) -> None:
     done = setup_py(source, "build_ext", "--inplace", PATH=only(tmp_path / "bin", "c++"))
     assert done.returncode == 0, done.stderr
     assert said(done)[0] == "gcahng: _C_cpu is left out: no cmake; install cmake >= 3.22"
 
 
+@pytest.mark.processes
 def test_no_torch_says_so(source: Path, tmp_path: Path) -> None:
     """As in an environment where gcahng is installed first."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare")], check=True)
@@ -150,6 +155,7 @@ def test_no_torch_says_so(source: Path, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.processes
 def test_no_nvcc_says_so_and_may_be_an_error(source: Path, tmp_path: Path) -> None:
     path = only(tmp_path / "bin", "cmake", "c++")
     (source / "csrc" / "bindings_cpu.cpp").write_text("#error planted\n")  # nothing to compile: this is about CUDA
@@ -164,6 +170,7 @@ def test_settings_are_checked(source: Path) -> None:
     assert "GCAHNG_NATIVE='yes': leave it unset, or set it to 0 or require" in done.stderr
 
 
+@pytest.mark.processes
 def test_an_error_in_our_code_leaves_the_library_out_unless_required(source: Path) -> None:
     """An old library must not stay in its place either."""
     (source / "gcahng" / "_C_cpu.so").write_bytes(b"of an earlier build")

@@ -135,6 +135,7 @@ def test_examples_of_ops_run(page: Path, capsys: pytest.CaptureFixture) -> None:
     assert len([line for line in text.splitlines() if line]) <= 10
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="torch has no gloo")
 def test_the_example_for_several_processes_runs(tmp_path: Path) -> None:
     (text,) = blocks(LOSS_PAGE, "py")

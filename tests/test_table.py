@@ -208,6 +208,7 @@ time.sleep(300)
 """
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_a_killed_script_takes_its_run_along(tmp_path):
     (tmp_path / "gcahng").mkdir()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.simulated
 TOOL = Path(__file__).parents[2] / "benchmarks" / "aot.py"
 
 

@@ -22,7 +22,11 @@ def fresh_compiler():
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("impl", ["cpp", "torch", "reference"])
+# torch.compile starts compilers: by default it runs for one implementation.
+COMPILED = ["cpp", *(pytest.param(impl, marks=pytest.mark.processes) for impl in ("torch", "reference"))]
+
+
+@pytest.mark.parametrize("impl", COMPILED)
 def test_fullgraph_step_equals_eager(impl):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, D))

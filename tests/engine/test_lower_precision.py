@@ -35,6 +35,7 @@ TRITON_CASES = [
 ]
 
 
+@pytest.mark.simulated
 @pytest.mark.parametrize("case", TRITON_CASES, ids=str)
 def test_triton_step_in_single_precision(case, tiles):
     """Its own products, in one draw since the interpreter is slow; it computes bf16 wrongly where there is no GPU."""

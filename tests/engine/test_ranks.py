@@ -28,6 +28,7 @@ def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(request.param)]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_processes_that_share_a_batch_train_as_one(
     group: list[tuple[dict, list[str]]], case: RankCase, monkeypatch: pytest.MonkeyPatch
@@ -48,12 +49,14 @@ def test_processes_that_share_a_batch_train_as_one(
         assert all(torch.equal(mine[name], group[0][0][case.name][name]) for name in trained), "weights drift apart"
 
 
+@pytest.mark.processes
 def test_all_keep_as_little_as_the_one_with_the_least_memory(group: list[tuple[dict, list[str]]]) -> None:
     """The sums that they exchange, and when, depend on the mode. Process 0 has no memory left, the others plenty."""
     (case,) = (case for case in CASES if case.memory == "auto")
     assert all(set(found[case.name]["memory"]) == {"recompute"} for found, _ in group)
 
 
+@pytest.mark.processes
 def test_what_is_wrong_in_one_process_is_refused_by_all(group: list[tuple[dict, list[str]]]) -> None:
     for rank, (_, (of_size, of_label)) in enumerate(group):
         assert f"embeddings has {6 + 2 * rank} rows here" in of_size and "6, 8" in of_size

@@ -188,6 +188,7 @@ def test_training_steps(case, impl, shuffled):
     train(case, impl, shuffled)
 
 
+@pytest.mark.simulated
 def test_training_steps_on_triton_kernels():
     train(golden.load(golden.CASES[0]), "triton", shuffled=True)
 

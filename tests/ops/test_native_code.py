@@ -33,6 +33,7 @@ def test_stems_are_listed_for_the_build() -> None:
         assert sorted(listed[device].split()) == sorted(p.stem for p in bindings)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("arch", WIDE)
 @pytest.mark.parametrize("stem", sorted(p.stem for p in (CSRC / "cpu").glob("*.cpp") if p.stem != "dispatch"))
 def test_wide_code_cannot_leak_into_the_baseline(stem: str, arch: str, tmp_path: Path) -> None:
