@@ -17,7 +17,7 @@ ROOT = Path(gcahng.__file__).parent
 # those above it in this list. "gcahng" is the package itself: its version and its loss.
 LAYERS = [
     ["errors"],
-    ["extras", "progress", "files", "devices", "_native"],
+    ["extras", "progress", "files", "devices", "native"],
     ["reference", "kernels", "engine", "dispatch", "ops", "nn", "losses"],
     ["gcahng"],
     ["testing"],
@@ -38,7 +38,6 @@ LAYERS = [
 
 # What is private by its name and imported from elsewhere all the same. The list may only get shorter.
 LENT = {
-    "gcahng._native",
     "gcahng.ops._implementations",
     "gcahng.engine.engine._prepare",
     "gcahng.engine.engine._workspace",
