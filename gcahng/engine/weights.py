@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from gcahng.nn import GraphNetwork
+    from gcahng.nn.graph_network import GraphNetwork
 
 _NODE_LINEARS = ("query", "key", "value", "output", "edge_to_node", "mlp_in", "mlp_out", "norm")
 _EDGE_LINEARS = ("query", "key", "value", "node_to_edge", "norm", "mlp_in", "mlp_norm", "mlp_out")

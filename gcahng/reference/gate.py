@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from gcahng.reference.norm_gelu import norm_gelu
-
-if TYPE_CHECKING:
-    from gcahng.reference.edge_update import EdgeUpdateWeights
+from gcahng.reference.weights import EdgeUpdateWeights
 
 
 def gate(w: EdgeUpdateWeights, e: Tensor, tokens: Tensor, mask: Tensor | None, p: float) -> Tensor:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from gcahng.reference.edge_update import EdgeUpdateWeights
+from gcahng.reference.weights import EdgeUpdateWeights
 
 
 def mlp_in(w: EdgeUpdateWeights, e: Tensor) -> Tensor:

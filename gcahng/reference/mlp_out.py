@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 from torch.nn import functional as F
 
 from gcahng.reference.norm_gelu import norm_gelu
-
-if TYPE_CHECKING:
-    from gcahng.reference.edge_update import EdgeUpdateWeights
+from gcahng.reference.weights import EdgeUpdateWeights
 
 
 def mlp_out(w: EdgeUpdateWeights, hidden: Tensor, e: Tensor) -> Tensor:
