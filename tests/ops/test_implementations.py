@@ -109,7 +109,7 @@ def test_cpu_arch_is_checked() -> None:
     native.set_cpu_arch("base")
     assert native.cpu_arch() == "base"
     native.set_cpu_arch(before)
-    with pytest.raises(UserError, match="cpu_arch='sse9': choose one of base, avx2, avx512"):
+    with pytest.raises(UserError, match="cpu_arch is 'sse9'; it must be one of base, avx2, avx512"):
         native.set_cpu_arch("sse9")
 
 
