@@ -65,7 +65,7 @@ class EdgeLayer(nn.Module):
 
 
 def edge_update_weights(layer: nn.Module) -> EdgeUpdateWeights:
-    """The parameters of a module with query, key, value, norm, mlp_in, mlp_norm and mlp_out, as the edge update has them."""
+    """The parameters of a module with query, key, value, norm, mlp_in, mlp_norm and mlp_out, for the edge update."""
     modules = (layer.query, layer.key, layer.value, layer.norm, layer.mlp_in, layer.mlp_norm, layer.mlp_out)
     return EdgeUpdateWeights(*(x for module in modules for x in (module.weight, module.bias)))
 
