@@ -1,18 +1,19 @@
-"""Which code runs: the only place that decides it, for the loss and for the public ops.
+"""Decides which code runs, for the loss and for the public ops. Nothing else decides it.
 
-    reference   plain PyTorch, differentiated by autograd: what is meant
+    reference   plain PyTorch, differentiated by autograd; it defines what is meant
     torch       the engine, with its stages in PyTorch, on any device
     cpp         the engine, with its stages in C++ on the CPU (_C_cpu)
     cuda        the engine, with its stages in CUDA C++ (_C_cuda)
     triton      the engine, with its stages and the edge MLP's products in Triton (gcahng.kernels)
 
-"auto" takes the first of its list that is available for the tensors at hand. One asked for by name runs, or is an
-error. The environment variable GCAHNG_AUTO puts another one first in the list for CUDA, where a measurement says so:
+An implementation that is asked for by name runs, or is an error. "auto" takes the first of a list that is available for
+the tensors at hand. The environment variable GCAHNG_AUTO puts another implementation first in the list for CUDA, if
+measurements on a GPU speak for it:
 
     GCAHNG_AUTO=triton                              # in the place of cuda+triton
-    GCAHNG_AUTO=cuda+triton,mix_fwd_=triton         # but for these ops (gcahng/engine/stages)
+    GCAHNG_AUTO=cuda+triton,mix_fwd_=triton         # with another implementation of single ops (gcahng/engine/stages)
 
-`python benchmarks/gpu.py` prints the line that its figures speak for.
+`python benchmarks/gpu.py` prints the setting that its measurements speak for.
 """
 
 from __future__ import annotations
@@ -36,17 +37,17 @@ NAMES = ("reference", "torch", "cpp", "cuda", "triton")
 WHATS = ("loss", "edge_update", "channel_mix")
 """What is dispatched."""
 
-# What "auto" tries, best first. "cuda+triton": CUDA C++ for what is row-wise, Triton for the edge MLP, whose products
-# carry their neighbors. On the CPU Triton is its interpreter, for tests, after all else.
+# What "auto" tries, best first. "cuda+triton" is CUDA C++ for what is row-wise, and Triton for the edge MLP, whose
+# products are fused with what surrounds them. On the CPU Triton is an interpreter for tests, so that it comes last.
 ORDER = {
     "cpu": ("cpp", "torch", "reference", "triton"),
     "cuda": ("cuda+triton", "cuda", "triton", "torch", "reference"),
 }
-ELSEWHERE = ("torch", "reference")  # on other devices
+ELSEWHERE = ("torch", "reference")  # the same on other devices
 
-MOST_VIEWS = 64  # samples a class that fused stages take (csrc/bindings/common.h)
+MOST_VIEWS = 64  # samples of a class that fused stages take at most (csrc/bindings/common.h)
 MOST_CHANNELS = {"cuda": 1024, "cuda+triton": 1024}  # csrc/cuda/rows.cuh
-OLDEST = (8, 0)  # compute capability that CMakeLists.txt builds for, and the first with bf16 products
+OLDEST = (8, 0)  # the oldest compute capability that CMakeLists.txt builds for; the first with bf16 products
 
 AUTO = "GCAHNG_AUTO"
 AUTO_BASES = ("cuda+triton", "cuda", "triton", "torch")
@@ -56,10 +57,10 @@ _said: set[tuple[str, str, str]] = set()
 
 
 class Sizes(NamedTuple):
-    """What of a call decides which code can run; None where it is not known.
+    """The properties of a call that decide which code can run. What is not known is None.
 
     Attributes:
-        views: samples a class K.
+        views: samples of a class, K.
         dim: channels D.
         compute: dtype of products.
     """
@@ -70,11 +71,11 @@ class Sizes(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What runs.
+    """Which code runs, and why no better one does.
 
     Attributes:
-        implementation: reference, torch, cpp, cuda, triton or cuda+triton; for CUDA perhaps with ",OP=IMPL…" behind.
-        passed: why each better one does not run, "NAME: reason".
+        implementation: reference, torch, cpp, cuda, triton or cuda+triton. GCAHNG_AUTO may append ",OP=IMPL…" on CUDA.
+        passed: for each better implementation "NAME: reason".
     """
 
     implementation: str
@@ -86,12 +87,12 @@ def choose(impl: str, device: torch.device | str, sizes: Sizes = Sizes(), what: 
 
     Args:
         impl: "auto" or one of NAMES.
-        device: that of the tensors.
+        device: the device of the tensors.
         sizes: of the call.
         what: one of WHATS, for messages.
 
     Raises:
-        UserError: impl is no such name, or was asked for by name and is not available; GCAHNG_AUTO says what cannot be.
+        UserError: impl is no such name, or it was asked for by name and is not available; or GCAHNG_AUTO is wrong.
     """
     device = torch.device(device)
     if impl == "auto":
@@ -110,8 +111,21 @@ def choose(impl: str, device: torch.device | str, sizes: Sizes = Sizes(), what: 
 
 
 def chosen(what: str, impl: str, device: torch.device, views: int | None, dim: int, compute: torch.dtype | None) -> str:
-    """`choose` for a call that is about to run: what auto chose is said once, and torch.compile takes the answer as a
-    constant instead of tracing into the search."""
+    """Decides, as `choose` does, for a call that is about to run.
+
+    What "auto" chose is logged once. torch.compile takes the answer as a constant instead of tracing into the search.
+
+    Args:
+        what: one of WHATS.
+        impl: "auto" or one of NAMES.
+        device: the device of the tensors.
+        views: samples of a class, K, or None.
+        dim: channels D.
+        compute: dtype of products.
+
+    Returns:
+        The implementation (see Choice).
+    """
     choice = choose(impl, device, Sizes(views, dim, compute), what)
     if impl == "auto":
         _say_once(what, device.type, choice)
@@ -123,6 +137,7 @@ chosen._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _candidates(device: torch.device) -> tuple[str, ...]:
+    """What "auto" tries on a device, best first."""
     order = ORDER.get(device.type, ELSEWHERE)
     if device.type != "cuda" or (asked := auto_asks()) is None:
         return order
@@ -131,7 +146,7 @@ def _candidates(device: torch.device) -> tuple[str, ...]:
 
 
 def _say_once(what: str, device_type: str, choice: Choice) -> None:
-    """A warning where something better does not run, else for those who listen."""
+    """Logs a choice the first time it is made, as a warning if something better does not run."""
     key = (what, device_type, choice.implementation)
     if key not in _said:
         _said.add(key)
@@ -144,12 +159,15 @@ def _say_once(what: str, device_type: str, choice: Choice) -> None:
 
 
 def available(impl: str, device: torch.device | str, compute: torch.dtype | None = None) -> str | None:
-    """None where an implementation can run on this device, else the reason and the remedy, in one line.
+    """Says whether an implementation can run on a device.
 
     Args:
         impl: one of NAMES.
-        device: that of the tensors.
-        compute: dtype of products, if it matters.
+        device: the device of the tensors.
+        compute: dtype of products, or None if it is not known.
+
+    Returns:
+        None if it can run, else the reason and the remedy, in one line.
     """
     device = torch.device(device)
     if impl == "cpp":
@@ -167,7 +185,7 @@ def available(impl: str, device: torch.device | str, compute: torch.dtype | None
 
 
 def _unavailable(implementation: str, device: torch.device, sizes: Sizes) -> str | None:
-    """As `available`, for all parts of an implementation and for the sizes that it takes."""
+    """Says what `available` says, for all parts of an implementation and for the sizes of a call."""
     base, routes = split(implementation)
     for part in dict.fromkeys([*base.split("+"), *routes.values()]):
         if reason := available(part, device, sizes.compute):
@@ -183,6 +201,7 @@ def _unavailable(implementation: str, device: torch.device, sizes: Sizes) -> str
 
 
 def _too_old(device: torch.device) -> str | None:
+    """Why a GPU is too old, or None."""
     have = torch.cuda.get_device_capability(device)
     if have >= OLDEST:
         return None
@@ -190,14 +209,17 @@ def _too_old(device: torch.device) -> str | None:
 
 
 def _version(numbers: tuple[int, int]) -> str:
+    """A version as it is written, such as "8.0"."""
     return ".".join(map(str, numbers))
 
 
 def _triton_missing() -> str | None:
+    """Why triton cannot be imported, or None."""
     return None if importlib.util.find_spec("triton") else 'triton is not installed; pip install "gcahng[triton]"'
 
 
 def _interpreter_missing(compute: torch.dtype | None) -> str | None:
+    """Why Triton's interpreter cannot run, or None."""
     if reason := _triton_missing():
         return reason
     if os.environ.get("TRITON_INTERPRET") != "1":
@@ -208,12 +230,13 @@ def _interpreter_missing(compute: torch.dtype | None) -> str | None:
 
 
 def _compiler_missing() -> str | None:
-    """Triton compiles when a kernel is first launched: better to know before."""
+    """Why Triton cannot compile, or None. Triton itself would only say so when a kernel is first launched."""
     return _triton_missing() or _no_c_compiler() or _no_cache_folder()
 
 
 @cache
 def _no_c_compiler() -> str | None:
+    """That there is no C compiler, or None."""
     names = [os.environ["CC"]] if os.environ.get("CC") else ["clang", "gcc", "cc"]
     if any(shutil.which(name) for name in names):
         return None
@@ -222,9 +245,10 @@ def _no_c_compiler() -> str | None:
 
 @cache
 def _no_cache_folder() -> str | None:
+    """That Triton's cache cannot be written, or None."""
     folder = Path(os.environ.get("TRITON_CACHE_DIR") or Path(os.environ.get("TRITON_HOME") or Path.home()) / ".triton")
-    there = next((place for place in (folder, *folder.parents) if place.exists()), None)
-    if there is not None and there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+    existing = next((place for place in (folder, *folder.parents) if place.exists()), None)
+    if existing is not None and existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
         return None
     return f"Triton keeps compiled kernels in {folder}, which cannot be written to; set TRITON_CACHE_DIR to a folder"
 
@@ -233,10 +257,10 @@ def _no_cache_folder() -> str | None:
 
 
 def auto_asks() -> str | None:
-    """What GCAHNG_AUTO asks for, or None.
+    """What GCAHNG_AUTO asks for, or None if it is not set.
 
     Raises:
-        UserError: it says what cannot be.
+        UserError: its value is wrong.
     """
     text = os.environ.get(AUTO, "").replace(" ", "")
     if not text:
@@ -254,6 +278,7 @@ def auto_asks() -> str | None:
 
 
 def _check_asked(asked: str, device: torch.device) -> None:
+    """Refuses what GCAHNG_AUTO asks for where a part of it is not available."""
     base, routes = split(asked)
     for part in dict.fromkeys([*base.split("+"), *routes.values()]):
         if reason := available(part, device):

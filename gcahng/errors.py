@@ -2,7 +2,8 @@
 
 
 class UserError(ValueError):
-    """A mistake in what the user passed: one line that names the argument, its value and what would be right.
+    """A mistake in what the user passed.
 
-    The command line prints it without a traceback and exits with status 2.
+    The message is one line that names the argument, its value and what it must be. The command line prints it without a
+    traceback and exits with status 2.
     """

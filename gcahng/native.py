@@ -1,4 +1,4 @@
-"""Finds and loads the two native libraries, when they are first needed, and remembers why one is not there."""
+"""Finds and loads the two native libraries when they are first needed, and remembers why one is missing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ FOLDER = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Library:
-    """path of a loaded library, or the reason (and remedy) why there is none: exactly one of them is None."""
+    """A native library that is loaded, or the reason why it is not. Exactly one of the two is None.
+
+    Attributes:
+        path: the library's file.
+        reason: why there is none, and the remedy, in one line.
+    """
 
     path: Path | None
     reason: str | None
@@ -30,7 +35,17 @@ class Library:
 
 @functools.cache
 def load(name: Name) -> Library:
-    """Loads a library once and for all; its ops are registered then. Never raises for a library that is not there."""
+    """Loads a library, which registers its ops. Later calls return the same answer.
+
+    Args:
+        name: _C_cpu or _C_cuda.
+
+    Returns:
+        The library, or why it is missing: that raises nothing.
+
+    Raises:
+        UserError: GCAHNG_CPU_ARCH names an instruction set that is unknown, or that this processor lacks.
+    """
     path = FOLDER / f"{name}.so"
     if not path.exists():
         return Library(None, f"{name} was not built ({_why_not_built(name)})")
@@ -47,7 +62,7 @@ def load(name: Name) -> Library:
 
 
 def cpu_arch() -> str | None:
-    """The instruction set that the C++ code uses: base, avx2 or avx512; None without the library."""
+    """The instruction set that the C++ code uses: base, avx2 or avx512. None if the library is missing."""
     library = load("_C_cpu")
     if library.path is None:
         return None
@@ -57,27 +72,33 @@ def cpu_arch() -> str | None:
 
 
 def set_cpu_arch(name: str) -> None:
-    """Makes the C++ code use this instruction set, for tests and benchmarks; GCAHNG_CPU_ARCH does so from outside.
+    """Makes the C++ code use an instruction set, for tests and benchmarks. GCAHNG_CPU_ARCH does so from outside.
 
-    Errors: UserError for a name that is not in CPU_ARCHES, for one that this processor lacks, and without the library.
+    Args:
+        name: one of CPU_ARCHES.
+
+    Raises:
+        UserError: there is no such instruction set, this processor lacks it, or the library is missing.
     """
     library = load("_C_cpu")
     if library.path is None:
-        raise UserError(f"cpu_arch={name!r} cannot be chosen: {library.reason}")
+        raise UserError(f"cpu_arch is {name!r}, which cannot be chosen: {library.reason}")
     _set_cpu_arch(library.path, name, "cpu_arch")
 
 
 def _set_cpu_arch(path: Path, name: str, argument: str) -> None:
+    """Asks the library to use an instruction set; `argument` is what named it."""
     function = ctypes.CDLL(str(path)).gcahng_set_cpu_arch
     function.argtypes, function.restype = [ctypes.c_char_p], ctypes.c_int
     status = function(name.encode())
     if status == 1:
-        raise UserError(f"{argument}={name!r}: this processor does not have it; use base")
+        raise UserError(f"{argument} is {name!r}, which this processor lacks; it must be one that it has, such as base")
     if status == 2:
-        raise UserError(f"{argument}={name!r}: choose one of {', '.join(CPU_ARCHES)}")
+        raise UserError(f"{argument} is {name!r}; it must be one of {', '.join(CPU_ARCHES)}")
 
 
 def _why_not_built(name: Name) -> str:
+    """What the build said about a library that is missing."""
     try:
         reason = json.loads((FOLDER / "_native_build.json").read_text()).get(name)
     except FileNotFoundError:

@@ -167,7 +167,7 @@ def test_no_nvcc_says_so_and_may_be_an_error(source: Path, tmp_path: Path) -> No
 def test_settings_are_checked(source: Path) -> None:
     done = setup_py(source, "build_ext", GCAHNG_NATIVE="yes")
     assert done.returncode != 0
-    assert "GCAHNG_NATIVE='yes': leave it unset, or set it to 0 or require" in done.stderr
+    assert "GCAHNG_NATIVE is 'yes'; it must be unset, 0 or require" in done.stderr
 
 
 @pytest.mark.processes

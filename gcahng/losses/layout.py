@@ -80,7 +80,7 @@ def class_layout(labels: Tensor, num_per_class: int | None) -> ClassLayout:
         sizes = dict(zip(classes.tolist(), counts.tolist(), strict=True))
         smallest, largest = (min(sizes, key=sizes.get), max(sizes, key=sizes.get)) if sizes else (None, None)
         if len(sizes) < 2:
-            raise UserError(f"labels has {len(sizes)} class(es); a batch needs at least 2")
+            raise UserError(f"labels has {len(sizes)} class(es); it must have at least 2")
         if sizes[smallest] != sizes[largest] or sizes[smallest] < 2:
             raise UserError(
                 f"labels has {sizes[smallest]} sample(s) of class {smallest} and {sizes[largest]} of class {largest}; "

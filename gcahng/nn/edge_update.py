@@ -1,4 +1,4 @@
-"""gcahng.ops.edge_update as a module that owns its parameters."""
+"""A module that owns the parameters of gcahng.ops.edge_update."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ class EdgeUpdate(nn.Module):
 
     Args:
         dim: channels D.
-        symmetric: whether e_ij = e_ji; half of the pairs are then computed.
-        dropout: p of the attention weights, in training mode.
-        impl, edge_memory: see gcahng.ops.edge_update.
+        symmetric: whether e_ij = e_ji, so that half of the pairs are computed.
+        dropout: chance p that dropout drops an attention weight, in training mode.
+        impl: see gcahng.ops.edge_update.
+        edge_memory: see gcahng.ops.edge_update.
         seed: of dropout; None takes one from torch's generator.
 
     Raises:
-        UserError: dim is no whole number of at least 1, or dropout is not in [0, 1).
+        UserError: dim is not a whole number of at least 1, or dropout is not in [0, 1).
     """
 
     def __init__(
@@ -53,13 +54,18 @@ class EdgeUpdate(nn.Module):
         self.register_buffer("draw", torch.zeros((), dtype=torch.int64))
 
     def weights(self) -> EdgeUpdateWeights:
-        """The parameters as the op takes them."""
+        """The parameters in the form in which the op takes them."""
         return edge_update_weights(self)
 
     def forward(self, edges: Tensor, nodes: Tensor) -> Tensor:
-        """edges (n, n, D), or in half-band storage; nodes (n, D) → the updated edges, in the same form.
+        """Updates the edges. In training mode with dropout, each call draws new masks.
 
-        In training mode with dropout, each call is one draw of masks.
+        Args:
+            edges: (n, n, D), or (n (n + 1) / 2, D) in half-band storage.
+            nodes: (n, D).
+
+        Returns:
+            The updated edges, in the form of the edges that entered.
         """
         dropout = None
         if self.training and self.dropout:

@@ -1,4 +1,4 @@
-"""The parameters of the graph network; what it computes is in gcahng.reference, and faster in the engine."""
+"""The parameters of the graph network. gcahng.reference says what it computes, and the engine does so faster."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gcahng.reference.edge_update import EdgeUpdateWeights
 
 
 def attention_projection(dim: int) -> nn.Linear:
-    """A linear map as the authors start it: Xavier-uniform weight, bias zero."""
+    """A linear map with the authors' initial values: a Xavier-uniform weight, and a bias of zero."""
     linear = nn.Linear(dim, dim)
     nn.init.xavier_uniform_(linear.weight)
     nn.init.zeros_(linear.bias)
@@ -18,7 +18,11 @@ def attention_projection(dim: int) -> nn.Linear:
 
 
 class NodeLayer(nn.Module):
-    """Node attention, the sum over edges, and the node MLP; one LayerNorm serves all three."""
+    """Node attention, the sum over edges, and the node MLP. One LayerNorm serves all three.
+
+    Args:
+        dim: channels D.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -30,7 +34,7 @@ class NodeLayer(nn.Module):
         self.mlp_in = nn.Linear(dim, 4 * dim)
         self.mlp_out = nn.Linear(4 * dim, dim)
         self.norm = nn.LayerNorm(dim)
-        # The authors' checkpoints hold this linear map, which nothing uses; kept so that a checkpoint survives the
+        # Nothing uses this linear map. It is here because the authors' checkpoints hold it, so that one survives the
         # round trip.
         unused = nn.Linear(dim, dim)
         self.register_buffer("update_node_weight", unused.weight.detach())
@@ -38,7 +42,11 @@ class NodeLayer(nn.Module):
 
 
 class EdgeLayer(nn.Module):
-    """Attention of an edge to its two nodes, and the edge MLP; `norm` is used behind both."""
+    """Attention of an edge to its two nodes, and the edge MLP. `norm` is used behind both.
+
+    Args:
+        dim: channels D.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -52,18 +60,22 @@ class EdgeLayer(nn.Module):
         self.mlp_out = nn.Linear(4 * dim, dim)
 
     def weights(self) -> EdgeUpdateWeights:
-        """What the edge update takes; node_to_edge makes its tokens."""
+        """The parameters that the edge update takes. Its tokens come from node_to_edge."""
         return edge_update_weights(self)
 
 
 def edge_update_weights(layer: nn.Module) -> EdgeUpdateWeights:
-    """The parameters of a module that has query, key, value, norm, mlp_in, mlp_norm and mlp_out."""
+    """The parameters of a module with query, key, value, norm, mlp_in, mlp_norm and mlp_out, for the edge update."""
     modules = (layer.query, layer.key, layer.value, layer.norm, layer.mlp_in, layer.mlp_norm, layer.mlp_out)
     return EdgeUpdateWeights(*(x for module in modules for x in (module.weight, module.bias)))
 
 
 class GraphLayer(nn.Module):
-    """One layer: nodes first, then edges."""
+    """One layer, which updates nodes first and then edges.
+
+    Args:
+        dim: channels D.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -74,8 +86,16 @@ class GraphLayer(nn.Module):
 class GraphNetwork(nn.Module):
     """The graph network over the complete graph of a batch (paper section 3.2).
 
-    dim: embedding channels D; num_classes: training classes M; layers L; heads H of the node attention, a divisor of D.
-    Both BatchNorms keep their bias as it starts; their weights train.
+    The weights of both BatchNorms are trained, and their biases stay as they start.
+
+    Args:
+        dim: channels D of the embeddings.
+        num_classes: training classes M.
+        layers: layers L.
+        heads: heads H of the node attention, a divisor of D.
+
+    Raises:
+        UserError: one of them is not a whole number of at least 1, or dim is not divisible by heads.
     """
 
     def __init__(self, dim: int, num_classes: int, *, layers: int = 2, heads: int = 4) -> None:
@@ -101,4 +121,5 @@ class GraphNetwork(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """The device of the parameters."""
         return self.node_input.weight.device

@@ -1,5 +1,7 @@
-"""The ops that others may want to reuse, each with every implementation: dense all-pairs edge updates, and the
-channel-wise mixing of negatives."""
+"""The ops that others may want to reuse: dense all-pairs edge updates, and the channel-wise mixing of negatives.
+
+Each has every implementation (see gcahng.dispatch).
+"""
 
 from gcahng.engine.masks import EdgeDropout
 from gcahng.ops.channel_mix import channel_mix

@@ -1,4 +1,4 @@
-"""channel_mix: real negatives pulled towards each anchor, channel by channel, and mixed; behind autograd."""
+"""channel_mix: pulls real negatives towards each anchor, channel by channel, and mixes them. Differentiable."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ def channel_mix(
         embeddings: (n, D), n = C·K, class by class: row a·K + k is view k of class a. float32 or float64.
         coefficients: θ (n, n, D), θ_ij of anchor i and negative j, in (0, 1); need not be symmetric.
         num_per_class: K, at least 2.
-        pull: how far negatives are pulled: θ is multiplied with it. 0-dim if a tensor.
+        pull: how far negatives are pulled, as a number or 0-dim tensor; θ is multiplied with it.
         draws: (K, K − 1) mixing draws in [0, 1]; None draws them from torch's generator. draws[k, v − 1] is the share
             of views 0 … v − 1 against view v, for anchors that are view k.
-        impl: auto, reference, torch, cpp, cuda or triton (gcahng.dispatch).
+        impl: auto, reference, torch, cpp, cuda or triton (see gcahng.dispatch).
 
     Returns:
         Negatives (K, C, C, D): [k, a, c] for anchor view k of class a against class c. The entries a = c are no
-        negatives, but are computed. Differentiable once, in embeddings and coefficients; impl="reference" is
+        negatives, but are computed. They are differentiable once, in embeddings and coefficients; impl="reference" is
         differentiable any number of times.
 
     Raises:
-        UserError: other shapes, dtypes or devices; an implementation that is not available.
+        UserError: a shape, dtype or device is wrong, or the implementation is not available.
     """
     _check(embeddings, coefficients, num_per_class, pull, draws)
     views, dtype, device = num_per_class, embeddings.dtype, embeddings.device
@@ -64,6 +64,7 @@ def channel_mix(
 
 
 def _reference(tensors: MixTensors, views: int) -> Tensor:
+    """The op as gcahng.reference has it."""
     z, theta, draws, pull = tensors
     n, dim = z.shape
     by_view = z.view(-1, views, dim).transpose(0, 1)
@@ -72,6 +73,7 @@ def _reference(tensors: MixTensors, views: int) -> Tensor:
 
 
 def _check(embeddings: Tensor, coefficients: Tensor, views: int, pull: float | Tensor, draws: Tensor | None) -> None:
+    """Checks the arguments of channel_mix."""
     if not isinstance(views, int) or isinstance(views, bool) or views < 2:
         raise UserError(f"num_per_class is {views!r}; it must be a whole number of at least 2")
     for name, x in (("embeddings", embeddings), ("coefficients", coefficients)):
@@ -94,12 +96,12 @@ def _check(embeddings: Tensor, coefficients: Tensor, views: int, pull: float | T
         raise UserError(f"pull is a {type(pull).__name__}; it must be a number or a 0-dim tensor")
     for name, (x, shape) in wanted.items():
         if not isinstance(x, Tensor) or tuple(x.shape) != shape:
-            given = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise UserError(f"{name} has shape {given}; with embeddings of shape ({n}, {dim}) it must be {shape}")
+            actual = f"has shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"is a {type(x).__name__}"
+            raise UserError(f"{name} {actual}; with embeddings of shape ({n}, {dim}) its shape must be {shape}")
         if x.dtype != embeddings.dtype or x.device != embeddings.device:
             raise UserError(
                 f"{name} is {name_of(x.dtype)} on {x.device}; it must be as embeddings, {name_of(embeddings.dtype)} on "
                 f"{embeddings.device}"
             )
         if name != "coefficients" and x.requires_grad:
-            raise UserError(f"{name} requires a gradient, which channel_mix does not form; detach it")
+            raise UserError(f"{name} requires a gradient, which channel_mix does not compute; it must be detached")

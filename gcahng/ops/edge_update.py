@@ -1,4 +1,4 @@
-"""edge_update: one dense update of the edges between all pairs of n nodes, behind autograd."""
+"""edge_update: one dense update of the edges between all pairs of n nodes. Differentiable."""
 
 from __future__ import annotations
 
@@ -44,19 +44,21 @@ def edge_update(
             or float64. Under bfloat16 autocast products are in bfloat16.
         nodes: (n, D), the tokens, of the edges' dtype.
         weights: the parameters.
-        symmetric: whether e_ij = e_ji. Half of the pairs are then computed; of edges that differ the mean is taken.
-        dropout: of the attention weights: EdgeDropout(p, seed, draw), draw being the number of the pass (0-dim int64).
-            With symmetric=True both directions of an edge share one draw. None for none.
-        impl: auto, reference, torch, cpp, cuda or triton (gcahng.dispatch).
-        edge_memory: what is saved of the edges for the backward: "store" (one D-vector a pair), "hidden" (the 4D hidden
-            vector too), "recompute" (nothing), or "auto", by free memory ("store" under torch.compile).
+        symmetric: whether e_ij = e_ji. Half of the pairs are then computed, and where two directions differ their mean
+            is taken.
+        dropout: dropout of the attention weights, or None. With symmetric=True both directions of an edge share one
+            draw.
+        impl: auto, reference, torch, cpp, cuda or triton (see gcahng.dispatch).
+        edge_memory: what is saved of the edges for the backward. "store" saves one D-vector per pair. "hidden" saves
+            the 4D hidden vector too. "recompute" saves nothing. "auto" decides by free memory, and is "store" under
+            torch.compile.
 
     Returns:
         The updated edges, in the form of the edges that entered. They are differentiable once, in edges, nodes and
         weights; impl="reference" is differentiable any number of times.
 
     Raises:
-        UserError: other shapes, dtypes or devices; an implementation that is not available.
+        UserError: a shape, dtype or device is wrong, or the implementation is not available.
     """
     n = _check(edges, nodes, weights, symmetric)
     if edge_memory not in ("auto", *MODES):
@@ -70,9 +72,8 @@ def edge_update(
     u, c, v = _tokens(nodes, weights)
     draw = torch.zeros((), dtype=torch.int64, device=edges.device) if dropout is None else dropout.draw
     tensors = UpdateTensors(edges.contiguous(), u, c, v, draw, list(weights[6:]))
-    given = (edges, nodes, *weights)
-    record = torch.is_grad_enabled() and any(x.requires_grad for x in given)
-    if edge_memory == "auto":  # the shapes of what is saved follow from it, so that a compiled call decides beforehand
+    record = torch.is_grad_enabled() and any(x.requires_grad for x in (edges, nodes, *weights))
+    if edge_memory == "auto":  # the shapes of what is saved depend on it, so that a compiled call cannot decide later
         compiling = torch.compiler.is_compiling()
         edge_memory = "store" if compiling else choose_edge_memory(n, nodes.shape[1], symmetric, edges, compute)
     p, seed = (0.0, 0) if dropout is None else (dropout.p, dropout.seed)
@@ -81,7 +82,7 @@ def edge_update(
 
 
 def _tokens(nodes: Tensor, w: EdgeUpdateWeights) -> tuple[Tensor, Tensor, Tensor]:
-    """U (n, D), c (n, 1) and V (n, D): with the keys k of the nodes, an edge's logit q·k_i is e·U_i + c_i."""
+    """U (n, D), c (n, 1) and V (n, D) of nodes (n, D): with their keys k, an edge's logit q·k_i is e·U_i + c_i."""
     key = F.linear(nodes, w.key_weight, w.key_bias)
     value = F.linear(nodes, w.value_weight, w.value_bias)
     u, c = key @ w.query_weight, (key * w.query_bias).sum(dim=1, keepdim=True)
@@ -91,6 +92,7 @@ def _tokens(nodes: Tensor, w: EdgeUpdateWeights) -> tuple[Tensor, Tensor, Tensor
 def _reference(
     edges: Tensor, nodes: Tensor, weights: EdgeUpdateWeights, symmetric: bool, dropout: EdgeDropout | None
 ) -> Tensor:
+    """The op as gcahng.reference has it."""
     masks = None if dropout is None else reference.Dropout(dropout.p, dropout.seed, dropout.draw, symmetric)
     if edges.dim() == 2:
         return to_half_band(reference.edge_update(weights, from_half_band(edges), nodes, masks))
@@ -100,7 +102,7 @@ def _reference(
 
 
 def _check(edges: Tensor, nodes: Tensor, weights: EdgeUpdateWeights, symmetric: bool) -> int:
-    """→ n, where all fits together."""
+    """Checks that the arguments of edge_update fit together, and returns n."""
     for name, x in (("edges", edges), ("nodes", nodes), *zip(weights._fields, weights, strict=True)):
         if not isinstance(x, Tensor):
             raise UserError(f"{name} is a {type(x).__name__}; it must be a tensor")

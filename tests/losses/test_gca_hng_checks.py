@@ -57,7 +57,7 @@ VALUES = {
     "zero": (set_row(2, 0.0), "embeddings has a constant row .*every row needs two different channels"),
     "underflow": (
         set_row(2, torch.linspace(1, 2, DIM, dtype=torch.float64) * 1e-200),
-        "embeddings has a constant row .*too close to normalise",
+        "embeddings has a constant row .*too close to normalize",
     ),
     "label above": (set_label(3, NUM_CLASSES), "labels is out of range; with num_classes=7 labels must lie in 0 … 6"),
     "label below": (set_label(0, -1), "labels is out of range; with num_classes=7 labels must lie in 0 … 6"),
@@ -66,8 +66,8 @@ SHAPES = {
     "unequal classes": (drop_one, r"labels has 2 sample\(s\) of class \d and 3 of class \d; .* the same number"),
     "single samples": (single_samples, r"labels has 1 sample\(s\) of class 0 .* the same number, at least 2"),
     "one single sample": (one_single_sample, r"labels has 1 sample\(s\) of class 2 and 6 of class 0; .* at least 2"),
-    "one class": (lambda z, y: (z, torch.zeros_like(y)), r"labels has 1 class\(es\); a batch needs at least 2"),
-    "no sample": (lambda z, y: (z[:0], y[:0]), r"labels has 0 class\(es\); a batch needs at least 2"),
+    "one class": (lambda z, y: (z, torch.zeros_like(y)), r"labels has 1 class\(es\); it must have at least 2"),
+    "no sample": (lambda z, y: (z[:0], y[:0]), r"labels has 0 class\(es\); it must have at least 2"),
     "labels of another length": (lambda z, y: (z, y[1:]), "labels has 11 entries; embeddings has 12 rows"),
     "labels with two dimensions": (
         lambda z, y: (z, y[:, None]),

@@ -131,9 +131,7 @@ def test_other_classes_do_not_take_over_the_optimisers():
     train_step(gca, *make_batch())
     state = {name: value for name, value in snapshot(gca).items() if "class" not in name}
     before = snapshot(other)["_extra_state"]
-    with pytest.raises(
-        ValueError, match=r"a weight of shape \(7, 8\), and this loss's has shape \(9, 8\); num_classes and"
-    ):
+    with pytest.raises(ValueError, match=r"weight of shape \(7, 8\), and this loss's has shape \(9, 8\); num_"):
         other.load_state_dict(state, strict=False)
     assert same(snapshot(other)["_extra_state"], before)
     del state["_extra_state"]
