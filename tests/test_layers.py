@@ -18,7 +18,13 @@ ROOT = Path(gcahng.__file__).parent
 LAYERS = [
     ["errors"],
     ["extras", "progress", "files", "devices", "native"],
-    ["reference", "kernels", "engine", "dispatch", "ops", "nn", "losses"],
+    ["reference"],
+    ["kernels"],
+    ["engine"],
+    ["dispatch"],
+    ["ops"],
+    ["nn"],
+    ["losses"],
     ["gcahng"],
     ["testing"],
     ["data"],
@@ -36,6 +42,10 @@ LAYERS = [
     ["__main__"],
 ]
 
+# Rooms whose annotations (`if TYPE_CHECKING:`) may name what lies above them: a kernel's launcher takes the NamedTuples
+# of its stage, and the reference and the engine take the modules that own the parameters.
+TYPES_FROM_ABOVE = {"reference", "kernels", "engine"}
+
 
 class Import(NamedTuple):
     """One imported thing.
@@ -45,12 +55,19 @@ class Import(NamedTuple):
         importer: the dotted module that imports.
         module: the dotted module that is imported, or imported from.
         name: what is imported from it; None: the module itself.
+        typing: whether it is under `if TYPE_CHECKING:`, and so no import at run time.
     """
 
     where: str
     importer: str
     module: str
     name: str | None
+    typing: bool = False
+
+    @property
+    def counts(self) -> bool:
+        """Whether the order of rooms holds for it."""
+        return not (self.typing and room(self.importer) in TYPES_FROM_ABOVE)
 
 
 def modules(root: Path) -> dict[str, Path]:
@@ -66,24 +83,30 @@ def modules(root: Path) -> dict[str, Path]:
     return dotted
 
 
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
 def imports(root: Path) -> Iterator[Import]:
     """Every import of one of the package's modules by another, in functions and under TYPE_CHECKING too."""
     known = modules(root)
     for importer, path in known.items():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        typed = {child for node in ast.walk(tree) if is_type_checking(node) for child in ast.walk(node)}
+        for node in ast.walk(tree):
             where = f"{path.relative_to(root.parent)}:{getattr(node, 'lineno', 0)}"
             if isinstance(node, ast.Import):
                 for alias in node.names:
                     if alias.name in known:
-                        yield Import(where, importer, alias.name, None)
+                        yield Import(where, importer, alias.name, None, node in typed)
             elif isinstance(node, ast.ImportFrom):
                 assert not node.level, f"{where}: a relative import; it must be absolute"
                 for alias in node.names:
                     submodule = f"{node.module}.{alias.name}"
                     if submodule in known:
-                        yield Import(where, importer, submodule, None)
+                        yield Import(where, importer, submodule, None, node in typed)
                     elif node.module in known:
-                        yield Import(where, importer, node.module, alias.name)
+                        yield Import(where, importer, node.module, alias.name, node in typed)
 
 
 def room(module: str) -> str:
@@ -96,7 +119,7 @@ def against_the_order(root: Path, layers: list[list[str]]) -> list[str]:
     return [
         f"{i.where}: {room(i.importer)} imports {i.module}"
         for i in imports(root)
-        if height[room(i.importer)] < height[room(i.module)]
+        if i.counts and height[room(i.importer)] < height[room(i.module)]
     ]
 
 
@@ -104,7 +127,8 @@ def circle(root: Path) -> list[str]:
     """Modules that import each other in turn; empty if there are none."""
     edges: dict[str, set[str]] = {name: set() for name in modules(root)}
     for i in imports(root):
-        edges[i.importer].add(i.module)
+        if i.counts:
+            edges[i.importer].add(i.module)
     done: set[str] = set()
     path: list[str] = []
 
