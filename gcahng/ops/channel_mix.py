@@ -97,7 +97,7 @@ def _check(embeddings: Tensor, coefficients: Tensor, views: int, pull: float | T
     for name, (x, shape) in wanted.items():
         if not isinstance(x, Tensor) or tuple(x.shape) != shape:
             actual = f"has shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"is a {type(x).__name__}"
-            raise UserError(f"{name} {actual}; with embeddings of shape ({n}, {dim}) its shape must be {shape}")
+            raise UserError(f"{name} {actual}; with embeddings of shape ({n}, {dim}) it must be {shape}")
         if x.dtype != embeddings.dtype or x.device != embeddings.device:
             raise UserError(
                 f"{name} is {name_of(x.dtype)} on {x.device}; it must be as embeddings, {name_of(embeddings.dtype)} on "

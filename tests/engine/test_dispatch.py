@@ -220,7 +220,7 @@ def test_a_library_that_does_not_load_says_why(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(native, "FOLDER", tmp_path)
     load = native.load.__wrapped__
     assert "python setup.py build_ext --inplace" in (load("_C_cpu").reason or "")
-    (tmp_path / "native_build.json").write_text('{"_C_cpu": "no cmake"}')
+    (tmp_path / "_native_build.json").write_text('{"_C_cpu": "no cmake"}')
     assert load("_C_cpu").reason == "_C_cpu was not built (at build time: no cmake)"
     (tmp_path / "_C_cpu.so").write_bytes(b"not a library")
     assert "_C_cpu.so does not load" in (load("_C_cpu").reason or "")
@@ -232,7 +232,7 @@ def test_cpu_arch_is_checked() -> None:
     native.set_cpu_arch("base")
     assert native.cpu_arch() == "base"
     native.set_cpu_arch(before)
-    with pytest.raises(UserError, match="cpu_arch='sse9': choose one of base, avx2, avx512"):
+    with pytest.raises(UserError, match="cpu_arch is 'sse9'; it must be one of base, avx2, avx512"):
         native.set_cpu_arch("sse9")
 
 
