@@ -12,11 +12,11 @@ void forward(const DiversityForward& args, const DiversitySums& sums, int64_t be
       const Unit unit = unit_of(args.tile, number);
       const auto sum = start_sums<T>(sums.sum, args.tile, unit, D);
       for (int64_t i = 0; i < args.tile.K; ++i) {
-        T* __restrict row = sum.row(i);
         T* __restrict square = typed<T>(sums.square) + (number * args.tile.K + i) * D;
         fill(square, D);
         each_edge(args.tile, unit, i, [&](const Edge& edge) {
           const T* __restrict theta = typed<T>(args.theta) + edge.row * D;
+          T* __restrict row = sum.row(i);
           T* __restrict column = sum.column(edge);
           if (edge.mirrored) {
 #pragma omp simd

@@ -35,11 +35,11 @@ void backward(const EdgeStartBackward& args, const EndSums& sums, int64_t begin,
       const Unit unit = unit_of(args.tile, number);
       const auto dx = start_sums<T>(sums, args.tile, unit, D);
       for (int64_t i = 0; i < args.tile.K; ++i) {
-        T* __restrict row = dx.row(i);
         each_edge(args.tile, unit, i, [&](const Edge& edge) {
           const T* __restrict x_i = nodes + edge.anchor * D;
           const T* __restrict x_j = nodes + edge.column * D;
           const T* __restrict de = typed<T>(args.de) + edge.row * D;
+          T* __restrict row = dx.row(i);
           T* __restrict column = dx.column(edge);
 #pragma omp simd
           for (int64_t d = 0; d < D; ++d) {

@@ -13,9 +13,9 @@ void forward(const EdgeToNodeForward& args, const EndSums& sums, int64_t begin, 
       const Unit unit = unit_of(args.tile, number);
       const auto sum = start_sums<T>(sums, args.tile, unit, D);
       for (int64_t i = 0; i < args.tile.K; ++i) {
-        T* __restrict row = sum.row(i);
         each_edge(args.tile, unit, i, [&](const Edge& edge) {
           const L* __restrict product = typed<L>(args.product) + edge.row * D;
+          T* __restrict row = sum.row(i);
           T* __restrict column = sum.column(edge);
           if (edge.mirrored) {
 #pragma omp simd

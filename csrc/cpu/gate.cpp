@@ -75,8 +75,6 @@ void backward(const GateBackward& args, const GateSums& sums, int64_t begin, int
       const Unit unit = unit_of(args.tile, number);
       const auto own = start_sums<T>(sums, args.tile, unit, D);
       for (int64_t i = 0; i < args.tile.K; ++i) {
-        T* __restrict row_u = own.u.row(i);
-        T* __restrict row_v = own.v.row(i);
         T row_c = 0;
         each_edge(args.tile, unit, i, [&](const Edge& edge) {
           const auto n = ends_of(args, edge, type);
@@ -95,6 +93,8 @@ void backward(const GateBackward& args, const GateSums& sums, int64_t begin, int
           }
           const T dlogit = (dw_i * n.mask_i - dw_j * n.mask_j) * weight_i * weight_j * scale;
           if (own.dgamma) {
+            T* __restrict row_u = own.u.row(i);
+            T* __restrict row_v = own.v.row(i);
             T* __restrict column_u = own.u.column(edge);
             T* __restrict column_v = own.v.column(edge);
 #pragma omp simd

@@ -17,11 +17,12 @@ void moments(const HeadMoments& args, void* sums, int64_t begin, int64_t end) {
     const int64_t D = args.D;
     for (int64_t number = begin; number < end; ++number) {
       // In double: variances are differences of these sums, and edges may lie far from 0 for their spread.
-      double* __restrict sum = typed<double>(sums) + number * D;
-      double* __restrict square = sum + args.tile.units() * D;
-      fill(sum, D);
-      fill(square, D);
+      double *unit_sum = typed<double>(sums) + number * D, *unit_square = unit_sum + args.tile.units() * D;
+      fill(unit_sum, D);
+      fill(unit_square, D);
       each_edge(args.tile, unit_of(args.tile, number), [&](const Edge& edge) {
+        double* __restrict sum = unit_sum;
+        double* __restrict square = unit_square;
         const double weight = edge.mirrored ? 2.0 : 1.0;
         const T* __restrict e = typed<T>(args.e) + edge.row * D;
 #pragma omp simd
@@ -96,12 +97,12 @@ void sum_up(const HeadSums& args, void* sums, int64_t begin, int64_t end) {
 void norm(const HeadNorm& args, int64_t begin, int64_t end) {
   with_accumulating(args.dtype, [&]<class T>(T*) {
     const int64_t D = args.D;
-    const T* __restrict scale = typed<T>(args.scale);
-    const T* __restrict a = typed<T>(args.a);
-    const T* __restrict b = typed<T>(args.b);
     for (int64_t number = begin; number < end; ++number)
       each_edge(args.tile, unit_of(args.tile, number), [&](const Edge& edge) {
         const T weight = edge.mirrored ? T(2) : T(1);
+        const T* __restrict scale = typed<T>(args.scale);
+        const T* __restrict a = typed<T>(args.a);
+        const T* __restrict b = typed<T>(args.b);
         const T* dy = typed<T>(args.dy) + edge.row * D;
         const T* __restrict e = typed<T>(args.e) + edge.row * D;
         T* de = typed<T>(args.de) + edge.row * D;

@@ -68,21 +68,24 @@ inline EndSums take_ends(Scratch& scratch, const Tile& tile, int64_t width) {
   return {rows, scratch.take(tile.A * tile.O * tile.K * width)};
 }
 
+template <class T>
+void add(const T* x, T* into, int64_t width) {
+  for (int64_t w = 0; w < width; ++w) into[w] += x[w];
+}
+
 // Adds a tile's sums to a node tensor; those at columns from offset `skip` on.
 inline void add_nodes(DType dtype, const Tile& tile, const EndSums& sums, int64_t skip, void* into, int64_t W) {
   with_float(dtype, [&]<class T>(T*) {
     const int64_t width = tile.K * W, chunks = tile.chunks();
-    parallel_for(0, width, 256, [&](int64_t begin, int64_t end) {
+    parallel_for(0, width, 256, [=](int64_t begin, int64_t end) {
       const T *rows = static_cast<const T*>(sums.rows), *columns = static_cast<const T*>(sums.columns);
       T* to = static_cast<T*>(into);
       for (int64_t a = 0; a < tile.A; ++a) {
         add_in_order(rows + a * chunks * width + begin, chunks, width, to + (tile.first + a) * width + begin,
                      end - begin);
-        for (int64_t o = skip; o < tile.O; ++o) {
-          const T* column = columns + (a * tile.O + o) * width;
-          T* at = to + (tile.first + a + tile.offset + o) * width;
-          for (int64_t w = begin; w < end; ++w) at[w] += column[w];
-        }
+        for (int64_t o = skip; o < tile.O; ++o)
+          add(columns + (a * tile.O + o) * width + begin, to + (tile.first + a + tile.offset + o) * width + begin,
+              end - begin);
       }
     });
   });
