@@ -23,7 +23,7 @@ _SCRATCH = tempfile.TemporaryDirectory(prefix="gcahng-emulator-")  # before thre
 def compiled(stem: str, *defines: str) -> ctypes.CDLL:
     """The stem's kernels as a host library. A compiler that is missing or fails is an error."""
     library = Path(_SCRATCH.name) / ("-".join((stem, *defines)) + ".so")
-    options = ["-std=c++20", "-O1", "-g", "-fPIC", "-shared", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
+    options = ["-std=c++20", "-O1", "-fPIC", "-shared", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
     command = [os.environ.get("CXX", "c++"), *options, *(f"-D{name}" for name in defines)]
     done = subprocess.run([*command, str(FOLDER / f"{stem}.cpp"), "-o", str(library)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
