@@ -210,8 +210,8 @@ class LossModule(nn.Module):
         weight = self.classifier.weight
         if weight.dtype not in (torch.float32, torch.float64):
             raise UserError(
-                f"the loss's parameters are {weight.dtype}; they must be float32 or float64 (use torch.autocast for "
-                "products in less)"
+                f"the loss's parameters are {weight.dtype}; they must be float32 or float64 (for lower precision use "
+                "torch.autocast)"
             )
         if embeddings.device != weight.device:
             raise UserError(
