@@ -51,9 +51,10 @@ class LossModule(nn.Module):
             engine: how passes are run.
             learning: graph_lr, graph_weight_decay, classifier_lr and classifier_weight_decay.
         """
+        # Before `engine`, so that pickling a loss with a process group meets the ranks first, which say why it fails.
+        self._ranks, self._joined = ranks_for(engine.process_group), False
         self.engine = engine
         self._graphs = GraphCache() if engine.cuda_graph else None
-        self._ranks, self._joined = ranks_for(engine.process_group), False
         self.register_buffer("draw", torch.zeros((), dtype=torch.int64))
         self.register_buffer("_mean_metric", torch.tensor(FIRST_MEAN))
         self.register_buffer("_mean_generator", torch.tensor(FIRST_MEAN))

@@ -67,6 +67,10 @@ class EngineOptions:
     cuda_graph: bool = False
     process_group: Any = None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> EngineOptions:
+        """The options themselves: they do not change, and a process group cannot be copied."""
+        return self
+
 
 def engine_options(engine: EngineOptions | None, knobs: Mapping[str, Any]) -> EngineOptions:
     """Puts the engine's options together.
