@@ -44,7 +44,7 @@ def report(found: dict[str, Any]) -> str:
 
 
 def best_auto(steps: Rows, stages: Rows) -> str | None:
-    """What these figures speak for (see gcahng.engine.auto): the fastest whole step in bf16 at the largest n that all
+    """What these figures speak for (see gcahng.dispatch): the fastest whole step in bf16 at the largest n that all
     were measured at, and each op that the other implementation is clearly faster at wherever it comes; None: too few
     figures."""
     times: dict[tuple[int, int], dict[str, float]] = {}

@@ -161,10 +161,10 @@ def _build() -> dict[str, Any]:
     return found
 
 
-def _check(limit: float, tests: str = "tests/gpu") -> dict[str, Any]:
+def _check(limit: float, tests: Sequence[str] = ("tests/gpu", "tests/stages")) -> dict[str, Any]:
     """The GPU's quick tests, some at a time where pytest-xdist is there: most of their time compiles kernels. Where the
     limit ends before they do, what failed until then."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu and not slow", tests, "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu and not slow", *tests, "-p", "no:cacheprovider"]
     workers = min(CHECK_WORKERS, (os.cpu_count() or 1) // 2)
     if workers > 1 and importlib.util.find_spec("xdist"):
         command += ["-n", str(workers)]

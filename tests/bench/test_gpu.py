@@ -192,7 +192,7 @@ def test_a_check_that_is_cut_off_says_what_failed(tmp_path: Path) -> None:
     path = tmp_path / "test_two.py"
     marked = "import time, pytest\npytestmark = pytest.mark.gpu\n"
     path.write_text(f"{marked}def test_one():\n    assert 1 == 2\ndef test_two():\n    time.sleep(60)\n")
-    found = gpu._check(10, str(path))
+    found = gpu._check(10, [str(path)])
     assert found["status"] == "cut off after 10 s" and found["seconds"] < 40
     assert "1 failed" in found["summary"]
     (line,) = found["failed"]

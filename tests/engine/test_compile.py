@@ -90,5 +90,5 @@ def test_double_backward_is_refused(impl):
 def test_torch_func_is_refused():
     gca = gcahng.GCAHNGLoss(M, D, impl="torch", num_per_class=K, check="off").eval()
     labels = torch.arange(C).repeat(K)
-    with pytest.raises(gcahng.UserError, match="outside torch.func; impl='reference' has all"):
+    with pytest.raises(gcahng.UserError, match="outside torch.func; impl='reference' supports all"):
         torch.func.vmap(lambda z: gca(z, labels))(torch.randn(2, K * C, D))

@@ -249,6 +249,7 @@ def test_rows_lost_from_the_part_are_noticed(model: Model, tmp_path: Path) -> No
         run(model, folder, tmp_path / "x.npy")
 
 
+@pytest.mark.processes
 def test_only_one_process_writes_a_file(model: Model, tmp_path: Path) -> None:
     folder = draw_folder(tmp_path / "pictures")
     code = "import fcntl, sys, time; file = open(sys.argv[1], 'ab'); fcntl.lockf(file, fcntl.LOCK_EX)\n"

@@ -112,9 +112,9 @@ def test_a_second_forward_forgets_the_first():
     assert same(snapshot(gca), snapshot(other))
 
 
-def test_handing_the_parameters_to_another_optimiser_is_documented_as_wrong():
+def test_handing_the_parameters_to_another_optimizer_is_documented_as_wrong():
     text = " ".join(gcahng.GCAHNGLoss.__doc__.split())
-    assert "handing `gca.parameters()` to another optimiser is wrong" in text
+    assert "Do not hand `gca.parameters()` to another optimizer" in text
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

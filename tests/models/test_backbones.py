@@ -230,7 +230,7 @@ def test_gradient_checkpointing_gives_the_same_with_less_kept() -> None:
 @pytest.mark.parametrize("name", ["glyph_conv", TINY_NET, TINY_VIT])
 @pytest.mark.parametrize("size", [1, 2])
 def test_micro_batches_have_the_batchs_gradients_and_keep_no_activations(name: str, size: int) -> None:
-    images, found, kept = some_images(160, count=5), [], []
+    images, found, kept = some_images(64 if name == "glyph_conv" else 160, count=5), [], []
     for options in ({}, {"micro_batch": size}):
         network = fresh(name, freeze_bn=True, **options).double()
         sizes: list[int] = []

@@ -214,6 +214,7 @@ def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "metrics.jsonl"]
 
 
+@pytest.mark.processes
 def test_matplotlib_loads_late_and_without_pyplot(tmp_path):
     log = write_records(tmp_path / "metrics.jsonl")
     code = (

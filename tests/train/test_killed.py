@@ -27,6 +27,12 @@ def killed(folder: Path, kills: int, seed: int) -> dict[str, object]:
     return json.loads(done.stdout)
 
 
+def test_a_kill(tmp_path: Path) -> None:
+    found = killed(tmp_path, kills=1, seed=2)
+    assert found["kills"] == 1 and found["differences"] == []
+
+
+@pytest.mark.processes
 def test_three_kills(tmp_path: Path) -> None:
     found = killed(tmp_path, kills=3, seed=0)
     assert found["kills"] == 3 and found["differences"] == []

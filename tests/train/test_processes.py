@@ -52,6 +52,7 @@ def make_tree(root: Path) -> None:
     (root / "train" / "class_1" / "2.png").write_bytes(b"no image")
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("loss", LOSSES)
 def test_training_steps_are_those_of_one_process(loss: str, found: list[dict[str, Any]]) -> None:
     """BatchNorm, graph, losses, gradients, proxies and optimizers are equal up to the order of sums."""
@@ -69,6 +70,7 @@ def test_training_steps_are_those_of_one_process(loss: str, found: list[dict[str
             assert torch.equal(found[0]["double"][loss][name], found[1]["double"][loss][name]), f"{name} drifts apart"
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("case", range(len(NORMS)))
 def test_batch_norm_of_a_shared_batch(case: int, found: list[dict[str, Any]]) -> None:
     wanted = norm_case(ALONE, *NORMS[case])
@@ -91,22 +93,26 @@ def test_batch_norms_that_keep_their_statistics_stay_and_others_are_refused() ->
         share_batch_norm(nn.Sequential(Odd(3)), None, "timm:x")  # type: ignore[arg-type]
 
 
+@pytest.mark.processes
 def test_an_evaluation_is_that_of_one_process(found: list[dict[str, Any]]) -> None:
     metrics, embeddings = measured(ALONE)
     assert all(process["measured"][0] == metrics for process in found)
     assert torch.equal(found[0]["measured"][1], embeddings) and len(found[1]["measured"][1]) < len(embeddings)
 
 
+@pytest.mark.processes
 def test_processes_drop_out_apart(found: list[dict[str, Any]]) -> None:
     assert len({process["seed"] for process in found}) == COUNT
 
 
+@pytest.mark.processes
 def test_a_run_goes_to_its_end(found: list[dict[str, Any]]) -> None:
     first, second = (process["runs"]["whole"] for process in found)
     assert first == second and first["steps"] == 9 and first["processes"] == COUNT
     assert 0 < first["test"]["map@r"] < 1 and first["val"].keys() >= {"map@r"}
 
 
+@pytest.mark.processes
 def test_a_signal_to_one_process_stops_all_and_the_run_goes_on_with_the_same_bits(found: list[dict[str, Any]]) -> None:
     assert [process["runs"]["exit code"] for process in found] == [128 + signal.SIGTERM] * COUNT
     whole, stopped = found[0]["runs"]["outcomes"]
@@ -115,6 +121,7 @@ def test_a_signal_to_one_process_stops_all_and_the_run_goes_on_with_the_same_bit
     assert found[1]["runs"]["resumed"] == found[1]["runs"]["resumed again"] == found[0]["runs"]["resumed"]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("what", "first", "second"),
     [
@@ -130,12 +137,14 @@ def test_what_goes_wrong_ends_all(what: str, first: str, second: str, found: lis
     assert second in found[1]["failures"][what]
 
 
+@pytest.mark.processes
 def test_not_finite_in_one_process_is_told_with_the_whole_batch(found: list[dict[str, Any]]) -> None:
     assert "at step 3" in found[0]["failures"]["not finite"] and "--resume" in found[0]["failures"]["not finite"]
     (line,) = found[0]["failures"]["written"].splitlines()
     assert json.loads(line)["step"] == 3 and len(json.loads(line)["images"]) == 12
 
 
+@pytest.mark.processes
 def test_a_file_that_cannot_be_read_ends_all_or_is_counted_once(found: list[dict[str, Any]]) -> None:
     strict = [process["unreadable"]["strict"] for process in found]
     (told,) = (text for text in strict if text.startswith("UnreadableImage: "))
@@ -145,6 +154,7 @@ def test_a_file_that_cannot_be_read_ends_all_or_is_counted_once(found: list[dict
     assert [process["unreadable"]["lenient"] for process in found] == [9] * COUNT
 
 
+@pytest.mark.processes
 def test_a_machines_first_process_goes_first(found: list[dict[str, Any]]) -> None:
     assert [process["turns"] for process in found] == [(False, 1, [0, 10]), (True, 1, [0, 10])]
 

@@ -223,6 +223,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
         pass
 
 
+@pytest.mark.processes
 def test_only_one_process_trains_a_run(config_of_whole: TrainConfig) -> None:
     run = interrupted(config_of_whole, 4)
     code = "import sys, time; from pathlib import Path; from gcahng.runs.run_folder import run_lock\n"

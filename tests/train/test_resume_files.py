@@ -88,6 +88,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(Trainer, "train_step", step_then_signal)
 
 
+@pytest.mark.processes
 def test_any_number_of_workers(config: TrainConfig, tmp_path: Path) -> None:
     fit(replace(config, out=str(tmp_path / "whole")))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(TrainingInterrupted):
@@ -164,6 +165,7 @@ def test_a_gallery_of_files(config: TrainConfig, tmp_path: Path) -> None:
     assert summary["selected_on"] is None and {"recall@1", "recall@50"} <= set(summary["test"])
 
 
+@pytest.mark.processes
 def test_ctrl_c_reaches_the_workers_too(config: TrainConfig, tmp_path: Path) -> None:
     """As in a terminal: the signal goes to every process of the group."""
     options = f"--config {tmp_path}/options.yaml --steps 100000 --eval_every 5 --log_every 5 --data.workers 2"
