@@ -96,5 +96,5 @@ def test_sums_of_bfloat16_are_an_error(cpp):
 
 def test_more_views_than_the_ops_take(cpp):
     tile = TileNumbers(1, 65, 1, first=0, offset=1, mirrored=1, classes=2)
-    with pytest.raises(RuntimeError, match="at most 64 samples a class"):
+    with pytest.raises(RuntimeError, match="tile has 65 samples a class; it must have 64 at most"):
         cpp.ops(FORWARD, EdgeStartInputs(tile, torch.zeros(65 * 2, 4)), EdgesOut(torch.zeros(65 * 65, 4), None))
