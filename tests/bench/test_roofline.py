@@ -12,7 +12,7 @@ from unittest.mock import patch
 import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gcahng.engine import engine
+from gcahng.engine import operators
 from gcahng.engine.plan import edge_products
 from gcahng.testing.launches import Sizes, meta_step
 
@@ -124,14 +124,17 @@ def test_it_counts_what_the_engine_does(batch: int, layers: int, memory: str, dt
     step = roofline.Step(batch, layers, dtype, False, memory)
     tiles = step.schedule.tiles
     count = Count({tile.rows for tile in tiles})
-    run = engine._run
 
-    def counted(*arguments):
-        with count:
-            return run(*arguments)
+    def counted(run):
+        def call(*arguments):
+            with count:
+                return run(*arguments)
+
+        return call
 
     sizes = Sizes(batch // roofline.VIEWS, roofline.VIEWS, layers, roofline.CLASSES)
-    with patch.object(engine, "_run", counted):
+    passes = {name: counted(getattr(operators, name)) for name in ("_run_metric", "_run_generator")}
+    with patch.multiple(operators, **passes):
         meta_step("cpp", roofline.DIM, roofline.DTYPES[dtype], memory, sizes)
     found = {k.stage: k.times for k in roofline.kernels(step)}
     assert {stage: found[stage] for stage in STAGES} == {s: count.calls[op] / len(tiles) for s, op in STAGES.items()}

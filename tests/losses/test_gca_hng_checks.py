@@ -134,7 +134,7 @@ def test_precision_and_device_mismatches():
     z, labels = make_batch()
     with pytest.raises(ValueError, match=r"embeddings is float64 .* call gca\.double\(\), or pass float32"):
         make_loss(dtype=torch.float32)(z, labels)
-    with pytest.raises(ValueError, match=r"parameters are torch\.bfloat16; .* use torch\.autocast"):
+    with pytest.raises(ValueError, match=r"parameters are torch\.bfloat16; .*use torch\.autocast"):
         make_loss().bfloat16()(z.bfloat16(), labels)
     with pytest.raises(ValueError, match="embeddings is on meta; it must be on the loss's device, cpu"):
         make_loss()(z.to("meta"), labels)
