@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the processors: threads would only wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 
@@ -12,6 +15,12 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is imported
 
 pytest_plugins = ["small_runs"]  # fixtures
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """A selection of tests starts at once, in this process; all tests are shared by a worker for each processor."""
+    selected = config.args_source is not pytest.Config.ArgsSource.TESTPATHS or config.option.keyword
+    return 0 if selected else None
 
 
 @pytest.fixture

@@ -187,6 +187,7 @@ def test_memory_prints_and_writes_everything(tmp_path: Path, capsys: pytest.Capt
     assert row["peak"] == max(row["phase1"], row["phase3"]) > 0
 
 
+@pytest.mark.thorough
 @linux
 def test_a_peak_holds_at_least_what_the_edges_take() -> None:
     case = Case(192, 3, 64, 2, impl="cpp")
@@ -210,6 +211,7 @@ def test_growth_and_extra_are_those_of_the_same_case(monkeypatch: pytest.MonkeyP
     assert "Phase 3 at n = 243 with M = 11,318, cpp fp32 store: 5 MB more" in memory.table(rows)
 
 
+@pytest.mark.thorough
 @linux
 def test_a_process_that_fails_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GCAHNG_CPU_ARCH", "nonsense")

@@ -67,6 +67,7 @@ def steps_of(item: dict[str, Any]) -> dict[str, dict[str, Any]]:
 # -- the whole command
 
 
+@pytest.mark.thorough
 def test_a_dry_run_goes_through_everything(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # it takes minutes for what compiled kernels do at once
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -199,6 +200,7 @@ def test_a_check_that_is_cut_off_says_what_failed(tmp_path: Path) -> None:
     assert line.startswith("FAILED") and "test_one" in line
 
 
+@pytest.mark.thorough
 def test_the_worker_answers_fails_and_is_cut_off(monkeypatch) -> None:
     worker = Worker()
     try:
@@ -243,6 +245,7 @@ def test_steps_have_times_ratios_and_a_check() -> None:
     assert rows["cpp fp32 store"]["expected_bytes"] > 0
 
 
+@pytest.mark.thorough
 def test_steps_that_run_out_of_memory_are_kept(monkeypatch) -> None:
     step = Problem.step
 
@@ -263,6 +266,7 @@ def test_steps_that_run_out_of_memory_are_kept(monkeypatch) -> None:
     assert not gpu._went_wrong(found)
 
 
+@pytest.mark.thorough
 def test_a_step_that_disagrees_has_no_ratio(monkeypatch) -> None:
     right = FusedMlpIn.backward
 
@@ -279,6 +283,7 @@ def test_a_step_that_disagrees_has_no_ratio(monkeypatch) -> None:
     assert gpu._went_wrong(found) and "No ratio for cpp fp32 store at n = 12, L = 1: " in gpu.report(found)
 
 
+@pytest.mark.thorough
 def test_a_step_is_checked_where_the_reference_fits(monkeypatch) -> None:
     monkeypatch.setattr(_gpu_step, "free_memory", lambda device: _gpu_step.TRUTH_BYTES * 15**2 * 8)
     case = Case(24, 3, 8, 1, impl="torch")
@@ -313,6 +318,7 @@ def test_failures_are_one_line_and_a_lost_device_ends_it() -> None:
 # -- stages
 
 
+@pytest.mark.thorough
 def test_a_stage_that_disagrees_has_no_share(monkeypatch) -> None:
     right = FusedNormGelu.forward
 
@@ -361,6 +367,7 @@ def test_triton_stages_in_the_interpreter() -> None:
     assert all(row["time_s"] and row["disagrees"] is None and row["failed"] is None for row in rows)
 
 
+@pytest.mark.thorough
 def test_a_stage_that_fails_leaves_the_others(monkeypatch) -> None:
     def broken(*_: Any) -> None:
         raise RuntimeError("does not compile")

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from observed import observe
+from tiers import few
 
 from gcahng.bench.cases import Case, Problem
 from gcahng.bench.memory import plan_size
@@ -50,8 +51,8 @@ def test_the_formulas_of_the_products() -> None:
 
 
 MEMORY_CASES = [
-    Case(240, 3, 64, 2, 200, "cpp", "fp32"),
     Case(96, 3, 64, 2, 200, "cpp", "bf16"),
+    Case(240, 3, 64, 2, 200, "cpp", "fp32"),
     Case(120, 4, 32, 3, 2000, "cpp", "fp32"),
     Case(96, 2, 64, 1, 200, "cpp", "fp32", edge_dtype=torch.bfloat16),
     Case(72, 3, 64, 2, 200, "cpp", "fp32", symmetric=False),
@@ -61,7 +62,7 @@ MEMORY_CASES = [
 
 
 @pytest.mark.parametrize("memory", MODES)
-@pytest.mark.parametrize("case", MEMORY_CASES, ids=lambda case: case.name.replace(" ", "-"))
+@pytest.mark.parametrize("case", few(MEMORY_CASES), ids=lambda case: case.name.replace(" ", "-"))
 def test_estimates_agree_with_what_tensors_hold(case: Case, memory: str) -> None:
     case = replace(case, memory=memory)
     size = plan_size(case)

@@ -13,6 +13,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
+from tiers import few
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
@@ -258,7 +259,7 @@ def test_refusals() -> None:
         GCAHNGLoss(8, 16, heads=2, cuda_graph=True)(z, LABELS)
 
 
-@pytest.mark.parametrize("memory", ["store", "hidden", "recompute"])
+@pytest.mark.parametrize("memory", few(["store", "hidden", "recompute"]))
 @pytest.mark.parametrize("stages", ["torch", "cuda", "triton", "cuda+triton"])
 def test_a_pass_neither_waits_nor_depends_on_data(stages: str, memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On tensors without data: what would need a value raises. Kernels are left out."""

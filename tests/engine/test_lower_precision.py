@@ -11,6 +11,7 @@ import pytest
 import torch
 from engine_cases import IMPLEMENTATIONS, LOW_CASES, WIDE_CASES, Case, assert_same_keys, error, run_step, scale_of
 from error_draws import Variant, assert_errors, draw_errors
+from tiers import few
 from torch import Tensor
 
 from gcahng.engine import precision
@@ -19,7 +20,7 @@ engines = pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("case", LOW_CASES, ids=str)
+@pytest.mark.parametrize("case", few(LOW_CASES, 2), ids=str)
 def test_step_in_lower_precision(case, autocast, tiles):
     tiles(case)
     variants = {impl: Variant(impl, autocast=autocast) for impl in IMPLEMENTATIONS}
@@ -59,7 +60,7 @@ STORED = [
 ]
 
 
-@pytest.mark.parametrize("case", EDGE_CASES, ids=str)
+@pytest.mark.parametrize("case", few(EDGE_CASES), ids=str)
 def test_stored_edges_in_lower_precision(case, tiles):
     """Edges are rounded a few times a layer, all else is not: no more off than plain PyTorch that rounds everything."""
     tiles(case)
@@ -75,7 +76,7 @@ def test_stored_edges_in_lower_precision(case, tiles):
             assert_errors(case, variant, errors[key], errors["plain"], factor=1.0)
 
 
-@pytest.mark.parametrize("case", EDGE_CASES, ids=str)
+@pytest.mark.parametrize("case", few(EDGE_CASES), ids=str)
 def test_stored_edges_are_rounded(case, tiles):
     tiles(case)
     z, labels = case.batch(dtype=torch.float32)
@@ -87,7 +88,8 @@ def test_stored_edges_are_rounded(case, tiles):
             assert error(found["dz"], exact["dz"]) > 1e-3 * rounding, "edges are not rounded"
 
 
-@pytest.mark.parametrize("case", EDGE_CASES, ids=str)
+@pytest.mark.thorough
+@pytest.mark.parametrize("case", few(EDGE_CASES), ids=str)
 def test_stored_edges_in_bfloat16_under_autocast(case, tiles):
     tiles(case)
     variants = {i: Variant(i, edge_dtype=torch.bfloat16, autocast=torch.bfloat16) for i in IMPLEMENTATIONS}

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from engine_cases import IMPLEMENTATIONS, Case, assert_exact, run_step
+from tiers import few
 from torch.profiler import ProfilerActivity, profile
 
 from gcahng.engine.plan import StepSize
@@ -76,7 +77,7 @@ def test_allocations_are_seen(small_tiles):
 
 
 @engines
-@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("symmetric", few([True, False]))
 def test_recompute_holds_no_edges(impl, symmetric, small_tiles):
     """Hidden vectors of a tile or of the nodes are the largest, n×n scalars aside."""
     case = CASE.but(memory="recompute", symmetric=symmetric)
@@ -101,7 +102,7 @@ def test_recompute_grows_as_n(impl, small_tiles):
 
 
 @engines
-@pytest.mark.parametrize(("layers", "symmetric"), [(1, True), (2, False), (3, True)])
+@pytest.mark.parametrize(("layers", "symmetric"), few([(1, True), (2, False), (3, True)]))
 def test_store_holds_one_vector_a_layer_and_one_gradient(impl, layers, symmetric, small_tiles):
     case = CASE.but(layers=layers, symmetric=symmetric)
     events = step_allocations(case, impl)

@@ -140,6 +140,7 @@ def test_a_full_checkpoint(backbone: str, tmp_path: Path, capsys: pytest.Capture
     assert torch.equal(again.eval()(images), model.network(images))
 
 
+@pytest.mark.thorough
 def test_the_feature_extractor_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = small_checkpoint()
     alone = extractor_only(state)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from gcahng.report import write_report
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.processes]
 PARTS = ("results", "curves", "negatives", "queries", "confused", "map", "options")
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 

@@ -17,11 +17,12 @@ from gcahng.train.optim import build_optimizer, prepare_step
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 import trees
+from tiers import few
 
 STEPS_PER_EPOCH = 1
 
 
-@pytest.mark.parametrize("name", ["googlenet_cub200", "resnet50_cub200", "dino_cub200"])
+@pytest.mark.parametrize("name", few(["googlenet_cub200", "resnet50_cub200", "dino_cub200"]))
 def test_a_recipe_trains_on_files(name: str, tmp_path: Path) -> None:
     recipe = recipes.load(name)
     size = 224 if name.startswith("dino") else 64

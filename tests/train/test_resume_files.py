@@ -134,6 +134,7 @@ def test_a_file_that_is_gone_does(stopped: tuple[Path, list[Path]]) -> None:
         resume(run)
 
 
+@pytest.mark.thorough
 def test_a_damaged_file_can_be_left_out_from_now_on(stopped: tuple[Path, list[Path]], capsys: Any) -> None:
     run, images = stopped
     for image in images[1:]:
@@ -159,6 +160,7 @@ def test_images_that_are_not_finite_are_named(config: TrainConfig, monkeypatch: 
     assert all((Path(str(config.data.root)) / name).is_file() for name in noted["images"])
 
 
+@pytest.mark.thorough
 def test_a_gallery_of_files(config: TrainConfig, tmp_path: Path) -> None:
     root = make_inshop(tmp_path / "inshop")
     summary = fit(replace(config, epochs=1, data=replace(config.data, name="inshop", root=str(root), val_classes=0)))
