@@ -9,11 +9,14 @@ import pytest
 
 
 def few(cases: Sequence[Any], count: int = 1) -> list[Any]:
-    """The first `count` cases are in the default tier, the others in the thorough one."""
-    return [
-        *cases[:count],
-        *(
-            pytest.param(*(case if type(case) is tuple else (case,)), marks=pytest.mark.thorough)
-            for case in cases[count:]
-        ),
-    ]
+    """The first `count` cases are in the default tier, the others in the thorough one.
+
+    Args:
+        cases: values of one parameter, or pytest.param with those of several.
+        count: how many are in the default tier.
+    """
+    thorough = pytest.mark.thorough
+    others = (
+        case if hasattr(case, "values") and hasattr(case, "marks") else pytest.param(case) for case in cases[count:]
+    )
+    return [*cases[:count], *(pytest.param(*case.values, marks=[*case.marks, thorough], id=case.id) for case in others)]

@@ -177,6 +177,7 @@ def test_spread_is_by_nearest_rank() -> None:
 
 
 @linux
+@pytest.mark.thorough
 def test_memory_prints_and_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     written = tmp_path / "memory.json"
     options = ["--batch", "12", *SIZES, "--memory", "store", "--steps", "1", "--no-classes", "--json", str(written)]

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from tiers import few
 from torch import nn
 
 import gcahng
@@ -59,7 +60,7 @@ def test_engine_is_one_node_of_the_graph():
     assert sum("metric_pass" in name for name in nodes) == 1
 
 
-@pytest.mark.parametrize("transposed", [False, True], ids=["weights", "transposed-weights"])
+@pytest.mark.parametrize("transposed", few([False, True]))
 def test_opcheck(transposed):
     gca = gcahng.GCAHNGLoss(M, D, layers=2, impl="torch")
     network = gca.graph_network

@@ -102,7 +102,9 @@ def test_recompute_grows_as_n(impl, small_tiles):
 
 
 @engines
-@pytest.mark.parametrize(("layers", "symmetric"), few([(1, True), (2, False), (3, True)]))
+@pytest.mark.parametrize(
+    ("layers", "symmetric"), few([pytest.param(1, True), pytest.param(2, False), pytest.param(3, True)])
+)
 def test_store_holds_one_vector_a_layer_and_one_gradient(impl, layers, symmetric, small_tiles):
     case = CASE.but(layers=layers, symmetric=symmetric)
     events = step_allocations(case, impl)
