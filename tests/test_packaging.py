@@ -109,7 +109,7 @@ def test_sdist_holds_all_sources(source: Path) -> None:
     for folder in ("csrc", "kernels"):
         expected = {str(path.relative_to(source)) for path in (source / folder).rglob("*") if path.is_file()}
         assert expected <= names, expected - names
-    assert {"CMakeLists.txt", "setup.py", "gcahng/py.typed", "gcahng/engine/stages.py"} <= names
+    assert {"CMakeLists.txt", "setup.py", "gcahng/py.typed", "gcahng/engine/stages/gate.py"} <= names
     assert "gcahng/recipes/resnet50_cub200.yaml" in names
     assert not [name for name in names if name.endswith((".so", ".pyc", "_native_build.json"))]
 
