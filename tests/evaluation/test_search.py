@@ -187,7 +187,10 @@ def test_a_data_set_as_queries(built: Path, run: str, capsys: pytest.CaptureFixt
         ("embed {run}", "the following arguments are required: --out; see gcahng embed --help"),
         ("embed {run} nowhere --out {tmp}/x.npy", "nowhere does not exist; name an image, a folder or a list"),
         ("embed {run} nowhere.png --out {tmp}/x.npy", "nowhere.png does not exist; name an image"),
-        ("embed {run} {tmp}/empty --out {tmp}/x.npy", "{tmp}/empty holds no images; those end in .bmp"),
+        (
+            "embed {run} {tmp}/empty --out {tmp}/x.npy",
+            "{tmp}/empty holds no images; it must hold files that end in .bmp",
+        ),
         (
             "embed {run} {tmp}/empty.txt --out {tmp}/x.npy",
             "{tmp}/empty.txt lists no images; it must have one path",
@@ -216,7 +219,7 @@ def test_a_data_set_as_queries(built: Path, run: str, capsys: pytest.CaptureFixt
         ("index info {tmp}/no.index", "{tmp}/no.index cannot be read: No such file or directory"),
         ("search {index}", "no queries are given; name images, a file of embeddings, or a data set"),
         ("search {index} {tmp}/e.npy {tmp}/e.npy", "2 queries are given; a file of embeddings must be the only one"),
-        ("search {index} {tmp}/v.npy --rows 3", "--rows has 3; the queries are 0 … 0"),
+        ("search {index} {tmp}/v.npy --rows 3", "--rows has 3; it must be from 0 to 0"),
         ("search {index} {tmp}/v.npy --k 0", "--k is 0; it must be at least 1"),
         ("search {index} {tmp}/v.npy --effort 2", 'effort is 2; it must be None for kind "flat"'),
         ("search {index} {tmp}/v.npy --picture x.jpg", "--picture is x.jpg; its name must end in .png"),
