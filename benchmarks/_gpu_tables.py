@@ -115,11 +115,12 @@ def _steps(rows: Rows) -> str:
         if row["disagrees"]:
             notes.append(f"No ratio for {row['case']} at n = {row['n']}, L = {row['L']}: {row['disagrees']}.")
     legend = (
-        "Median (20th–80th percentile) of whole steps: loss, backward, generator_step. host: after which the host "
-        "was free again; where it is as long as the step, launching bounds it. peak: torch's allocator at most, "
-        "weights and optimisers included; planned: without these. share: the time that the products a step cannot do "
-        "without take at the best rate measured, over the step's. ×: the reference's median, taken in turns with the "
-        "case's, over it. checked at: the size at which the case was held to the reference in fp64."
+        "Median (20th–80th percentile) of whole steps: loss, backward, generator_step. host: the time after which the "
+        "host was free again; if it is as long as the step, launches bound the step. peak: the most that torch's "
+        "allocator held, weights and optimizers included; planned: without these. share: the time that the products "
+        "which a step cannot do without take at the best rate measured, divided by the step's time. ×: the reference's "
+        "median, measured in turns with the case, divided by the case's. checked at: the size at which the case was "
+        "compared with the reference in fp64."
     )
     return "\n".join([*lines, "", *notes, legend])
 
@@ -142,8 +143,8 @@ def _stages(rows: Rows, kind: str) -> str:
     legend = (
         "share: bytes that a call must move at the rate of a copy, over its time."
         if kind == "op"
-        else "share: the stage's products at the best rate measured, and its row-wise ops' bytes at the rate of a "
-        "copy, over its time. A stage whose products carry their neighbours moves fewer bytes than that."
+        else "share: the time of the stage's products at the best rate measured, and of its row-wise ops' bytes at the "
+        "rate of a copy, divided by its time. A stage whose products do their neighbors' work moves fewer bytes."
     )
     sizes = sorted({(row["rows"], row["D"]) for row in rows})
     tiles = "; ".join(f"{count:,} edges, D = {dim}" for count, dim in sizes)

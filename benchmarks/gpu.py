@@ -4,10 +4,11 @@
     python benchmarks/gpu.py --no-build --no-check --budget 300
     python benchmarks/gpu.py --show benchmarks/results/gpu-h100.json
 
-Measures what the card can do (matrix products, a copy); every stage of the engine by implementation; and whole training
-steps, their time, peak memory and ratio to the reference, for batches from 81 to 4096. What is wanted most comes first,
-and what does not fit into the budget is listed as dropped. Nothing has a ratio that does not agree with the reference
-in fp64. The JSON file is written anew after every piece of work, so that a run that is cut off keeps what it has.
+It measures what the card can do (matrix products, a copy), every stage of the engine in every implementation, and the
+time, the peak memory and the ratio to the reference of whole training steps, for batches from 81 to 4,096. The most
+important measurements come first, and what does not fit into the budget is listed as dropped. A case that disagrees
+with the reference in fp64 gets no ratio. The JSON file is written again after every piece of work, so a run that is cut
+off keeps what it has.
 
 Without a GPU (or with --dry) it goes through all of that on the CPU in tiny sizes, which measures nothing.
 """
@@ -250,11 +251,13 @@ def _went_wrong(found: dict[str, Any]) -> bool:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", type=float, default=480, help="seconds, build and check included (480)")
-    parser.add_argument("--no-build", dest="build", action="store_false", help="take the native library as it is")
+    parser.add_argument("--no-build", dest="build", action="store_false", help="take the native libraries as they are")
     parser.add_argument("--no-check", dest="check", action="store_false", help="run no tests first")
-    parser.add_argument("--dry", action="store_true", help="on the CPU in tiny sizes; the default without a GPU")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="(benchmarks/results/gpu-<card>.json)")
-    parser.add_argument("--show", type=Path, metavar="FILE", help="print the tables of such a file alone")
+    parser.add_argument("--dry", action="store_true", help="run on the CPU with tiny sizes (the default without a GPU)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file to write (benchmarks/results/gpu-<card>.json)")
+    parser.add_argument(
+        "--show", type=Path, metavar="FILE", help="only print the tables of a file that an earlier run wrote"
+    )
     return parser
 
 
