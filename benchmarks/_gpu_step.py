@@ -61,7 +61,7 @@ def measure(item: dict[str, Any], doing: Doing) -> list[dict[str, Any]]:
 
 
 def _alone(case: Case) -> tuple[Problem, int | None]:
-    """The case's problem after two steps, and the bytes that a step held at its peak: weights and optimisers included,
+    """The case's problem after two steps, and the bytes that a step held at its peak: weights and optimizers included,
     what other cases hold left out. None on the CPU."""
     from gcahng.engine import operators
 
