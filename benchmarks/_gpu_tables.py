@@ -1,4 +1,4 @@
-"""What was measured, as Markdown: one table a section."""
+"""What was measured, in Markdown, with one table for each section."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _AS_STAGES = {"auto": "cuda+triton", "cuda": "cuda", "triton": "triton", "torch"
 
 
 def add_derived(found: dict[str, Any]) -> None:
-    """Ratios and shares, which need rows of several items."""
+    """Add the ratios and shares that need rows of several items."""
     rates, copy = best(found["ceilings"])
     add_shares(found["stages"], rates, copy)
     groups: dict[int, Rows] = {}
@@ -27,7 +27,7 @@ def add_derived(found: dict[str, Any]) -> None:
 
 
 def report(found: dict[str, Any]) -> str:
-    """Everything, in Markdown."""
+    """All tables in Markdown."""
     title = " (dry run on the CPU: the numbers mean nothing)" if found["dry"] else ""
     parts = [_settings(found)]
     for name, section in (("What the card can do", "ceilings"), ("Largest batch by the planner", "plan")):
@@ -44,9 +44,12 @@ def report(found: dict[str, Any]) -> str:
 
 
 def best_auto(steps: Rows, stages: Rows) -> str | None:
-    """What these figures speak for (see gcahng.dispatch): the fastest whole step in bf16 at the largest n that all
-    were measured at, and each op that the other implementation is clearly faster at wherever it comes; None: too few
-    figures."""
+    """The value of GCAHNG_AUTO that the measurements speak for (see gcahng.dispatch).
+
+    It begins with the implementation whose whole step in bf16 is fastest, at the largest n at which all were measured.
+    It adds each op that the other implementation is clearly faster at, in every stage that has it. None: there are too
+    few measurements.
+    """
     times: dict[tuple[int, int], dict[str, float]] = {}
     for row in steps:
         sound = row["step_s"] is not None and row["disagrees"] is None and not row["graph"]

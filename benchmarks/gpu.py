@@ -47,7 +47,12 @@ CHECK_SECONDS, SUMMARY_SECONDS, CHECK_WORKERS, RETRIES = 120, 15, 8, 4
 
 
 def main(argv: Sequence[str] | None = None, make_worker: Callable[[], Any] = Worker) -> int:
-    """Exit status: 0 all of it was measured or dropped for want of time, 1 something failed, 130 stopped."""
+    """Run the command line.
+
+    Returns:
+        The exit status: 0 if everything was measured, or dropped when time was short; 1 if something failed; 130 if the
+        run was stopped.
+    """
     start = time.monotonic()
     parser = _parser()
     options = parser.parse_args(argv)
@@ -107,7 +112,7 @@ def measure(
     save: Callable[[], None],
     now: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Measures the items that fit before the deadline, in order; the others are listed as dropped."""
+    """Measure the items that fit before the deadline, in order, and list the others as dropped."""
     queue = [item | {"number": number, "without": []} for number, item in enumerate(wanted)]
     while queue:
         item = queue.pop(0)
@@ -130,7 +135,7 @@ def measure(
 
 
 def write(path: Path, found: dict[str, Any]) -> None:
-    """Writes the file as a whole or not at all."""
+    """Write the file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -141,7 +146,7 @@ def write(path: Path, found: dict[str, Any]) -> None:
 
 
 def _build() -> dict[str, Any]:
-    """Builds the native libraries for this card alone."""
+    """Build the native libraries for this card only."""
     from gcahng.bench.system import card
 
     environment, begin = dict(os.environ), time.monotonic()
@@ -163,8 +168,8 @@ def _build() -> dict[str, Any]:
 
 
 def _check(limit: float, tests: Sequence[str] = ("tests/gpu", "tests/stages")) -> dict[str, Any]:
-    """The GPU's quick tests, some at a time where pytest-xdist is there: most of their time compiles kernels. Where the
-    limit ends before they do, what failed until then."""
+    """Run the GPU's quick tests, several at a time if pytest-xdist is installed, since most of their time goes into
+    compiling kernels. If the limit ends before they do, say what failed until then."""
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu and not slow", *tests, "-p", "no:cacheprovider"]
     workers = min(CHECK_WORKERS, (os.cpu_count() or 1) // 2)
     if workers > 1 and importlib.util.find_spec("xdist"):
@@ -195,7 +200,7 @@ def _check(limit: float, tests: Sequence[str] = ("tests/gpu", "tests/stages")) -
 
 
 def _describe(found: dict[str, Any]) -> None:
-    """Card, versions, and which implementations run here."""
+    """Note the card, the versions, and which implementations run here."""
     from importlib.metadata import PackageNotFoundError, version
 
     import torch
@@ -228,20 +233,20 @@ def _items(found: dict[str, Any], dry: bool) -> list[Item]:
 
 
 def _results(found: dict[str, Any]) -> Path:
-    """Named after the card; of a dry run, which results in nothing, in the folder for temporary files."""
+    """The file of results, which is named after the card. That of a dry run is in the folder for temporary files."""
     if found["dry"]:
         return Path(tempfile.gettempdir()) / "gpu-dry.json"
     return ROOT / "benchmarks" / "results" / f"gpu-{_card_name(found)}.json"
 
 
 def _card_name(found: dict[str, Any]) -> str:
-    """Such as h100-80gb-hbm3."""
+    """A name such as h100-80gb-hbm3."""
     name = found["settings"].get("card", "unknown").lower().replace("nvidia", "")
     return re.sub(r"[^a-z0-9]+", "-", name).strip("-") or "unknown"
 
 
 def _went_wrong(found: dict[str, Any]) -> bool:
-    """Anything that should not be: running out of memory and dropping for want of time are none of it."""
+    """Whether anything failed. Running out of memory and dropping items when time is short are no failures."""
     rows = [row for section in SECTIONS for row in found[section]]
     broken = any(row.get("failed") not in (None, "out of memory") or row.get("disagrees") for row in rows)
     unsound = found.get("build", {}).get("left_out") or found.get("check", {}).get("status", 0) != 0

@@ -121,7 +121,7 @@ def test_adding_images_and_searching_by_folder_and_list(
     more.mkdir()
     PIL_Image.fromarray(np.full((50, 40, 3), 200, np.uint8)).save(more / "gray.png")
     capsys.readouterr()
-    # Resized as for the index, without being told.
+    # Resized as for the index, though no option says so.
     assert main(["index", "add", str(built), str(more), "--model", run, "--device", "cpu"]) == 0
     assert capsys.readouterr().out == f"11 rows, 1 of them new\nwritten     {built}\n"
     (tmp_path / "list.txt").write_text("more/gray.png\n\nmore/../more/gray.png\n")
@@ -204,7 +204,7 @@ def test_a_data_set_as_queries(built: Path, run: str, capsys: pytest.CaptureFixt
         ("index", "the following arguments are required: action; see gcahng index --help"),
         ("index drop", "argument action: invalid choice: 'drop'"),
         ("index build --out {tmp}/y.index", "name one file of embeddings (.safetensors, .npy), or images and the"),
-        ("index build {tmp}/e.npy --model {run} --out {tmp}/y.index", "--model embeds images; {tmp}/e.npy is a file"),
+        ("index build {tmp}/e.npy --model {run} --out {tmp}/y.index", "--model is given and {tmp}/e.npy is a file"),
         ("index build {tmp}/e.npy --out {index}", "--out is {index}, which exists; it must be a new file"),
         (
             "index build {tmp}/e.npy --out {tmp}/y.index --kind ivf_pq",
