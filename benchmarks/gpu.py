@@ -170,7 +170,8 @@ def _build() -> dict[str, Any]:
 def _check(limit: float, tests: Sequence[str] = ("tests/gpu", "tests/stages")) -> dict[str, Any]:
     """Run the GPU's quick tests, several at a time if pytest-xdist is installed, since most of their time goes into
     compiling kernels. If the limit ends before they do, say what failed until then."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu and not slow", *tests, "-p", "no:cacheprovider"]
+    options = ["-o", "addopts=", "-p", "no:cacheprovider"]  # pyproject.toml's options need pytest-xdist
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu and not slow", *tests, *options]
     workers = min(CHECK_WORKERS, (os.cpu_count() or 1) // 2)
     if workers > 1 and importlib.util.find_spec("xdist"):
         command += ["-n", str(workers)]
