@@ -13,7 +13,11 @@ DTYPES = {"bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}
 
 
 def measure(item: dict[str, Any], doing: Doing) -> list[dict[str, Any]]:
-    """Rows "product" (FLOP/s, a row a precision, number of rows and shape) and "copy" (bytes/s read and written)."""
+    """Measure the rate of products for each precision, number of rows and shape, and of a copy.
+
+    Returns:
+        Rows of kind "product" (FLOP/s) and "copy" (bytes read and written in a second).
+    """
     rows = []
     failed: dict[str, str] = {}
     for precision in item["precisions"]:
@@ -34,7 +38,7 @@ def measure(item: dict[str, Any], doing: Doing) -> list[dict[str, Any]]:
 
 
 def _products(item: dict[str, Any], precision: str, count: int) -> list[dict[str, Any]]:
-    """R × D × 4D, R × 4D × D, R × D × D, and the weights' gradient 4D × R × D."""
+    """Measure the engine's products: R × D × 4D, R × 4D × D, R × D × D, and the weights' gradient 4D × R × D."""
     dim, device = item["dim"], item["device"]
     before = torch.get_float32_matmul_precision()
     if device == "cuda":
@@ -67,7 +71,7 @@ def _copy(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def best(rows: list[dict[str, Any]]) -> tuple[dict[str, float], float | None]:
-    """The best rate of products by precision, and that of a copy (None: not measured)."""
+    """The best rate of products for each precision, and the rate of a copy; None if it was not measured."""
     rates: dict[str, float] = {}
     copy = None
     for row in rows:

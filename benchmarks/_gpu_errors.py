@@ -1,4 +1,4 @@
-"""What may go wrong with one case of a measurement while the others go on."""
+"""What may go wrong with one case of a measurement while the others continue."""
 
 from __future__ import annotations
 
@@ -9,19 +9,23 @@ from typing import Any
 
 import torch
 
-Doing = Callable[[str], None]  # told which case is being worked on, before it is
+Doing = Callable[[str], None]  # called with the case that is worked on next
 OUT_OF_MEMORY = "out of memory"
 # After these a CUDA context is of no further use.
 _FATAL = ("CUDA error", "device-side assert", "illegal memory access", "unspecified launch failure")
 
 
 class Fatal(Exception):
-    """The device's context is lost: a new process has to go on."""
+    """The device's context is lost, so a new process has to continue."""
 
 
 @contextmanager
 def kept(failed: dict[str, str], name: str, doing: Doing) -> Iterator[None]:
-    """Notes under the case's name why it failed, if it does. Fatal where nothing can be measured after it."""
+    """A context that catches what goes wrong with a case, and notes the reason under the case's name.
+
+    Raises:
+        Fatal: nothing can be measured after this error.
+    """
     doing(name)
     try:
         yield
@@ -37,7 +41,7 @@ def kept(failed: dict[str, str], name: str, doing: Doing) -> Iterator[None]:
 
 
 def release() -> None:
-    """Gives unused memory back, the engine's workspace included."""
+    """Give unused memory back, including the engine's workspace."""
     from gcahng.engine import operators
 
     operators._workspace.clear()

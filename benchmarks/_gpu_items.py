@@ -1,5 +1,4 @@
-"""What is measured, in the order of how much it is wanted. An item is one piece of work of one section, as plain
-values."""
+"""What is measured, the most important first. An item is one piece of work of one section, as plain values."""
 
 from __future__ import annotations
 
@@ -20,7 +19,14 @@ Item = dict[str, Any]
 
 
 def items(impls: list[str], ops: list[str], dry: str | None, graphs: bool) -> list[Item]:
-    """impls: of the loss; ops: of the row-wise ops. dry: the device to try everything on in tiny sizes."""
+    """The items of a run, the most important first.
+
+    Args:
+        impls: implementations of the loss.
+        ops: implementations of the row-wise ops.
+        dry: the device to try everything on with tiny sizes; None: measure on the GPU.
+        graphs: whether captured CUDA graphs are measured too.
+    """
     if dry:
         return _dry_items(impls, ops, dry)
     made = [

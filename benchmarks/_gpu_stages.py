@@ -1,4 +1,4 @@
-"""The engine's stages on one tile: each implementation's, products included, and the row-wise ops alone."""
+"""The engine's stages on one tile in each implementation, matrix products included, and the row-wise ops alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PRECISIONS = {"fp32": (torch.float32, torch.float32), "bf16": (torch.float32, to
 
 
 class RecordedOps(Ops):
-    """The ops of an implementation, which keep each op's last arguments while `on`."""
+    """The ops of an implementation, which save the last arguments of each op while `on`."""
 
     def __init__(self, implementation: str) -> None:
         super().__init__(implementation)
@@ -39,13 +39,21 @@ class RecordedOps(Ops):
 
 
 def moved_bytes(arguments: tuple) -> int:
-    """Bytes that a call must move: each tensor argument once; what is read and written over is two arguments."""
+    """The bytes that a call must move. Each tensor argument counts once; one that is read and overwritten is two
+    arguments."""
     return sum(a.numel() * a.element_size() for a in arguments if isinstance(a, Tensor))
 
 
 def measure(item: dict[str, Any], doing: Doing) -> list[dict[str, Any]]:
-    """Rows of one stage at one precision: kind "stage", a row an implementation; kind "op", one an op and
-    implementation. item: see _gpu_items.stages."""
+    """Measure one stage at one precision.
+
+    Args:
+        item: see _gpu_items.stages.
+        doing: called with what is measured next.
+
+    Returns:
+        Rows of kind "stage", one for each implementation, and of kind "op", one for each op and implementation.
+    """
     stage, limit, device = item["stage"], item["seconds"], item["device"]
     size = Size(item["classes"], item["views"], item["dim"], *PRECISIONS[item["precision"]], device)
     failed: dict[str, str] = {}
@@ -138,7 +146,8 @@ def _add_times(
 
 
 class _Allowed:
-    """Holds results of a stage to plain torch in fp64: at most twice plain torch's error, and one rounding."""
+    """Compares results of a stage with plain torch in fp64. At most twice plain torch's error plus one rounding is
+    allowed."""
 
     def __init__(self, size: Size, stage: str) -> None:
         self.rounding = torch.finfo(size.compute).eps / 2
@@ -149,7 +158,7 @@ class _Allowed:
         self.flops = tile.flops(stage)
 
     def problem(self, actual: list[Tensor]) -> str | None:
-        """None for results that agree, else what does not, in one line."""
+        """What disagrees, in one line; None if the results agree."""
         for place, (have, other, want) in enumerate(zip(actual, self.plain, self.truth, strict=True)):
             allowed = largest_allowed([other - want]) + self.rounding * want.abs().max().item()
             error = (have.double() - want).abs().max().item()
@@ -159,10 +168,11 @@ class _Allowed:
 
 
 def add_shares(rows: list[dict[str, Any]], rates: dict[str, float], copy: float | None) -> None:
-    """Of rows of all stages: the share of what the card was measured to do, and Triton's time over CUDA C++'s.
+    """Add shares to the rows of all stages, and the ratio of Triton's time to CUDA C++'s.
 
-    An op: its bytes at the rate of a copy over its time. A stage: its products at the best rate for the precision, and
-    its ops' bytes at that of a copy, over its time. None where something of it is not known, or the results disagree.
+    The share of an op is the time of its bytes at the rate of a copy, divided by its time. That of a stage adds the
+    time of its products at the best rate for the precision. It is None if a number is missing, or if the results
+    disagree.
     """
     ops: dict[tuple[str, str], dict[str, int]] = {}
     for row in rows:

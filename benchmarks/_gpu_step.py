@@ -1,4 +1,4 @@
-"""Whole training steps: time, peak memory, and time against the reference's."""
+"""Whole training steps: their time, peak memory, and ratio to the reference."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TRUTH = "the reference in fp64"
 
 
 def cases_of(item: dict[str, Any]) -> list[Case]:
-    """The baselines, then the implementations. item: see _gpu_items.step."""
+    """The baselines, and then the implementations, of an item (see _gpu_items.step)."""
     size = Case(item["n"], item["views"], item["dim"], item["layers"], item["classes"], device=item["device"])
     baselines = [replace(size, impl="reference", precision=precision) for precision in item["baselines"]]
     baselines += [replace(size, impl="reference", precision=p, compiled=True) for p in item["compiled"]]
@@ -36,7 +36,7 @@ def cases_of(item: dict[str, Any]) -> list[Case]:
 
 
 def measure(item: dict[str, Any], doing: Doing) -> list[dict[str, Any]]:
-    """One row a case; rows of cases that failed say why and have no times."""
+    """Measure the cases of an item. The row of a case that failed says why, and has no times."""
     cases, failed = cases_of(item), {}
     checks = _checks(item, cases, doing)
     problems: dict[str, Problem] = {}
@@ -61,8 +61,10 @@ def measure(item: dict[str, Any], doing: Doing) -> list[dict[str, Any]]:
 
 
 def _alone(case: Case) -> tuple[Problem, int | None]:
-    """The case's problem after two steps, and the bytes that a step held at its peak: weights and optimisers included,
-    what other cases hold left out. None on the CPU."""
+    """The case's problem after two steps, and the peak of a step in bytes.
+
+    The peak includes weights and optimizers, but nothing of other cases. It is None on the CPU.
+    """
     from gcahng.engine import operators
 
     operators._workspace.clear()
@@ -85,7 +87,7 @@ def _alone(case: Case) -> tuple[Problem, int | None]:
 def _interleaved(
     problems: dict[str, Problem], failed: dict[str, str], item: dict[str, Any], doing: Doing
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Seconds of each case's steps, on the device and of the host."""
+    """The seconds of each case's steps: those of the device, and those after which the host was free again."""
     device: dict[str, list[float]] = {name: [] for name in problems if name not in failed}
     host: dict[str, list[float]] = {name: [] for name in device}
     start = time.monotonic()
@@ -106,12 +108,12 @@ def _interleaved(
 
 
 def _checks(item: dict[str, Any], cases: list[Case], doing: Doing) -> dict[str, tuple[int, str | None]]:
-    """By case, at which n it was held to the reference in fp64, and what disagreed (None: nothing)."""
+    """For each case, the n at which it was compared with the reference in fp64, and what disagreed (None: nothing)."""
     return {} if not cases else _check(_size_of_check(item, cases[0]), cases, doing)
 
 
 def _size_of_check(item: dict[str, Any], case: Case) -> int:
-    """The case's own n, or the largest at which the reference in fp64 should fit into what is free."""
+    """The case's own n, or the largest n at which the reference in fp64 should fit into the free memory."""
     free = free_memory(item["device"])
     n = case.batch
     if free is not None:
@@ -121,7 +123,8 @@ def _size_of_check(item: dict[str, Any], case: Case) -> int:
 
 
 def _check(n: int, cases: list[Case], doing: Doing) -> dict[str, tuple[int, str | None]]:
-    """Each case's n and what disagrees there; at a smaller n where the reference in fp64 runs out of memory."""
+    """Compare all cases at n, or at a smaller n if the reference in fp64 runs out of memory. Returns what `_checks`
+    does."""
     failed: dict[str, str] = {}
     found: dict[str, tuple[int, str | None]] = {}
     agreement, views = None, cases[0].views
@@ -168,9 +171,12 @@ def _row(
 
 
 def add_ratios(rows: list[dict[str, Any]], rates: dict[str, float]) -> None:
-    """Of rows of one n and L: the reference's median over the case's, by the reference's case; and the share of the
-    floor: the time that the products which cannot be left out take at the best rate measured for the precision. None
-    for a case that disagrees, and for one that was not measured."""
+    """Add ratios and shares to the rows of one n and L.
+
+    A ratio is the reference's median divided by the case's, for each case of the reference. The share is that of the
+    floor: the time of the products that a step cannot do without, at the best rate measured for the precision, divided
+    by the step's. Both are None for a case that disagrees or was not measured.
+    """
     known = {row["case"]: row["step_s"]["median"] for row in rows if row["impl"] == "reference" and row["step_s"]}
     for row in rows:
         sound = row["step_s"] is not None and row["disagrees"] is None
@@ -183,12 +189,12 @@ def add_ratios(rows: list[dict[str, Any]], rates: dict[str, float]) -> None:
 
 
 def fused_size(case: Case) -> StepSize:
-    """A case as the planner takes it."""
+    """The sizes of a case, in the form that the planner takes."""
     return plan_size(replace(case, precision="fp32") if case.precision == TF32 else case)
 
 
 def plan(item: dict[str, Any], doing: Doing) -> list[dict[str, Any]]:
-    """The largest batch that the planner says fits into the whole card, by mode."""
+    """The largest batch that fits into the whole card according to the planner, for each mode."""
     total = torch.cuda.get_device_properties(0).total_memory if item["device"] == "cuda" else 2**30
     rows = []
     for layers in item["layers"]:

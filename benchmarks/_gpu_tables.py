@@ -1,4 +1,4 @@
-"""What was measured, as Markdown: one table a section."""
+"""What was measured, in Markdown, with one table for each section."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _AS_STAGES = {"auto": "cuda+triton", "cuda": "cuda", "triton": "triton", "torch"
 
 
 def add_derived(found: dict[str, Any]) -> None:
-    """Ratios and shares, which need rows of several items."""
+    """Add the ratios and shares that need rows of several items."""
     rates, copy = best(found["ceilings"])
     add_shares(found["stages"], rates, copy)
     groups: dict[int, Rows] = {}
@@ -27,7 +27,7 @@ def add_derived(found: dict[str, Any]) -> None:
 
 
 def report(found: dict[str, Any]) -> str:
-    """Everything, in Markdown."""
+    """All tables in Markdown."""
     title = " (dry run on the CPU: the numbers mean nothing)" if found["dry"] else ""
     parts = [_settings(found)]
     for name, section in (("What the card can do", "ceilings"), ("Largest batch by the planner", "plan")):
@@ -44,9 +44,12 @@ def report(found: dict[str, Any]) -> str:
 
 
 def best_auto(steps: Rows, stages: Rows) -> str | None:
-    """What these figures speak for (see gcahng.dispatch): the fastest whole step in bf16 at the largest n that all
-    were measured at, and each op that the other implementation is clearly faster at wherever it comes; None: too few
-    figures."""
+    """The value of GCAHNG_AUTO that the measurements speak for (see gcahng.dispatch).
+
+    It begins with the implementation whose whole step in bf16 is fastest, at the largest n at which all were measured.
+    It adds each op that the other implementation is clearly faster at, in every stage that has it. None: there are too
+    few measurements.
+    """
     times: dict[tuple[int, int], dict[str, float]] = {}
     for row in steps:
         sound = row["step_s"] is not None and row["disagrees"] is None and not row["graph"]
@@ -115,11 +118,12 @@ def _steps(rows: Rows) -> str:
         if row["disagrees"]:
             notes.append(f"No ratio for {row['case']} at n = {row['n']}, L = {row['L']}: {row['disagrees']}.")
     legend = (
-        "Median (20th–80th percentile) of whole steps: loss, backward, generator_step. host: after which the host "
-        "was free again; where it is as long as the step, launching bounds it. peak: torch's allocator at most, "
-        "weights and optimisers included; planned: without these. share: the time that the products a step cannot do "
-        "without take at the best rate measured, over the step's. ×: the reference's median, taken in turns with the "
-        "case's, over it. checked at: the size at which the case was held to the reference in fp64."
+        "Median (20th–80th percentile) of whole steps: loss, backward, generator_step. host: the time after which the "
+        "host was free again; if it is as long as the step, launches bound the step. peak: the most that torch's "
+        "allocator held, weights and optimizers included; planned: without these. share: the time that the products "
+        "which a step cannot do without take at the best rate measured, divided by the step's time. ×: the reference's "
+        "median, measured in turns with the case, divided by the case's. checked at: the size at which the case was "
+        "compared with the reference in fp64."
     )
     return "\n".join([*lines, "", *notes, legend])
 
@@ -142,8 +146,8 @@ def _stages(rows: Rows, kind: str) -> str:
     legend = (
         "share: bytes that a call must move at the rate of a copy, over its time."
         if kind == "op"
-        else "share: the stage's products at the best rate measured, and its row-wise ops' bytes at the rate of a "
-        "copy, over its time. A stage whose products carry their neighbours moves fewer bytes than that."
+        else "share: the time of the stage's products at the best rate measured, and of its row-wise ops' bytes at the "
+        "rate of a copy, divided by its time. A stage whose products do their neighbors' work moves fewer bytes."
     )
     sizes = sorted({(row["rows"], row["D"]) for row in rows})
     tiles = "; ".join(f"{count:,} edges, D = {dim}" for count, dim in sizes)

@@ -1,4 +1,4 @@
-"""How long calls take on the device, interleaved."""
+"""How long calls take on the device. The calls take turns."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ CYCLES = 2e9  # of a GPU's clock, a second, and rather too many
 
 
 def back_to_back(calls: Mapping[str, Call], device: str, limit: float) -> dict[str, list[float]]:
-    """Seconds of each call, several a sample, calls taking turns; each must have run before. limit: seconds for all of
-    them; at least three samples are taken.
+    """Measure the seconds of each call, in samples of several calls; the samples of all calls take turns.
 
-    On CUDA the device first waits for the host to have queued a sample, so that the time is the device's alone, not
-    that of launching.
+    On CUDA the device first waits until the host has queued a sample. So the time is that of the device, without that
+    of launching.
+
+    Args:
+        calls: what is timed, by name. Each must have run before.
+        device: "cpu" or "cuda".
+        limit: seconds for all calls together. At least three samples are taken.
     """
     plans = {name: _plan(call, device) for name, call in calls.items()}
     found: dict[str, list[float]] = {name: [] for name in calls}
@@ -35,7 +39,7 @@ def back_to_back(calls: Mapping[str, Call], device: str, limit: float) -> dict[s
 
 
 def rotated(names: list[str], by: int) -> list[str]:
-    """So that no call always follows the same one."""
+    """The names, beginning with another one each time, so that no call always follows the same one."""
     return [*names[by % len(names) :], *names[: by % len(names)]] if names else []
 
 
@@ -67,7 +71,7 @@ def _sample(call: Call, device: str, count: int, wait: int) -> float:
 
 
 def with_host(call: Call, device: str) -> tuple[float, float]:
-    """Seconds of one call on the device, launching included, and seconds after which the host was free again."""
+    """The seconds of a call on the device, launching included, and the seconds after which the host was free again."""
     if device == "cpu":
         took = seconds(call)
         return took, took

@@ -1,10 +1,9 @@
-"""Measures items in a process of its own, so that a device that is lost, or a kernel that hangs, takes one case along
-and not the measurement.
+"""Measures items in a process of its own, so that a lost device or a hanging kernel ends only that process.
 
     python benchmarks/_gpu_worker.py
 
-reads items as lines of JSON and answers each with lines {"doing": case} … and one {"rows": …} or {"failed": why}; or
-{"fatal": why}, after which it ends.
+It reads items as lines of JSON, and answers each with lines {"doing": case} … and then {"rows": …} or {"failed": why}.
+After {"fatal": why} it ends.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Answer(NamedTuple):
-    """rows, or the reason why there are none and the case that was being worked on (None: none)."""
+    """Rows; or None with the reason, and the case that was being worked on, if there was one."""
 
     rows: list[dict[str, Any]] | None
     reason: str | None = None
@@ -30,14 +29,14 @@ class Answer(NamedTuple):
 
 
 class Worker:
-    """The process, as this one sees it; a new one after each that was lost."""
+    """The process, seen from this one. After a process is lost, a new one is started."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen | None = None
         self._buffer = b""
 
     def run(self, item: dict[str, Any], limit: float) -> Answer:
-        """Measures an item in at most so many seconds."""
+        """Measure an item in at most `limit` seconds."""
         process = self._process or self._start()
         doing = None
         deadline = time.monotonic() + limit
@@ -76,7 +75,11 @@ class Worker:
         return self._process
 
     def _line(self, process: subprocess.Popen, deadline: float) -> bytes | None:
-        """The next line; None when the time is over. EOFError when the process has ended."""
+        """The next line; None when the time is over.
+
+        Raises:
+            EOFError: the process has ended.
+        """
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)
             while b"\n" not in self._buffer:
@@ -113,7 +116,7 @@ def measure(item: dict[str, Any], doing: Any) -> list[dict[str, Any]]:
 
 
 def serve() -> None:
-    """Answers items until the input ends."""
+    """Answer items until the input ends."""
     # What compilers and libraries print must not get among the answers.
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

@@ -4,10 +4,11 @@
     python benchmarks/gpu.py --no-build --no-check --budget 300
     python benchmarks/gpu.py --show benchmarks/results/gpu-h100.json
 
-Measures what the card can do (matrix products, a copy); every stage of the engine by implementation; and whole training
-steps, their time, peak memory and ratio to the reference, for batches from 81 to 4096. What is wanted most comes first,
-and what does not fit into the budget is listed as dropped. Nothing has a ratio that does not agree with the reference
-in fp64. The JSON file is written anew after every piece of work, so that a run that is cut off keeps what it has.
+It measures what the card can do (matrix products, a copy), every stage of the engine in every implementation, and the
+time, the peak memory and the ratio to the reference of whole training steps, for batches from 81 to 4,096. The most
+important measurements come first, and what does not fit into the budget is listed as dropped. A case that disagrees
+with the reference in fp64 gets no ratio. The JSON file is written again after every piece of work, so a run that is cut
+off keeps what it has.
 
 Without a GPU (or with --dry) it goes through all of that on the CPU in tiny sizes, which measures nothing.
 """
@@ -46,7 +47,12 @@ CHECK_SECONDS, SUMMARY_SECONDS, CHECK_WORKERS, RETRIES = 120, 15, 8, 4
 
 
 def main(argv: Sequence[str] | None = None, make_worker: Callable[[], Any] = Worker) -> int:
-    """Exit status: 0 all of it was measured or dropped for want of time, 1 something failed, 130 stopped."""
+    """Run the command line.
+
+    Returns:
+        The exit status: 0 if everything was measured, or dropped when time was short; 1 if something failed; 130 if the
+        run was stopped.
+    """
     start = time.monotonic()
     parser = _parser()
     options = parser.parse_args(argv)
@@ -106,7 +112,7 @@ def measure(
     save: Callable[[], None],
     now: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Measures the items that fit before the deadline, in order; the others are listed as dropped."""
+    """Measure the items that fit before the deadline, in order, and list the others as dropped."""
     queue = [item | {"number": number, "without": []} for number, item in enumerate(wanted)]
     while queue:
         item = queue.pop(0)
@@ -129,7 +135,7 @@ def measure(
 
 
 def write(path: Path, found: dict[str, Any]) -> None:
-    """Writes the file as a whole or not at all."""
+    """Write the file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -140,7 +146,7 @@ def write(path: Path, found: dict[str, Any]) -> None:
 
 
 def _build() -> dict[str, Any]:
-    """Builds the native libraries for this card alone."""
+    """Build the native libraries for this card only."""
     from gcahng.bench.system import card
 
     environment, begin = dict(os.environ), time.monotonic()
@@ -162,9 +168,10 @@ def _build() -> dict[str, Any]:
 
 
 def _check(limit: float, tests: Sequence[str] = ("tests/gpu", "tests/stages")) -> dict[str, Any]:
-    """The GPU's quick tests, some at a time where pytest-xdist is there: most of their time compiles kernels. Where the
-    limit ends before they do, what failed until then."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu and not slow", *tests, "-p", "no:cacheprovider"]
+    """Run the GPU's quick tests, several at a time if pytest-xdist is installed, since most of their time goes into
+    compiling kernels. If the limit ends before they do, say what failed until then."""
+    options = ["-o", "addopts=", "-p", "no:cacheprovider"]  # pyproject.toml's options need pytest-xdist
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu and not slow", *tests, *options]
     workers = min(CHECK_WORKERS, (os.cpu_count() or 1) // 2)
     if workers > 1 and importlib.util.find_spec("xdist"):
         command += ["-n", str(workers)]
@@ -194,7 +201,7 @@ def _check(limit: float, tests: Sequence[str] = ("tests/gpu", "tests/stages")) -
 
 
 def _describe(found: dict[str, Any]) -> None:
-    """Card, versions, and which implementations run here."""
+    """Note the card, the versions, and which implementations run here."""
     from importlib.metadata import PackageNotFoundError, version
 
     import torch
@@ -227,20 +234,20 @@ def _items(found: dict[str, Any], dry: bool) -> list[Item]:
 
 
 def _results(found: dict[str, Any]) -> Path:
-    """Named after the card; of a dry run, which results in nothing, in the folder for temporary files."""
+    """The file of results, which is named after the card. That of a dry run is in the folder for temporary files."""
     if found["dry"]:
         return Path(tempfile.gettempdir()) / "gpu-dry.json"
     return ROOT / "benchmarks" / "results" / f"gpu-{_card_name(found)}.json"
 
 
 def _card_name(found: dict[str, Any]) -> str:
-    """Such as h100-80gb-hbm3."""
+    """A name such as h100-80gb-hbm3."""
     name = found["settings"].get("card", "unknown").lower().replace("nvidia", "")
     return re.sub(r"[^a-z0-9]+", "-", name).strip("-") or "unknown"
 
 
 def _went_wrong(found: dict[str, Any]) -> bool:
-    """Anything that should not be: running out of memory and dropping for want of time are none of it."""
+    """Whether anything failed. Running out of memory and dropping items when time is short are no failures."""
     rows = [row for section in SECTIONS for row in found[section]]
     broken = any(row.get("failed") not in (None, "out of memory") or row.get("disagrees") for row in rows)
     unsound = found.get("build", {}).get("left_out") or found.get("check", {}).get("status", 0) != 0
@@ -250,11 +257,13 @@ def _went_wrong(found: dict[str, Any]) -> bool:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", type=float, default=480, help="seconds, build and check included (480)")
-    parser.add_argument("--no-build", dest="build", action="store_false", help="take the native library as it is")
+    parser.add_argument("--no-build", dest="build", action="store_false", help="take the native libraries as they are")
     parser.add_argument("--no-check", dest="check", action="store_false", help="run no tests first")
-    parser.add_argument("--dry", action="store_true", help="on the CPU in tiny sizes; the default without a GPU")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="(benchmarks/results/gpu-<card>.json)")
-    parser.add_argument("--show", type=Path, metavar="FILE", help="print the tables of such a file alone")
+    parser.add_argument("--dry", action="store_true", help="run on the CPU with tiny sizes (the default without a GPU)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file to write (benchmarks/results/gpu-<card>.json)")
+    parser.add_argument(
+        "--show", type=Path, metavar="FILE", help="only print the tables of a file that an earlier run wrote"
+    )
     return parser
 
 

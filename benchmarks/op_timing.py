@@ -1,4 +1,4 @@
-"""What the microbenchmarks of the public ops share: directions, correctness before time, peak memory."""
+"""What the benchmarks of the public ops share: directions, a check before timing, and peak memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Case(NamedTuple):
 
 
 def cases(sizes: Sequence[tuple[int, ...]], precisions: Sequence[str]) -> list[Case]:
-    """A case for every implementation that is available here; Triton's interpreter is not timed."""
+    """A case for each implementation that is available here, except Triton's interpreter."""
     return [
         Case(device, impl, precision, size, direction)
         for direction in DIRECTIONS
@@ -42,8 +42,10 @@ def cases(sizes: Sequence[tuple[int, ...]], precisions: Sequence[str]) -> list[C
 
 
 def near(found: Sequence[Tensor], plain: Sequence[Tensor], truth: Sequence[Tensor]) -> bool:
-    """Whether each tensor is as near to the float64 truth as plain PyTorch's: in the mean over its values at most twice
-    as far, and a rounding of its largest."""
+    """Whether each tensor is about as near to the float64 truth as plain PyTorch's.
+
+    Its root mean square error may be twice as large, plus four roundings of the largest value.
+    """
     for x, y, exact in zip(found, plain, truth, strict=True):
         error, allowed = ((z.double() - exact).square().mean().sqrt() for z in (x, y))
         if not error <= 2 * allowed + 4 * torch.finfo(x.dtype).eps * exact.abs().max():

@@ -3,9 +3,10 @@ that it can take.
 
     python benchmarks/roofline.py
 
-docs/roofline.md says how it is counted and what follows. Everything is derived, nothing is measured. Four modules of
-gcahng/engine give the numbers: graph.py and passes.py those of sweeps, plan.py those of products, and schedule.py the
-tiles. A kernel takes as long as its products at the chip's rate or its bytes at the memory's, whichever is longer.
+docs/roofline.md says how it is counted and what follows. Everything is derived, nothing is measured. The modules of
+gcahng/engine give the numbers: graph.py, metric_pass.py and generator_pass.py those of sweeps, plan.py those of
+products, and schedule.py the tiles. A kernel takes as long as its products at the chip's rate or its bytes at the
+memory's, whichever is longer.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""Make a table of results: train each setting with several seeds, and average what the runs' summaries say.
+"""Make a table of results: train each setting with several seeds, and average what the summaries of the runs say.
 
     python benchmarks/table.py readme                 # N-pair and GCA-HNG, three seeds
     python benchmarks/table.py wide --only 'npair*'   # part of a larger grid
     python benchmarks/table.py wide --dry-run         # what is done, what is left, and the commands
 
-Kill it at any time: the same command goes on where it stopped. Each run is a process of its own, one at a time, in a
-folder under `--out`; those that finished are kept, one that did not is started again. After every run `table.md` and
-`table.json` there are written anew. Options after `--` go to every `gcahng train`, for example `-- --device cuda`.
+You can kill it at any time: the same command continues where it stopped. Each run is a process of its own, one at a
+time, in a folder under `--out`. Runs that finished are kept, and one that did not is started again. After every run,
+`table.md` and `table.json` are written again. Options after `--` go to every `gcahng train`, for example `-- --device
+cuda`.
 """
 
 from __future__ import annotations
@@ -43,10 +44,10 @@ BASES = ("npair", "proxy_anchor", "supcon", "arcface")
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of a table: a name and the options of `gcahng train` that make it.
+    """One row of the table: a name, and the options of `gcahng train` that make it.
 
-    With `as_long_as`, the name of another setting, it trains for as many steps as take the time that the other one's
-    took (see `step_time`); `like` names the setting with the same options whose pace tells how many these are.
+    A setting with `as_long_as` trains for as many steps as take the time of that other setting (see `step_time`).
+    `like` names a setting with the same options, whose time for a step says how many steps these are.
     """
 
     name: str
@@ -77,22 +78,22 @@ PRESETS: dict[str, Callable[[], list[Setting]]] = {"readme": readme_settings, "w
 
 
 def step_time(summary: dict[str, Any]) -> float:
-    """Seconds in a run's training steps, set-up and evaluation left out: on the CPU those of its threads, which a busy
+    """The seconds of a run's training steps, without set-up and evaluation. On the CPU it is the CPU time, which a busy
     machine does not lengthen."""
     return summary["step_cpu_seconds" if summary["device"] == "cpu" else "step_seconds"]
 
 
 class TableError(Exception):
-    """What the person who runs this has to change, in one line."""
+    """A mistake of the person who runs this, in one line that says what to change."""
 
 
 class Table:
-    """The settings x seeds of one output folder, and how far each is.
+    """The runs of one output folder, one for each setting and seed, and how far each is.
 
     Args:
-        out: the folder; run folders, logs and the table go there.
-        settings: all that the preset has.
-        seeds: one run of each setting for each.
+        out: the folder of the runs, the logs and the table.
+        settings: all settings of the preset.
+        seeds: each setting has one run for each seed.
         extra: options for every run.
     """
 
@@ -106,11 +107,11 @@ class Table:
         return self.out / "runs" / f"{setting.name}-seed{seed}"
 
     def record(self, setting: Setting, seed: int) -> Path:
-        """Where the options of a run are kept, so that a result is never taken for one of other options."""
+        """Where the options of a run are stored, so that a result is never taken for one of other options."""
         return self.out / "options" / f"{setting.name}-seed{seed}.json"
 
     def options(self, setting: Setting, seed: int) -> list[str] | None:
-        """The options of one run, or None while the runs that its number of steps follows from are unfinished."""
+        """The options of one run. None as long as the runs that its number of steps follows from are not finished."""
         steps: list[str] = []
         if setting.as_long_as is not None:
             pace = self.summary(self.settings[setting.like], seed)
@@ -145,7 +146,7 @@ class Table:
         return summary
 
     def prepare(self, setting: Setting, seed: int, options: Sequence[str]) -> list[str]:
-        """Clear away an unfinished run, note the options, and give the command."""
+        """Remove an unfinished run, note the options, and return the command."""
         run_dir, record = self.run_dir(setting, seed), self.record(setting, seed)
         if run_dir.exists():
             if not record.exists():
@@ -156,7 +157,7 @@ class Table:
         return self._command(setting, seed, options)
 
     def rows(self) -> list[dict[str, Any]]:
-        """What is finished: for each setting its runs, and mean and sample standard deviation over them."""
+        """The finished settings, each with its runs and their mean and sample standard deviation."""
         rows = []
         for setting in self.settings.values():
             runs = []
@@ -210,7 +211,7 @@ def markdown(rows: Sequence[dict[str, Any]], machine: str) -> str:
 
 
 def _mean_and_std(row: dict[str, Any], name: str, *, factor: float = 1, digits: int) -> str:
-    """ "mean ± std", the mean alone of a single run or of equal steps, a dash without a run."""
+    """ "mean ± std"; only the mean for a single run or for equal steps; a dash without a run."""
     if name not in row["mean"]:
         return "–"
     mean = f"{factor * row['mean'][name]:.{digits}f}"
@@ -220,10 +221,10 @@ def _mean_and_std(row: dict[str, Any], name: str, *, factor: float = 1, digits: 
 
 
 def run_logged(command: Sequence[str], log: Path, lock: int | None) -> int:
-    """Run `gcahng ...` with this Python, its output in `log`; the exit status.
+    """Run `gcahng ...` with this Python, with its output in `log`, and return the exit status.
 
-    The process inherits the open file `lock`: should this script be killed outright, the folder stays locked for as
-    long as its last run goes on.
+    The process inherits the open file `lock`. So if this script is killed, the folder stays locked until its last run
+    ends.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as output:
@@ -248,7 +249,11 @@ def run_logged(command: Sequence[str], log: Path, lock: int | None) -> int:
 
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[int | None]:
-    """Hold the folder for this process, and those that inherit the file; TableError where another one has it."""
+    """Hold the folder for this process and those that inherit the file.
+
+    Raises:
+        TableError: another process holds it.
+    """
     if fcntl is None:
         yield None
         return
@@ -278,7 +283,7 @@ def show_plan(table: Table, selected: Sequence[Setting]) -> None:
 
 
 def run_all(table: Table, selected: Sequence[Setting], run: Runner, lock: int | None) -> int:
-    """Run what is left, one after the other, and write the table after each; the number of runs that failed."""
+    """Run what is left, one after the other, and write the table after each. Returns how many runs failed."""
     failed, number, total = 0, 0, len(selected) * len(table.seeds)
     for setting in selected:
         for seed in table.seeds:
@@ -308,7 +313,7 @@ def run_all(table: Table, selected: Sequence[Setting], run: Runner, lock: int | 
 
 
 def _read_json(path: Path) -> Any:
-    """What a JSON file holds, or None where there is none, or half of one."""
+    """What a JSON file holds; None if there is no file, or if it was cut short."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
@@ -316,7 +321,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all."""
+    """Write a file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")
@@ -354,7 +359,12 @@ def _stop(signal_number: int, frame: object) -> None:
 
 
 def main(argv: Sequence[str] | None = None, run: Runner = run_logged) -> int:
-    """Exit status: 0 all selected runs are finished, 1 some failed, 2 a mistake in the arguments, 130 stopped."""
+    """Run the command line.
+
+    Returns:
+        The exit status: 0 if all selected runs are finished, 1 if some failed, 2 after a mistake in the arguments, 130
+        if stopped.
+    """
     arguments, extra = _parse(sys.argv[1:] if argv is None else argv)
     out = arguments.out or Path("runs") / f"table-{arguments.preset}"
     started = time.monotonic()

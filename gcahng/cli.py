@@ -86,7 +86,7 @@ def _run(arguments: list[str]) -> int:
     if name not in COMMANDS:
         meant = get_close_matches(name, COMMANDS, n=1)
         hint = f"; did you mean {meant[0]}?" if meant else f"; the commands are {', '.join(COMMANDS)}"
-        raise UserError(f"{name} is no command{hint}")
+        raise UserError(f"{name} is not a command{hint}")
     return import_module(COMMANDS[name][0]).run(rest)
 
 

@@ -260,7 +260,7 @@ def config_from_dict(values: dict[str, Any], cls: type[_Config] = TrainConfig, p
         raise UserError(f"{prefix.removesuffix('.')} is {given}; it must hold {options}, or be left out")
     for name in values:
         if name not in known:
-            raise UserError(f"{prefix}{name} is no option; {prefix or 'there are '}{', '.join(sorted(known))}")
+            raise UserError(f"{prefix}{name} is not an option; it must be one of {', '.join(sorted(known))}")
     built = {
         name: config_from_dict(value, hints[name], f"{prefix}{name}.") if is_dataclass(hints[name]) else value
         for name, value in values.items()

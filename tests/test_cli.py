@@ -38,9 +38,9 @@ def test_version() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["trian"], "trian is no command; did you mean train?"),
-        (["frobnicate"], "frobnicate is no command; the commands are train, eval, "),
-        (["--verbose"], "--verbose is no command"),
+        (["trian"], "trian is not a command; did you mean train?"),
+        (["frobnicate"], "frobnicate is not a command; the commands are train, eval, "),
+        (["--verbose"], "--verbose is not a command"),
         (["env", "--x"], "unrecognized arguments: --x; see gcahng env --help"),
         (["eval"], "the following arguments are required: RUN_OR_CHECKPOINT"),
         (["eval", "nowhere"], "nowhere does not exist; name a run folder or a checkpoint file"),
@@ -60,7 +60,7 @@ def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytes
 def test_a_mistake_in_a_fresh_process_has_no_traceback() -> None:
     result = run("train", "--stepz", "3")
     assert result.returncode == 2 and result.stdout == ""
-    assert result.stderr == "gcahng: error: --stepz is no option; did you mean --steps?; see gcahng train --help\n"
+    assert result.stderr == "gcahng: error: --stepz is not an option; did you mean --steps?; see gcahng train --help\n"
 
 
 @pytest.mark.processes

@@ -10,7 +10,7 @@ import torch
 
 from gcahng.bench.cases import PRECISIONS, Case
 from gcahng.bench.peak import Peak, measure_peak
-from gcahng.bench.progress import Progress
+from gcahng.bench.progress import ProgressBar
 from gcahng.engine.plan import StepSize, expected_bytes
 from gcahng.errors import UserError
 
@@ -46,7 +46,7 @@ def measure(cases: Sequence[Case], extra: Sequence[tuple[Case, Case]], steps: in
     failed: dict[Case, str] = {}
     rows = []
     wanted = [*cases, *(case for pair in extra for case in pair)]
-    with Progress(len(dict.fromkeys(wanted))) as progress:
+    with ProgressBar(len(dict.fromkeys(wanted))) as progress:
         for case in dict.fromkeys(wanted):
             progress.doing(f"n = {case.batch}, M = {case.classes}, {case.name}")
             try:

@@ -9,7 +9,7 @@ from types import TracebackType
 _WIDTH = 30
 
 
-class Progress:
+class ProgressBar:
     """Shows how much work is done. It is silent unless standard error is a terminal. Use it as a context manager."""
 
     def __init__(self, total: int) -> None:
@@ -17,7 +17,7 @@ class Progress:
         self._start = time.monotonic()
         self._shows = sys.stderr.isatty()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressBar:
         return self
 
     def __exit__(

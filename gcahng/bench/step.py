@@ -13,7 +13,7 @@ import torch
 from gcahng.bench.agreement import Agreement
 from gcahng.bench.cases import Case, Problem
 from gcahng.bench.peak import measure_peak
-from gcahng.bench.progress import Progress
+from gcahng.bench.progress import ProgressBar
 from gcahng.bench.system import ProductRate, seconds
 from gcahng.engine.free_memory import free_memory
 from gcahng.engine.plan import edge_products, floor_products
@@ -56,7 +56,7 @@ def measure(sizes: Sequence[Case], variants: Sequence[Case], reps: int, peaks: b
     times: dict[tuple[int, str], list[float]] = {key: [] for key in products}
     rows = []
     count = len(cases[0])
-    with Progress(len(sizes) * (count * (reps + 1 + peaks) + 1)) as progress:
+    with ProgressBar(len(sizes) * (count * (reps + 1 + peaks) + 1)) as progress:
         for group in cases:
             rows += _measure_size(group, reps, peaks, products, times, progress)
     rates = {key: products[key].flops / statistics.median(own) for key, own in times.items()}
@@ -75,7 +75,7 @@ def _measure_size(
     peaks: bool,
     products: dict[tuple[int, str], ProductRate],
     rates: dict[tuple[int, str], list[float]],
-    progress: Progress,
+    progress: ProgressBar,
 ) -> list[dict[str, Any]]:
     baseline, *others = cases
     disagrees = _disagreements(baseline, others, progress)
@@ -124,7 +124,7 @@ def _measure_size(
     return rows
 
 
-def _disagreements(baseline: Case, others: list[Case], progress: Progress) -> dict[Case, str | None]:
+def _disagreements(baseline: Case, others: list[Case], progress: ProgressBar) -> dict[Case, str | None]:
     """For each case, why it has no ratios; None if it agrees with the reference."""
     reasons: dict[Case, str | None] = {baseline: None}
     if not _fits(baseline, 2 * REFERENCE_BYTES):

@@ -51,7 +51,9 @@ def run(arguments: list[str]) -> int:
     if not given:
         parser.error("the following arguments are required: RUN_OR_CHECKPOINT")
     if len(given) > 1:
-        raise UserError(f"{' and '.join(f'{name}{value}' for name, value in given.items())} are given; evaluate one")
+        raise UserError(
+            f"{' and '.join(f'{name}{value}' for name, value in given.items())} are given; give only one of them"
+        )
     if options.onnx is not None:
         if options.onnx.suffix != ".onnx":
             raise UserError(f"--onnx is {options.onnx}; it must be a .onnx file that gcahng export wrote")

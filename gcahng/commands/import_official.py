@@ -21,7 +21,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument(
         "--backbone", choices=("googlenet", "resnet50", "dino"), required=True, help="the checkpoint's network"
     )
-    parser.add_argument("--data", choices=sets, help="data set that it was trained on (told by the number of classes)")
+    parser.add_argument("--data", choices=sets, help="data set that it was trained on (the one with as many classes)")
     options = parser.parse_args(arguments)
 
     from gcahng.models.official import import_official

@@ -202,7 +202,7 @@ def _embeddings(
             )
         return read_embeddings(options.sources[0]), None
     if options.sources and all(map(is_embeddings, options.sources)):
-        raise UserError(f"--model embeds images; {options.sources[0]} is a file of embeddings: leave --model out")
+        raise UserError(f"--model is given and {options.sources[0]} is a file of embeddings; leave --model out")
     model = load_model(options.model, options.which)
     temporary = index.with_name(f"{index.name}.embeddings.safetensors")
     return embed_sources(options, model, options.sources, temporary, like, check), temporary

@@ -74,7 +74,7 @@ def run(arguments: list[str]) -> int:
             f"--classes is {options.classes}; it must be at least {options.batch // views}, the classes in a batch"
         )
     if options.stages == "fused" and views > MOST_VIEWS:
-        raise UserError(f"--views is {views}; fused stages take up to {MOST_VIEWS}, --stages torch any number")
+        raise UserError(f"--views is {views}; it must be at most {MOST_VIEWS}, unless --stages is torch")
     beyond = views > MOST_VIEWS or options.dim > MOST_CHANNELS.get(options.device, options.dim)
     size = StepSize(
         batch=options.batch,

@@ -126,7 +126,7 @@ def _rows(options: argparse.Namespace, count: int) -> list[int]:
         return list(range(count))
     for row in options.rows:
         if not 0 <= row < count:
-            raise UserError(f"--rows has {row}; the queries are 0 … {count - 1}")
+            raise UserError(f"--rows has {row}; it must be from 0 to {count - 1}, the rows of the queries")
     return options.rows
 
 

@@ -184,7 +184,7 @@ def _one_line(message: str, parser: ArgumentParser) -> str:
     if unknown := re.match(r"[Uu]nrecognized arguments: (\S+?)(=.*)?(\s|$)", message):
         option = unknown[1]
         meant = get_close_matches(option, [name for a in parser._actions for name in a.option_strings], n=1, cutoff=0.5)
-        return f"{option} is no option{f'; did you mean {meant[0]}?' if meant else ''}; see gcahng train --help"
+        return f"{option} is not an option{f'; did you mean {meant[0]}?' if meant else ''}; see gcahng train --help"
     message = re.sub(r'Parser key "([^"]+)":', r"\1:", message)
     message = re.sub(r"<class '(\w+)'>", r"\1", message)
     message = re.sub(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gcahng.data.class_folders import ClassFolders, names_in, scan
-from gcahng.data.listing import DataMismatch, DataSetFiles, Difference, Entry, ReportDifference, locate
+from gcahng.data.listing import DataMismatch, DataSetFiles, Difference, Entry, NoteDifference, locate
 from gcahng.data.spec import Counts, DataSetSpec, key_of, not_found
 from gcahng.extras import require
 
@@ -41,9 +41,7 @@ def find(root: Path, csv: Path | None) -> DataSetFiles:
     if (base := locate(root, "cars_annos.mat", *below)) is not None:
         annotations = base / "cars_annos.mat"
         key = key_of("cars196", "1", files=[annotations])
-        return DataSetFiles(
-            base, key, lambda report: _annotated(annotations, annotations, "relative_im_path", "", report)
-        )
+        return DataSetFiles(base, key, lambda note: _annotated(annotations, annotations, "relative_im_path", "", note))
     if (base := locate(root, "devkit/cars_train_annos.mat", *below)) is not None:
         return _find_devkit(base)
     for base in (root, *(root / name for name in below)):
@@ -51,7 +49,7 @@ def find(root: Path, csv: Path | None) -> DataSetFiles:
         scanned = [scan(base, name) for name in folders] if base.is_dir() else []
         if any(_class_of(name) is not None for folder in scanned for name in folder.classes):
             key = key_of("cars196", "3", *(line for folder in scanned for line in names_in(folder)))
-            return DataSetFiles(base, key, lambda report, scanned=scanned: _foldered(scanned, report))
+            return DataSetFiles(base, key, lambda note, scanned=scanned: _foldered(scanned, note))
     missing = ["cars_annos.mat", "devkit/cars_train_annos.mat", "class folders"]
     raise not_found("cars196", root, missing, _LAYOUT, _SOURCE)
 
@@ -64,20 +62,20 @@ def _find_devkit(base: Path) -> DataSetFiles:
     train, test = base / "devkit" / "cars_train_annos.mat", labels_folder / _TEST_LABELS
     names = base / "devkit" / "cars_meta.mat"
 
-    def entries(report: ReportDifference) -> Iterator[Entry]:
-        yield from _annotated(train, names, "fname", "cars_train/", report)
-        yield from _annotated(test, names, "fname", "cars_test/", report)
+    def entries(note: NoteDifference) -> Iterator[Entry]:
+        yield from _annotated(train, names, "fname", "cars_train/", note)
+        yield from _annotated(test, names, "fname", "cars_test/", note)
 
     files = [train, test, *([names] if names.is_file() else [])]
     return DataSetFiles(base, key_of("cars196", "2", files=files), entries)
 
 
-def _annotated(path: Path, names_from: Path, path_field: str, below: str, report: ReportDifference) -> Iterator[Entry]:
+def _annotated(path: Path, names_from: Path, path_field: str, below: str, note: NoteDifference) -> Iterator[Entry]:
     annotations = _load_mat(path).get("annotations")
     fields = annotations.dtype.names or () if annotations is not None else ()
     if path_field not in fields or "class" not in fields:
         remedy = f"it must have annotations with {path_field} and class: restore the original file"
-        report(Difference(f"{path} has no annotations with {path_field} and class", remedy))
+        note(Difference(f"{path} has no annotations with {path_field} and class", remedy))
         return
     names = _class_names(names_from)
     for number, annotation in enumerate(annotations.ravel(), start=1):
@@ -85,25 +83,25 @@ def _annotated(path: Path, names_from: Path, path_field: str, below: str, report
         name, label = _scalar(annotation[path_field]), _scalar(annotation["class"])
         if not isinstance(name, str) or not isinstance(label, int) or not 1 <= label <= CLASSES:
             remedy = f"it must have a path and a class from 1 to {CLASSES}: restore the original {path}"
-            report(Difference(f"{where} has the path {name!r} and the class {label!r}", remedy))
+            note(Difference(f"{where} has the path {name!r} and the class {label!r}", remedy))
             continue
         title = names[label - 1] if label <= len(names) else f"{label:03}"
         image = name if name.startswith("/") else below + name
         yield Entry(_split_of(label), image, label, title, where)
 
 
-def _foldered(scanned: list[ClassFolders], report: ReportDifference) -> Iterator[Entry]:
-    reported = set()
+def _foldered(scanned: list[ClassFolders], note: NoteDifference) -> Iterator[Entry]:
+    noted = set()
     for folder in scanned:
-        for name, path in folder.paths(report):
+        for name, path in folder.paths(note):
             label = _class_of(name)
             if label is None:
-                if name not in reported:
-                    reported.add(name)
+                if name not in noted:
+                    noted.add(name)
                     remedy = (
                         "its name must start with the make, as in Acura RL Sedan 2012, or with the number of the class"
                     )
-                    report(Difference(f"{name}/ is not a class of Cars196", f"{remedy}: rename or remove it"))
+                    note(Difference(f"{name}/ is not a class of Cars196", f"{remedy}: rename or remove it"))
                 continue
             split = _split_of(label) if isinstance(label, int) else label
             yield Entry(split, path, name, name, f"{path.rpartition('/')[0]}/")

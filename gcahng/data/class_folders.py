@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gcahng.data.listing import DataMismatch, Difference, ReportDifference
+from gcahng.data.listing import DataMismatch, Difference, NoteDifference
 
 # The same as torchvision.datasets.folder.IMG_EXTENSIONS.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -27,15 +27,15 @@ class ClassFolders:
     classes: dict[str, list[str]]
     strays: list[str]
 
-    def paths(self, report: ReportDifference) -> Iterator[tuple[str, str]]:
-        """Yield the class and path of every image. Report images outside of class folders and empty class folders."""
+    def paths(self, note: NoteDifference) -> Iterator[tuple[str, str]]:
+        """Yield the class and path of every image. Note images outside of class folders and empty class folders."""
         prefix = f"{self.below}/" if self.below else ""
         for stray in self.strays:
-            report(Difference(f"{prefix}{stray} is not in a class folder", f"move it to {prefix}CLASS/, or remove it"))
+            note(Difference(f"{prefix}{stray} is not in a class folder", f"move it to {prefix}CLASS/, or remove it"))
         for name, files in self.classes.items():
             if not files:
                 kinds = ", ".join(EXTENSIONS)
-                report(
+                note(
                     Difference(
                         f"{prefix}{name}/ has no images ({kinds})", "remove the folder, or add the images of the class"
                     )

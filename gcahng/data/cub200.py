@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from gcahng.data.listing import DataSetFiles, Difference, Entry, ReportDifference, bad_line, lines_of, locate
+from gcahng.data.listing import DataSetFiles, Difference, Entry, NoteDifference, bad_line, lines_of, locate
 from gcahng.data.spec import Counts, DataSetSpec, key_of, missing_from, not_found
 
 CLASSES = 200
@@ -22,43 +22,39 @@ def find(root: Path, csv: Path | None) -> DataSetFiles:
     if missing := missing_from(base, ("images.txt", "image_class_labels.txt", "images/")):
         raise not_found("cub200", base, missing, _LAYOUT, _SOURCE)
     files = [base / "images.txt", base / "image_class_labels.txt"]
-    return DataSetFiles(base, key_of("cub200", files=files), lambda report: _entries(*files, report))
+    return DataSetFiles(base, key_of("cub200", files=files), lambda note: _entries(*files, note))
 
 
-def _entries(images: Path, labels: Path, report: ReportDifference) -> Iterator[Entry]:
+def _entries(images: Path, labels: Path, note: NoteDifference) -> Iterator[Entry]:
     classes: dict[str, int] = {}
-    for number, line in lines_of(labels, report):
+    for number, line in lines_of(labels, note):
         fields = line.split()
         if len(fields) != 2 or not all(field.isdecimal() for field in fields) or not 1 <= int(fields[1]) <= CLASSES:
-            report(bad_line(labels, number, line, f"`image_id class_id` with a class from 1 to {CLASSES}"))
+            note(bad_line(labels, number, line, f"`image_id class_id` with a class from 1 to {CLASSES}"))
         elif fields[0] in classes:
-            report(_listed_before(labels, number, fields[0]))
+            note(_listed_before(labels, number, fields[0]))
         else:
             classes[fields[0]] = int(fields[1])
     listed = set()
-    for number, line in lines_of(images, report):
+    for number, line in lines_of(images, note):
         image, _, path = line.partition(" ")
         if not image.isdecimal() or not path.strip():
-            report(bad_line(images, number, line, "`image_id path`"))
+            note(bad_line(images, number, line, "`image_id path`"))
             continue
         if image in listed:
-            report(_listed_before(images, number, image))
+            note(_listed_before(images, number, image))
             continue
         listed.add(image)
         where = f"{images.name} line {number}"
         if image not in classes:
-            report(
-                Difference(f"{where}: image {image} has no class in {labels.name}", f"restore the original {labels}")
-            )
+            note(Difference(f"{where}: image {image} has no class in {labels.name}", f"restore the original {labels}"))
             continue
         label, path = classes[image], path.strip()
         split = "train" if label <= TRAIN_CLASSES else "test"
         yield Entry(split, f"images/{path}" if not path.startswith("/") else path, label, path.split("/")[0], where)
     for image in classes:
         if image not in listed:
-            report(
-                Difference(f"{labels.name}: image {image} is not in {images.name}", f"restore the original {images}")
-            )
+            note(Difference(f"{labels.name}: image {image} is not in {images.name}", f"restore the original {images}"))
 
 
 def _listed_before(path: Path, number: int, image: str) -> Difference:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gcahng.data.class_folders import ClassFolders, names_in, scan
-from gcahng.data.listing import DataSetFiles, Entry, ReportDifference
+from gcahng.data.listing import DataSetFiles, Entry, NoteDifference
 from gcahng.data.spec import DataSetSpec, key_of, not_found
 
 # The split of each folder. query/ and gallery/ together take the place of test/.
@@ -28,12 +28,12 @@ def find(root: Path, csv: Path | None) -> DataSetFiles:
         folders = [name for name in folders if name not in ("query", "gallery")]
     scanned = [scan(root, name) for name in folders]
     key = key_of("folder", *(line for folder in scanned for line in names_in(folder)))
-    return DataSetFiles(root, key, lambda report: _entries(scanned, report))
+    return DataSetFiles(root, key, lambda note: _entries(scanned, note))
 
 
-def _entries(scanned: list[ClassFolders], report: ReportDifference) -> Iterator[Entry]:
+def _entries(scanned: list[ClassFolders], note: NoteDifference) -> Iterator[Entry]:
     for folder in scanned:
-        for name, path in folder.paths(report):
+        for name, path in folder.paths(note):
             yield Entry(_SPLITS[folder.below], path, name, name, f"{folder.below}/{name}/")
 
 

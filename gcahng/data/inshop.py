@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from gcahng.data.listing import DataSetFiles, Difference, Entry, ReportDifference, bad_line, lines_of, locate
+from gcahng.data.listing import DataSetFiles, Difference, Entry, NoteDifference, bad_line, lines_of, locate
 from gcahng.data.spec import Counts, DataSetSpec, key_of, not_found
 
 _LIST = "list_eval_partition.txt"
@@ -27,29 +27,29 @@ def find(root: Path, csv: Path | None) -> DataSetFiles:
         raise not_found("inshop", root, missing, _LAYOUT, _SOURCE)
     path = lists / _LIST
     below = "" if base == root else f"{base.name}/"
-    return DataSetFiles(root, key_of("inshop", below, files=[path]), lambda report: _entries(path, below, report))
+    return DataSetFiles(root, key_of("inshop", below, files=[path]), lambda note: _entries(path, below, note))
 
 
-def _entries(path: Path, below: str, report: ReportDifference) -> Iterator[Entry]:
-    lines = lines_of(path, report)
+def _entries(path: Path, below: str, note: NoteDifference) -> Iterator[Entry]:
+    lines = lines_of(path, note)
     number, count = next(lines, (1, ""))
     if not count.isdecimal():
-        report(bad_line(path, number, count, "the number of images"))
+        note(bad_line(path, number, count, "the number of images"))
     number, header = next(lines, (2, ""))
     if header.split() != _HEADER.split():
-        report(bad_line(path, number, header, f"the header `{_HEADER}`"))
+        note(bad_line(path, number, header, f"the header `{_HEADER}`"))
     listed = 0
     for number, line in lines:
         listed += 1
         fields = line.split()
         if len(fields) != 3 or fields[2] not in _SPLITS:
-            report(bad_line(path, number, line, f"`{_HEADER}` with a status of {', '.join(_SPLITS)}"))
+            note(bad_line(path, number, line, f"`{_HEADER}` with a status of {', '.join(_SPLITS)}"))
             continue
         name, item, status = fields
         image = name if name.startswith("/") else below + name
         yield Entry(_SPLITS[status], image, item, item, f"{path.name} line {number}")
     if count.isdecimal() and int(count) != listed:
-        report(
+        note(
             Difference(
                 f"{path.name} line 1 says {int(count):,} images and {listed:,} lines follow",
                 f"restore the original {path}",

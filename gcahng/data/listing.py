@@ -53,11 +53,11 @@ class DataMismatch(UserError):
         self.difference = difference
 
 
-ReportDifference = Callable[[Difference], None]
+NoteDifference = Callable[[Difference], None]
 
 
 def raise_difference(difference: Difference) -> None:
-    """A `ReportDifference` that stops at the first difference.
+    """A `NoteDifference` that stops at the first difference.
 
     Raises:
         DataMismatch: always, with `difference`.
@@ -73,12 +73,12 @@ class DataSetFiles:
         root: the folder that paths are relative to.
         key: a hash that changes with the label files. For class folders it changes when a file is added, removed or
             renamed.
-        entries: yields the images and reports what it cannot understand.
+        entries: yields the images and notes what it cannot understand.
     """
 
     root: Path
     key: str
-    entries: Callable[[ReportDifference], Iterable[Entry]]
+    entries: Callable[[NoteDifference], Iterable[Entry]]
 
 
 @dataclass(frozen=True)
@@ -106,12 +106,12 @@ class Listing:
     splits: dict[str, SplitFiles]
 
 
-def collect(data_files: DataSetFiles, report: ReportDifference) -> Listing:
+def collect(data_files: DataSetFiles, note: NoteDifference) -> Listing:
     """Read the label files and look at every file that they list.
 
     Args:
         data_files: the label files.
-        report: called with each path that leaves the folder, file that is listed twice, missing file, class in two
+        note: called with each path that leaves the folder, file that is listed twice, missing file, class in two
             splits, and split without images. If it returns, the listing goes on without the file in question.
 
     Raises:
@@ -122,9 +122,9 @@ def collect(data_files: DataSetFiles, report: ReportDifference) -> Listing:
     missing: list[Entry] = []
     present: list[tuple[Entry, int]] = []
     listed = Counter[str]()
-    for entry in data_files.entries(report):
+    for entry in data_files.entries(note):
         if entry.path in first_listed:
-            report(
+            note(
                 Difference(
                     f"{entry.where}: {entry.path} is listed twice, first in {first_listed[entry.path]}",
                     "an image belongs to one class and one split: keep one of the lines",
@@ -135,22 +135,22 @@ def collect(data_files: DataSetFiles, report: ReportDifference) -> Listing:
         listed[_parent(entry.path)] += 1
         problem, size = folder.look_at(entry)
         if problem is not None:
-            report(problem)
+            note(problem)
         elif size is None:
             missing.append(entry)
         else:
             present.append((entry, size))
-    _report_missing(missing, listed, report)
-    _report_shared_classes([entry for entry, _ in present], report)
+    _note_missing(missing, listed, note)
+    _note_shared_classes([entry for entry, _ in present], note)
     splits = _number_classes(present)
     for split in ("train", "test"):
         if split not in splits:
-            report(Difference(f"{data_files.root} has no {split} images", "it must have some"))
+            note(Difference(f"{data_files.root} has no {split} images", "it must have some"))
     return Listing(data_files.root, splits)
 
 
-def lines_of(path: Path, report: ReportDifference) -> Iterator[tuple[int, str]]:
-    """Yield the number and text of each line that is not blank. Report lines that are not UTF-8.
+def lines_of(path: Path, note: NoteDifference) -> Iterator[tuple[int, str]]:
+    """Yield the number and text of each line that is not blank. Note lines that are not UTF-8.
 
     Raises:
         DataMismatch: the file cannot be read.
@@ -159,7 +159,7 @@ def lines_of(path: Path, report: ReportDifference) -> Iterator[tuple[int, str]]:
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
         except UnicodeDecodeError:
-            report(bad_line(path, number, repr(line)[1:], "UTF-8 text"))
+            note(bad_line(path, number, repr(line)[1:], "UTF-8 text"))
             continue
         if text:
             yield number, text
@@ -234,17 +234,17 @@ def _parent(path: str) -> str:
     return path.rpartition("/")[0] or "."
 
 
-def _report_missing(missing: list[Entry], listed: Counter[str], report: ReportDifference) -> None:
-    """Report each missing file, or once a folder whose files are all missing."""
+def _note_missing(missing: list[Entry], listed: Counter[str], note: NoteDifference) -> None:
+    """Note each missing file, or once a folder whose files are all missing."""
     missing_in = Counter(_parent(entry.path) for entry in missing)
     remedy = "unpack the original archive again, or correct the list"
-    reported: set[str] = set()
+    noted: set[str] = set()
     for entry in missing:
         parent = _parent(entry.path)
         if missing_in[parent] == listed[parent] > 1:
-            if parent not in reported:
-                reported.add(parent)
-                report(
+            if parent not in noted:
+                noted.add(parent)
+                note(
                     Difference(
                         f"{parent}/: all {missing_in[parent]:,} files listed there are missing, "
                         f"the first in {entry.where}",
@@ -252,11 +252,11 @@ def _report_missing(missing: list[Entry], listed: Counter[str], report: ReportDi
                     )
                 )
         else:
-            report(Difference(f"{entry.path} is missing (listed in {entry.where})", remedy))
+            note(Difference(f"{entry.path} is missing (listed in {entry.where})", remedy))
 
 
-def _report_shared_classes(entries: list[Entry], report: ReportDifference) -> None:
-    """Report classes that are in two splits, as in an image-level split."""
+def _note_shared_classes(entries: list[Entry], note: NoteDifference) -> None:
+    """Note classes that are in two splits, as in an image-level split."""
     sides: dict[str, dict[int | str, Entry]] = {}
     for entry in entries:
         side = "test" if entry.split == "gallery" else entry.split
@@ -265,7 +265,7 @@ def _report_shared_classes(entries: list[Entry], report: ReportDifference) -> No
         shared = [label for label in sides.get(one, {}) if label in sides.get(other, {})]
         if shared:
             first, second = sides[one][shared[0]], sides[other][shared[0]]
-            report(
+            note(
                 Difference(
                     f"{len(shared):,} of {len(sides[one]):,} {one} classes are {other} classes too, such as "
                     f"{first.class_name} ({first.where} and {second.where})",

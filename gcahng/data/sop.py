@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from gcahng.data.listing import DataSetFiles, Entry, ReportDifference, bad_line, lines_of, locate
+from gcahng.data.listing import DataSetFiles, Entry, NoteDifference, bad_line, lines_of, locate
 from gcahng.data.spec import Counts, DataSetSpec, key_of, missing_from, not_found
 
 _HEADER = "image_id class_id super_class_id path"
@@ -21,19 +21,19 @@ def find(root: Path, csv: Path | None) -> DataSetFiles:
     if missing := missing_from(base, _FILES.values()):
         raise not_found("sop", base, missing, _LAYOUT, _SOURCE)
     files = [base / name for name in _FILES.values()]
-    return DataSetFiles(base, key_of("sop", files=files), lambda report: _entries(base, report))
+    return DataSetFiles(base, key_of("sop", files=files), lambda note: _entries(base, note))
 
 
-def _entries(base: Path, report: ReportDifference) -> Iterator[Entry]:
+def _entries(base: Path, note: NoteDifference) -> Iterator[Entry]:
     for split, name in _FILES.items():
-        lines = lines_of(base / name, report)
+        lines = lines_of(base / name, note)
         number, header = next(lines, (1, ""))
         if header.split() != _HEADER.split():
-            report(bad_line(base / name, number, header, f"the header `{_HEADER}`"))
+            note(bad_line(base / name, number, header, f"the header `{_HEADER}`"))
         for number, line in lines:
             fields = line.split(maxsplit=3)
             if len(fields) != 4 or not all(field.isdecimal() for field in fields[:3]):
-                report(bad_line(base / name, number, line, f"`{_HEADER}`"))
+                note(bad_line(base / name, number, line, f"`{_HEADER}`"))
             else:
                 yield Entry(split, fields[3], int(fields[1]), fields[1], f"{name} line {number}")
 

@@ -152,7 +152,8 @@ def embed_to_file(
         The embeddings, and what was left out or was there already.
 
     Raises:
-        UserError: `out` or its .part is of other images, another network or other options, or a file cannot be written.
+        UserError: `out` or its .part was made from other images, another network or other options; or a file cannot be
+            written.
         UnreadableImage: an image cannot be read, and `skip_unreadable` is off.
     """
     options = options or EmbedOptions()
@@ -167,7 +168,9 @@ def embed_to_file(
     if out.exists():
         there = read_embeddings(out)
         if there.key != key.of_first(len(images)):
-            raise UserError(f"{out} exists and is of other images, another network or other options; remove it first")
+            raise UserError(
+                f"{out} exists and was made from other images, another network or other options; remove it first"
+            )
         embedded = set(there.items.names)
         left_out_before = [name for name in items.names if name not in embedded]
         if left_out_before and not options.skip_unreadable:
@@ -197,7 +200,7 @@ def embed_to_file(
 
 
 class _Embedder:
-    """Within, a network in evaluation mode on its device."""
+    """A context in which a network is in evaluation mode, on its device."""
 
     def __init__(self, network: nn.Module, options: EmbedOptions) -> None:
         self._network, self._options = network, options

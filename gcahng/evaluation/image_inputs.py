@@ -34,9 +34,10 @@ def with_data(config: DataConfig, options: dict[str, Any]) -> DataConfig:
     if name != config.name:
         defaults = DataConfig()
         config = replace(config, root=None, csv=None, val_classes=None, train_classes=defaults.train_classes)
-    unknown = set(options) - {field.name for field in fields(DataConfig)}
+    known = {field.name for field in fields(DataConfig)}
+    unknown = set(options) - known
     if unknown:
-        raise UserError(f"data.{min(unknown)} is no option of the data")
+        raise UserError(f"data.{min(unknown)} is not an option; it must be one of {', '.join(sorted(known))}")
     if name not in get_args(DataName):
         raise UserError(f"data.name is {name!r}; it must be one of {', '.join(get_args(DataName))}")
     config = replace(config, **options)
@@ -126,7 +127,7 @@ def _files_of(path: Path) -> list[Path]:
             if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
         ]
         if not files:
-            raise UserError(f"{path} holds no images; those end in {', '.join(IMAGE_SUFFIXES)}")
+            raise UserError(f"{path} holds no images; it must hold files that end in {', '.join(IMAGE_SUFFIXES)}")
         return sorted(files)
     if path.suffix.lower() in IMAGE_SUFFIXES:
         if not path.is_file():

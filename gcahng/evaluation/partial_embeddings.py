@@ -82,8 +82,8 @@ class PartialRows:
         key: of the images that are embedded.
 
     Raises:
-        UserError: on entering, the files are of other images, are damaged or are being written by another process; at
-            any time, they cannot be written.
+        UserError: on entering, the files were made from other images, are damaged or are being written by another
+            process; at any time, they cannot be written.
     """
 
     def __init__(self, out: Path, key: ImagesKey) -> None:
@@ -117,7 +117,7 @@ class PartialRows:
                     self._note = self._read_note()
                 noted = 4 * self._note.rows * self._note.dim
                 if self._path.stat().st_size < noted:
-                    raise UserError(f"{self._path} is shorter than noted; remove it and {self._note_path.name}")
+                    raise UserError(f"{self._path} is shorter than {self._note_path.name} says; remove both")
                 file.truncate(noted)  # what came after the last note may be torn
             except BaseException:
                 file.close()
@@ -191,7 +191,7 @@ class PartialRows:
             raise UserError(f"{self._note_path} is damaged; remove it and {self._path.name}") from error
         if note.key != self._key.of_first(note.images):
             raise UserError(
-                f"{self._path} is of other images, another network or other options; remove it and "
+                f"{self._path} was made from other images, another network or other options; remove it and "
                 f"{self._note_path.name}, or give another out"
             )
         return note

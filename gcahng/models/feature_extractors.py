@@ -75,8 +75,8 @@ def build_extractor(config: BackboneConfig, pretrained: bool) -> FeatureExtracto
         pretrained: whether weights are loaded, from config.weights, or else from the hub or the package that has them.
 
     Raises:
-        UserError: the name is unknown (close names are told), a package is missing, weights cannot be obtained or do
-            not fit, or the network does not have an option.
+        UserError: the name is unknown (the message suggests close ones), a package is missing, weights cannot be
+            obtained or do not fit, or the network does not have an option.
     """
     library, _, name = config.name.partition(":")
     if config.name == EFFICIENTNET_LITE0:

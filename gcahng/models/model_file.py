@@ -107,7 +107,7 @@ def _load_safetensors(path: Path) -> Model:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except SafetensorError as error:
-        raise UserError(f"{path} is no safetensors file or is damaged ({error})") from error
+        raise UserError(f"{path} is not a safetensors file, or it is damaged ({error})") from error
     if about.get("format") != FORMAT:
         raise UserError(f"{path} was not written by gcahng; its format is {about.get('format')!r}, not {FORMAT!r}")
     config, step, digest = how_made(about, path)
@@ -128,7 +128,7 @@ def load_onnx(path: Path) -> Model:
     try:
         session = OnnxNetwork(content)
     except Exception as error:  # ONNX Runtime's exceptions have no common class of their own
-        raise UserError(f"{path} is no ONNX file or is damaged ({str(error).splitlines()[0][:200]})") from None
+        raise UserError(f"{path} is not an ONNX file, or it is damaged ({str(error).splitlines()[0][:200]})") from None
     known = session.about()
     if known.get("format") != FORMAT:
         raise UserError(f"{path} was not written by gcahng export; its format is {known.get('format')!r}")

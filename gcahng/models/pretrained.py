@@ -50,7 +50,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except SafetensorError as error:
-        raise UserError(f"{path} is no safetensors file or is damaged ({error})") from error
+        raise UserError(f"{path} is not a safetensors file, or it is damaged ({error})") from error
 
 
 def _read_torch(path: Path) -> object:

@@ -24,7 +24,7 @@ def find(name: str) -> Path:
     """The YAML file of a recipe.
 
     Raises:
-        UserError: there is no recipe of that name; the closest names are told.
+        UserError: there is no recipe of that name; the message suggests the closest names.
     """
     path = _FOLDER / f"{name}.yaml"
     if name in names():

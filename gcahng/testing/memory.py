@@ -17,7 +17,8 @@ def peak_memory(call: Callable[[], object], device: str | torch.device = "cpu") 
     On CUDA: torch's allocator. On the CPU: the process's high-water mark less its resident size, after what was freed
     earlier has gone back to the system (Linux with glibc alone).
 
-    Errors: UserError for a CPU call on another system.
+    Raises:
+        UserError: the call is on the CPU of another system.
     """
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
@@ -30,7 +31,7 @@ def peak_memory(call: Callable[[], object], device: str | torch.device = "cpu") 
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark to the resident size
     except (OSError, AttributeError) as error:
-        raise UserError(f"device={str(device)!r}: peak memory on the CPU needs Linux with glibc ({error})") from None
+        raise UserError(f"device is {str(device)!r}; peak memory on the CPU needs Linux with glibc ({error})") from None
     before = _status("VmRSS")
     call()
     return _status("VmHWM") - before

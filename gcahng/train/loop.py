@@ -209,7 +209,7 @@ def _write_config(run: Path, config: TrainConfig) -> None:
 
 @contextmanager
 def _surroundings(config: TrainConfig) -> Iterator[None]:
-    """Within, a run's threads and algorithms; the caller's random generators stay as they are."""
+    """A context with a run's threads and algorithms. The caller's random generators stay as they are."""
     device = torch.device(config.device)
     with ExitStack() as stack:
         stack.enter_context(torch_threads(config.threads or torch.get_num_threads()))

@@ -44,7 +44,7 @@ class Objective(nn.Module):
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Within, one of the processes that share batches may use the loss without the others."""
+        """A context in which one of the processes that share batches may use the loss without the others."""
         yield
 
     def proxies(self) -> list[nn.Parameter]:

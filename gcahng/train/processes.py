@@ -77,7 +77,7 @@ class Processes:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Within, every process does something on its own, and none continues unless all succeed.
+        """A context in which every process does something on its own. None continues unless all succeed.
 
         Raises:
             OtherProcessFailed: in the processes that succeed, and in all but one of those that fail.
@@ -95,8 +95,8 @@ class Processes:
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
-        """Within, the first process of a machine goes before the others, so that an index or a download is there for
-        them."""
+        """A context in which the first process of a machine goes before the others, so that an index or a download is
+        there for them."""
         if self.local_rank:
             self.largest(0)
         try:

@@ -9,7 +9,7 @@ from typing import Any
 
 
 class StopSignals:
-    """Within, the first SIGINT or SIGTERM is only noted, so that the step can end; the second one acts as usual.
+    """A context in which the first SIGINT or SIGTERM is only noted, so that the step can end. A second acts as usual.
 
     It does nothing outside the main thread, where Python allows no handlers.
 

@@ -12,7 +12,7 @@ _SHOWN = ("loss", "J_m", "J_syn", "J_gen")
 
 
 class Terminal(Protocol):
-    """Is told of a run's progress and prints it."""
+    """Prints a run's progress. The run calls these methods."""
 
     def start(self, title: str, steps: int) -> None:
         """The run begins or continues, and has so many steps in all."""
@@ -30,7 +30,7 @@ class Terminal(Protocol):
         """Something that the user should know."""
 
     def close(self) -> None:
-        """Nothing follows."""
+        """Called at the end, when nothing follows."""
 
 
 class Silent:

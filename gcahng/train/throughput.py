@@ -43,7 +43,7 @@ class StepTimer:
 
     @contextmanager
     def timing(self) -> Iterator[None]:
-        """Within, time is counted."""
+        """A context whose time is counted."""
         wall, cpu = time.monotonic(), time.process_time()
         try:
             yield

@@ -296,7 +296,10 @@ def test_plan_lists_the_whole_peak(classes: str, capsys: pytest.CaptureFixture[s
         (["plan", "--batch", "12", "--rate", "0"], "--rate is 0.0; it must be above 0"),
         (["plan", "--batch", "12", "--rate", "nan"], "--rate is nan; it must be above 0 and finite"),
         (["plan", "--batch", "12", "--classes", "3"], "--classes is 3; it must be at least 4, the classes in a batch"),
-        (["plan", "--batch", "130", "--views", "65", "--stages", "fused"], "--views is 65; fused stages take up to 64"),
+        (
+            ["plan", "--batch", "130", "--views", "65", "--stages", "fused"],
+            "--views is 65; it must be at most 64, unless --stages is torch",
+        ),
         (["bench"], "the following arguments are required: {step,memory}"),
         (["bench", "step", "--batch", "0"], "argument --batch: invalid whole number above 0 value: '0'"),
         (["bench", "step", "--batch", "10"], "batch is 10 and views is 3"),

@@ -26,7 +26,7 @@ from gcahng.data import (
 from gcahng.data.reading import read_in_order
 from gcahng.errors import UserError
 
-RED, GREY = (200, 40, 40), (90, 90, 90)
+RED, GRAY = (200, 40, 40), (90, 90, 90)
 
 
 def files_below(root: Path) -> ImageFiles:
@@ -55,7 +55,7 @@ def _transparent_palette() -> Image.Image:
     ("image", "suffix", "expected"),
     [
         (Image.new("RGB", (8, 6), RED), "png", RED),
-        (Image.new("L", (8, 6), 90), "jpg", GREY),
+        (Image.new("L", (8, 6), 90), "jpg", GRAY),
         (Image.new("1", (8, 6), 1), "png", (255, 255, 255)),
         (Image.new("CMYK", (8, 6), (0, 255, 255, 0)), "jpg", (255, 0, 0)),
         (_palette(), "png", RED),
@@ -63,8 +63,8 @@ def _transparent_palette() -> Image.Image:
         (Image.new("RGBA", (8, 6), (*RED, 255)), "png", RED),
         (Image.new("RGBA", (8, 6), (0, 0, 0, 0)), "png", (255, 255, 255)),
         (Image.new("LA", (8, 6), (0, 51)), "png", (204, 204, 204)),
-        (Image.fromarray(np.full((6, 8), 90 * 257, np.uint16)), "png", GREY),
-        (Image.fromarray(np.full((6, 8), 90 * 257, np.uint16)), "tif", GREY),
+        (Image.fromarray(np.full((6, 8), 90 * 257, np.uint16)), "png", GRAY),
+        (Image.fromarray(np.full((6, 8), 90 * 257, np.uint16)), "tif", GRAY),
     ],
     ids=["RGB", "gray", "one bit", "CMYK", "palette", "transparent palette", "alpha", "transparent", "gray alpha",
          "16 bits", "16 bits, TIFF"],

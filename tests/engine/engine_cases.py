@@ -75,8 +75,8 @@ class Case:
         generator = torch.Generator().manual_seed(100 + seed)
         n = self.classes * self.views
         labels = torch.randperm(self.num_classes, generator=generator)[: self.classes].repeat(self.views)
-        centres = seeded(self.classes, self.dim, seed=2 * seed + 1)
-        z = seeded(n, self.dim, seed=2 * seed) + 0.7 * centres.repeat(self.views, 1)
+        centers = seeded(self.classes, self.dim, seed=2 * seed + 1)
+        z = seeded(n, self.dim, seed=2 * seed) + 0.7 * centers.repeat(self.views, 1)
         order = torch.randperm(n, generator=generator)
         return z[order].to(dtype), labels[order]
 

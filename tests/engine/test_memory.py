@@ -32,7 +32,7 @@ def allocations(call: Callable[[], object]) -> list[int]:
 
 
 def step_allocations(case: Case, impl: str) -> list[int]:
-    """Of a second step: the first one also makes what lasts (optimiser states, memory that is used again)."""
+    """Of a second step: the first one also makes what lasts (optimizer states, memory that is used again)."""
     gca = case.loss(impl, torch.float32)
     z, labels = case.batch(dtype=torch.float32)
     run_step(gca, z, labels)

@@ -199,7 +199,9 @@ def test_rows_of_something_else_are_not_gone_on_with(model: Model, tmp_path: Pat
         run(model, folder, out)
     changed = folder / "c0/0.png"
     os.utime(changed, (1, 1))
-    with pytest.raises(UserError, match=r"x\.npy\.part is of other images, another network or other options; remove"):
+    with pytest.raises(
+        UserError, match=r"x\.npy\.part was made from other images, another network or other options; remove"
+    ):
         run(model, folder, out)
     os.truncate(f"{out}.part", 10)
     Path(f"{out}.part.json").write_text('{"key": 3')
@@ -235,7 +237,7 @@ def test_other_options_make_another_file(change: dict[str, Any], model: Model, t
     options = {"preprocessing": SMALL} | change
     size = options.pop("batch_size", OPTIONS.batch_size)
     embed_to_file(model, images, items, tmp_path / "x.npy", preprocessing=SMALL, options=OPTIONS)
-    with pytest.raises(UserError, match="exists and is of other images, another network or other options"):
+    with pytest.raises(UserError, match="exists and was made from other images, another network or other options"):
         embed_to_file(model, images, items, tmp_path / "x.npy", options=replace(OPTIONS, batch_size=size), **options)
 
 
@@ -245,7 +247,7 @@ def test_rows_lost_from_the_part_are_noticed(model: Model, tmp_path: Path) -> No
     with pytest.raises(UnreadableImage):
         run(model, folder, tmp_path / "x.npy")
     os.truncate(tmp_path / "x.npy.part", 10)
-    with pytest.raises(UserError, match=r"x\.npy\.part is shorter than noted"):
+    with pytest.raises(UserError, match=r"x\.npy\.part is shorter than x\.npy\.part\.json says"):
         run(model, folder, tmp_path / "x.npy")
 
 
@@ -273,7 +275,7 @@ def test_a_finished_file_stays(model: Model, tmp_path: Path) -> None:
     before = out.read_bytes()
     assert run(model, folder, out).resumed == 21 and out.read_bytes() == before
     draw_folder(tmp_path / "others", seed=1)
-    with pytest.raises(UserError, match=r"x\.safetensors exists and is of other images"):
+    with pytest.raises(UserError, match=r"x\.safetensors exists and was made from other images"):
         run(model, tmp_path / "others", out)
     with pytest.raises(UserError, match="batch_size is 0; it must be at least 1"):
         run(model, folder, tmp_path / "y.npy", batch_size=0)

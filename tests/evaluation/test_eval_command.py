@@ -117,7 +117,7 @@ def test_eval_of_a_data_set_with_a_gallery(
     ("arguments", "message"),
     [
         ("eval", "the following arguments are required: RUN_OR_CHECKPOINT; see gcahng eval --help"),
-        ("eval {run} --embeddings {tmp}/e.npy", "{run} and --embeddings {tmp}/e.npy are given; evaluate one"),
+        ("eval {run} --embeddings {tmp}/e.npy", "{run} and --embeddings {tmp}/e.npy are given; give only one of them"),
         ("eval {run} --gallery {tmp}/e.npy", "--gallery is {tmp}/e.npy; it needs --embeddings"),
         ("eval --embeddings {tmp}/e.npy", "{tmp}/e.npy has rows without a label; metrics need the class of each"),
         ("eval --embeddings {tmp}/e.npy --data.root x", "--embeddings supports no --data.root"),

@@ -121,7 +121,7 @@ def test_adding_images_and_searching_by_folder_and_list(
     more.mkdir()
     PIL_Image.fromarray(np.full((50, 40, 3), 200, np.uint8)).save(more / "gray.png")
     capsys.readouterr()
-    # Resized as for the index, without being told.
+    # Resized as for the index, though no option says so.
     assert main(["index", "add", str(built), str(more), "--model", run, "--device", "cpu"]) == 0
     assert capsys.readouterr().out == f"11 rows, 1 of them new\nwritten     {built}\n"
     (tmp_path / "list.txt").write_text("more/gray.png\n\nmore/../more/gray.png\n")
@@ -187,7 +187,10 @@ def test_a_data_set_as_queries(built: Path, run: str, capsys: pytest.CaptureFixt
         ("embed {run}", "the following arguments are required: --out; see gcahng embed --help"),
         ("embed {run} nowhere --out {tmp}/x.npy", "nowhere does not exist; name an image, a folder or a list"),
         ("embed {run} nowhere.png --out {tmp}/x.npy", "nowhere.png does not exist; name an image"),
-        ("embed {run} {tmp}/empty --out {tmp}/x.npy", "{tmp}/empty holds no images; those end in .bmp"),
+        (
+            "embed {run} {tmp}/empty --out {tmp}/x.npy",
+            "{tmp}/empty holds no images; it must hold files that end in .bmp",
+        ),
         (
             "embed {run} {tmp}/empty.txt --out {tmp}/x.npy",
             "{tmp}/empty.txt lists no images; it must have one path",
@@ -201,7 +204,7 @@ def test_a_data_set_as_queries(built: Path, run: str, capsys: pytest.CaptureFixt
         ("index", "the following arguments are required: action; see gcahng index --help"),
         ("index drop", "argument action: invalid choice: 'drop'"),
         ("index build --out {tmp}/y.index", "name one file of embeddings (.safetensors, .npy), or images and the"),
-        ("index build {tmp}/e.npy --model {run} --out {tmp}/y.index", "--model embeds images; {tmp}/e.npy is a file"),
+        ("index build {tmp}/e.npy --model {run} --out {tmp}/y.index", "--model is given and {tmp}/e.npy is a file"),
         ("index build {tmp}/e.npy --out {index}", "--out is {index}, which exists; it must be a new file"),
         (
             "index build {tmp}/e.npy --out {tmp}/y.index --kind ivf_pq",
@@ -216,7 +219,7 @@ def test_a_data_set_as_queries(built: Path, run: str, capsys: pytest.CaptureFixt
         ("index info {tmp}/no.index", "{tmp}/no.index cannot be read: No such file or directory"),
         ("search {index}", "no queries are given; name images, a file of embeddings, or a data set"),
         ("search {index} {tmp}/e.npy {tmp}/e.npy", "2 queries are given; a file of embeddings must be the only one"),
-        ("search {index} {tmp}/v.npy --rows 3", "--rows has 3; the queries are 0 … 0"),
+        ("search {index} {tmp}/v.npy --rows 3", "--rows has 3; it must be from 0 to 0"),
         ("search {index} {tmp}/v.npy --k 0", "--k is 0; it must be at least 1"),
         ("search {index} {tmp}/v.npy --effort 2", 'effort is 2; it must be None for kind "flat"'),
         ("search {index} {tmp}/v.npy --picture x.jpg", "--picture is x.jpg; its name must end in .png"),

@@ -1,4 +1,4 @@
-"""Neighbours and indices on a GPU against those on the CPU."""
+"""Neighbors and indices on a GPU against those on the CPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _needs_faiss_on_gpu() -> None:
 
 @pytest.mark.parametrize("backend", ["torch", "faiss"])
 @pytest.mark.parametrize("k", [5, 3000])
-def test_neighbours_are_those_of_the_cpu(backend: str, k: int) -> None:
+def test_neighbors_are_those_of_the_cpu(backend: str, k: int) -> None:
     if backend == "faiss":
         _needs_faiss_on_gpu()
     found = nearest(QUERIES.cuda(), k, gallery_embeddings=GALLERY.cuda(), backend=backend)

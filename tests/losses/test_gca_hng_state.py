@@ -112,7 +112,7 @@ def test_a_state_of_another_version_is_refused():
         gca.load_state_dict(state)
 
 
-def optimised(gca):
+def optimized(gca):
     """The parameters that the loss itself steps."""
     return [*gca.graph_optimizer.param_groups[0]["params"], *gca.classifier_optimizer.param_groups[0]["params"]]
 
@@ -124,7 +124,7 @@ def moments(gca):
             yield state["exp_avg_sq"]
 
 
-def test_moving_dtype_after_the_first_step_moves_optimiser_state():
+def test_moving_dtype_after_the_first_step_moves_optimizer_state():
     moved = make_loss(dtype=torch.float32)
     train(moved, 0, 2, torch.float32)
     loaded = make_loss(dtype=torch.float64)
@@ -142,13 +142,13 @@ def test_moving_dtype_after_the_first_step_moves_optimiser_state():
     train(moved, 4, 5, torch.float32)
 
 
-def test_moving_device_after_the_first_step_moves_optimiser_state():
+def test_moving_device_after_the_first_step_moves_optimizer_state():
     gca = make_loss()
     train(gca, 0, 1)
     saved = snapshot(gca)
     gca.to("meta")
     assert {moment.device.type for moment in moments(gca)} == {"meta"}
-    held = optimised(gca)
+    held = optimized(gca)
     own = [*gca.graph_network.trainable(), *gca.classifier.parameters()]
     assert [id(p) for p in held] == [id(p) for p in own]
 

@@ -150,7 +150,7 @@ def test_constant_rate_without_epochs():
         assert learning_rate(gca.graph_optimizer) == 2e-4
 
 
-def test_optimisers_have_the_arguments_rates_and_decays():
+def test_optimizers_have_the_arguments_rates_and_decays():
     gca = make_loss(graph_lr=1e-5, graph_weight_decay=2e-5, classifier_lr=3e-5, classifier_weight_decay=4e-5)
     for optimizer, lr, decay in ((gca.graph_optimizer, 1e-5, 2e-5), (gca.classifier_optimizer, 3e-5, 4e-5)):
         (group,) = optimizer.param_groups
@@ -186,7 +186,7 @@ def test_base_from_pytorch_metric_learning():
     gcahng.npair_loss(npair_leaf, labels).backward()
     torch.testing.assert_close(gradient - leaf.grad, npair_gradient - npair_leaf.grad, rtol=1e-10, atol=1e-13)
 
-    # The loss never steps the proxies; the user's optimiser can, on the gradient of the loss alone.
+    # The loss never steps the proxies; the user's optimizer can, on the gradient of the loss alone.
     assert torch.equal(base.proxies, proxies) and base.proxies.grad.abs().max() > 0
     groups = gca.graph_optimizer.param_groups + gca.classifier_optimizer.param_groups
     assert all(parameter is not base.proxies for group in groups for parameter in group["params"])

@@ -125,7 +125,7 @@ def test_batch_norms_without_momentum_weigh_all_batches_alike():
     torch.testing.assert_close(statistics(None)[-1], wanted)
 
 
-def test_other_classes_do_not_take_over_the_optimisers():
+def test_other_classes_do_not_take_over_the_optimizers():
     """Fused AdamW reads moments as long as its weights, whatever their shape."""
     gca, other = make_loss(), gcahng.GCAHNGLoss(9, 8, heads=2, seed=1).double()
     train_step(gca, *make_batch())

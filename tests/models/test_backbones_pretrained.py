@@ -148,7 +148,7 @@ def test_files_that_hold_no_weights(tmp_path: Path) -> None:
         with_weights(file)
     broken = tmp_path / "x.safetensors"
     broken.write_bytes(b"none")
-    with pytest.raises(UserError, match="is no safetensors file or is damaged"):
+    with pytest.raises(UserError, match="is not a safetensors file, or it is damaged"):
         with_weights(broken)
 
 

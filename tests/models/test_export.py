@@ -130,7 +130,10 @@ def test_gcahng_eval_takes_it(gray: Model, gray_onnx: Path, tmp_path: Path, caps
     assert main(["eval", str(weights), "--onnx", str(gray_onnx)]) == 2
     assert main(["eval", "--onnx", str(tmp_path / "x.pt")]) == 2
     first, second = capsys.readouterr().err.splitlines()[-2:]
-    assert first.endswith("are given; evaluate one") and "it must be a .onnx file that gcahng export wrote" in second
+    assert (
+        first.endswith("are given; give only one of them")
+        and "it must be a .onnx file that gcahng export wrote" in second
+    )
 
 
 def test_paths_may_be_strings(gray: Model, gray_onnx: Path, tmp_path: Path) -> None:
@@ -203,7 +206,7 @@ def test_what_is_no_export_of_ours(gray_onnx: Path, tmp_path: Path, monkeypatch:
     with pytest.raises(UserError, match="cannot be read: No such file"):
         onnx_network(file)
     file.write_bytes(gray_onnx.read_bytes()[:-500])
-    with pytest.raises(UserError, match="is no ONNX file or is damaged") as error:
+    with pytest.raises(UserError, match="is not an ONNX file, or it is damaged") as error:
         onnx_network(file)
     assert "\n" not in str(error.value)
     model = onnx.load(gray_onnx)

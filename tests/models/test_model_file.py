@@ -45,7 +45,7 @@ def test_files_that_hold_no_model(finished_run: FinishedRun, tmp_path: Path) -> 
     with pytest.raises(UserError, match="cannot be read"):
         load_model(file)
     file.write_bytes(b"none")
-    with pytest.raises(UserError, match="is no safetensors file or is damaged"):
+    with pytest.raises(UserError, match="is not a safetensors file, or it is damaged"):
         load_model(file)
     save_file({"a": torch.zeros(1)}, file)
     with pytest.raises(UserError, match="was not written by gcahng"):

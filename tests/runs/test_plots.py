@@ -107,9 +107,9 @@ def test_no_log(tmp_path):
 def clusters(classes=6, size=5, seed=0):
     """Embeddings whose neighbors are right but for the last sample of each class, which lies in the next class."""
     labels = torch.arange(classes).repeat_interleave(size)
-    centre = torch.where(torch.arange(len(labels)) % size == size - 1, (labels + 1) % classes, labels)
+    center = torch.where(torch.arange(len(labels)) % size == size - 1, (labels + 1) % classes, labels)
     noise = torch.randn(len(labels), classes, generator=torch.Generator().manual_seed(seed))
-    return labels, torch.eye(classes)[centre] + 0.01 * noise
+    return labels, torch.eye(classes)[center] + 0.01 * noise
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (1, 16, 16), (3, 20, 12)])

@@ -119,16 +119,16 @@ class Backend:
 
     Attributes:
         name: of the test's case.
-        implementation: as gcahng.dispatch names it.
-        setups: by the kind of a stage.
-        precisions_: of products.
+        implementation: its name in gcahng.dispatch.
+        setups: the setups of each kind of stage.
+        precisions_: the precisions of products.
         low: the narrowest dtype of products.
         device: where tensors are.
-        arch: the instruction set in force, on the CPU.
+        arch: the instruction set that is in force; None on a GPU and for plain torch.
         twice: the setup on which two runs give the same bits.
-        most_views: the setup with most samples a class, and a precision.
+        most_views: the setup with the most samples in a class, and a precision.
         library_products: whether Triton's stages leave the edge MLP's products to the library.
-        quick: leaves out most cases: on a GPU, where each compiles kernels.
+        quick: whether most cases are left out. This is for a GPU, where each case compiles kernels.
     """
 
     name: str
@@ -149,22 +149,27 @@ class Backend:
 
     @property
     def ops(self) -> Any:
-        """Called with an op and NamedTuples, as gcahng.engine.schema.Ops."""
+        """The ops, which are called with an op and NamedTuples like gcahng.engine.schema.Ops."""
         return Ops(self.implementation) if self.library_products else ops_of(self.implementation)
 
     def precisions(self, stage: Stage, *, of_bits: bool = False) -> tuple[str, ...]:
-        """Those that make a difference to a stage; of_bits: where bits are compared, not fp64."""
+        """The precisions that make a difference to a stage.
+
+        Args:
+            stage: the stage.
+            of_bits: whether bits are compared, and not values with fp64.
+        """
         found = self.precisions_ if stage.products else self.precisions_[:2]
         return tuple(name for name in found if name != "float64")[:2] if of_bits else found
 
     def cases(self, stage: Stage) -> Iterator[tuple[Setup, str]]:
-        """Every setup and precision that a stage is held to the truth on."""
+        """Every setup and precision in which a stage is compared with the truth."""
         for case in itertools.product(self.setups[stage.kind], self.precisions(stage)):
             if not self.quick or self._quick(*case):
                 yield case
 
     def setups_twice(self, stage: Stage) -> list[Setup]:
-        """On which the bits of two runs are compared."""
+        """The setups on which the bits of two runs are compared."""
         return [self.twice]
 
     def _quick(self, setup: Setup, precision: str) -> bool:
@@ -178,8 +183,9 @@ class Emulated(Backend):
     """The CUDA kernels on the CPU (tests/emulator).
 
     Attributes:
-        seed: the order of warps; -1: threads in order.
-        offset: values by which tensors miss their alignment: all of them, or the `only`-th of each call.
+        seed: the seed of the order of warps; -1: threads run in order.
+        offset: by how many values tensors miss their alignment.
+        only: which tensor of each call misses it; None: all of them.
         defines: macros that the kernels are compiled with.
     """
 
@@ -205,11 +211,11 @@ class Emulated(Backend):
         getattr(emulator, op.name)(*op.flat(*values))
 
     def ordered(self, seed: int) -> Emulated:
-        """With warps in another order."""
+        """The same with warps in another order."""
         return replace(self, seed=seed)
 
     def without_barriers(self, seed: int) -> Emulated:
-        """As if __syncthreads did nothing."""
+        """The same as if __syncthreads did nothing."""
         return replace(self, seed=seed, defines=("CUDA_EMULATOR_DROP_BARRIERS",))
 
     def setups_twice(self, stage: Stage) -> list[Setup]:
@@ -226,7 +232,8 @@ class Emulated(Backend):
 
 @contextmanager
 def in_force(backend: Backend) -> Iterator[Backend]:
-    """Inside it the backend is there, with its instruction set; skips those that this processor has not."""
+    """A context in which the backend is available, with its instruction set. It skips the test if the processor does
+    not have that."""
     if backend.device.type == "cuda":
         reasons = [available(part, "cuda") for part in backend.implementation.split("+")]
         assert not any(reasons), reasons
@@ -248,7 +255,11 @@ _IN_FORCE = native.cpu_arch()
 
 
 def _cpp(arch: str, *, every: bool) -> Backend:
-    """every: on all setups, not on the first alone."""
+    """C++ with one instruction set.
+
+    Args:
+        every: whether it runs on all setups, or only on the first one.
+    """
     few = _everywhere(CPP_SETUPS if every else CPP_SETUPS[:1])
     return Backend(f"cpp-{arch}{'-everywhere' if every and arch != _IN_FORCE else ''}", "cpp", few, arch=arch)
 

@@ -27,7 +27,7 @@ _MARGIN, _CANARY = 64, 7.0
 
 
 class Precision(NamedTuple):
-    """accumulate: of vectors and edges; compute: of products."""
+    """The dtypes of a case: `accumulate` is that of vectors and edges, and `compute` that of products."""
 
     accumulate: torch.dtype
     compute: torch.dtype
@@ -43,7 +43,7 @@ PRECISIONS = {
 
 @dataclass(frozen=True)
 class Setup:
-    """C classes of K views with D channels, in tiles of at most tile_rows edges; p of dropout, or 0."""
+    """C classes of K views with D channels, in tiles of at most tile_rows edges; p of dropout, or 0 without it."""
 
     classes: int
     views: int
@@ -63,7 +63,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Some(Setup):
-    """Some tiles of a schedule: (first class, classes, first offset, offsets, mirrored) each."""
+    """Some tiles of a schedule, each as (first class, classes, first offset, offsets, mirrored)."""
 
     tiles: tuple[tuple[int, ...], ...] = ()
 
@@ -106,7 +106,7 @@ class Inputs(NamedTuple):
 
 
 def make_inputs(setup: Setup, precision: Precision) -> Inputs:
-    """The same numbers every time, as the precision rounds them; on the CPU."""
+    """The inputs of a setup, on the CPU. They are the same numbers every time, rounded to the precision."""
     schedule, dim = setup.schedule, setup.dim
     n, rows, count = schedule.nodes, schedule.rows, iter(range(100))
     mixes = sum(len(mix_index(schedule, tile, torch.device("cpu")).view) for tile in schedule.tiles)
@@ -167,7 +167,7 @@ def _sums_of(w: EdgeWeights, e1: Edges) -> Tensor:
 
 
 def mapped(function: Callable[[Tensor], Tensor], x: Any) -> Any:
-    """function of every tensor, also inside tuples."""
+    """Apply `function` to every tensor, also inside tuples."""
     if isinstance(x, Tensor):
         return function(x)
     parts = [mapped(function, part) for part in x]
@@ -175,7 +175,7 @@ def mapped(function: Callable[[Tensor], Tensor], x: Any) -> Any:
 
 
 class PoisonedWorkspace(Workspace):
-    """Every buffer is new, full of NaN, and followed by values that nothing may overwrite."""
+    """A workspace whose buffers are new, full of NaN, and followed by values that nothing may overwrite."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -189,7 +189,7 @@ class PoisonedWorkspace(Workspace):
 
     @property
     def names(self) -> set[str]:
-        """Of what was asked for."""
+        """The names of the buffers that were asked for."""
         return {name for name, _ in self._made}
 
     def check(self) -> None:
@@ -201,7 +201,8 @@ class Run:
     """One implementation of the stages on one setup.
 
     Args:
-        setup, inputs: what the stages get; they run on the inputs' device.
+        setup: the tiles.
+        inputs: what the stages take. They run on the device of the inputs.
         ops: the fused ops; None: the stages are plain torch.
     """
 
@@ -219,15 +220,16 @@ class Run:
         self.mixing = mixing_of(self.schedule, inputs.nodes, u, pull)._replace(kappa=inputs.kappa)
 
     def band(self, x: Tensor) -> Band:
-        """x (n, W) as tiles see it."""
+        """x (n, W) in the form in which tiles see it."""
         return Band(self.schedule, x)
 
     def node_sum(self, width: int | None = None) -> NodeSum:
-        """A sum at nodes, from 0; D wide by default."""
+        """A sum at nodes that starts at 0. It is D wide by default."""
         return NodeSum(self.schedule, self.dim if width is None else width, like=self.like)
 
     def tiles(self) -> Iterator[tuple[int, Tile, Rows]]:
-        """(number, tile, a function that copies a tile's rows of a tensor over all edges)."""
+        """Yield the number of each tile, the tile, and a function that copies the tile's rows of a tensor over all
+        edges."""
         for number, tile in enumerate(self.schedule.tiles):
             yield number, tile, lambda x, t=tile: x[t.first_row : t.first_row + t.rows].clone()
 
@@ -236,7 +238,7 @@ class Run:
         return Edges(full, full if self.low is full.dtype else rows(self.inputs.edges.low))
 
     def nan(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """For what a stage is to write; in the accumulating dtype by default."""
+        """Memory full of NaN that a stage is to write, by default in the accumulating dtype."""
         return torch.full(shape, torch.nan, dtype=dtype or self.like.dtype, device=self.like.device)
 
 

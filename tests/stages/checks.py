@@ -1,4 +1,4 @@
-"""A stage of a backend against plain torch: what is wanted, and how near it must come."""
+"""Compares a stage of a backend with plain torch: what it should give, and how near it must come."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage's results over all tiles of a run.
+    """The results of a stage over all tiles of a run.
 
     Attributes:
         name: "<stem>.<function>".
-        results: the function; a method of no class, so that a stem's test says what its stage is called with.
-        kind: rows, tiles or negatives: what its setups differ in (see Backend.setups).
-        products: whether anything of it is an operand of products, in whose dtype it may then be narrower.
+        results: the function that runs the stage. A stem's test writes it, so that it shows how the stage is called.
+        kind: rows, tiles or negatives, which says what its setups differ in (see Backend.setups).
+        products: whether one of its tensors is an operand of products, whose dtype may be narrower.
     """
 
     name: str
@@ -57,7 +57,7 @@ def stage(kind: str, *, products: bool = True) -> Callable[[Callable[[Run], Resu
 
 @contextmanager
 def case(*words: Any) -> Iterator[None]:
-    """Says of an error inside in which case it is."""
+    """A context that adds the name of the case to an error."""
     try:
         yield
     except Exception as error:
@@ -81,8 +81,8 @@ def truth_of(setup: Setup, inputs: Inputs) -> Run:
 
 
 class Wanted(NamedTuple):
-    """The truth; and what plain torch finds at the precision: on the inputs, and on inputs moved by a rounding, since
-    one run may be right by luck."""
+    """The truth, and what plain torch gives at the precision: on the inputs, and on inputs that are moved by a
+    rounding. A single run may be right by luck."""
 
     truth: Results
     plain: list[Results]
@@ -101,8 +101,11 @@ def wanted(stage: Stage, setup: Setup, precision: str, device: torch.device = CP
 
 
 def check_stage(backend: Backend, stage: Stage, cases: Iterable[tuple[Setup, str]] | None = None) -> None:
-    """fp64: 1e-13 of the largest value, so every formula is right. Below: as exact as plain torch, and half a unit in
-    the last place (assert_close_to_truth). In memory full of NaN."""
+    """Check all results of a stage in memory full of NaN.
+
+    In fp64 they must be right to 1e-13 of the largest value, so every formula is right. Below, they must be as exact as
+    plain torch, up to half a unit in the last place (assert_close_to_truth).
+    """
     for setup, precision in backend.cases(stage) if cases is None else cases:
         with case(stage, backend, setup, precision):
             _check_results(stage, wanted(stage, setup, precision, backend.device), run_of(backend, setup, precision))
@@ -123,7 +126,7 @@ def _check_results(stage: Stage, wanted: Wanted, run: Run) -> None:
 
 
 def check_same_bits(backend: Backend, stage: Stage) -> None:
-    """Two runs give the same bits; in the emulator with warps in any order."""
+    """Check that two runs give the same bits. In the emulator, the order of warps differs between them."""
     orders = [backend.ordered(seed) for seed in (-1, 0, 1, 2)] if backend.emulated else [backend, backend]
     for setup, precision in itertools.product(backend.setups_twice(stage), backend.precisions(stage, of_bits=True)):
         first, *others = (stage.results(run_of(one, setup, precision)) for one in orders)
@@ -135,14 +138,14 @@ def check_same_bits(backend: Backend, stage: Stage) -> None:
 
 
 def check_unaligned(emulator: Emulated, stage: Stage) -> None:
-    """Addresses that wide accesses do not fit, of all tensors at once and of each of them alone: accesses ask each
-    tensor whether it is where they may be."""
+    """Check addresses that wide accesses do not fit, for all tensors at once and for each alone. A kernel must ask each
+    tensor whether it is aligned."""
     for backend, setup, precision in emulator.unaligned(stage):
         check_stage(backend, stage, [(setup, precision)])
 
 
 def check_outputs_on_their_own(write: Callable[[Tensor | None, Tensor | None], None], like: Tensor, low: torch.dtype):
-    """The output in the accumulating dtype, or the narrow one, alone is what it is beside the other.
+    """Check that the output in the accumulating dtype and the narrow one are the same alone as together.
 
     Args:
         write: writes into both, or into the one that is given.
@@ -159,6 +162,6 @@ def check_outputs_on_their_own(write: Callable[[Tensor | None, Tensor | None], N
 
 
 def check_sum(found: Tensor, terms: Tensor) -> None:
-    """Of few thousand terms: a sum in any order is off by a few roundings of its terms' sizes."""
+    """Check a sum of a few thousand terms, which in any order is off by a few roundings of the terms' sizes."""
     size = terms.double().abs().sum(dim=0)
     assert bool(((found.double() - terms.double().sum(dim=0)).abs() <= 4 * torch.finfo(found.dtype).eps * size).all())

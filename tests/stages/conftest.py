@@ -31,7 +31,7 @@ _BACKENDS = [
 
 @pytest.fixture(autouse=True)
 def small_tensors(one_thread: None) -> None:
-    """Threads would only wait for each other."""
+    """One thread. With tensors this small, further threads would only wait for each other."""
 
 
 @pytest.fixture(params=[pytest.param(backend, marks=marks, id=str(backend)) for backend, marks in _BACKENDS])
@@ -43,7 +43,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
 
 @pytest.fixture(params=CPP, ids=str)
 def cpp(request: pytest.FixtureRequest) -> Iterator[Backend]:
-    """C++ alone, with each instruction set."""
+    """C++ with each instruction set."""
     with in_force(request.param) as found:
         yield found
 
@@ -56,7 +56,7 @@ def triton() -> Backend:
 
 @pytest.fixture
 def between_products() -> Backend:
-    """The same with the edge MLP's products left to the library, as they are in fp64."""
+    """Triton with the edge MLP's products left to the library, as they are in fp64."""
     return TRITON_BETWEEN_PRODUCTS
 
 

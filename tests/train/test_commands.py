@@ -56,7 +56,7 @@ def test_a_runs_config_is_read_back(tmp_path: Path) -> None:
         ("--eval_every_epochs 2", "eval_every_epochs is 2 and epochs is null; give epochs, or eval_every in steps"),
         ("--loss triplet", "loss: Expected one of gca_hng, npair, proxy_anchor, supcon, arcface. Got value: triplet"),
         ("--config {tmp}/words.yaml", "config must be a YAML file of options; it holds: words"),
-        ("--gca.bass npair", "--gca.bass is no option; did you mean --gca.base?"),
+        ("--gca.bass npair", "--gca.bass is not an option; did you mean --gca.base?"),
         ("--config {tmp}/no.yaml", "config: File does not exist"),
         ("--config {tmp}/unknown.yaml", "Group 'data' does not accept option 'rooot'"),
         ("--config {tmp}/type.yaml", "steps: Expected an int"),
@@ -67,7 +67,7 @@ def test_a_runs_config_is_read_back(tmp_path: Path) -> None:
         ("--device tpu", "device is 'tpu'; it must be auto, cpu, cuda or cuda:N"),
         ("--steps 0", "steps is 0; it must be at least 1"),
         ("--gca.heads 5 --data.classes_per_batch 4 --device cpu", "embedding_dim is 64 and heads is 5"),
-        ("stray", "stray is no option"),
+        ("stray", "stray is not an option"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -22,7 +22,7 @@ def test_round_trip() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"lr": 1}, "lr is no option"),
+        ({"lr": 1}, "lr is not an option"),
         ({"gca": {"x": 1}}, "gca.x is no"),
         ({"optimizer": None}, "optimizer is null; it must hold its options, such as lr, or be left out"),
         ({"gca": []}, r"gca is \[\]; it must"),

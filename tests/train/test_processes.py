@@ -287,7 +287,7 @@ def test_a_process_that_says_nothing_waits_for_the_one_that_does(
 @pytest.mark.slow
 def test_torchrun_says_a_mistake_once(tmp_path: Path) -> None:
     (tmp_path / "late.py").write_text(LATE)
-    mistakes = ((["--stepz", "3"], "--stepz is no option"), (["--data.classes_per_batch", "7"], "multiple"))
+    mistakes = ((["--stepz", "3"], "--stepz is not an option"), (["--data.classes_per_batch", "7"], "multiple"))
     for arguments, told in mistakes:
         run = torchrun(*SMALL, *arguments, cwd=tmp_path, program=("late.py",))
         _, err = run.communicate(timeout=120)
