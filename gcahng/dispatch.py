@@ -46,7 +46,7 @@ ORDER = {
 ELSEWHERE = ("torch", "reference")  # the same on other devices
 
 MOST_VIEWS = 64  # samples of a class that fused stages take at most (csrc/bindings/common.h)
-MOST_CHANNELS = {"cuda": 1024, "cuda+triton": 1024}  # csrc/cuda/rows.cuh
+MOST_CHANNELS = 1024  # that stages in CUDA C++ take at most (csrc/cuda/rows.cuh)
 OLDEST = (8, 0)  # the oldest compute capability that CMakeLists.txt builds for; the first with bf16 products
 
 AUTO = "GCAHNG_AUTO"
@@ -186,18 +186,23 @@ def available(impl: str, device: torch.device | str, compute: torch.dtype | None
 
 def _unavailable(implementation: str, device: torch.device, sizes: Sizes) -> str | None:
     """Says what `available` says, for all parts of an implementation and for the sizes of a call."""
-    base, routes = split(implementation)
-    for part in dict.fromkeys([*base.split("+"), *routes.values()]):
+    parts = _parts(implementation)
+    for part in parts:
         if reason := available(part, device, sizes.compute):
             return reason if part == implementation else f"{part} is not available ({reason})"
-    if base in ("reference", "torch"):
+    if implementation in ("reference", "torch"):
         return None
     if sizes.views is not None and sizes.views > MOST_VIEWS:
         return f"it takes up to {MOST_VIEWS} samples a class, not {sizes.views}; impl='torch' takes any number"
-    most = MOST_CHANNELS.get(base)
-    if most is not None and sizes.dim is not None and sizes.dim > most:
-        return f"it takes up to {most} channels, not {sizes.dim}; impl='torch' takes any number"
+    if "cuda" in parts and sizes.dim is not None and sizes.dim > MOST_CHANNELS:
+        return f"it takes up to {MOST_CHANNELS} channels, not {sizes.dim}; impl='torch' takes any number"
     return None
+
+
+def _parts(implementation: str) -> list[str]:
+    """The implementations that the stages and single ops of this one come from, each once."""
+    base, routes = split(implementation)
+    return list(dict.fromkeys([*base.split("+"), *routes.values()]))
 
 
 def _too_old(device: torch.device) -> str | None:
@@ -237,7 +242,7 @@ def _compiler_missing() -> str | None:
 @cache
 def _no_c_compiler() -> str | None:
     """That there is no C compiler, or None."""
-    names = [os.environ["CC"]] if os.environ.get("CC") else ["clang", "gcc", "cc"]
+    names = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]  # what Triton looks for
     if any(shutil.which(name) for name in names):
         return None
     return f"Triton needs a C compiler to launch kernels, and there is no {' or '.join(names)}; install one, or set CC"
@@ -246,7 +251,8 @@ def _no_c_compiler() -> str | None:
 @cache
 def _no_cache_folder() -> str | None:
     """That Triton's cache cannot be written, or None."""
-    folder = Path(os.environ.get("TRITON_CACHE_DIR") or Path(os.environ.get("TRITON_HOME") or Path.home()) / ".triton")
+    home = os.environ.get("TRITON_HOME") or os.path.expanduser("~")  # Path.home() raises where there is none
+    folder = Path(os.environ.get("TRITON_CACHE_DIR") or Path(home) / ".triton").absolute()
     existing = next((place for place in (folder, *folder.parents) if place.exists()), None)
     if existing is not None and existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
         return None
@@ -279,7 +285,6 @@ def auto_asks() -> str | None:
 
 def _check_asked(asked: str, device: torch.device) -> None:
     """Refuses what GCAHNG_AUTO asks for where a part of it is not available."""
-    base, routes = split(asked)
-    for part in dict.fromkeys([*base.split("+"), *routes.values()]):
+    for part in _parts(asked):
         if reason := available(part, device):
             raise UserError(f"{AUTO} is {asked} and {part} is not available on {device.type}: {reason}")

@@ -27,6 +27,8 @@ PACKAGES = (
 def report() -> str:
     """Versions, devices, native libraries, and for CPU and CUDA each implementation or why it is not available.
 
+    It also says what impl="auto" takes for the loss and for each public op, and why nothing better runs.
+
     Text without a final newline. Loads the native libraries; imports no optional package.
     """
     lines = _table(_versions())
@@ -84,17 +86,19 @@ def _implementation_rows(device_type: str) -> list[tuple[str, str]]:
 
 def _choices() -> list[tuple[str, str]]:
     has_some = [d for d in dispatch.ORDER if any(dispatch.available(name, d) is None for name in dispatch.NAMES)]
-    on_each = ", ".join(f"{_choice(device_type)} on {device_type}" for device_type in has_some)
-    return [(what, on_each) for what in dispatch.WHATS]
+    return [
+        (f"{what} on {device_type}", _choice(what, device_type)) for device_type in has_some for what in dispatch.WHATS
+    ]
 
 
-def _choice(device_type: str) -> str:
+def _choice(what: str, device_type: str) -> str:
+    """What "auto" takes, and why nothing better runs."""
     try:
-        found = dispatch.choose("auto", device_type).implementation
+        found, passed = dispatch.choose("auto", device_type, what=what)
         asked = device_type == "cuda" and dispatch.auto_asks()
     except UserError as error:
         return f"none ({error})"
-    return f"{found} (as {dispatch.AUTO} asks)" if asked else found
+    return "; not ".join([f"{found} (as {dispatch.AUTO} asks)" if asked else found, *passed])
 
 
 def _table(rows: list[tuple[str, str]]) -> list[str]:

@@ -76,6 +76,13 @@ def test_a_choice_says_why_no_better_one_runs(no_libraries: None) -> None:
     assert found == ("torch", ("cpp: it was not built (no C++ compiler)",))
 
 
+@pytest.mark.usefixtures("no_libraries")
+def test_env_says_what_auto_takes_and_why() -> None:
+    found = [line.split(maxsplit=3) for line in report().partition("impl='auto' chooses\n")[2].splitlines()]
+    reason = "torch; not cpp: it was not built (no C++ compiler)"
+    assert [line for line in found if line[2] == "cpu"] == [[what, "on", "cpu", reason] for what in dispatch.WHATS]
+
+
 def test_interpreter_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert "TRITON_INTERPRET=1" in (available("triton", "cpu") or "")
@@ -122,6 +129,10 @@ def test_what_fused_stages_do_not_take(
         choose(impl, device, sizes)
     assert choose(impl, device, Sizes(64, 1024)).implementation == impl
     assert choose("auto", "cpu", Sizes(65, 16)).implementation == "torch"
+    monkeypatch.setenv("GCAHNG_AUTO", "triton,mix_fwd_=cuda")  # one op in CUDA C++ is enough
+    found = choose("auto", "cuda", Sizes(3, 1025))
+    assert found.implementation == "triton" and "triton,mix_fwd_=cuda: it takes up to 1024" in found.passed[0]
+    monkeypatch.delenv("GCAHNG_AUTO")
     found = choose("auto", "cuda", Sizes(3, 1025))
     assert found.implementation == "triton" and "cuda+triton: it takes up to 1024 channels" in found.passed[0]
 
@@ -133,7 +144,7 @@ def test_triton_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.delenv("CC", raising=False)
     dispatch._no_c_compiler.cache_clear()
-    assert "there is no clang or gcc or cc; install one, or set CC" in (available("triton", "cuda") or "")
+    assert "there is no gcc or clang; install one, or set CC" in (available("triton", "cuda") or "")
     dispatch._no_c_compiler.cache_clear()
 
 
@@ -185,7 +196,7 @@ def test_what_is_asked_for_and_not_there_is_an_error(monkeypatch: pytest.MonkeyP
 @pytest.mark.usefixtures("all_there")
 def test_auto_follows_what_it_is_asked_for_on_cuda_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     def loss() -> str:
-        (line,) = (line for line in report().splitlines() if line.split()[:1] == ["loss"])
+        (line,) = (line for line in report().splitlines() if line.startswith("  loss on cuda "))
         return line
 
     assert choose("auto", "cuda").implementation == "cuda+triton"
@@ -193,7 +204,7 @@ def test_auto_follows_what_it_is_asked_for_on_cuda_alone(monkeypatch: pytest.Mon
     assert choose("auto", "cuda").implementation == "triton,mix_fwd_=cuda"
     assert choose("cuda", "cuda").implementation == "cuda"
     assert choose("auto", "cpu").implementation == "cpp"
-    assert loss().endswith("triton,mix_fwd_=cuda (as GCAHNG_AUTO asks) on cuda")
+    assert loss().endswith("triton,mix_fwd_=cuda (as GCAHNG_AUTO asks)")
     monkeypatch.setenv("GCAHNG_AUTO", "")
     assert choose("auto", "cuda").implementation == "cuda+triton"
     monkeypatch.setenv("GCAHNG_AUTO", "cudnn")
