@@ -81,10 +81,10 @@ def _check(embeddings: Tensor, coefficients: Tensor, views: int, pull: float | T
             raise UserError(f"{name} is a {type(x).__name__}; it must be a tensor")
     if embeddings.dtype not in (torch.float32, torch.float64):
         raise UserError(f"embeddings is {name_of(embeddings.dtype)}; it must be float32 or float64")
-    if embeddings.dim() != 2 or embeddings.shape[0] % views or not embeddings.shape[0]:
+    if embeddings.dim() != 2 or embeddings.shape[0] % views or not embeddings.numel():
         raise UserError(
-            f"embeddings has shape {tuple(embeddings.shape)}; it must be (n, channels), n a multiple of num_per_class, "
-            f"{views}"
+            f"embeddings has shape {tuple(embeddings.shape)}; it must be (n, channels), at least one of each, n a "
+            f"multiple of num_per_class, {views}"
         )
     n, dim = embeddings.shape
     wanted = {"coefficients": (coefficients, (n, n, dim))}

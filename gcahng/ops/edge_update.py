@@ -43,7 +43,7 @@ def edge_update(
         edges: (n, n, D), or (n (n + 1) / 2, D) in half-band storage (gcahng.ops.half_band), which is symmetric. float32
             or float64. Under bfloat16 autocast products are in bfloat16.
         nodes: (n, D), the tokens, of the edges' dtype.
-        weights: the parameters.
+        weights: the parameters, or a tuple of them in the order of EdgeUpdateWeights.
         symmetric: whether e_ij = e_ji. Half of the pairs are then computed, and where two directions differ their mean
             is taken.
         dropout: dropout of the attention weights, or None. With symmetric=True both directions of an edge share one
@@ -60,7 +60,10 @@ def edge_update(
     Raises:
         UserError: a shape, dtype or device is wrong, or the implementation is not available.
     """
+    weights = _named(weights)
     n = _check(edges, nodes, weights, symmetric)
+    if dropout is not None:
+        _check_dropout(dropout, edges.device)
     if edge_memory not in ("auto", *MODES):
         raise UserError(f"edge_memory is {edge_memory!r}; it must be one of auto, {', '.join(MODES)}")
     compute = compute_dtype(edges.device, edges.dtype)
@@ -69,7 +72,9 @@ def edge_update(
         return _reference(edges, nodes, weights, symmetric, dropout)
     if not torch.compiler.is_compiling():
         refuse_transforms("edge_update", edges, nodes, *weights)
-    u, c, v = _tokens(nodes, weights)
+    # As in the engine, products stay in float32 under float16 autocast.
+    with torch.autocast(edges.device.type, enabled=compute is torch.bfloat16):
+        u, c, v = _tokens(nodes, weights)
     draw = torch.zeros((), dtype=torch.int64, device=edges.device) if dropout is None else dropout.draw
     tensors = UpdateTensors(edges.contiguous(), u, c, v, draw, list(weights[6:]))
     record = torch.is_grad_enabled() and any(x.requires_grad for x in (edges, nodes, *weights))
@@ -101,6 +106,32 @@ def _reference(
     return reference.edge_update(weights, edges, nodes, masks).to(edges.dtype)
 
 
+def _named(weights: EdgeUpdateWeights) -> EdgeUpdateWeights:
+    """Names the parameters where they are a plain tuple."""
+    wanted = len(EdgeUpdateWeights._fields)
+    if not isinstance(weights, (tuple, list)):
+        raise UserError(f"weights is a {type(weights).__name__}; it must be an EdgeUpdateWeights")
+    if len(weights) != wanted:
+        raise UserError(f"weights has {len(weights)} tensors; it must have {wanted}, as EdgeUpdateWeights lists them")
+    return EdgeUpdateWeights(*weights)
+
+
+def _check_dropout(dropout: EdgeDropout, device: torch.device) -> None:
+    """Checks the dropout of an edge update, whose edges are on this device."""
+    p, seed, draw = dropout
+    if not 0 <= p < 1:
+        raise UserError(f"dropout.p is {p!r}; it must be at least 0 and under 1")
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise UserError(f"dropout.seed is {seed!r}; it must be a whole number in 0 … 2**63 - 1")
+    if not isinstance(draw, Tensor):
+        raise UserError(f"dropout.draw is a {type(draw).__name__}; it must be a 0-dim int64 tensor")
+    if draw.dim() or draw.dtype is not torch.int64 or draw.device != device:
+        raise UserError(
+            f"dropout.draw is {name_of(draw.dtype)} of shape {tuple(draw.shape)} on {draw.device}; it must be a 0-dim "
+            f"int64 tensor on {device}, as the edges are"
+        )
+
+
 def _check(edges: Tensor, nodes: Tensor, weights: EdgeUpdateWeights, symmetric: bool) -> int:
     """Checks that the arguments of edge_update fit together, and returns n."""
     for name, x in (("edges", edges), ("nodes", nodes), *zip(weights._fields, weights, strict=True)):
@@ -115,8 +146,8 @@ def _check(edges: Tensor, nodes: Tensor, weights: EdgeUpdateWeights, symmetric: 
                 f"{name} is {name_of(x.dtype)} on {x.device}; it must be as edges, {name_of(edges.dtype)} on "
                 f"{edges.device}"
             )
-    if nodes.dim() != 2:
-        raise UserError(f"nodes has shape {tuple(nodes.shape)}; it must be (nodes, channels)")
+    if nodes.dim() != 2 or not nodes.numel():
+        raise UserError(f"nodes has shape {tuple(nodes.shape)}; it must be (nodes, channels), at least one of each")
     n, dim = nodes.shape
     if edges.dim() == 2:
         if half_band_nodes(edges.shape[0]) != n or edges.shape[1] != dim:

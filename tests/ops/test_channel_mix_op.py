@@ -130,7 +130,8 @@ GIVEN = {"num_per_class": 2, "pull": 0.5, "draws": U}
     [
         ([1.0], T, {}, "embeddings is a list; it must be a tensor"),
         (Z.half(), T, {}, "embeddings is float16; it must be float32 or float64"),
-        (Z[:3], T, {}, r"embeddings has shape \(3, 3\); it must be \(n, channels\), n a multiple of num_per_class, 2"),
+        (Z[:3], T, {}, r"embeddings has shape \(3, 3\); it must be \(n, channels\), .*, n a multiple of num_per"),
+        (Z[:, :0], T[..., :0], {}, r"embeddings has shape \(4, 0\); it must be \(n, channels\), at least one of each"),
         (Z, T[:3], {}, r"coefficients has shape \(3, 4, 3\); .* it must be \(4, 4, 3\)"),
         (Z, T.double(), {}, "coefficients is float64 on cpu; it must be as embeddings, float32 on cpu"),
         (Z, T, {"draws": U.T}, r"draws has shape \(1, 2\); .* it must be \(2, 1\)"),

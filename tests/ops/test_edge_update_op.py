@@ -101,6 +101,14 @@ def test_bfloat16_autocast(impl: str) -> None:
     assert (low - exact).abs().max() < 0.1 * exact.abs().max()
 
 
+@pytest.mark.parametrize("impl", ["torch", "cpp"])
+def test_float16_autocast_leaves_products_in_float32(impl: str) -> None:
+    edges, nodes, weights = inputs(5, 8, dtype=torch.float32)
+    exact = edge_update(edges, nodes, weights, impl=impl)
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert torch.equal(edge_update(edges, nodes, weights, impl=impl), exact)
+
+
 @pytest.mark.parametrize("impl", ["reference", "torch", "cpp"])
 def test_gradcheck(impl: str) -> None:
     edges, nodes, weights = inputs(3, 2)
@@ -206,6 +214,12 @@ def test_module_owns_the_weights_and_draws_anew() -> None:
 
 E, S = torch.ones(3, 3, 4), torch.ones(3, 4)
 W = EdgeUpdateWeights(*(x.detach() for x in inputs(1, 4, dtype=torch.float32)[2]))
+DRAW = torch.tensor(3)
+
+
+def dropped(**changes) -> dict[str, EdgeDropout]:
+    """The option dropout, with something wrong in it."""
+    return {"dropout": EdgeDropout(0.1, 1, DRAW)._replace(**changes)}
 
 
 @pytest.mark.parametrize(
@@ -215,11 +229,23 @@ W = EdgeUpdateWeights(*(x.detach() for x in inputs(1, 4, dtype=torch.float32)[2]
         ((E.half(), S, W), {}, "edges is float16; it must be float32 or float64"),
         ((E, S.double(), W), {}, "nodes is float64 on cpu; it must be as edges, float32 on cpu"),
         ((E, torch.ones(3, 4, 1), W), {}, r"nodes has shape \(3, 4, 1\); it must be \(nodes, channels\)"),
+        ((E[:0, :0], S[:0], W), {}, r"nodes has shape \(0, 4\); it must be \(nodes, channels\), at least one of each"),
         ((torch.ones(3, 2, 4), S, W), {}, r"edges has shape \(3, 2, 4\); .* it must be \(3, 3, 4\)"),
         ((torch.ones(5, 4), S, W), {}, "edges has 5 rows; in half-band storage it must have"),
         ((torch.ones(10, 4), S, W), {}, r"edges has shape \(10, 4\); .* it must be \(6, 4\)"),
         ((torch.ones(6, 4), S, W), {"symmetric": False}, "symmetric is False and edges are in half-band storage"),
         ((E, S, W._replace(mlp_in_bias=S[0])), {}, r"weights.mlp_in_bias has shape \(4,\); .* it must be \(16,\)"),
+        ((E, S, tuple(W)[:3]), {}, "weights has 3 tensors; it must have 14, as EdgeUpdateWeights lists them"),
+        ((E, S, None), {}, "weights is a NoneType; it must be an EdgeUpdateWeights"),
+        ((E, S, W), dropped(p=1.0), "dropout.p is 1.0; it must be at least 0 and under 1"),
+        ((E, S, W), dropped(seed=2**63), "dropout.seed is 9223372036854775808; it must be a whole number"),
+        ((E, S, W), dropped(draw=3), "dropout.draw is a int; it must be a 0-dim int64 tensor"),
+        (
+            (E, S, W),
+            dropped(draw=torch.tensor([1])),
+            r"dropout.draw is int64 of shape \(1,\) on cpu; it must be a 0-dim",
+        ),
+        ((E, S, W), dropped(draw=DRAW.to("meta")), r"dropout.draw is int64 of shape \(\) on meta; .* on cpu, as the"),
         ((E, S, W), {"impl": "numpy"}, "impl is 'numpy'; it must be one of auto, reference, torch"),
         ((E, S, W), {"impl": "cuda"}, "impl is 'cuda', which is not available for edge_update on cpu: .*CUDA"),
         ((E, S, W), {"edge_memory": "disk"}, "edge_memory is 'disk'; it must be one of auto, hidden, store, recompute"),
