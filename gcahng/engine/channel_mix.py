@@ -85,7 +85,8 @@ class _Call:
         return grid.permute(0, 2, 1, 3, 4).reshape(tile.rows, self.dim)
 
 
-def _forward_op(*flat: Any) -> Tensor:
+def forward_op(*flat: Any) -> Tensor:
+    """The operator: its flat arguments are those of MixTensors and MixSettings."""
     tensors, s = MixTensors(*flat[:4]), MixSettings(*flat[4:])
     with torch.autocast(tensors.z.device.type, enabled=False):
         call = _Call(tensors, s)
@@ -102,7 +103,8 @@ def _forward_fake(*flat: Any) -> Tensor:
     return z.new_empty(views, classes, classes, z.shape[1])
 
 
-def _backward_op(upstream: Tensor, *flat: Any) -> tuple[Tensor, Tensor]:
+def backward_op(upstream: Tensor, *flat: Any) -> tuple[Tensor, Tensor]:
+    """The operator of the backward: the gradient of the negatives (K, C, C, D), and the forward's flat arguments."""
     tensors, s = MixTensors(*flat[:4]), MixSettings(*flat[4:])
     with torch.autocast(upstream.device.type, enabled=False):
         call = _Call(tensors, s)
@@ -149,8 +151,8 @@ class _Upstream(NamedTuple):
 
 _library = library(NATIVE)
 for _name, _structs, _returns, _op, _fake in (
-    ("channel_mix", (MixTensors, MixSettings), "Tensor", _forward_op, _forward_fake),
-    ("channel_mix_backward", (_Upstream, MixTensors, MixSettings), "(Tensor, Tensor)", _backward_op, _backward_fake),
+    ("channel_mix", (MixTensors, MixSettings), "Tensor", forward_op, _forward_fake),
+    ("channel_mix_backward", (_Upstream, MixTensors, MixSettings), "(Tensor, Tensor)", backward_op, _backward_fake),
 ):
     _library.define(f"{_name}({schema_of(*_structs)}) -> {_returns}", tags=(torch.Tag.pt2_compliant_tag,))
     for _key in ("CPU", "CUDA"):

@@ -1,4 +1,4 @@
-"""Training steps on meta tensors of full size: the engine's own code, which calls and launches what it would on a GPU.
+"""Training steps and public ops on meta tensors of full size, by the engine's own code, which launches as on a GPU.
 
 Nothing is computed and nothing is allocated. To see the launches, catch them (see gcahng.testing.aot).
 """
@@ -13,7 +13,8 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from gcahng.engine import engine, operators
+from gcahng.engine import channel_mix, engine, operators
+from gcahng.engine.channel_mix import MixSettings, MixTensors
 from gcahng.engine.engine import Engine, PassOptions
 from gcahng.engine.plan import MODES
 from gcahng.engine.schema import NATIVE, OPS, TRITON, Ops
@@ -39,7 +40,8 @@ USUAL = Sizes()
 def launch_all(dim: int, compute: torch.dtype) -> None:
     """Launches every Triton kernel as steps with D channels and products in the compute dtype do.
 
-    The steps run in every memory mode, and with every product left to the library, as in fp64.
+    The steps run in every memory mode, and with every product left to the library, as in fp64. The backward of
+    gcahng.ops.channel_mix is launched too, since no step differentiates the mix by embeddings from dN itself.
     """
     with _launching():
         for memory in MODES:
@@ -48,6 +50,7 @@ def launch_all(dim: int, compute: torch.dtype) -> None:
         with patch.object(operators, "ops_of", lambda implementation: Ops(implementation)):
             meta_step("triton", dim, compute, "store")
             meta_step("triton", dim, compute, "recompute")
+        meta_mix_backward("triton", dim, torch.float64 if compute == torch.float64 else torch.float32)
 
 
 def meta_step(
@@ -78,6 +81,17 @@ def meta_step(
         run.generator_pass(network, classifier, batch, None, GeneratorWeights(1.0, 1.0, 1.0))
 
 
+def meta_mix_backward(implementation: str, dim: int, dtype: torch.dtype, sizes: Sizes = USUAL) -> None:
+    """Runs the backward of gcahng.ops.channel_mix as on a CUDA device."""
+    classes, views = sizes.classes, sizes.views
+    n = classes * views
+    with torch.device("meta"):
+        shapes = ((views, classes, classes, dim), (n, dim), (n, n, dim), (views, views - 1), ())
+        upstream, *tensors = (torch.empty(shape, dtype=dtype) for shape in shapes)
+    with _on_meta(dtype):
+        channel_mix.backward_op(upstream, *MixTensors(*tensors), *MixSettings(views, implementation))
+
+
 @contextmanager
 def _on_meta(compute: torch.dtype) -> Iterator[None]:
     """Inside it the engine takes meta tensors for a GPU's."""
@@ -91,6 +105,7 @@ def _on_meta(compute: torch.dtype) -> Iterator[None]:
     try:
         with (
             patch.object(operators, "default_tile_rows", on_cuda),
+            patch.object(channel_mix, "default_tile_rows", on_cuda),
             patch.object(engine, "compute_dtype", lambda *_: compute),
             # The kernels know fp16, which the loss does not offer.
             patch.dict(operators.DTYPES, {"float16": torch.float16}),
