@@ -1,4 +1,4 @@
-"""Tiles of a chosen size, and the calls of the C++ ops in a training step."""
+"""Tiles of a chosen size, the calls of the C++ ops in a training step, and captures without a GPU."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from capture_cases import stand_in
 from engine_cases import Case, run_step
 from torch import Tensor
 
@@ -62,3 +63,9 @@ def recorded(monkeypatch, tiles):
         return ops.calls
 
     return record
+
+
+@pytest.fixture
+def captures(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A stand-in for CUDA graphs, and a list that grows by an item with each capture."""
+    return stand_in(monkeypatch)
