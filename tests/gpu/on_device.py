@@ -1,4 +1,4 @@
-"""What the tests here check, for any device: tests/bench/test_gpu.py runs the same on the CPU."""
+"""What the tests here check, for any device: tests/bench/test_gpu_checks.py runs the same on the CPU."""
 
 from __future__ import annotations
 
