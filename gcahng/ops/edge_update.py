@@ -76,7 +76,7 @@ def edge_update(
     with torch.autocast(edges.device.type, enabled=compute is torch.bfloat16):
         u, c, v = _tokens(nodes, weights)
     draw = torch.zeros((), dtype=torch.int64, device=edges.device) if dropout is None else dropout.draw
-    tensors = UpdateTensors(edges.contiguous(), u, c, v, draw, list(weights[6:]))
+    tensors = UpdateTensors(edges.contiguous(), u, c, v, draw, [w.contiguous() for w in weights[6:]])
     record = torch.is_grad_enabled() and any(x.requires_grad for x in (edges, nodes, *weights))
     if edge_memory == "auto":  # the shapes of what is saved depend on it, so that a compiled call cannot decide later
         compiling = torch.compiler.is_compiling()

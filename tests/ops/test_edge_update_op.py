@@ -119,6 +119,15 @@ def test_gradcheck(impl: str) -> None:
     assert torch.autograd.gradcheck(run, (edges, nodes, *weights))
 
 
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_inputs_need_not_be_contiguous(impl: str) -> None:
+    edges, nodes, weights = inputs(4, 6)
+    wanted = value_and_gradients((edges, nodes, weights), impl=impl)
+    apart = [x.detach().repeat_interleave(2, dim=-1)[..., ::2].requires_grad_() for x in (edges, nodes, *weights)]
+    assert not any(x.is_contiguous() for x in apart)
+    assert_near(value_and_gradients((apart[0], apart[1], apart[2:]), impl=impl), wanted, 1e-12)
+
+
 def test_frozen_inputs_and_no_grad() -> None:
     edges, nodes, weights = inputs(4, 6)
     fixed = EdgeUpdateWeights(*(w.detach() for w in weights))
