@@ -76,7 +76,7 @@ class Engine:
         """Does what gcahng.reference.training_step.generator_pass does."""
         s, inputs = self._settings(network, batch), _inputs(network, batch, batch.z.detach())
         zeroed = None if official_order is None else official_own_entries(batch.views, official_order)
-        fixed = (classifier.weight.detach(), classifier.bias.detach())
+        fixed = (classifier.weight.detach().contiguous(), classifier.bias.detach().contiguous())
         targets = GeneratorTargets(batch.classes, fixed, zeroed, weights)
         total, *out = GeneratorPass.apply(inputs._replace(parameters=[]), s, targets, *inputs.parameters)
         if s.training:

@@ -71,7 +71,8 @@ def _prepare(inputs: PassInputs, s: Settings, workspace: Workspace, record: bool
         update: whether the running statistics follow those of the batch.
     """
     z, compute = inputs.z.detach(), DTYPES[s.compute]
-    named = dict(zip(parameter_names(s.layers), (p.detach() for p in inputs.parameters), strict=True))
+    # Triton's kernels take weights by their shape alone.
+    named = dict(zip(parameter_names(s.layers), (p.detach().contiguous() for p in inputs.parameters), strict=True))
     memory = edge_memory(z, named["class_head.weight"].shape[0], s)
     rows = default_tile_rows(z.shape[1], compute, memory, z.device.type)
     sizes = (z.shape[0] // s.views, s.views)

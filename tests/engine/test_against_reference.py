@@ -280,3 +280,16 @@ def test_deep_copies_are_apart(impl):
     kept = {name: tensor.clone() for name, tensor in first.items()}
     run_step(other, *case.batch(1))
     assert all(torch.equal(first[name], kept[name]) for name in kept)
+
+
+@engines
+def test_weights_need_not_be_contiguous(impl):
+    """The reference's are: torch's batch_norm has a wrong backward on the CPU where its weight is strided."""
+    case = Case()
+    z, labels = case.batch()
+    gca = case.loss(impl)
+    for parameter in gca.graph_network.parameters():
+        apart = parameter.data.repeat_interleave(2, dim=-1)[..., ::2]
+        parameter.data = parameter.data.T.contiguous().T if parameter.dim() == 2 else apart
+    assert not any(parameter.is_contiguous() for parameter in gca.graph_network.parameters())
+    assert_exact(run_step(gca, z, labels), run_step(case.loss("reference"), z, labels))
