@@ -7,8 +7,8 @@
     triton      the engine, with its stages and the edge MLP's products in Triton (gcahng.kernels)
 
 An implementation that is asked for by name runs, or is an error. "auto" takes the first of a list that is available for
-the tensors at hand. The environment variable GCAHNG_AUTO puts another implementation first in the list for CUDA, if
-measurements on a GPU speak for it:
+the tensors at hand (see gcahng.availability). The environment variable GCAHNG_AUTO puts another implementation first in
+the list for CUDA, if measurements on a GPU speak for it:
 
     GCAHNG_AUTO=triton                              # in the place of cuda+triton
     GCAHNG_AUTO=cuda+triton,mix_fwd_=triton         # with another implementation of single ops (gcahng/engine/stages)
@@ -18,17 +18,13 @@ measurements on a GPU speak for it:
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
-import shutil
-from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from gcahng import native
+from gcahng.availability import available
 from gcahng.engine.schema import OPS
 from gcahng.engine.stages import split
 from gcahng.errors import UserError
@@ -47,7 +43,6 @@ ELSEWHERE = ("torch", "reference")  # the same on other devices
 
 MOST_VIEWS = 64  # samples of a class that fused stages take at most (csrc/bindings/common.h)
 MOST_CHANNELS = 1024  # that stages in CUDA C++ take at most (csrc/cuda/rows.cuh)
-OLDEST = (8, 0)  # the oldest compute capability that CMakeLists.txt builds for; the first with bf16 products
 
 AUTO = "GCAHNG_AUTO"
 AUTO_BASES = ("cuda+triton", "cuda", "triton", "torch")
@@ -155,35 +150,6 @@ def _say_once(what: str, device_type: str, choice: Choice) -> None:
         _log.log(level, f"{what} on {device_type} uses impl={choice.implementation!r}{reasons}")
 
 
-# -- what is available
-
-
-def available(impl: str, device: torch.device | str, compute: torch.dtype | None = None) -> str | None:
-    """Says whether an implementation can run on a device.
-
-    Args:
-        impl: one of NAMES.
-        device: the device of the tensors.
-        compute: dtype of products, or None if it is not known.
-
-    Returns:
-        None if it can run, else the reason and the remedy, in one line.
-    """
-    device = torch.device(device)
-    if impl == "cpp":
-        return native.load("_C_cpu").reason if device.type == "cpu" else "it runs on CPU tensors alone"
-    if impl == "triton" and device.type == "cpu":
-        return _interpreter_missing(compute)
-    if impl in ("cuda", "triton") and device.type != "cuda":
-        return "it runs on CUDA tensors alone"
-    missing = {"cuda": lambda: native.load("_C_cuda").reason, "triton": _compiler_missing}.get(impl, lambda: None)
-    if reason := missing():
-        return reason
-    if device.type == "cuda" and not torch.cuda.is_available():
-        return "torch sees no CUDA device"
-    return _too_old(device) if impl in ("cuda", "triton") else None
-
-
 def _unavailable(implementation: str, device: torch.device, sizes: Sizes) -> str | None:
     """Says what `available` says, for all parts of an implementation and for the sizes of a call."""
     parts = _parts(implementation)
@@ -203,60 +169,6 @@ def _parts(implementation: str) -> list[str]:
     """The implementations that the stages and single ops of this one come from, each once."""
     base, routes = split(implementation)
     return list(dict.fromkeys([*base.split("+"), *routes.values()]))
-
-
-def _too_old(device: torch.device) -> str | None:
-    """Why a GPU is too old, or None."""
-    have = torch.cuda.get_device_capability(device)
-    if have >= OLDEST:
-        return None
-    return f"it needs a GPU of compute capability {_version(OLDEST)} or newer, and this one has {_version(have)}"
-
-
-def _version(numbers: tuple[int, int]) -> str:
-    """A version as it is written, such as "8.0"."""
-    return ".".join(map(str, numbers))
-
-
-def _triton_missing() -> str | None:
-    """Why triton cannot be imported, or None."""
-    return None if importlib.util.find_spec("triton") else 'triton is not installed; pip install "gcahng[triton]"'
-
-
-def _interpreter_missing(compute: torch.dtype | None) -> str | None:
-    """Why Triton's interpreter cannot run, or None."""
-    if reason := _triton_missing():
-        return reason
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        return "it runs on CUDA tensors; only TRITON_INTERPRET=1, for tests, interprets the kernels on the CPU"
-    if compute == torch.bfloat16:
-        return "Triton's interpreter computes bfloat16 wrongly; use float32 or float16"
-    return None
-
-
-def _compiler_missing() -> str | None:
-    """Why Triton cannot compile, or None. Triton itself would only say so when a kernel is first launched."""
-    return _triton_missing() or _no_c_compiler() or _no_cache_folder()
-
-
-@cache
-def _no_c_compiler() -> str | None:
-    """That there is no C compiler, or None."""
-    names = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]  # what Triton looks for
-    if any(shutil.which(name) for name in names):
-        return None
-    return f"Triton needs a C compiler to launch kernels, and there is no {' or '.join(names)}; install one, or set CC"
-
-
-@cache
-def _no_cache_folder() -> str | None:
-    """That Triton's cache cannot be written, or None."""
-    home = os.environ.get("TRITON_HOME") or os.path.expanduser("~")  # Path.home() raises where there is none
-    folder = Path(os.environ.get("TRITON_CACHE_DIR") or Path(home) / ".triton").absolute()
-    existing = next((place for place in (folder, *folder.parents) if place.exists()), None)
-    if existing is not None and existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
-        return None
-    return f"Triton keeps compiled kernels in {folder}, which cannot be written to; set TRITON_CACHE_DIR to a folder"
 
 
 # -- GCAHNG_AUTO

@@ -21,6 +21,7 @@ LAYERS = [
     ["reference"],
     ["kernels"],
     ["engine"],
+    ["availability"],
     ["dispatch"],
     ["ops"],
     ["nn"],

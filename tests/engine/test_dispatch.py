@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gcahng import UserError, dispatch, native
+from gcahng import UserError, availability, dispatch, native
 from gcahng.dispatch import NAMES, Sizes, available, choose
 from gcahng.engine.schema import NATIVE, TRITON
 from gcahng.engine.stages import ops_of
@@ -108,7 +108,7 @@ def test_a_gpu_that_no_kernel_is_built_for(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(dispatch, "_said", set())
-    monkeypatch.setattr(dispatch, "_compiler_missing", lambda: None)
+    monkeypatch.setattr(availability, "_compiler_missing", lambda: None)
     assert chosen_on("cuda") == chosen
     assert ("of compute capability 8.0 or newer, and this one has 7.5" in caplog.text) is (chosen == "torch")
 
@@ -143,17 +143,17 @@ def test_what_fused_stages_do_not_take(
 def test_triton_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.delenv("CC", raising=False)
-    dispatch._no_c_compiler.cache_clear()
+    availability._no_c_compiler.cache_clear()
     assert "there is no gcc or clang; install one, or set CC" in (available("triton", "cuda") or "")
-    dispatch._no_c_compiler.cache_clear()
+    availability._no_c_compiler.cache_clear()
 
 
 def test_triton_needs_a_folder_for_its_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "file" / "cache"))
-    dispatch._no_cache_folder.cache_clear()
+    availability._no_cache_folder.cache_clear()
     assert "which cannot be written to; set TRITON_CACHE_DIR to a folder" in (available("triton", "cuda") or "")
-    dispatch._no_cache_folder.cache_clear()
+    availability._no_cache_folder.cache_clear()
 
 
 # -- GCAHNG_AUTO: what "auto" takes on CUDA where a measurement says otherwise
