@@ -46,7 +46,7 @@ def test_rates_on_the_device_are_written_in_place(captures: list[int]) -> None:
 
 
 @pytest.mark.parametrize("captured", [True, False])
-def test_a_state_goes_on_with_capturable_optimisers_and_without(captures: list[int], captured: bool) -> None:
+def test_a_state_goes_on_with_capturable_optimizers_and_without(captures: list[int], captured: bool) -> None:
     first, other = make_whole(captured), make_whole(not captured)
     train(first, batches(0, 2))
     first.end_epoch()
