@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,6 +35,18 @@ from gcahng.reference.philox import mixing_draws
 from gcahng.reference.training_step import Batch
 
 FIRST_MEAN = 1e6
+
+
+def _of_engine(name: str, doc: str) -> Any:
+    """A property that reads and replaces one of the engine's options."""
+
+    def read(loss: LossModule) -> Any:
+        return getattr(loss.engine, name)
+
+    def write(loss: LossModule, value: Any) -> None:
+        loss.engine = replace(loss.engine, **{name: value})
+
+    return property(read, write, doc=doc)
 
 
 class LossModule(nn.Module):
@@ -76,20 +89,10 @@ class LossModule(nn.Module):
         rates = (learning["classifier_lr"], learning["classifier_weight_decay"])
         self.classifier_optimizer = adamw(self.classifier.parameters(), *rates, engine.cuda_graph)
 
-    @property
-    def impl(self) -> str:
-        """The implementation that was asked for."""
-        return self.engine.impl
-
-    @property
-    def edge_memory(self) -> str:
-        """What the engine was asked to save of the edges."""
-        return self.engine.edge_memory
-
-    @property
-    def edge_dtype(self) -> torch.dtype | None:
-        """The dtype that was asked for stored edges."""
-        return self.engine.edge_dtype
+    # The engine's options as attributes, which a user may set between steps.
+    impl = _of_engine("impl", "The implementation that was asked for.")
+    edge_memory = _of_engine("edge_memory", "What the engine was asked to save of the edges.")
+    edge_dtype = _of_engine("edge_dtype", "The dtype that was asked for stored edges.")
 
     # -- running means
 

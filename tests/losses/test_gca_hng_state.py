@@ -186,3 +186,10 @@ def test_deepcopy():
     assert same(snapshot(gca), before)
     assert same(train(gca, 2, 5), results)
     assert same(snapshot(gca), snapshot(twin))
+
+
+def test_engine_options_may_be_set_between_steps():
+    gca, other = make_loss(), make_loss()
+    gca.impl, gca.edge_memory, gca.edge_dtype = "torch", "recompute", torch.float64
+    assert (gca.engine.impl, gca.engine.edge_memory, gca.engine.edge_dtype) == ("torch", "recompute", torch.float64)
+    assert other.engine.edge_memory != "recompute" and other.edge_dtype is None
