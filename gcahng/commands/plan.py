@@ -75,7 +75,7 @@ def run(arguments: list[str]) -> int:
         )
     if options.stages == "fused" and views > MOST_VIEWS:
         raise UserError(f"--views is {views}; it must be at most {MOST_VIEWS}, unless --stages is torch")
-    beyond = views > MOST_VIEWS or options.dim > MOST_CHANNELS.get(options.device, options.dim)
+    beyond = views > MOST_VIEWS or (options.device == "cuda" and options.dim > MOST_CHANNELS)
     size = StepSize(
         batch=options.batch,
         dim=options.dim,
