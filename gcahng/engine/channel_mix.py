@@ -14,7 +14,7 @@ from torch import Tensor
 from gcahng.engine.differentiable_once import differentiable_once
 from gcahng.engine.operators import workspace_for
 from gcahng.engine.schedule import NodeSum, Schedule, Tile, default_tile_rows, make_schedule
-from gcahng.engine.schema import NATIVE, library, schema_of
+from gcahng.engine.schema import define_operator, differentiate_operator
 from gcahng.engine.stages import Stages, make_stages, ops_of
 from gcahng.engine.stages.common import StageContext
 from gcahng.engine.stages.mix import MixIndex, Mixing, MixUpstream, mix_index, mixing_of
@@ -56,9 +56,8 @@ class _Call:
         self.dim, classes = z.shape[1], z.shape[0] // s.views
         rows = default_tile_rows(self.dim, z.dtype, "store", z.device.type)
         self.schedule: Schedule = make_schedule(classes, s.views, symmetric=False, tile_rows=rows)
-        ops = ops_of(s.implementation)
-        fused = (workspace_for(z.device), ops) if ops is not None else (None, None)
-        self.stages: Stages = make_stages(StageContext(self.schedule, self.dim, z.dtype, z, None, 1, *fused))
+        workspace, ops = workspace_for(z.device), ops_of(s.implementation)
+        self.stages: Stages = make_stages(StageContext(self.schedule, self.dim, z.dtype, z, None, 1, workspace, ops))
         self.mixing: Mixing = mixing_of(self.schedule, z, tensors.draws, tensors.pull)
 
     def tiles(self) -> Iterator[tuple[Tile, MixIndex]]:
@@ -149,16 +148,10 @@ class _Upstream(NamedTuple):
     upstream: Tensor
 
 
-_library = library(NATIVE)
-for _name, _structs, _returns, _op, _fake in (
-    ("channel_mix", (MixTensors, MixSettings), "Tensor", forward_op, _forward_fake),
-    ("channel_mix_backward", (_Upstream, MixTensors, MixSettings), "(Tensor, Tensor)", backward_op, _backward_fake),
-):
-    _library.define(f"{_name}({schema_of(*_structs)}) -> {_returns}", tags=(torch.Tag.pt2_compliant_tag,))
-    for _key in ("CPU", "CUDA"):
-        _library.impl(_name, _op, _key)
-    torch.library.register_fake(f"{NATIVE}::{_name}", _fake, lib=_library)
-torch.library.register_autograd(f"{NATIVE}::channel_mix", _grad, setup_context=_setup, lib=_library)
+_STRUCTS = (MixTensors, MixSettings)
+define_operator("channel_mix", _STRUCTS, "Tensor", forward_op, _forward_fake)
+define_operator("channel_mix_backward", (_Upstream, *_STRUCTS), "(Tensor, Tensor)", backward_op, _backward_fake)
+differentiate_operator("channel_mix", _grad, _setup)
 
 
 def run_channel_mix(tensors: MixTensors, settings: MixSettings) -> Tensor:

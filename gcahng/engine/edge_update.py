@@ -19,7 +19,7 @@ from gcahng.engine.operators import workspace_for
 from gcahng.engine.plan import COMFORTABLE, FULL
 from gcahng.engine.precision import DTYPES
 from gcahng.engine.schedule import Band, Schedule, Tile, default_tile_rows, make_schedule
-from gcahng.engine.schema import NATIVE, library, schema_of, unflatten
+from gcahng.engine.schema import define_operator, differentiate_operator, unflatten
 from gcahng.engine.stages import Stages, make_stages, ops_of
 from gcahng.engine.stages.common import Edges, RowMoments, StageContext
 from gcahng.engine.stages.edge_update import EdgeRecord, Saving
@@ -180,10 +180,9 @@ class _Update:
         rows = default_tile_rows(self.dim, compute, s.edge_memory, edges.device.type)
         self.schedule = make_schedule(n, 1, symmetric=s.symmetric, tile_rows=rows)
         dropout = EdgeDropout(s.p, s.seed, tensors.draw) if s.p > 0 else None
-        ops = ops_of(s.implementation)
-        fused = (workspace_for(edges.device), ops) if ops is not None else (None, None)
-        like = tensors.u.detach()
-        self.stages: Stages = make_stages(StageContext(self.schedule, self.dim, compute, like, dropout, 1, *fused))
+        like, workspace, ops = tensors.u.detach(), workspace_for(edges.device), ops_of(s.implementation)
+        context = StageContext(self.schedule, self.dim, compute, like, dropout, 1, workspace, ops)
+        self.stages: Stages = make_stages(context)
         self.named = {f"{_AT}.{name}": x.detach() for name, x in zip(_WEIGHTS, tensors.weights, strict=True)}
         weights = edge_weights(self.named, 0, compute)
         tokens = Tokens(*(Band(self.schedule, x.detach()) for x in (tensors.u, tensors.c, tensors.v)))
@@ -332,16 +331,10 @@ def _grad(ctx: Any, upstream: list[Tensor | None]) -> tuple[Any, ...]:
     return d_edges, du, dc, dv, None, weights, *nothing
 
 
-_library = library(NATIVE)
-for _name, _structs, _op, _fake in (
-    ("edge_update", (UpdateTensors, UpdateSettings), _forward_op, _forward_fake),
-    ("edge_update_backward", (_BackwardTensors, UpdateTensors, UpdateSettings), _backward_op, _backward_fake),
-):
-    _library.define(f"{_name}({schema_of(*_structs)}) -> Tensor[]", tags=(torch.Tag.pt2_compliant_tag,))
-    for _key in ("CPU", "CUDA"):
-        _library.impl(_name, _op, _key)
-    torch.library.register_fake(f"{NATIVE}::{_name}", _fake, lib=_library)
-torch.library.register_autograd(f"{NATIVE}::edge_update", _grad, setup_context=_setup, lib=_library)
+_STRUCTS = (UpdateTensors, UpdateSettings)
+define_operator("edge_update", _STRUCTS, "Tensor[]", _forward_op, _forward_fake)
+define_operator("edge_update_backward", (_BackwardTensors, *_STRUCTS), "Tensor[]", _backward_op, _backward_fake)
+differentiate_operator("edge_update", _grad, _setup)
 
 
 def run_edge_update(tensors: UpdateTensors, settings: UpdateSettings) -> Tensor:

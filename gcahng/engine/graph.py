@@ -132,7 +132,10 @@ class GraphPass:
             edge_sum = NodeSum(schedule, self.dim, like=self.z)
             self._open_stores(layer)
             for tile in schedule.tiles:
-                e = self._advance(layer, tile, moments if last else None)
+                saving = self._saving(layer, tile)
+                sums = moments if last else None
+                entering = self.edge(layer, tile)
+                e = stages.edge_update.forward(self._layer(layer), tile, entering, saving, "out", sums).edges
                 if last and e is not None:
                     stages.head.add_moments(tile, e, moments)
                 elif not last:
@@ -161,21 +164,10 @@ class GraphPass:
         """What a layer's edge update works with."""
         return Layer(layer, self.edge_weights[layer], self.closing[layer], self.tokens[layer])
 
-    def _advance(self, layer: int, tile: Tile, sums: Tensor | None = None) -> Edges | None:
-        """Runs a layer's edge update on a tile, and stores what the options ask for.
-
-        Args:
-            layer: the layer's number.
-            tile: where the edges lie.
-            sums: see EdgeUpdate.forward.
-
-        Returns:
-            The edges that leave the layer; None if only their moments were wanted.
-        """
-        e = self.edge(layer, tile)
+    def _saving(self, layer: int, tile: Tile) -> Saving:
+        """Where a layer's edge update stores what the options ask for."""
         h, s = (self.rows(x[layer], tile) for x in (self.h, self.s))
-        saving = Saving(None, h, self._saved_moments(layer, tile), s)
-        return self.stages.edge_update.forward(self._layer(layer), tile, e, saving, "out", sums).edges
+        return Saving(None, h, self._saved_moments(layer, tile), s)
 
     def edge(self, layer: int, tile: Tile, slot: str = "in") -> Edges:
         """The edges that enter a layer, or, for layer = L, the normalized edges that leave the last one.
@@ -190,7 +182,9 @@ class GraphPass:
         s = self.rows(self.s[layer - 1], tile)
         if s is not None:
             return self.stages.norm_gelu.forward(self.closing[layer - 1].norm, s.to(self.z.dtype), slot)
-        return self._advance(layer - 1, tile)
+        below, entering = layer - 1, self.edge(layer - 1, tile)
+        update = self.stages.edge_update
+        return update.forward(self._layer(below), tile, entering, self._saving(below, tile), "out").edges
 
     def coefficients(self, e: Edges) -> Tensor:
         """θ (T, D) of the edges that leave the last layer."""

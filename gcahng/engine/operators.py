@@ -32,7 +32,7 @@ from gcahng.engine.plan import MODES, StepSize, choose_memory
 from gcahng.engine.precision import DTYPES
 from gcahng.engine.ranks import ranks_of
 from gcahng.engine.schedule import default_tile_rows, make_schedule
-from gcahng.engine.schema import NATIVE, library, schema_of, unflatten
+from gcahng.engine.schema import define_operator, differentiate_operator, unflatten
 from gcahng.engine.stages import make_stages, ops_of
 from gcahng.engine.stages.common import StageContext
 from gcahng.engine.stages.mix import Mixing, mixing_of
@@ -79,8 +79,7 @@ def _prepare(inputs: PassInputs, s: Settings, workspace: Workspace, record: bool
     schedule = make_schedule(*sizes, symmetric=s.symmetric, tile_rows=rows, ranks=ranks_of(s.ranks))
     dropout = EdgeDropout(s.p, s.seed, inputs.draw) if s.training and s.p > 0 else None
     ops = ops_of(s.implementation)
-    fused = (workspace, ops) if ops is not None else (None, None)
-    stages = make_stages(StageContext(schedule, z.shape[1], compute, z, dropout, s.layers, *fused))
+    stages = make_stages(StageContext(schedule, z.shape[1], compute, z, dropout, s.layers, workspace, ops))
     # The operator is functional: running statistics are copied here and copied back by its caller.
     copies = [b.clone() for b in inputs.buffers]
     options = GraphOptions(s.heads, compute, s.training, update, s.momentum, s.eps, memory, DTYPES[s.edge_dtype])
@@ -245,14 +244,8 @@ def _scale(*tensors: Tensor) -> tuple[Tensor, ...]:
     return dz_synthetic * d_synthetic, dz_entropy * d_entropy, *(g * d_entropy for g in parameters)
 
 
-_library = library(NATIVE)
-_library.define(
-    f"metric_pass({schema_of(PassInputs, Settings, Wanted)}) -> Tensor[]", tags=(torch.Tag.pt2_compliant_tag,)
-)
-for _key in ("CPU", "CUDA"):
-    _library.impl("metric_pass", metric_op, _key)
-torch.library.register_fake("gcahng::metric_pass", _metric_fake, lib=_library)
-torch.library.register_autograd("gcahng::metric_pass", _metric_backward, setup_context=_metric_setup, lib=_library)
+define_operator("metric_pass", (PassInputs, Settings, Wanted), "Tensor[]", metric_op, _metric_fake)
+differentiate_operator("metric_pass", _metric_backward, _metric_setup)
 
 
 # -- phase 3, eager

@@ -15,7 +15,7 @@ import functools
 import importlib
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
@@ -51,11 +51,6 @@ class TileNumbers(NamedTuple):
     offset: int
     mirrored: int
     classes: int
-
-
-def library(namespace: str) -> torch.library.Library:
-    """The library object that owns a namespace's definitions."""
-    return _libraries[namespace]
 
 
 # -- NamedTuples and schemas
@@ -237,6 +232,36 @@ def declare(name: str, launcher: str, *structs: type) -> Op:
     for key in ("CUDA", "CPU"):  # on the CPU under TRITON_INTERPRET=1
         _libraries[TRITON].impl(name, op.launch, key)
     return op
+
+
+def define_operator(
+    name: str, structs: tuple[type, ...], returns: str, run: Callable[..., Any], fake: Callable[..., Any]
+) -> None:
+    """Defines an operator that returns new tensors; see `differentiate_operator` for its backward.
+
+    Args:
+        name: the operator's name in the namespace `gcahng`.
+        structs: the types of the NamedTuples that it takes.
+        returns: the type of its result, as torch.library.define reads it.
+        run: what it does on CPU and CUDA tensors; called with the flat arguments.
+        fake: the same for tensors without data.
+    """
+    library = _libraries[NATIVE]
+    library.define(f"{name}({schema_of(*structs)}) -> {returns}", tags=(torch.Tag.pt2_compliant_tag,))
+    for key in ("CPU", "CUDA"):
+        library.impl(name, run, key)
+    torch.library.register_fake(f"{NATIVE}::{name}", fake, lib=library)
+
+
+def differentiate_operator(name: str, backward: Callable[..., Any], setup: Callable[..., Any]) -> None:
+    """Gives an operator its backward.
+
+    Args:
+        name: the operator's name.
+        backward: see torch.library.register_autograd.
+        setup: saves what the backward needs (there: setup_context).
+    """
+    torch.library.register_autograd(f"{NATIVE}::{name}", backward, setup_context=setup, lib=_libraries[NATIVE])
 
 
 class Ops:

@@ -67,7 +67,8 @@ class StageContext:
         like: any tensor of the accumulating dtype on the device.
         dropout: dropout of the edges, or None.
         layers: layers L, each of which has dropout masks of its own.
-        workspace: memory that is used again from tile to tile; None if every result gets memory of its own.
+        workspace: memory that fused stages use again from tile to tile. Without it, and in plain torch, every result
+            gets memory of its own.
         ops: the fused ops; None if stages are plain torch.
     """
 
@@ -95,7 +96,7 @@ class StageContext:
             dtype: by default that of products.
         """
         dtype = dtype or self.compute
-        if self.workspace is None:
+        if self.workspace is None or self.ops is None:
             return self.like.new_empty(rows, width, dtype=dtype)
         return self.workspace.get(slot, rows, width, self.like, dtype)
 
