@@ -30,6 +30,7 @@ LAYERS = [
     ["testing"],
     ["data"],
     ["retrieval"],
+    ["integrations"],
     ["config"],
     ["recipes"],
     ["runs"],

@@ -27,7 +27,7 @@ OP_PAGES = [ROOT / "docs" / "edge_update.md", ROOT / "docs" / "channel_mix.md"]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-FOLDERS = ("benchmarks", "csrc", "docs", "gcahng", "kernels", "tests")
+FOLDERS = ("benchmarks", "csrc", "docs", "examples", "gcahng", "kernels", "tests")
 
 
 def name_of(page: Path) -> str:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from gcahng.engine.cuda_graph import capturing
 from gcahng.errors import UserError
-from gcahng.losses.layout import ClassLayout, describe
+from gcahng.losses.base import Base, IndicesTuple, base_loss, check_base, check_mined
+from gcahng.losses.layout import ClassLayout
 from gcahng.losses.module import LossModule, check_draws
 from gcahng.losses.optimizers import clipped_step, set_gradients
 from gcahng.losses.options import RATES, EngineOptions, check_options, engine_options, plain_numbers
@@ -92,6 +93,8 @@ class GCAHNGLoss(LossModule):
             no longer independent. False draws them apart, as the authors do, at twice the cost.
         base: the loss J_m: "npair", or any module that is called as base(embeddings, labels). The losses of
             pytorch-metric-learning fit.
+        miner: a miner of pytorch-metric-learning, or any that is called as miner(embeddings, labels). What it returns
+            is the base's third argument.
         compat: "fixed", or "official" to zero the similarities that the authors' code zeroes by mistake.
         num_per_class: samples of a class, K. None reads it from the labels on the host, which on a GPU is a
             synchronization.
@@ -131,7 +134,8 @@ class GCAHNGLoss(LossModule):
         softmax_factor: float = 20.0,
         edge_dropout: float = 0.1,
         symmetric: bool = True,
-        base: str | Callable[[Tensor, Tensor], Tensor] = "npair",
+        base: str | Base = "npair",
+        miner: Callable[..., IndicesTuple] | None = None,
         compat: str = "fixed",
         num_per_class: int | None = None,
         check: str = "auto",
@@ -151,6 +155,7 @@ class GCAHNGLoss(LossModule):
         options = dict(locals())
         engine = engine_options(engine, knobs)
         check_options(options | vars(engine))
+        check_base(base, miner)
         if seed is None:
             seed = int(torch.randint(2**62, (), device="cpu"))
 
@@ -166,12 +171,19 @@ class GCAHNGLoss(LossModule):
 
         self.graph_network = GraphNetwork(embedding_dim, num_classes, layers=layers, heads=heads)
         self.classifier = nn.Linear(embedding_dim, num_classes)
-        self.base = base
+        self.base, self.miner = base, miner
         self._set_up(engine, {name: options[name] for name in RATES})
 
     # -- the step
 
-    def forward(self, embeddings: Tensor, labels: Tensor, u: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        u: Tensor | None = None,
+        *,
+        indices_tuple: IndicesTuple | None = None,
+    ) -> Tensor:
         """Computes the loss for the user's model.
 
         In training mode this clears the graph network's gradients and remembers the batch for generator_step.
@@ -180,10 +192,13 @@ class GCAHNGLoss(LossModule):
             embeddings: (n, D), in any order.
             labels: whole numbers (n,); every class has K samples.
             u: mixing draws (K, K - 1) in the place of the loss's own.
+            indices_tuple: pairs or triplets of the batch's rows, as the miners of pytorch-metric-learning return them,
+                for the base loss.
 
         Returns:
             J_m + (1 - exp(-β / J̄_gen)) J_syn + J_gce, 0-dim.
         """
+        check_mined(self.base, indices_tuple, shared=self._ranks is not None)
         embeddings, labels = self._whole_batch(embeddings, labels)
         layout, z = self._enter(embeddings, labels)
         batch = self._batch(z, layout, u)
@@ -192,9 +207,8 @@ class GCAHNGLoss(LossModule):
             if self.base == "npair":
                 metric = npair(views)
             else:
-                metric = self.base(embeddings.to(z.dtype), self._in_range(labels.to(z.device, torch.int64)))
-                if not isinstance(metric, Tensor) or metric.dim():
-                    raise UserError(f"base returned {describe(metric)}; it must return its loss, a 0-dim tensor")
+                rows, targets = embeddings.to(z.dtype), self._in_range(labels.to(z.device, torch.int64))
+                metric = base_loss(self.base, self.miner, rows, targets, indices_tuple)
         remember = self.training and torch.is_grad_enabled()
         if remember:
             self.graph_network.zero_grad(set_to_none=True)

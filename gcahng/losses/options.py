@@ -151,10 +151,6 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise UserError(f"{name} is {options[name]!r}; it must be True or False")
     if options["cuda_graph"] and options["process_group"] is not None:
         raise UserError("cuda_graph is True and process_group is given; process_group does not support cuda_graph")
-    if options["base"] != "npair" and not callable(options["base"]):
-        raise UserError(
-            f'base is {options["base"]!r}; it must be "npair" or a module called as base(embeddings, labels)'
-        )
     seed = options["seed"]
     if seed is not None and (not is_whole(seed) or not 0 <= seed < 2**63):
         raise UserError(f"seed is {seed!r}; it must be None or a whole number in 0 … 2**63 - 1")
