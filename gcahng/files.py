@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,6 +38,23 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CannotWrite(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def regular_file(path: Path) -> Path:
+    """The path of a file that is opened for reading, once it is known to be a regular file.
+
+    Opening a named pipe waits until another process writes to it, and a device such as /dev/zero has no end.
+
+    Raises:
+        OSError: there is no regular file at `path`; its strerror says what there is.
+    """
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+        raise OSError(errno.EINVAL, f"it is {kinds.get(stat.S_IFMT(mode), 'a device')}, not a regular file", str(path))
+    return path
 
 
 def check_folder(out: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
 from gcahng.errors import UserError
+from gcahng.files import regular_file
 
 SPLITS = ("train", "val", "test", "gallery")
 
@@ -177,7 +178,7 @@ def read_bytes(path: Path) -> bytes:
         DataMismatch: it cannot be read.
     """
     try:
-        return path.read_bytes()
+        return regular_file(path).read_bytes()
     except OSError as error:
         difference = Difference(f"{path} cannot be read: {error.strerror}", "it must be a readable file")
         raise DataMismatch(difference) from None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gcahng.errors import UserError
 from gcahng.extras import require
+from gcahng.files import regular_file
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 
@@ -46,7 +47,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        return load_file(regular_file(path))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except SafetensorError as error:
@@ -55,7 +56,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> object:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(regular_file(path), map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # torch.load raises what its file formats raise: zip, pickle and EOF errors among them

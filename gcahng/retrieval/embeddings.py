@@ -23,7 +23,7 @@ from torch import Tensor
 
 from gcahng.errors import UserError
 from gcahng.extras import require
-from gcahng.files import atomic_write, write_json
+from gcahng.files import atomic_write, regular_file, write_json
 from gcahng.retrieval.items import EmbeddingModel, Items, Source, items_from, model_from, unnamed
 from gcahng.retrieval.rows import dtype_name
 
@@ -79,7 +79,7 @@ def check_free(path: Path) -> None:
         return
     beside = path.with_suffix(".json")
     try:
-        is_ours = json.loads(beside.read_text(encoding="utf-8"))["format"] == FORMAT
+        is_ours = json.loads(regular_file(beside).read_text(encoding="utf-8"))["format"] == FORMAT
     except (OSError, ValueError, KeyError, TypeError):
         is_ours = False
     for other in (beside, path.with_suffix(".csv")):
@@ -177,7 +177,7 @@ def _read_safetensors(path: Path) -> EmbeddingSet:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(regular_file(path), framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise UserError(f"{path} has the format {metadata.get('format')!r}; it must be {FORMAT!r}")
@@ -209,7 +209,7 @@ def _write_csv(file: BinaryIO, items: Items) -> None:
 def _read_npy(path: Path) -> EmbeddingSet:
     try:
         # Copy on write, because PyTorch warns about arrays that are read-only.
-        values = np.load(path, mmap_mode="c", allow_pickle=False)
+        values = np.load(regular_file(path), mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} is not a .npy file of numbers or is damaged ({error})") from error
     if values.dtype.kind != "f":
@@ -227,7 +227,7 @@ def _read_npy(path: Path) -> EmbeddingSet:
     if path.with_suffix(".json").is_file():
         beside = path.with_suffix(".json")
         try:
-            about = json.loads(beside.read_text(encoding="utf-8"))
+            about = json.loads(regular_file(beside).read_text(encoding="utf-8"))
             if about["format"] != FORMAT:
                 raise UserError(f"{beside} has the format {about['format']!r}; beside {path} it must be {FORMAT!r}")
             model, key = model_from(about["model"]), about["key"]
@@ -250,7 +250,7 @@ def _read_csv(path: Path) -> Items:
     places: dict[str, int] = {}
     try:
         # UTF-8 from a spreadsheet starts with a byte order mark.
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        with open(regular_file(path), encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             reader = csv.DictReader(file, restval="")
             if "path" not in (reader.fieldnames or ()):
                 raise UserError(f"{path} has no column path; its first line must be path,label")

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from gcahng.errors import UserError
-from gcahng.files import atomic_write
+from gcahng.files import atomic_write, regular_file
 from gcahng.progress import Progress
 from gcahng.retrieval.embeddings import EmbeddingSet, decode_names, encode_names
 from gcahng.retrieval.index import Index, IndexSettings, SearchResult, build_index, read_index
@@ -235,7 +235,7 @@ def load(
             is needed and not installed.
     """
     try:
-        with open(path, "rb") as file:
+        with open(regular_file(path), "rb") as file:
             header, items = _read_checked(path, file, progress)
             backend = _builder(header["kind"]) if to_add else "auto"
             index = read_index(file, header["kind"], header["metric"], backend=backend, device=device)
@@ -265,7 +265,7 @@ def read_header(path: Path, progress: Progress | None = None) -> tuple[dict[str,
         UserError: in the same cases as `load`.
     """
     try:
-        with open(path, "rb") as file:
+        with open(regular_file(path), "rb") as file:
             return _read_checked(path, file, progress)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import torch
 
 from gcahng.errors import UserError
-from gcahng.files import atomic_write, writing
+from gcahng.files import atomic_write, regular_file, writing
 
 # What a checkpoint of this schema holds:
 #   schema int, versions dict[str, str], config dict, data_digest str, data_listing str | None, step int;
@@ -92,7 +92,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         UserError: the file cannot be read, or has another schema.
     """
     try:
-        file = open(path, "rb")  # noqa: SIM115  # closed below
+        file = open(regular_file(path), "rb")  # noqa: SIM115  # closed below
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gcahng.errors import UserError
+from gcahng.files import regular_file
 
 # The losses that get a curve, in this order, and what they mean.
 LOSSES = {
@@ -31,7 +32,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         UserError: the file cannot be read, or a line is no record.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = regular_file(path).read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"metrics_jsonl is {path}, which cannot be read: {error.strerror}") from None
     *lines, last = text.split("\n")
