@@ -8,6 +8,7 @@ command runs, so that other commands start fast.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -30,6 +31,9 @@ COMMANDS = {
     "bench": ("gcahng.commands.bench", "time and peak memory of a training step on this machine"),
     "plan": ("gcahng.commands.plan", "memory and arithmetic of a step by its sizes, and the largest batch that fits"),
 }
+
+# Of the messages of PyTorch, of CUDA and of the C++ library.
+_NO_MEMORY = r"can't allocate memory|not enough memory|out of memory|bad_alloc|Storage size calculation overflowed"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,16 +59,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"gcahng: {interrupt if str(interrupt) else 'interrupted'}", file=sys.stderr)
         return getattr(interrupt, "exit_code", 130)
+    except (MemoryError, RuntimeError) as error:
+        if (line := _out_of_memory(error)) is None:
+            raise
+        print(f"gcahng: error: {line}", file=sys.stderr)
+        return 2
     except BrokenPipeError:
         if not _nobody_reads():
             raise
         return 141
 
 
+def _out_of_memory(error: MemoryError | RuntimeError) -> str | None:
+    """A line about an allocation that failed; None if the error is another one.
+
+    PyTorch raises a RuntimeError without a class of its own where memory of the CPU runs out.
+    """
+    if not isinstance(error, MemoryError) and not re.search(_NO_MEMORY, str(error)):
+        return None
+    import torch
+
+    from gcahng.bounds import format_bytes
+    from gcahng.engine.free_memory import free_memory
+
+    asked = ""
+    if wanted := re.search(r"llocate ([0-9.]+) ?([A-Za-z]*)", str(error)):
+        amount, unit = wanted.groups()
+        amount = format_bytes(int(amount)) if unit == "bytes" else f"{amount} {unit}"
+        asked = f" ({amount} were asked for at once)"
+    free = free_memory("cuda" if isinstance(error, torch.OutOfMemoryError) else "cpu")
+    left = "" if free is None else f"; {format_bytes(free)} are free now"
+    return (
+        f"memory ran out{asked}{left}; make the batch, the images or the network smaller (gcahng plan says what a "
+        "step needs)"
+    )
+
+
 def _nobody_reads() -> bool:
     """Whether the reader of standard output has gone. If so, further output goes nowhere, or Python's exit fails."""
     try:
         print(flush=True)
+    except (MemoryError, RuntimeError) as error:
+        if (line := _out_of_memory(error)) is None:
+            raise
+        print(f"gcahng: error: {line}", file=sys.stderr)
+        return 2
     except BrokenPipeError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

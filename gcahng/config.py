@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
+from gcahng.bounds import BOUNDS, check_fields
 from gcahng.data.config import DataConfig
 from gcahng.errors import UserError
 
@@ -206,31 +206,18 @@ class TrainConfig:
         Raises:
             UserError: names the field, its value and what it must be.
         """
-        _check_choices(self)
-        least = {"steps": 1, "steps_per_epoch": 1, "eval_every": 1, "log_every": 1, "seed": 0}
-        least |= {"data.classes_per_batch": 2, "data.samples_per_class": 2, "data.max_shift": 0}
-        least |= {"backbone.embedding_dim": 1, "backbone.width": 1}
-        least |= {"optimizer.lr": 0, "optimizer.weight_decay": 0}
-        least |= {"skip_nonfinite": 0, "data.image_size": 1, "data.resize": 1, "data.crop_scale_min": 0}
-        least |= {"optimizer.step_epochs": 1, "optimizer.step_gamma": 0, "optimizer.warmup_epochs": 0}
-        least |= {"threads": 1, "epochs": 1, "eval_every_epochs": 1, "keep_every": 1, "optimizer.proxy_lr": 0}
-        least |= {"data.val_classes": 0, "data.workers": 0, "backbone.min_size": 1, "backbone.micro_batch": 1}
-        for name, bound in least.items():
-            value: Any = self
-            for part in name.split("."):
-                value = getattr(value, part)
-            if value is not None and not value >= bound:
-                raise UserError(f"{name} is {value}; it must be at least {bound}")
+        check_fields(self)
+        samples = self.data.classes_per_batch * self.data.samples_per_class
+        if not BOUNDS["batch"].holds(samples):
+            raise UserError(
+                f"data.classes_per_batch is {self.data.classes_per_batch} and data.samples_per_class "
+                f"{self.data.samples_per_class}; their product, the batch, must be {BOUNDS['batch']}"
+            )
         if self.eval_every_epochs is not None and self.epochs is None:
             raise UserError(
                 f"eval_every_epochs is {self.eval_every_epochs} and epochs is null; give epochs, or eval_every in steps"
             )
-        _check_finite(self)
-        if not self.optimizer.clip_value > 0:
-            raise UserError(f"optimizer.clip_value is {self.optimizer.clip_value}; it must be above 0")
-        if self.seed >= 2**63:
-            raise UserError(f"seed is {self.seed}; it must be under 2^63")
-        self.data.check_sizes()
+        self.data.check()
 
 
 _Config = TypeVar("_Config")
@@ -266,24 +253,3 @@ def config_from_dict(values: dict[str, Any], cls: type[_Config] = TrainConfig, p
         for name, value in values.items()
     }
     return cls(**built)
-
-
-def _check_finite(config: Any, prefix: str = "") -> None:
-    for f in fields(config):
-        value = getattr(config, f.name)
-        if is_dataclass(value):
-            _check_finite(value, f"{prefix}{f.name}.")
-        elif isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{prefix}{f.name} is {value}; it must be finite")
-
-
-def _check_choices(config: Any, prefix: str = "") -> None:
-    """See that Literal fields hold one of their values, because only the command line checks that by itself."""
-    for name, hint in get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if is_dataclass(hint):
-            _check_choices(value, f"{prefix}{name}.")
-        elif (
-            (choices := get_args(hint)) and all(isinstance(choice, str) for choice in choices) and value not in choices
-        ):
-            raise UserError(f"{prefix}{name} is {value!r}; it must be one of {', '.join(choices)}")

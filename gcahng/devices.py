@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
+from gcahng.bounds import check_device
 from gcahng.errors import UserError
 
 
@@ -20,20 +21,15 @@ def resolve_device(name: str) -> torch.device:
     Raises:
         UserError: the name is another one, or there is no such CUDA device.
     """
+    check_device(name)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise UserError(f"device is {name!r}; it must be auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if name != "cpu" and int(name.partition(":")[2] or 0) >= torch.cuda.device_count():
         raise UserError(
             f"device is {name!r}; PyTorch finds {torch.cuda.device_count()} CUDA devices here; it must be one of "
             "them, or cpu"
         )
-    return device
+    return torch.device(name)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ ROOT = Path(gcahng.__file__).parent
 # those above it in this list. "gcahng" is the package itself: its version and its loss.
 LAYERS = [
     ["errors"],
+    ["bounds"],
     ["extras", "progress", "files", "devices", "native"],
     ["reference"],
     ["kernels"],

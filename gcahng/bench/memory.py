@@ -11,6 +11,7 @@ import torch
 from gcahng.bench.cases import PRECISIONS, Case
 from gcahng.bench.peak import Peak, measure_peak
 from gcahng.bench.progress import ProgressBar
+from gcahng.engine.fits import check_step
 from gcahng.engine.plan import StepSize, expected_bytes
 from gcahng.errors import UserError
 
@@ -50,6 +51,7 @@ def measure(cases: Sequence[Case], extra: Sequence[tuple[Case, Case]], steps: in
         for case in dict.fromkeys(wanted):
             progress.doing(f"n = {case.batch}, M = {case.classes}, {case.name}")
             try:
+                check_step(plan_size(case), case.device, case.memory)
                 peaks[case] = measure_peak(case, steps)
             except UserError as error:  # the other cases are still measured
                 failed[case] = str(error)

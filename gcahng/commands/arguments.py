@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from gcahng.bounds import BOUNDS, check_device, check_number
 from gcahng.errors import UserError
 
 # The fields of `gcahng.train.DataConfig` that say which images are used and how they are read.
@@ -26,6 +28,30 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: object) -> None:
         super().__init__(allow_abbrev=False, **options)  # type: ignore[arg-type]
 
+    def add_number(self, option: str, help: str, *, key: str | None = None, group: Any = None, **how: Any) -> None:
+        """Add an option that takes a number, or several, which must be in their range in `gcahng.bounds`.
+
+        Args:
+            option: the option, such as --data.workers.
+            help: what it means.
+            key: finds the range, where it is not the option's name.
+            group: of the options of this parser; None: none.
+            how: as for `add_argument`.
+        """
+        key = key or option.removeprefix("--").rpartition(".")[2].replace("-", "_")
+        kind = int if BOUNDS[key].whole else float
+        number = type("Number", (_Number,), {"key": key})
+        (group or self).add_argument(option, type=kind, action=number, help=help, **how)
+
+    def add_device(self, default: str | None = "auto", meaning: str = "auto") -> None:
+        """Add the option --device.
+
+        Args:
+            default: its value where it is not given.
+            meaning: the default in words.
+        """
+        self.add_argument("--device", action=_Device, default=default, help=f"auto, cpu, cuda or cuda:N ({meaning})")
+
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
 
@@ -33,7 +59,39 @@ class Parser(argparse.ArgumentParser):
         """Add the options --data.NAME, which replace those of a model's run; `data_options` collects them."""
         group = self.add_argument_group("data")
         for name, (kind, metavar, meaning) in _DATA_OPTIONS.items():
-            group.add_argument(f"--data.{name}", type=kind, metavar=metavar, help=meaning)
+            if kind is int:
+                self.add_number(f"--data.{name}", meaning, group=group, metavar=metavar)
+            else:
+                group.add_argument(f"--data.{name}", type=kind, metavar=metavar, help=meaning)
+
+
+class _Number(argparse.Action):
+    """Stores a number, or several, after checking them.
+
+    Attributes:
+        key: finds their range in `gcahng.bounds`.
+    """
+
+    key: str
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        # The name of a run's option, which gcahng train and Python write without dashes.
+        name = self.option_strings[0].removeprefix("--")
+        for value in values if isinstance(values, Sequence) else (values,):
+            check_number(name, value, key=self.key)
+        setattr(namespace, self.dest, values)
+
+
+class _Device(argparse.Action):
+    """Stores the name of a device after checking it."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        check_device(values)
+        setattr(namespace, self.dest, values)
 
 
 def data_options(options: argparse.Namespace) -> dict[str, Any]:

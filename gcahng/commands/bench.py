@@ -25,13 +25,13 @@ def run(arguments: list[str]) -> int:
     _add_sizes(step, batch=[81, 129])
     step.add_argument("--impl", nargs="+", default=["auto"], help="implementations of the loss (auto)")
     step.add_argument("--precision", nargs="+", choices=("fp32", "bf16", "fp64"), default=["fp32", "bf16"])
-    step.add_argument("--reps", type=_positive, default=5, help="repetitions (5)")
+    step.add_number("--reps", "repetitions (5)", default=5, metavar="N")
     step.add_argument("--no-peak", action="store_true", help="leave out the peaks, each of which takes a process")
     memory = commands.add_parser("memory", help="peak memory by batch size and mode", description=_memory.__doc__)
     _add_sizes(memory, batch=[129, 192, 384, 513, 768], modes=["store", "hidden", "recompute"])
     memory.add_argument("--impl", nargs="+", default=["auto"], help="implementations of the loss (auto)")
     memory.add_argument("--precision", nargs="+", choices=("fp32", "bf16", "fp64"), default=["fp32"])
-    memory.add_argument("--steps", type=_positive, default=2, help="steps in each process (2)")
+    memory.add_number("--steps", "steps in each process (2)", default=2, metavar="N")
     memory.add_argument(
         "--no-classes", action="store_true", help="leave out the case with M = 11,318 classes at n = 243"
     )
@@ -39,31 +39,19 @@ def run(arguments: list[str]) -> int:
     return {"step": _step, "memory": _memory}[options.command](options)
 
 
-def _add_sizes(parser: argparse.ArgumentParser, batch: list[int], modes: list[str] | None = None) -> None:
+def _add_sizes(parser: Parser, batch: list[int], modes: list[str] | None = None) -> None:
     modes = modes or ["store", "hidden"]
     shown = " ".join(map(str, batch))
-    parser.add_argument("--batch", type=_positive, nargs="+", default=batch, metavar="N", help=f"batch sizes ({shown})")
-    parser.add_argument("--views", type=_positive, default=3, metavar="K", help="samples of each class (3)")
-    parser.add_argument("--dim", type=_positive, default=512, metavar="D", help="embedding channels (512)")
-    parser.add_argument("--layers", type=_positive, default=2, metavar="L", help="graph layers (2)")
-    parser.add_argument(
-        "--classes", type=_positive, metavar="M", help="training classes (100, or as many as the batch has)"
-    )
+    parser.add_number("--batch", f"batch sizes ({shown})", nargs="+", default=batch, metavar="N")
+    parser.add_number("--views", "samples of each class (3)", default=3, metavar="K")
+    parser.add_number("--dim", "embedding channels (512)", default=512, metavar="D")
+    parser.add_number("--layers", "graph layers (2)", default=2, metavar="L")
+    parser.add_number("--classes", "training classes (100, or as many as the batch has)", metavar="M")
     parser.add_argument(
         "--memory", nargs="+", choices=("store", "hidden", "recompute"), default=modes,
         help=f"how edges are stored ({' '.join(modes)})",
     )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
-
-
-_positive.__name__ = "whole number above 0"  # argparse says "invalid … value"
 
 
 def _cases(options: argparse.Namespace) -> list[Any]:
@@ -93,8 +81,12 @@ def _step(options: argparse.Namespace) -> int:
     ratio.
     """
     from gcahng.bench import step, system
+    from gcahng.bench.memory import plan_size
+    from gcahng.engine.fits import check_step
 
     groups = _cases(options)
+    for case in (case for group in groups for case in group):
+        check_step(plan_size(case), case.device, case.memory)
     _check_place(options.json)
     settings = system.settings()
     print(system.describe(settings))

@@ -41,7 +41,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument(
         "--gallery", type=Path, metavar="FILE", help="file of embeddings that those of --embeddings are searched in"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
+    parser.add_device()
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write (eval-WHICH-SPLIT.json in the run)")
     _add_metric_options(parser)
     parser.add_data_options()
@@ -82,11 +82,10 @@ def _add_metric_options(parser: Parser) -> None:
         metavar="METRIC",
         help="any of recall, precision, map, map@r, r_precision (recall map@r r_precision)",
     )
-    group.add_argument(
-        "--recall_at", type=int, nargs="+", metavar="K", help="K of Recall@K (the data set's, or 1 2 4 8)"
-    )
-    group.add_argument("--precision_at", type=int, nargs="+", metavar="K", help="also Precision@K")
-    group.add_argument("--map_at", type=int, nargs="+", metavar="K", help="also MAP@K")
+    ranks = {"recall_at": "K of Recall@K (the data set's, or 1 2 4 8)"}
+    ranks |= {"precision_at": "also Precision@K", "map_at": "also MAP@K"}
+    for name, meaning in ranks.items():
+        parser.add_number(f"--{name}", meaning, group=group, nargs="+", metavar="K")
     group.add_argument(
         "--ties",
         default="index",
@@ -105,7 +104,7 @@ def _add_metric_options(parser: Parser) -> None:
         help="write the metrics of each class, into the JSON if no file is given",
     )
     group.add_argument("--clustering", action="store_true", help="also NMI and AMI of k-means, which takes long")
-    group.add_argument("--seed", type=int, default=0, help="of k-means (0)")
+    parser.add_number("--seed", "of k-means (0)", key="k-means seed", group=group, default=0, metavar="N")
 
 
 def _metric_options(options: argparse.Namespace) -> EvalOptions:

@@ -17,7 +17,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("model", type=Path, metavar="MODEL", help="a run folder, a checkpoint or a .safetensors file")
     parser.add_argument("out", type=Path, metavar="OUT", help="the file to write, .onnx or .pt2")
     parser.add_argument("--which", choices=("last", "best"), default="last", help="checkpoint of a run folder (last)")
-    parser.add_argument("--opset", type=int, help="ONNX operator set (the exporter's choice)")
+    parser.add_number("--opset", "ONNX operator set (the exporter's choice)", metavar="N")
     parser.add_argument(
         "--check",
         action=argparse.BooleanOptionalAction,

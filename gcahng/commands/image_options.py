@@ -28,16 +28,14 @@ def add_image_options(parser: Parser) -> None:
     parser.add_argument(
         "--labels_from_folders", action="store_true", help="take the name of an image file's folder as its class"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
+    parser.add_device()
     parser.add_data_options()
 
 
 def add_stream_options(parser: Parser) -> None:
     """Add the options of embedding many images into a file."""
     parser.add_argument("--skip_unreadable", action="store_true", help="leave out and list files that cannot be read")
-    parser.add_argument(
-        "--batch_size", type=int, default=256, metavar="N", help="images that are embedded at once (256)"
-    )
+    parser.add_number("--batch_size", "images that are embedded at once (256)", default=256, metavar="N")
 
 
 def load_images(

@@ -58,7 +58,7 @@ def _build(arguments: list[str]) -> int:
         "--metric", choices=("cosine", "euclidean"), default="cosine", help="cosine normalizes the rows (cosine)"
     )
     for name, meaning in _SETTINGS.items():
-        parser.add_argument(f"--{name}", type=int, metavar="N", help=meaning)
+        parser.add_number(f"--{name}", meaning, key="index seed" if name == "seed" else None, metavar="N")
     options = _parse_sources(parser, arguments)
 
     from gcahng.retrieval.index import IndexSettings

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import TYPE_CHECKING
 
+from gcahng.bounds import format_bytes, shown
 from gcahng.commands.arguments import Parser
 from gcahng.errors import UserError
 
@@ -14,21 +14,19 @@ if TYPE_CHECKING:
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 _WIDEST_MEASURED = 1024
+_MOST_BYTES = 10**18
 
 
 def run(arguments: list[str]) -> int:
     """Print the memory and the arithmetic of a training step by its sizes, and the largest batch that fits."""
     parser = Parser(prog="gcahng plan", description=run.__doc__)
-    parser.add_argument("--batch", type=int, required=True, metavar="N", help="samples in a batch")
-    parser.add_argument(
-        "--views",
-        type=int,
-        metavar="K",
-        help="samples of each class (the first of 3, 4, 2, 5 and 7 that divides the batch)",
+    parser.add_number("--batch", "samples in a batch", required=True, metavar="N")
+    parser.add_number(
+        "--views", "samples of each class (the first of 3, 4, 2, 5 and 7 that divides the batch)", metavar="K"
     )
-    parser.add_argument("--dim", type=int, default=512, metavar="D", help="embedding channels (512)")
-    parser.add_argument("--layers", type=int, default=2, metavar="L", help="graph layers (2)")
-    parser.add_argument("--classes", type=int, metavar="M", help="training classes (100, or as many as the batch has)")
+    parser.add_number("--dim", "embedding channels (512)", default=512, metavar="D")
+    parser.add_number("--layers", "graph layers (2)", default=2, metavar="L")
+    parser.add_number("--classes", "training classes (100, or as many as the batch has)", metavar="M")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="precision of products (fp32)")
     parser.add_argument("--edge-dtype", choices=("fp32", "bf16"), default="fp32", help="dtype of stored edges (fp32)")
     parser.add_argument(
@@ -39,20 +37,14 @@ def run(arguments: list[str]) -> int:
         choices=("fused", "torch"),
         help="the engine's stages (fused, or torch for sizes that fused stages do not take)",
     )
-    parser.add_argument(
-        "--processes",
-        type=int,
-        default=1,
-        metavar="P",
-        help="processes that share a batch; the figures are those of one (1)",
+    parser.add_number(
+        "--processes", "processes that share a batch; the figures are those of one (1)", default=1, metavar="P"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device that the step runs on (cpu)")
     parser.add_argument(
         "--memory-limit", metavar="BYTES", help="memory to fit into, such as 16GB or 24GiB (what is free here)"
     )
-    parser.add_argument(
-        "--rate", type=float, metavar="GFLOP/S", help="speed of matrix products (measured here, on the CPU)"
-    )
+    parser.add_number("--rate", "speed of matrix products (measured here, on the CPU)", metavar="GFLOP/S")
     options = parser.parse_args(arguments)
 
     import torch
@@ -62,12 +54,6 @@ def run(arguments: list[str]) -> int:
     from gcahng.engine.plan import StepSize
 
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
-    least_of = {"batch": 4, "views": 2, "dim": 1, "layers": 1, "classes": 2, "processes": 1, "rate": 0}
-    for name, least in least_of.items():
-        value = getattr(options, name)
-        if value is not None and (value < least or (name == "rate" and not 0 < value < math.inf)):
-            wanted = "above 0 and finite" if name == "rate" else f"at least {least}"
-            raise UserError(f"--{name} is {value}; it must be {wanted}")
     views = options.views or next((k for k in (3, 4, 2, 5, 7) if options.batch % k == 0 and options.batch >= 2 * k), 3)
     if options.classes is not None and options.classes < options.batch // views:
         raise UserError(
@@ -89,7 +75,7 @@ def run(arguments: list[str]) -> int:
         device=options.device,
         ranks=options.processes,
     )
-    limit = parse_bytes(options.memory_limit) if options.memory_limit else None
+    limit = None if options.memory_limit is None else parse_bytes(options.memory_limit)
     if limit is None and (options.device == "cpu" or torch.cuda.is_available()):
         limit = free_memory(options.device)
     rate = options.rate * 1e9 if options.rate else None
@@ -123,8 +109,8 @@ def plan_text(size: StepSize, limit: int | None, given: bool, rate: float | None
         rows.append(
             [
                 memory,
-                _bytes(peak),
-                _bytes(peak + plan.state_bytes(size)),
+                format_bytes(peak),
+                format_bytes(peak + plan.state_bytes(size)),
                 f"{flops / 1e12:,.3g}",
                 "–" if rate is None else f"{flops / rate:,.3g}",
                 "–" if limit is None else "none" if largest is None else f"{largest:,}",
@@ -142,7 +128,7 @@ def plan_text(size: StepSize, limit: int | None, given: bool, rate: float | None
         "",
         *("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]),
         "",
-        f"peak: a step's beyond its state, which is {_bytes(plan.state_bytes(size))} of weights, gradients and "
+        f"peak: a step's beyond its state, which is {format_bytes(plan.state_bytes(size))} of weights, gradients and "
         "optimizers' moments.",
     ]
     if rate is not None:
@@ -151,14 +137,14 @@ def plan_text(size: StepSize, limit: int | None, given: bool, rate: float | None
             f"floor: the step's matrix products at {rate / 1e9:,.0f} GFLOP/s ({where}); real steps take longer."
         )
     if limit is not None:
-        lines.append(f"largest n: with its state in {_bytes(limit)} ({'given' if given else 'free here now'}).")
+        lines.append(f"largest n: with its state in {format_bytes(limit)} ({'given' if given else 'free here now'}).")
         lines.append(
             f'edge_memory="auto" would take {plan.choose_memory(size, max(0, limit - plan.state_bytes(size)))}.'
         )
     terms = plan.expected_terms(size, "store")
     if size.device == "cpu":
         terms = terms | {"the process beside its tensors": plan.cpu_overhead(size, "store")}
-    parts = [f"{name} {_bytes(count)}" for name, count in terms.items() if count]
+    parts = [f"{name} {format_bytes(count)}" for name, count in terms.items() if count]
     lines.append(f"At store's peak: {', '.join(parts)}.")
     return "\n".join(lines)
 
@@ -170,15 +156,10 @@ def parse_bytes(text: str) -> int:
         UserError: the text is no amount of memory.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT]I?)?B?)\s*", text.upper())
-    if match is None or float(match[1]) == 0:
-        raise UserError(f"--memory-limit is {text!r}; it must be a number of bytes such as 16GB or 24GiB")
-    return int(float(match[1]) * _UNITS[match[2] or ""])
-
-
-def _bytes(count: int) -> str:
-    if count < 0:
-        return f"-{_bytes(-count)}"
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:,.3g} {unit}" if count < 100 * size else f"{count / size:,.0f} {unit}"
-    return f"{count} B"
+    count = 0.0 if match is None else float(match[1]) * _UNITS[match[2] or ""]
+    if not 1 <= count <= _MOST_BYTES:
+        raise UserError(
+            f"--memory-limit is {shown(text)}; it must be a number of bytes such as 16GB or 24GiB, at most "
+            f"{format_bytes(_MOST_BYTES)}"
+        )
+    return int(count)

@@ -18,12 +18,8 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--baseline", type=Path, nargs="+", default=[], metavar="RUN", help="runs to compare with")
     parser.add_argument("--out", type=Path, metavar="FILE.html", help="the page (report.html in the run folder)")
     parser.add_argument("--which", choices=("last", "best"), default="last", help="checkpoint of run folders (last)")
-    parser.add_argument(
-        "--queries",
-        type=int,
-        default=6,
-        metavar="N",
-        help="how many of the best, of the worst and of random queries to show (6)",
+    parser.add_number(
+        "--queries", "how many of the best, of the worst and of random queries to show (6)", default=6, metavar="N"
     )
     parser.add_argument(
         "--map",
@@ -31,8 +27,10 @@ def run(arguments: list[str]) -> int:
         default="auto",
         help="auto is UMAP where it is installed, and PCA elsewhere (auto)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random queries and of the map (0)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
+    parser.add_number(
+        "--seed", "seed of the random queries and of the map (0)", key="report seed", default=0, metavar="N"
+    )
+    parser.add_device()
     parser.add_argument(
         "--data.root", dest="data_root", type=Path, metavar="DIR", help="folder of the images (the run's)"
     )

@@ -31,11 +31,9 @@ def run(arguments: list[str]) -> int:
         help="images, folders and lists, or one file of embeddings or vectors (.safetensors, .npy); or nothing, which "
         "is a split of --data.name",
     )
-    parser.add_argument("--k", type=int, default=10, metavar="K", help="number of images for each query (10)")
-    parser.add_argument("--rows", type=int, nargs="+", metavar="I", help="search only these queries, counted from 0")
-    parser.add_argument(
-        "--effort", type=int, metavar="N", help="cells (ivf_flat, ivf_pq) or nodes (hnsw) that are compared (as built)"
-    )
+    parser.add_number("--k", "number of images for each query (10)", default=10, metavar="K")
+    parser.add_number("--rows", "search only these queries, counted from 0", nargs="+", metavar="I")
+    parser.add_number("--effort", "cells (ivf_flat, ivf_pq) or nodes (hnsw) that are compared (as built)", metavar="N")
     parser.add_argument(
         "--leave_out_same", action="store_true", help="leave out the query's own image where the index has it"
     )

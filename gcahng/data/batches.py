@@ -12,6 +12,7 @@ from gcahng.data.file_batches import WHOLE, FileBatches
 from gcahng.data.image_set import ImageFiles, ImageSet, LabeledImages
 from gcahng.data.reading import usual_workers
 from gcahng.data.sampler import BalancedBatchSampler
+from gcahng.engine.fits import check_fits
 
 if TYPE_CHECKING:
     from gcahng.data.config import DataConfig
@@ -65,6 +66,8 @@ def build_batches(
     sampler = BalancedBatchSampler(train.labels, config.classes_per_batch, config.samples_per_class, seed)
     if not isinstance(train, ImageFiles):
         return InMemoryBatches(train, sampler, max_shift=config.max_shift, seed=seed, device=device, part=part)
+    count, side = config.classes_per_batch * config.samples_per_class, config.image_size
+    check_fits(f"a batch of {count:,} images of {side:,} x {side:,} pixels", 3 * count * side**2, "cpu")
     return FileBatches(
         train,
         sampler,

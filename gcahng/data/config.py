@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from gcahng.bounds import check_fields
 from gcahng.errors import UserError
 
 DataName = Literal["glyphs", "cub200", "cars196", "sop", "inshop", "folder", "csv"]
@@ -49,12 +50,13 @@ class DataConfig:
     workers: int | None = None
     skip_unreadable: bool = False
 
-    def check_sizes(self) -> None:
-        """See that the square that evaluation cuts out fits into the scaled image.
+    def check(self) -> None:
+        """See that every option is in its range, and that the square that evaluation cuts out fits into the image.
 
         Raises:
-            UserError: it does not.
+            UserError: names the option, its value and what it must be.
         """
+        check_fields(self, "data.")
         if self.name != "glyphs" and self.resize < self.image_size:
             raise UserError(
                 f"data.resize is {self.resize} and data.image_size {self.image_size}; data.resize must be at least "

@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from gcahng.data.image_set import ImageFiles, LabeledImages
+from gcahng.engine.fits import check_fits
 from gcahng.errors import UserError
 from gcahng.extras import require
+from gcahng.files import regular_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -63,7 +65,7 @@ def read_rgb(path: Path) -> PILImage:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with Image.open(regular_file(path)) as image:
             image.load()
             if "A" in image.getbands() or "transparency" in image.info:
                 image = image.convert("RGBA")
@@ -108,6 +110,8 @@ def evaluation_batches(
         UserError: a worker process was killed, or `crop` is larger than `resize`.
     """
     if isinstance(images, ImageFiles):
+        count, side = min(batch_size, len(images)), preprocessing.crop
+        check_fits(f"a batch of {count:,} images of {side:,} x {side:,} pixels", 3 * count * side**2, "cpu")
         starts = range(0, len(images), batch_size)
         chunks = [range(start, min(start + batch_size, len(images))) for start in starts]
         batches = read_in_order(_ChunkReader(images, preprocessing), chunks, usual_workers(workers))
@@ -168,7 +172,12 @@ def read_in_order(
         # Without a generator of its own, a loader draws from torch's global one, and a resumed run would differ.
         generator=torch.Generator().manual_seed(0),
     )
-    results = iter(loader)
+    try:
+        results = iter(loader)
+    except OSError as error:  # fork: too little memory, too many processes or open files
+        raise UserError(
+            f"data.workers is {workers}, and so many processes that read images cannot be started: {error.strerror}"
+        ) from error
     try:
         while True:
             try:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from gcahng.bounds import check_fields
 from gcahng.data import ImageFiles, LabeledImages, Preprocessing, evaluation_batches, usual_workers
 from gcahng.data.reading import UnreadableImage, read_rgb
 from gcahng.devices import resolve_device
@@ -160,8 +161,7 @@ def embed_to_file(
     preprocessing = preprocessing or model.preprocessing
     out = Path(out)
     check_suffix("out", out)
-    if options.batch_size < 1:
-        raise UserError(f"batch_size is {options.batch_size}; it must be at least 1")
+    check_fields(options)
     identity = embedding_model(model, preprocessing)
     about = json.dumps([identity.fingerprint, identity.resize, identity.crop, options.batch_size])
     key = ImagesKey(about, images)

@@ -13,6 +13,7 @@ import torch
 from gcahng.data import DataSplits, ImageFiles, LabeledImages, load_data
 from gcahng.data.config import DataConfig, DataName
 from gcahng.errors import UserError
+from gcahng.files import regular_file
 from gcahng.retrieval.items import Items, Source
 
 SPLITS = ("test", "train", "val", "gallery")
@@ -41,7 +42,7 @@ def with_data(config: DataConfig, options: dict[str, Any]) -> DataConfig:
     if name not in get_args(DataName):
         raise UserError(f"data.name is {name!r}; it must be one of {', '.join(get_args(DataName))}")
     config = replace(config, **options)
-    config.check_sizes()
+    config.check()
     return config
 
 
@@ -135,7 +136,7 @@ def _files_of(path: Path) -> list[Path]:
         return [Path(os.path.abspath(path))]
     if path.suffix.lower() in LIST_SUFFIXES and path.is_file():
         try:
-            lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+            lines = regular_file(path).read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}") from error
         files = [Path(os.path.abspath(path.parent / line)) for line in lines if line.strip()]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from gcahng.errors import UserError
+from gcahng.bounds import check_number
 from gcahng.losses.layout import check_shapes, class_layout, raise_for_problems, value_problems
-from gcahng.losses.options import is_whole
 from gcahng.reference.npair import npair
 
 
@@ -29,8 +28,7 @@ def npair_loss(embeddings: Tensor, labels: Tensor, *, num_per_class: int | None 
         UserError: wrong shapes or dtypes; classes of unequal size; values that are not finite.
     """
     check_shapes(embeddings, labels)
-    if num_per_class is not None and (not is_whole(num_per_class) or num_per_class < 2):
-        raise UserError(f"num_per_class is {num_per_class!r}; it must be None or a whole number of at least 2")
+    check_number("num_per_class", num_per_class, none="None")
     layout = class_layout(labels, num_per_class)
     z = embeddings[layout.order]
     if check:

@@ -6,12 +6,12 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 
+from gcahng.bounds import check_number, shown
 from gcahng.errors import UserError
 
 _CHOICES = {
@@ -20,17 +20,24 @@ _CHOICES = {
     "check": ("auto", "raise", "deferred", "off"),
     "edge_memory": ("auto", "store", "hidden", "recompute"),
 }
-_POSITIVE = ("alpha", "beta", "clip_value")
-_NOT_NEGATIVE = (
+_NUMBERS = (
+    "num_classes",
+    "embedding_dim",
+    "layers",
+    "heads",
+    "alpha",
+    "beta",
     "dot_weight",
     "div_weight",
     "softmax_factor",
+    "edge_dropout",
     "graph_lr",
     "graph_weight_decay",
     "classifier_lr",
     "classifier_weight_decay",
+    "clip_value",
 )
-_COUNTS = {"num_per_class": 2, "epochs": 1, "steps_per_epoch": 1}
+_MAY_BE_NONE = ("num_per_class", "epochs", "steps_per_epoch", "seed")
 _EDGE_DTYPES = (None, torch.float32, torch.float64, torch.bfloat16)
 
 
@@ -132,18 +139,11 @@ def check_options(options: Mapping[str, Any]) -> None:
     """
     for name, allowed in _CHOICES.items():
         if options[name] not in allowed:
-            raise UserError(f"{name} is {options[name]!r}; it must be one of {', '.join(allowed)}")
-    for name in (*_POSITIVE, *_NOT_NEGATIVE):
-        value = options[name]
-        if not _is_number(value) or value < 0 or (value == 0 and name in _POSITIVE):
-            what = "a number above 0" if name in _POSITIVE else "a number of at least 0"
-            raise UserError(f"{name} is {value!r}; it must be {what}")
-    if not _is_number(options["edge_dropout"]) or not 0 <= options["edge_dropout"] < 1:
-        raise UserError(f"edge_dropout is {options['edge_dropout']!r}; it must be at least 0 and under 1")
-    for name, least in _COUNTS.items():
-        value = options[name]
-        if value is not None and (not is_whole(value) or value < least):
-            raise UserError(f"{name} is {value!r}; it must be None or a whole number of at least {least}")
+            raise UserError(f"{name} is {shown(options[name])}; it must be one of {', '.join(allowed)}")
+    for name in _NUMBERS:
+        check_number(name, options[name])
+    for name in _MAY_BE_NONE:
+        check_number(name, options[name], none="None")
     if options["edge_dtype"] not in _EDGE_DTYPES:
         raise UserError(f"edge_dtype is {options['edge_dtype']!r}; it must be None, torch.float32, float64 or bfloat16")
     for name in ("symmetric", "cuda_graph"):
@@ -151,18 +151,6 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise UserError(f"{name} is {options[name]!r}; it must be True or False")
     if options["cuda_graph"] and options["process_group"] is not None:
         raise UserError("cuda_graph is True and process_group is given; process_group does not support cuda_graph")
-    seed = options["seed"]
-    if seed is not None and (not is_whole(seed) or not 0 <= seed < 2**63):
-        raise UserError(f"seed is {seed!r}; it must be None or a whole number in 0 … 2**63 - 1")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
-
-
-def is_whole(value: object) -> bool:
-    """Whether a value is a whole number, and no bool."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _plain(value: Any) -> Any:

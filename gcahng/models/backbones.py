@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from gcahng.config import BackboneConfig
+from gcahng.engine.fits import check_fits
 from gcahng.errors import UserError
 from gcahng.models.feature_extractors import FeatureExtractor, build_extractor
 from gcahng.models.pretrained import check_names, read_tensors
@@ -236,6 +237,11 @@ def _glyph_conv(config: BackboneConfig, wants: bool) -> GlyphConv:
         raise UserError(
             "backbone.grad_checkpointing is true; for glyph_conv it must be false, as only networks of timm have it"
         )
+    # Weights of the convolutions (of the first one, few) and of the head.
+    check_fits(
+        f"glyph_conv with backbone.width {config.width:,} and backbone.embedding_dim {config.embedding_dim:,}",
+        4 * (9 * (2 + 8 + 16 + 32) * config.width**2 + 8 * config.width * config.embedding_dim),
+    )
     return GlyphConv(config.embedding_dim, config.width)
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import gcahng
+from gcahng.bounds import check_number
 from gcahng.config import config_to_dict
 from gcahng.data.glyphs import IMAGE_SIZE
 from gcahng.errors import UserError
@@ -29,7 +30,6 @@ from gcahng.models.onnx_network import INPUT, OUTPUT, OnnxNetwork
 
 CHECKED_BATCHES = (1, 2, 5)
 TOLERANCE = 1e-5
-OLDEST_OPSET = 18  # the exporter writes it without converting
 ABOUT_FILE = "gcahng.json"  # inside a .pt2
 
 
@@ -39,7 +39,7 @@ def export_model(model: Model, out: Path | str, *, opset: int | None = None, che
     Args:
         model: the trained network; it is exported on the CPU in evaluation mode.
         out: the file, .onnx or .pt2; it is replaced if it is there.
-        opset: ONNX operator set, at least `OLDEST_OPSET`; None: the exporter's choice.
+        opset: ONNX operator set, see `gcahng.bounds`; None: the exporter's choice.
         check: whether the result is run on random images and compared with the network before anything is written.
 
     Returns:
@@ -54,8 +54,7 @@ def export_model(model: Model, out: Path | str, *, opset: int | None = None, che
         raise UserError(f"out is {out}; it must end in .onnx or .pt2")
     if opset is not None and out.suffix == ".pt2":
         raise UserError(f"opset is {opset} and out is {out}; only ONNX has operator sets: leave opset out")
-    if opset is not None and opset < OLDEST_OPSET:
-        raise UserError(f"opset is {opset}; it must be at least {OLDEST_OPSET}")
+    check_number("opset", opset, none="None")
     if isinstance(model.network, OnnxNetwork):
         raise UserError(f"model is {model.path}, which is ONNX already; name a run folder or a checkpoint")
     check_folder(out)
@@ -64,6 +63,7 @@ def export_model(model: Model, out: Path | str, *, opset: int | None = None, che
     onnx = out.suffix == ".onnx"
     if onnx:
         require("onnx", "onnxscript", extra="export", purpose="export to ONNX")
+        _check_opset(opset)
         if check:
             require("onnxruntime", extra="export", purpose="an ONNX file is checked (check=False leaves that out)")
     try:
@@ -115,6 +115,14 @@ def onnx_network(path: Path | str) -> nn.Module:
         UserError: ONNX Runtime is missing; the file cannot be read, or `gcahng export` did not write it.
     """
     return load_onnx(Path(path)).network
+
+
+def _check_opset(opset: int | None) -> None:
+    """Raise UserError for an operator set that this version of onnx does not know."""
+    from onnx.defs import onnx_opset_version
+
+    if opset is not None and opset > (newest := onnx_opset_version()):
+        raise UserError(f"opset is {opset}; it must be at most {newest}, the newest of the onnx that is installed")
 
 
 def _to_onnx(network: nn.Module, images: Tensor, known: dict[str, str], opset: int | None) -> bytes:

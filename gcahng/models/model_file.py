@@ -10,11 +10,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from gcahng.bounds import check_fields
 from gcahng.config import TrainConfig, config_from_dict, config_to_dict
 from gcahng.data import Preprocessing
 from gcahng.errors import UserError
 from gcahng.extras import require
-from gcahng.files import atomic_write
+from gcahng.files import atomic_write, regular_file
 from gcahng.models.backbones import build_backbone
 from gcahng.models.onnx_network import OnnxNetwork
 from gcahng.runs.checkpoint import find_checkpoint, load_checkpoint
@@ -101,7 +102,7 @@ def _load_safetensors(path: Path) -> Model:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(regular_file(path), framework="pt") as file:
             about = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
     except OSError as error:
@@ -122,7 +123,7 @@ def load_onnx(path: Path) -> Model:
     """
     require("onnxruntime", extra="export", purpose=f"{path} is run")
     try:
-        content = path.read_bytes()
+        content = regular_file(path).read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     try:
@@ -156,6 +157,10 @@ def how_made(about: Mapping[str, str], path: Path) -> tuple[TrainConfig, int | N
 
 
 def _network(config: TrainConfig, tensors: dict[str, Tensor], path: Path) -> nn.Module:
+    try:
+        check_fields(config.backbone, "backbone.")
+    except UserError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
     network = build_backbone(config.backbone, pretrained=False)
     try:
         network.load_state_dict(tensors)

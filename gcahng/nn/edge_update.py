@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from gcahng.bounds import check_number
+from gcahng.engine.fits import check_fits
 from gcahng.engine.masks import EdgeDropout
-from gcahng.errors import UserError
 from gcahng.nn.graph_network import attention_projection, edge_update_weights
 from gcahng.ops.edge_update import edge_update
 from gcahng.reference.edge_update import EdgeUpdateWeights
@@ -24,7 +25,7 @@ class EdgeUpdate(nn.Module):
         seed: of dropout; None takes one from torch's generator.
 
     Raises:
-        UserError: dim is not a whole number of at least 1, or dropout is not in [0, 1).
+        UserError: dim, dropout or seed is out of its range (gcahng.bounds), or the weights would not fit into memory.
     """
 
     def __init__(
@@ -38,10 +39,10 @@ class EdgeUpdate(nn.Module):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(dim, int) or isinstance(dim, bool) or dim < 1:
-            raise UserError(f"dim is {dim!r}; it must be a whole number of at least 1")
-        if not 0 <= dropout < 1:
-            raise UserError(f"dropout is {dropout!r}; it must be at least 0 and under 1")
+        for name, value in (("dim", dim), ("dropout", dropout)):
+            check_number(name, value)
+        check_number("seed", seed, none="None")
+        check_fits(f"an edge update with {dim:,} channels", 4 * 11 * dim**2)
         self.symmetric, self.dropout, self.impl, self.edge_memory = symmetric, dropout, impl, edge_memory
         self.seed = int(torch.randint(2**62, (), device="cpu")) if seed is None else seed
         self.query = attention_projection(dim)

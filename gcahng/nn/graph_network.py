@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from gcahng.bounds import check_number
+from gcahng.engine.fits import check_weights
 from gcahng.errors import UserError
 from gcahng.reference.edge_update import EdgeUpdateWeights
 
@@ -95,16 +97,17 @@ class GraphNetwork(nn.Module):
         heads: heads H of the node attention, a divisor of D.
 
     Raises:
-        UserError: one of them is not a whole number of at least 1, or dim is not divisible by heads.
+        UserError: one of them is out of its range (gcahng.bounds), dim is not divisible by heads, or the weights would
+            not fit into memory.
     """
 
     def __init__(self, dim: int, num_classes: int, *, layers: int = 2, heads: int = 4) -> None:
         super().__init__()
         for name, value in (("embedding_dim", dim), ("num_classes", num_classes), ("layers", layers), ("heads", heads)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UserError(f"{name} is {value!r}; it must be a whole number of at least 1")
+            check_number(name, value)
         if dim % heads:
             raise UserError(f"embedding_dim is {dim} and heads is {heads}; embedding_dim must be divisible by heads")
+        check_weights(dim, layers, num_classes)
         self.dim, self.num_classes, self.heads = dim, num_classes, heads
         self.node_input = nn.Linear(dim, dim)
         self.layers = nn.ModuleList(GraphLayer(dim) for _ in range(layers))

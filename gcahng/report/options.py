@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gcahng.bounds import check_number
 from gcahng.errors import UserError
 from gcahng.report.embedding_map import METHODS
 
@@ -38,9 +39,7 @@ class ReportOptions:
         Raises:
             UserError: names the option, its value and what it must be.
         """
-        if self.queries < 1:
-            raise UserError(f"queries is {self.queries}; it must be at least 1")
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"seed is {self.seed}; it must be in 0 … {2**32 - 1}")
+        check_number("queries", self.queries)
+        check_number("seed", self.seed, key="report seed")
         if self.map_method not in METHODS:
             raise UserError(f"map is {self.map_method!r}; it must be one of {', '.join(METHODS)}")

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gcahng.bounds import check_number
 from gcahng.errors import UserError
 from gcahng.extras import require
 from gcahng.retrieval.candidates import faiss_sees_gpus, warn_once_without_faiss
@@ -60,10 +61,10 @@ def clustering_metrics(
     for name, value, least, most in (
         ("clusters", clusters, 1, len(labels)),
         ("iterations", iterations, 1, 1_000_000),
-        ("seed", seed, 0, 2**31 - 1),
     ):
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             raise UserError(f"{name} is {value!r}; it must be an integer from {least} to {most}")
+    check_number("seed", seed, key="k-means seed")
     kmeans = _faiss_kmeans if _choose(backend) == "faiss" else _sklearn_kmeans
     rows = torch.cat(list(prepared("embeddings", embeddings, "cosine" if normalize else "euclidean")))
     assigned = kmeans(rows, clusters, iterations, seed)

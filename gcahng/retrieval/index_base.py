@@ -10,16 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gcahng.bounds import check_number
 from gcahng.errors import UserError
 from gcahng.progress import Progress
 from gcahng.retrieval.rows import check_embeddings, check_norms, split
 
 KINDS = ("flat", "ivf_flat", "ivf_pq", "hnsw")
 METRICS = ("cosine", "euclidean")
-
-# Smallest and largest value of settings. faiss stores them in a C int, and it crashes with one link per node.
-_C_INT = 2**31 - 1
-_RANGES = {"seed": (0, _C_INT), "links": (2, 4096), "build_breadth": (1, _C_INT), "search_breadth": (1, _C_INT)}
 
 # Rows that are normalized, added or written at once: 64 MiB of float32 with 512 channels.
 ROWS = 1 << 15
@@ -66,14 +63,9 @@ class IndexSettings:
 
     def __post_init__(self):
         for field in fields(self):
-            value, optional = getattr(self, field.name), field.default is None
-            least, most = _RANGES.get(field.name, (1, None))
-            if optional and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UserError(f"{field.name} is {value!r}; it must be an integer of at least {least}")
-            if most is not None and value > most:
-                raise UserError(f"{field.name} is {value}; it must be an integer from {least} to {most}")
+            none = "None" if field.default is None else None
+            key = "index seed" if field.name == "seed" else None
+            check_number(field.name, getattr(self, field.name), none=none, key=key)
 
 
 class Index:

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gcahng.bounds import check_number
 from gcahng.errors import UserError
 from gcahng.retrieval.ties import TIES
 
@@ -102,4 +103,6 @@ def _check_at(name: str, at: Sequence[int]) -> tuple[int, ...]:
     values = list(at) if isinstance(at, Sequence) else []
     if not values or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in values):
         raise UserError(f"{name} is {at!r}; it must be a sequence of positive integers")
+    for value in values:
+        check_number(name, value)
     return tuple(dict.fromkeys(values))

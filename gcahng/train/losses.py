@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from gcahng.config import TrainConfig
+from gcahng.devices import resolve_device
+from gcahng.engine.fits import check_step
 from gcahng.engine.ranks import Ranks
+from gcahng.engine.step_size import StepSize
 from gcahng.errors import UserError
 from gcahng.extras import require
 from gcahng.losses import GCAHNGLoss, npair_loss
@@ -136,6 +139,7 @@ def build_objective(
     if config.loss != "gca_hng":
         return PlainObjective(_pml_loss(config.loss, num_classes, dim), ranks)
     gca = config.gca
+    _check_step(config, num_classes, 1 if ranks is None else ranks.count)
     loss = GCAHNGLoss(
         num_classes,
         dim,
@@ -165,6 +169,24 @@ def build_objective(
     if gca.weights is not None and pretrained:
         _load_weights(loss, gca.weights)
     return GcaObjective(loss)
+
+
+def _check_step(config: TrainConfig, num_classes: int, processes: int) -> None:
+    """Raise UserError if a step needs more memory than there is, before the loss is made."""
+    views = config.data.samples_per_class
+    device = resolve_device(config.device)
+    size = StepSize(
+        batch=config.data.classes_per_batch * views,
+        dim=config.backbone.embedding_dim,
+        layers=config.gca.layers,
+        views=views,
+        classes=num_classes,
+        compute=torch.bfloat16 if config.precision == "bf16" else torch.float32,
+        symmetric=config.gca.symmetric,
+        device=device.type,
+        ranks=processes,
+    )
+    check_step(size, device)
 
 
 def _load_weights(loss: GCAHNGLoss, path: str) -> None:

@@ -172,3 +172,12 @@ class _Bug:
 def test_bug_in_a_reader_is_not_hidden(workers: int) -> None:
     with pytest.raises(RuntimeError, match="a bug"):
         list(read_in_order(_Bug(), range(3), workers))
+
+
+def test_processes_that_cannot_be_started_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(self: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("multiprocessing.process.BaseProcess.start", start)
+    with pytest.raises(UserError, match="data.workers is 3, and so many processes .* cannot be started: Cannot alloc"):
+        list(read_in_order(range(5), range(3), 3))  # type: ignore[arg-type]

@@ -277,7 +277,7 @@ def test_a_finished_file_stays(model: Model, tmp_path: Path) -> None:
     draw_folder(tmp_path / "others", seed=1)
     with pytest.raises(UserError, match=r"x\.safetensors exists and was made from other images"):
         run(model, tmp_path / "others", out)
-    with pytest.raises(UserError, match="batch_size is 0; it must be at least 1"):
+    with pytest.raises(UserError, match="batch_size is 0; it must be a whole number of at least 1"):
         run(model, folder, tmp_path / "y.npy", batch_size=0)
 
 

@@ -127,7 +127,7 @@ def test_eval_of_a_data_set_with_a_gallery(
             "eval {run} --data.name folder --data.root {tmp} --data.image_size 400",
             "data.resize is 256 and data.image_size 400",
         ),
-        ("eval {run} --recall_at 0", "recall_at is (0,); it must be a sequence of positive integers"),
+        ("eval {run} --recall_at 0", "recall_at is 0; it must be a whole number of at least 1"),
         ("eval {run} --ties expected --protocol official", "ties is 'expected'; it must be \"index\" with"),
     ],
 )

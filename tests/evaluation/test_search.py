@@ -212,7 +212,7 @@ def test_a_data_set_as_queries(built: Path, run: str, capsys: pytest.CaptureFixt
         ),
         (
             "index build {tmp}/e.npy --out {tmp}/y.index --kind hnsw --links 0",
-            "links is 0; it must be an integer of at",
+            "links is 0; it must be a whole number of at least 2 and at most 4,096",
         ),
         ("index add {index} {tmp}/e.npy", "{tmp}/e.npy has 3 channels; it must have 16, like the index"),
         ("index add {tmp}/e.npy {tmp}/e.npy", "{tmp}/e.npy is not an index of gcahng"),
@@ -220,7 +220,7 @@ def test_a_data_set_as_queries(built: Path, run: str, capsys: pytest.CaptureFixt
         ("search {index}", "no queries are given; name images, a file of embeddings, or a data set"),
         ("search {index} {tmp}/e.npy {tmp}/e.npy", "2 queries are given; a file of embeddings must be the only one"),
         ("search {index} {tmp}/v.npy --rows 3", "--rows has 3; it must be from 0 to 0"),
-        ("search {index} {tmp}/v.npy --k 0", "--k is 0; it must be at least 1"),
+        ("search {index} {tmp}/v.npy --k 0", "k is 0; it must be a whole number of at least 1"),
         ("search {index} {tmp}/v.npy --effort 2", 'effort is 2; it must be None for kind "flat"'),
         ("search {index} {tmp}/v.npy --picture x.jpg", "--picture is x.jpg; its name must end in .png"),
         ("search {index} {tmp}/x.png", "{tmp}/x.png cannot be read as an image"),

@@ -217,7 +217,7 @@ def test_module_owns_the_weights_and_draws_anew() -> None:
     assert torch.equal(twin.eval()(edges, nodes), module(edges, nodes))
     with pytest.raises(UserError, match="dim is 0; it must be a whole number of at least 1"):
         EdgeUpdate(0)
-    with pytest.raises(UserError, match="dropout is 1; it must be at least 0 and under 1"):
+    with pytest.raises(UserError, match="dropout is 1; it must be a number of at least 0 and under 1"):
         EdgeUpdate(4, dropout=1)
 
 

@@ -243,8 +243,8 @@ def test_the_command(runs, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("{run} --queries 0", "queries is 0; it must be at least 1"),
-        ("{run} --seed -1", "seed is -1; it must be in 0 … 4294967295"),
+        ("{run} --queries 0", "queries is 0; it must be a whole number of at least 1"),
+        ("{run} --seed -1", "seed is -1; it must be a whole number of at least 0 and at most 2^32 - 1"),
         ("{run} --out {tmp}", "out is {tmp}, a folder; it must be a file"),
         ("{run} --map tsne", "argument --map: invalid choice"),
         ("{run} --out {tmp}/file/x.html", "out is {tmp}/file/x.html; {tmp}/file is a file, not a folder"),

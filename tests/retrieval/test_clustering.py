@@ -142,7 +142,7 @@ def test_nothing_is_warned_of(backend, capfd):
     [
         (dict(clusters=241), "clusters is 241; it must be an integer from 1 to 240"),
         (dict(iterations=0), "iterations is 0; it must be an integer from 1 to 1000000"),
-        (dict(seed=-1), "seed is -1; it must be an integer from 0 to 2147483647"),
+        (dict(seed=-1), "seed is -1; it must be a whole number of at least 0 and at most 2\\^31 - 1"),
         (dict(backend="torch"), "backend is 'torch'; it must be one of auto, faiss, scikit-learn"),
         (dict(labels=torch.zeros(3, dtype=torch.int64)), r"labels has shape \(3,\); it must have shape \(240,\)"),
     ],
