@@ -8,8 +8,10 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
+from gcahng.bounds import shown
 from gcahng.commands.arguments import Parser
 from gcahng.errors import UserError
 from gcahng.extras import require
@@ -26,9 +28,8 @@ def _truth(text: str) -> bool:
     return text.lower() == "true"
 
 
-# The options that may change when a run is resumed, and their names in gcahng.train.resume.
+# The options that may change when a run is resumed, beside --device, and their names in gcahng.train.resume.
 _RESUME_OPTIONS = {
-    "--device": ("device", str, "auto, cpu, cuda or cuda:N"),
     "--threads": ("threads", int, "threads of PyTorch on the CPU"),
     "--data.root": ("root", str, "folder of the data set's files"),
     "--data.workers": ("workers", int, "processes that read image files"),
@@ -86,13 +87,17 @@ def _started(arguments: list[str]) -> Callable[[], dict[str, Any]]:
 def _resumed(arguments: list[str]) -> Callable[[], dict[str, Any]]:
     parser = Parser(prog="gcahng train --resume", description="Continue a run that stopped before its end.")
     parser.add_argument("--resume", metavar="RUN", required=True, help="the run folder")
+    parser.add_device(None, "the run's own")
     for option, (name, kind, text) in _RESUME_OPTIONS.items():
-        parser.add_argument(option, dest=name, type=kind, help=f"{text} (the run's own)")
+        if kind is int:
+            parser.add_number(option, f"{text} (the run's own)", dest=name, metavar="N")
+        else:
+            parser.add_argument(option, dest=name, type=kind, help=f"{text} (the run's own)")
     options, others = parser.parse_known_args(arguments)
     if others:
         raise UserError(
             f"{others[0]} cannot be given with --resume: a run continues with its own options, except "
-            f"{', '.join(_RESUME_OPTIONS)}"
+            f"--device, {', '.join(_RESUME_OPTIONS)}"
         )
     from gcahng.train import resume
     from gcahng.train.loop import finished
@@ -143,40 +148,50 @@ def parse(arguments: list[str]) -> TrainConfig:
     from jsonargparse import ArgumentParser
 
     from gcahng.config import TrainConfig, config_from_dict
+    from gcahng.yaml_files import check_aliases
 
+    for argument in arguments:
+        name, is_option, value = argument.partition("=")
+        check_aliases(value if is_option and name.startswith("--") else argument, "an argument")
     parser = ArgumentParser(prog="gcahng train", description=run.__doc__, exit_on_error=False)
     parser.add_argument("--config", action="config", help="a YAML file of these options, or the name of a recipe")
     parser.add_class_arguments(TrainConfig)
     try:
-        values = parser.parse_args(_with_recipes(arguments)).as_dict()
+        values = parser.parse_args(_with_configs(arguments)).as_dict()
     except ArgumentError as error:
         raise UserError(_one_line(str(error), parser)) from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"config has invalid UTF-8 at byte {error.start} ({error.reason}); it must be a YAML file in UTF-8"
-        ) from None
     del values["config"]
     return config_from_dict(values)
 
 
-def _with_recipes(arguments: list[str]) -> list[str]:
-    """The arguments, where the name of a recipe after --config is replaced by its file."""
+def _with_configs(arguments: list[str]) -> list[str]:
+    """The arguments, where the text of the file stands in the place of its name after --config."""
     replaced = list(arguments)
     for i, argument in enumerate(arguments):
         if argument == "--config" and i + 1 < len(arguments):
-            replaced[i + 1] = _config_file(arguments[i + 1])
+            replaced[i + 1] = _config_text(arguments[i + 1])
         elif argument.startswith("--config="):
-            replaced[i] = f"--config={_config_file(argument.removeprefix('--config='))}"
+            replaced[i] = f"--config={_config_text(argument.removeprefix('--config='))}"
     return replaced
 
 
-def _config_file(name: str) -> str:
-    """The path of a config: `name` itself if it can be a file, otherwise the file of the recipe `name`."""
-    if Path(name).exists() or Path(name).name != name or Path(name).suffix in (".yaml", ".yml", ".json"):
-        return name
-    from gcahng.recipes import find
+def _config_text(name: str) -> str:
+    """The text of a YAML file, or of a recipe where no such file can be meant."""
+    from gcahng.yaml_files import load_yaml, read_yaml
 
-    return str(find(name))
+    path, what = Path(name), f"config {name}"
+    if not name:
+        raise UserError("config is ''; it must be a YAML file of options, or the name of a recipe")
+    if not path.exists():
+        if path.name != name or path.suffix in (".yaml", ".yml", ".json"):
+            raise UserError(f"config is {name}, which does not exist; it must be a YAML file, or the name of a recipe")
+        from gcahng.recipes import find
+
+        path = find(name)
+    text = read_yaml(path, what)
+    if not isinstance(values := load_yaml(text, what), dict | NoneType):
+        raise UserError(f"config must be a YAML file of options; it holds: {shown(values)}")
+    return f"# {name!r}\n{text}" if values else "{}"  # a comment comes first, so that it is taken for no path
 
 
 def _one_line(message: str, parser: ArgumentParser) -> str:

@@ -42,8 +42,7 @@ def load(name: str) -> TrainConfig:
     """
     path = find(name)
     require("yaml", extra="train", purpose="recipes are YAML")
-    import yaml
-
     from gcahng.config import config_from_dict
+    from gcahng.yaml_files import load_yaml, read_yaml
 
-    return config_from_dict(yaml.safe_load(path.read_text()))
+    return config_from_dict(load_yaml(read_yaml(path, name), name))

@@ -25,6 +25,7 @@ from gcahng.train.session import SUMMARY, Session, selects_on
 from gcahng.train.split_metrics import check_matches
 from gcahng.train.terminal import Terminal, terminal_for
 from gcahng.train.trainer import Trainer
+from gcahng.yaml_files import load_yaml, read_yaml
 
 CONFIG = "config.yaml"
 
@@ -263,9 +264,4 @@ def _yaml(config: TrainConfig) -> str:
 
 
 def _read_config(path: Path) -> TrainConfig:
-    import yaml
-
-    try:
-        return config_from_dict(yaml.safe_load(path.read_text()))
-    except (OSError, yaml.YAMLError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read as a run's options ({type(error).__name__})") from error
+    return config_from_dict(load_yaml(read_yaml(path, str(path)), str(path)))

@@ -257,7 +257,7 @@ def test_only_one_process_trains_a_run(config_of_whole: TrainConfig) -> None:
         ("--resume", "argument --resume: expected one argument"),
         ("--resume {run} --threads x", "argument --threads: invalid int value: 'x'"),
         ("--resume {run} --data.skip_unreadable x", "argument --data.skip_unreadable: 'x' is neither true nor false"),
-        ("--resume {run} --threads 0", "threads is 0; it must be at least 1"),
+        ("--resume {run} --threads 0", "threads is 0; it must be a whole number of at least 1 and at most 1,024"),
         ("--resume {run} --device tpu", "device is 'tpu'; it must be auto, cpu, cuda or cuda:N"),
     ],
 )
