@@ -9,6 +9,9 @@ from torch import Tensor
 
 from gcahng.errors import UserError
 
+# As in gcahng.retrieval.labels, which is above this package.
+_UNLABELED = -1
+
 
 class BalancedBatchSampler:
     """Draws endless batches of `classes_per_batch` classes with `samples_per_class` samples each.
@@ -24,7 +27,7 @@ class BalancedBatchSampler:
     that the saved one would have drawn.
 
     Args:
-        labels: (N,) integer labels of the samples.
+        labels: (N,) integer labels of the samples. Those with -1 have no label and are never drawn.
         classes_per_batch: C, at least 1 and at most the number of classes.
         samples_per_class: K, at least 1.
         seed: seed of the order of classes and samples.
@@ -40,7 +43,10 @@ class BalancedBatchSampler:
                 f"labels is a {dtype} tensor of shape {tuple(labels.shape)}; it must be an integer tensor of shape "
                 "(N,) with N at least 1"
             )
-        classes, counts = labels.cpu().unique(return_counts=True)
+        # Not a class of their own: samples without a label need not have anything in common.
+        labeled = (labels.cpu() != _UNLABELED).nonzero().squeeze(1)
+        labels = labels.cpu()[labeled]
+        classes, counts = labels.unique(return_counts=True)
         if not 1 <= classes_per_batch <= len(classes):
             raise UserError(
                 f"classes_per_batch is {classes_per_batch}; it must be from 1 to {len(classes)}, the number of classes"
@@ -54,7 +60,7 @@ class BalancedBatchSampler:
         self._starts: list[int] = (counts.cumsum(0) - counts).tolist()
         self._generator = torch.Generator().manual_seed(seed)
         # Sample indices grouped by class, each group in the order in which its samples are used.
-        self._samples = labels.cpu().argsort(stable=True)
+        self._samples = labeled[labels.argsort(stable=True)]
         self._used = torch.zeros(len(classes), dtype=torch.int64)
         for label in range(len(classes)):
             self._shuffle_samples(label)

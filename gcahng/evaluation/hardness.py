@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from gcahng.config import TrainConfig
 from gcahng.data import ImageFiles, LabeledImages, Preprocessing, UnreadableImage, evaluation_batches
 from gcahng.losses import GCAHNGLoss
+from gcahng.retrieval.labels import UNLABELED
 
 MAX_IMAGES = 64
 THETA_BINS = 25
@@ -37,7 +38,7 @@ class NegativesProbe:
         self._device, self._needed = device, config.loss == "gca_hng"
         self._data, self._seed, self._train = config.data, config.seed, train
         self._preprocessing = Preprocessing(config.data.resize, config.data.image_size)
-        self._usable = torch.ones(len(train.labels), dtype=torch.bool)
+        self._usable = train.labels.cpu() != UNLABELED
         self._draw()
         self._batch: tuple[Tensor, Tensor] | None = None
 

@@ -97,11 +97,12 @@ def class_layout(labels: Tensor, num_per_class: int | None) -> ClassLayout:
     return ClassLayout(order, ordered, ordered[::num_per_class].contiguous(), num_per_class)
 
 
+_OUT_OF_RANGE = "labels is out of range; with num_classes={num_classes} labels must lie in 0 … {last}"
 PROBLEMS = (
     "embeddings holds non-finite values; they must be finite (did the model diverge?)",
     "embeddings has a constant row (all channels equal, or too close to normalize); its direction is undefined, "
     "every row needs two different channels",
-    "labels is out of range; with num_classes={num_classes} labels must lie in 0 … {last}",
+    _OUT_OF_RANGE,
     "labels does not hold num_per_class={views} samples of every class in it; "
     "every class in a batch needs the same number",
 )
@@ -113,7 +114,8 @@ def value_problems(z: Tensor, layout: ClassLayout, num_classes: int | None) -> T
     Args:
         z: embeddings (n, D) in canonical order.
         layout: the canonical order.
-        num_classes: training classes M; None for the N-pair loss alone, which takes constant rows and any labels.
+        num_classes: training classes M; None for the N-pair loss alone, which takes constant rows and any labels
+            but -1.
 
     Returns:
         (4,) bool.
@@ -122,7 +124,8 @@ def value_problems(z: Tensor, layout: ClassLayout, num_classes: int | None) -> T
     rows = layout.labels.view(-1, layout.views)
     unequal = (rows != rows[:, :1]).any() | (rows[1:, 0] == rows[:-1, 0]).any()
     if num_classes is None:
-        constant = out_of_range = torch.zeros_like(unequal)
+        constant = torch.zeros_like(unequal)
+        out_of_range = (rows == -1).any()  # rows without a label are no class
     else:
         # The rounded mean of equal channels may differ from them, and the norm of tiny ones underflow: look at both.
         norms = (z - z.mean(dim=1, keepdim=True)).norm(dim=1)
@@ -144,6 +147,8 @@ def raise_for_problems(problems: list[bool], num_classes: int | None, views: int
     """
     for text, present in zip(PROBLEMS, problems, strict=True):
         if present:
+            if text is _OUT_OF_RANGE and num_classes is None:
+                raise UserError("labels has -1, which means no label; every sample of a batch must have a class")
             last = None if num_classes is None else num_classes - 1
             raise UserError(text.format(num_classes=num_classes, last=last, views=views))
 

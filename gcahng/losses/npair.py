@@ -17,7 +17,7 @@ def npair_loss(embeddings: Tensor, labels: Tensor, *, num_per_class: int | None 
 
     Args:
         embeddings: (n, D), in any order.
-        labels: whole numbers (n,); each of the C classes has K samples.
+        labels: whole numbers (n,) other than -1, which means no label; each of the C classes has K samples.
         num_per_class: samples of a class, K. None reads it from the labels on the host.
         check: whether values are checked, which costs a synchronization.
 
@@ -25,7 +25,7 @@ def npair_loss(embeddings: Tensor, labels: Tensor, *, num_per_class: int | None 
         The loss, 0-dim.
 
     Raises:
-        UserError: wrong shapes or dtypes; classes of unequal size; values that are not finite.
+        UserError: wrong shapes or dtypes; classes of unequal size; a label of -1; values that are not finite.
     """
     check_shapes(embeddings, labels)
     check_number("num_per_class", num_per_class, none="None")

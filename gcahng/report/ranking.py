@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 
 from gcahng.errors import UserError
 from gcahng.retrieval import nearest
+from gcahng.retrieval.labels import UNLABELED, Classes
 
 GATHERED = 2**24  # numbers of neighbors at once
 
@@ -38,7 +39,7 @@ class Ranking:
     @property
     def right(self) -> Tensor:
         """(n, k) whether a neighbor is of the query's class."""
-        return self.gallery_labels[self.neighbors] == self.labels[:, None]
+        return (self.gallery_labels[self.neighbors] == self.labels[:, None]) & (self.labels != UNLABELED)[:, None]
 
     def best(self, count: int) -> list[int]:
         """The queries of the highest precision, one from each class; of equal ones those with the widest gap behind
@@ -123,8 +124,7 @@ def rank(
     own = gallery_embeddings is None
     gallery = embeddings if gallery_embeddings is None else gallery_embeddings.detach().cpu()
     gallery_labels = labels if gallery_labels is None else gallery_labels.cpu()
-    classes = int(max(labels.max(), gallery_labels.max())) + 1
-    matches = torch.bincount(gallery_labels, minlength=classes)[labels] - int(own)
+    matches = (Classes(gallery_labels).sizes(labels) - int(own)).clamp_min(0)
     if not (matches > 0).any():
         raise UserError("no query has another item of its class to find, all have R = 0; labels must repeat a class")
     k = min(max(neighbors, int(matches.max()) + 1), len(gallery) - int(own))
@@ -153,12 +153,13 @@ def confused_pairs(ranking: Ranking, count: int) -> list[ConfusedPair]:
         count: how many pairs at most.
     """
     nearest_label = ranking.gallery_labels[ranking.neighbors[:, 0]]
-    wrong = ((nearest_label != ranking.labels) & (ranking.matches > 0)).nonzero().squeeze(1)
+    known = (nearest_label != UNLABELED) & (ranking.matches > 0)
+    wrong = (known & (nearest_label != ranking.labels)).nonzero().squeeze(1)
     errors: dict[tuple[int, int], list[int]] = defaultdict(list)
     for query in wrong.tolist():
         pair = (int(ranking.labels[query]), int(nearest_label[query]))
         errors[min(pair), max(pair)].append(query)
-    sizes = torch.bincount(ranking.labels, minlength=int(ranking.gallery_labels.max()) + 1)
+    classes = Classes(ranking.labels)
     pairs = []
     for (a, b), queries in sorted(errors.items(), key=lambda item: (-len(item[1]), item[0]))[:count]:
         from_a = sum(int(ranking.labels[query]) == a for query in queries)
@@ -167,7 +168,7 @@ def confused_pairs(ranking: Ranking, count: int) -> list[ConfusedPair]:
             ConfusedPair(
                 classes=(a, b) if 2 * from_a >= len(queries) else (b, a),
                 errors=len(queries),
-                images=int(sizes[a] + sizes[b]),
+                images=int(classes.sizes(torch.tensor([a, b])).sum()),
                 example=(shown, int(ranking.neighbors[shown, 0])),
             )
         )

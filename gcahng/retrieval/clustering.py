@@ -13,7 +13,7 @@ from gcahng.errors import UserError
 from gcahng.extras import require
 from gcahng.retrieval.candidates import faiss_sees_gpus, warn_once_without_faiss
 from gcahng.retrieval.index_base import prepared
-from gcahng.retrieval.metrics import check_labels
+from gcahng.retrieval.labels import UNLABELED, check_labels
 from gcahng.retrieval.rows import check_embeddings
 
 BACKENDS = ("auto", "faiss", "scikit-learn")
@@ -40,7 +40,7 @@ def clustering_metrics(
 
     Args:
         embeddings: (n, D), any floating dtype.
-        labels: (n,) integers.
+        labels: (n,) integers; rows with -1 have no label and take no part.
         clusters: number of clusters; None means the number of classes.
         normalize: scale rows to norm 1 before clustering.
         seed: seed of the rows that k-means starts from.
@@ -56,6 +56,11 @@ def clustering_metrics(
     """
     check_embeddings("embeddings", embeddings)
     labels = check_labels("labels", labels, embeddings)
+    known = labels != UNLABELED
+    if not known.all():
+        if not known.any():
+            raise UserError("labels is -1 for every row, which means no label; it must name the class of at least one")
+        embeddings, labels = embeddings[known.to(embeddings.device)], labels[known]
     if clusters is None:
         clusters = len(labels.unique())
     for name, value, least, most in (

@@ -27,9 +27,10 @@ from torch import Tensor
 
 from gcahng.errors import UserError
 from gcahng.progress import Progress
+from gcahng.retrieval.labels import check_labels
 from gcahng.retrieval.plan import RetrievalPlan
 from gcahng.retrieval.queries import QueryMetrics
-from gcahng.retrieval.rows import check_embeddings, dtype_name, split
+from gcahng.retrieval.rows import check_embeddings, split
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,13 @@ def retrieval_metrics(
 
     Args:
         embeddings: (n, D), any floating dtype.
-        labels: (n,) integers.
+        labels: (n,) integers; -1 for a row without a label, which matches no row, see `gcahng.retrieval.labels`.
         metrics: any of "recall", "precision", "map", "map@r" and "r_precision".
         recall_at: values of K for Recall@K. A K larger than the gallery means the whole gallery.
         precision_at: values of K for Precision@K. If K is larger than the gallery, the missing items count as wrong.
         map_at: values of K for MAP@K.
         gallery_embeddings: (m, D); None for self-retrieval.
-        gallery_labels: (m,) integers; None for self-retrieval.
+        gallery_labels: (m,) integers, likewise; None for self-retrieval.
         normalize: search by cosine similarity. False searches by Euclidean distance between the rows as they are.
         ties: order of gallery rows at the same distance. "index" takes them in gallery order, "optimistic" puts the
             right ones first, "pessimistic" puts them last, and "expected" averages over all orders.
@@ -104,7 +105,8 @@ def retrieval_metrics(
     Returns:
         "recall@K", "precision@K" and "map@K" for each K, "map@r" and "r_precision", all as fractions. Also the number
         of "queries" that count, and of "queries_without_match", which are left out because the gallery has no item of
-        their class (R = 0). With `per_class`, a `RetrievalResult` whose `overall` is this.
+        their class (R = 0) or because they have no label. With `per_class`, a `RetrievalResult` whose `overall` is
+        this.
 
     Raises:
         UserError: an argument has a wrong shape, type or range; a value is not finite; a row is zero with
@@ -149,27 +151,3 @@ def _per_class(names: Sequence[str], values: Tensor, labels: Tensor) -> dict[int
     return {
         label: _means(names, own) | {"queries": len(own)} for label, own in zip(classes.tolist(), by_class, strict=True)
     }
-
-
-def check_labels(name: str, labels: Tensor, embeddings: Tensor) -> Tensor:
-    """Check labels and move them to the CPU.
-
-    Args:
-        name: name of the argument, for errors.
-        labels: (n,) integers.
-        embeddings: (n, D) embeddings that they belong to.
-
-    Returns:
-        (n,) int64 labels on the CPU.
-
-    Raises:
-        UserError: the labels are not integers, or not one for each embedding.
-    """
-    labels = torch.as_tensor(labels)
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise UserError(f"{name} is {dtype_name(labels)}; it must be integer")
-    if labels.shape != embeddings.shape[:1]:
-        raise UserError(
-            f"{name} has shape {tuple(labels.shape)}; it must have shape ({len(embeddings)},), like the embeddings"
-        )
-    return labels.detach().cpu().long().contiguous()

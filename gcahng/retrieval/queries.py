@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gcahng.errors import UserError
+from gcahng.retrieval.labels import Classes
 from gcahng.retrieval.neighbors import NeighborSearch, Ranking
 from gcahng.retrieval.plan import OFFICIAL_DEPTH, RetrievalPlan
 from gcahng.retrieval.ties import FirstMatch, first_match, gains, recall, tie_groups
@@ -20,7 +21,7 @@ class QueryMetrics:
     Args:
         plan: the metrics and rules.
         embeddings: (n, D) the queries; they are the gallery too if `gallery` is None.
-        labels: (n,) int64 on the CPU.
+        labels: (n,) int64 on the CPU; -1 for no label, see `gcahng.retrieval.labels`.
         gallery: (m, D) or None.
         gallery_labels: (m,) int64 on the CPU, or None.
         backend: as in `gcahng.retrieval.nearest`.
@@ -46,8 +47,9 @@ class QueryMetrics:
         self._self_retrieval = gallery is None
         self._labels = labels
         self._gallery_labels = labels if gallery_labels is None else gallery_labels
-        self._classes = _Classes(self._gallery_labels)
-        self._matches = self._classes.sizes(labels) - int(self._self_retrieval)
+        self._classes = Classes(self._gallery_labels)
+        # A query without a label is in no class, so it is not there to be taken off.
+        self._matches = (self._classes.sizes(labels) - int(self._self_retrieval)).clamp_min_(0)
         self.counted = self._matches.nonzero().squeeze(1)
         if not len(self.counted):
             raise UserError("labels has no query with another item of its class; it must have at least one")
@@ -137,32 +139,3 @@ class QueryMetrics:
         first = torch.full((len(rows),), len(self._gallery_labels))
         first.scatter_reduce_(0, query[is_nearest], item[is_nearest], "amin")
         return nearest, first, torch.zeros_like(first).index_add_(0, query, is_nearest.long())
-
-
-class _Classes:
-    """The gallery items of each class."""
-
-    def __init__(self, gallery_labels: Tensor):
-        self._labels, self._sizes = gallery_labels.unique(return_counts=True)
-        self._order = gallery_labels.argsort(stable=True)
-        self._starts = self._sizes.cumsum(0) - self._sizes
-
-    def sizes(self, labels: Tensor) -> Tensor:
-        """The number (n,) of gallery items with each label of `labels` (n,)."""
-        place = self._place(labels)
-        return torch.where(self._labels[place] == labels, self._sizes[place], 0)
-
-    def members(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The gallery items of each of `labels` (n,), all of which are in the gallery.
-
-        Returns:
-            (t,) places in `labels` and (t,) gallery items, as pairs.
-        """
-        place = self._place(labels)
-        sizes = self._sizes[place]
-        query = torch.arange(len(labels)).repeat_interleave(sizes)
-        within = torch.arange(len(query)) - (sizes.cumsum(0) - sizes)[query]
-        return query, self._order[self._starts[place][query] + within]
-
-    def _place(self, labels: Tensor) -> Tensor:
-        return torch.searchsorted(self._labels, labels).clamp_(max=len(self._labels) - 1)
