@@ -5,6 +5,10 @@ float32, "labels" (n,) int64 and "names" (bytes: UTF-8, with a zero byte after e
 metadata. In the other form, `X.npy` has the embeddings, `X.csv` the path and label of each row, and `X.json` the rest.
 An `X.npy` without the other two, or with a .csv that has more columns, can be read as well. So embeddings made by other
 programs can be searched.
+
+The rest has two checksums (`gcahng.retrieval.checksums`): that of the embeddings and that of everything else. Both are
+compared whenever a file is read. Names and labels in an `X.csv` may be edited, which is only noted. What has no
+checksums, as files of earlier versions, is read without.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,14 +29,27 @@ from torch import Tensor
 from gcahng.errors import UserError
 from gcahng.extras import require
 from gcahng.files import atomic_write, regular_file, write_json
-from gcahng.retrieval.items import EmbeddingModel, Items, Source, items_from, model_from, unnamed
+from gcahng.retrieval import checksums
+from gcahng.retrieval.items import (
+    EmbeddingModel,
+    Items,
+    Source,
+    decode_names,
+    encode_names,
+    items_from,
+    model_from,
+    unnamed,
+)
 from gcahng.retrieval.rows import dtype_name
 
 FORMAT = "gcahng-embeddings-1"
 SUFFIXES = (".safetensors", ".npy")
 
-# Bytes that are written or checked at once.
-_BLOCK = 1 << 23
+# Bytes that are written or checked at once. They stay in a core's cache.
+_BLOCK = 1 << 20
+
+_log = logging.getLogger("gcahng")
+_noted: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -106,6 +124,7 @@ def write_embeddings(path: Path | str, embeddings: EmbeddingSet) -> None:
         )
     model = None if embeddings.model is None else asdict(embeddings.model)
     about = {"format": FORMAT, "model": model, "key": embeddings.key, **items.header()}
+    about[checksums.KEY] = {"embeddings": checksums.of_embeddings(values), "rest": checksums.of_items(items, about)}
     try:
         if path.suffix == ".npy":
             write_json(path.with_suffix(".json"), about)
@@ -132,18 +151,8 @@ def read_embeddings(path: Path | str) -> EmbeddingSet:
 
 def write_rows(file: BinaryIO, values: Tensor) -> None:
     """Write the rows (n, D) as little-endian float32, in pieces."""
-    for rows in values.split(max(1, _BLOCK // (4 * max(1, values.shape[1])))):
-        file.write(np.ascontiguousarray(rows.detach().cpu().float().numpy(), dtype="<f4").data)
-
-
-def encode_names(names: tuple[str, ...]) -> bytes:
-    """Encode names as UTF-8 with a zero byte after each. Bytes of file names that are not UTF-8 are preserved."""
-    return "".join(f"{name}\0" for name in names).encode("utf-8", "surrogateescape")
-
-
-def decode_names(content: bytes) -> tuple[str, ...]:
-    """The inverse of `encode_names`."""
-    return tuple(content.decode("utf-8", "surrogateescape").split("\0")[:-1])
+    for rows in checksums.rows_as_bytes(values, _BLOCK):
+        file.write(rows.data)
 
 
 def _write_safetensors(file: BinaryIO, values: Tensor, items: Items, about: dict[str, Any]) -> None:
@@ -184,7 +193,7 @@ def _read_safetensors(path: Path) -> EmbeddingSet:
             values, labels, names = (file.get_tensor(name) for name in ("embeddings", "labels", "names"))
         about = json.loads(metadata["gcahng"])
         items = items_from(decode_names(names.numpy().tobytes()), labels.clone(), about)
-        return _checked(path, EmbeddingSet(values, items, model_from(about["model"]), about["key"]))
+        return checked(path, EmbeddingSet(values, items, model_from(about["model"]), about["key"]), about)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -209,9 +218,13 @@ def _write_csv(file: BinaryIO, items: Items) -> None:
 def _read_npy(path: Path) -> EmbeddingSet:
     try:
         # Copy on write, because PyTorch warns about arrays that are read-only.
-        values = np.load(regular_file(path), mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is not a .npy file of numbers or is damaged ({error})") from error
+        values = np.lib.format.open_memmap(regular_file(path), mode="c")
+        size, known = path.stat().st_size, values.offset + values.nbytes
+        if size != known:
+            raise ValueError(f"it has {size} bytes, and by its header {known}")
+    except Exception as error:  # numpy reads a header by Python's own parser, which raises whatever it does
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} is not a .npy file of numbers or is damaged ({reason})") from error
     if values.dtype.kind != "f":
         raise UserError(f"{path} contains {values.dtype} values; they must be floating point")
     if values.dtype != np.float32 or not values.flags.c_contiguous:
@@ -221,6 +234,7 @@ def _read_npy(path: Path) -> EmbeddingSet:
         raise UserError(f"{path} contains a single number; it must contain embeddings (n, D), or one vector (D,)")
     rows = torch.from_numpy(values)
     rows = rows[None] if rows.ndim == 1 else rows  # a single vector
+    about: dict[str, Any] | None = None
     model, key, items = None, None, unnamed(len(rows))
     if path.with_suffix(".csv").is_file():
         items = _read_csv(path.with_suffix(".csv"))
@@ -232,7 +246,7 @@ def _read_npy(path: Path) -> EmbeddingSet:
                 raise UserError(f"{beside} has the format {about['format']!r}; beside {path} it must be {FORMAT!r}")
             model, key = model_from(about["model"]), about["key"]
             items = _with_classes(items, about)
-        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{beside} does not describe {path} or is damaged ({error})") from error
@@ -240,7 +254,7 @@ def _read_npy(path: Path) -> EmbeddingSet:
         raise UserError(
             f"{path} has {len(rows)} rows and {path.with_suffix('.csv')} has {len(items)}; they must be equal"
         )
-    return _checked(path, EmbeddingSet(rows, items, model, key))
+    return checked(path, EmbeddingSet(rows, items, model, key), about)
 
 
 def _read_csv(path: Path) -> Items:
@@ -271,7 +285,21 @@ def _with_classes(items: Items, about: dict[str, Any]) -> Items:
     return items_from(items.names, renumber[items.labels], about)
 
 
-def _checked(path: Path, contents: EmbeddingSet) -> EmbeddingSet:
+def checked(path: Path, contents: EmbeddingSet, about: dict[str, Any] | None) -> EmbeddingSet:
+    """Check what was read.
+
+    Args:
+        path: the file that it is from.
+        contents: what was read.
+        about: what gcahng wrote with it, where the checksums are; None: another program wrote it.
+
+    Returns:
+        `contents`.
+
+    Raises:
+        UserError: a shape, a type or a label is wrong, a value is not finite, or a checksum says that the file is
+            damaged.
+    """
     values, labels = contents.embeddings, contents.items.labels
     if values.ndim != 2 or 0 in values.shape or values.dtype != torch.float32 or len(values) != len(contents.items):
         raise UserError(
@@ -280,12 +308,49 @@ def _checked(path: Path, contents: EmbeddingSet) -> EmbeddingSet:
         )
     if int(labels.min()) < -1 or int(labels.max()) >= len(contents.items.class_names):
         raise UserError(f"{path} has labels beyond its {len(contents.items.class_names)} classes; it is damaged")
-    start = 0
-    for rows in values.split(max(1, _BLOCK // (4 * values.shape[1]))):
-        finite = rows.isfinite().all(dim=1)
-        if not finite.all():
-            raise UserError(
-                f"{path} has non-finite values in row {start + int((~finite).nonzero()[0])}; they must be finite"
-            )
+    start, not_finite, crc = 0, None, checksums.of_no_rows(values.shape)
+    for rows in checksums.rows_as_bytes(values, _BLOCK):
+        crc = checksums.with_rows(crc, rows)
+        finite = torch.from_numpy(rows).isfinite().all(dim=1)
+        if not_finite is None and not finite.all():
+            not_finite = start + int((~finite).nonzero()[0])
         start += len(rows)
+    # First, because a value that is not finite may be one that was damaged.
+    if about is not None:
+        _compare(path, contents.items, about, checksums.as_text(crc))
+    if not_finite is not None:
+        raise UserError(f"{path} has non-finite values in row {not_finite}; they must be finite")
     return contents
+
+
+def _compare(path: Path, items: Items, about: dict[str, Any], embeddings: str) -> None:
+    """Compare the checksums in `about` with that of the embeddings and with that of the items and `about` itself."""
+    beside = path.with_suffix(".json")
+    written = about.get(checksums.KEY)
+    if written is None:
+        if "no checksum" not in _noted:
+            _noted.add("no checksum")
+            _log.warning(
+                "%s has no checksum, because an earlier version of gcahng wrote it; damage to it is not found", path
+            )
+        return
+    if not isinstance(written, dict) or set(written) != {"embeddings", "rest"}:
+        raise UserError(f"{path if path.suffix != '.npy' else beside} is damaged; its checksums cannot be read")
+    if written["embeddings"] != embeddings:
+        on_purpose = f"; if they were changed on purpose, remove {beside.name}" if path.suffix == ".npy" else ""
+        raise UserError(
+            f"{path} is damaged: the checksum of its embeddings is {embeddings}; it must be {written['embeddings']}"
+            f"{on_purpose}"
+        )
+    rest = checksums.of_items(items, about)
+    if written["rest"] == rest:
+        return
+    if path.suffix != ".npy":
+        raise UserError(
+            f"{path} is damaged: the checksum of its names and labels is {rest}; it must be {written['rest']}"
+        )
+    _log.warning(
+        "%s or %s was changed since it was written; names and labels are taken as they are there",
+        path.with_suffix(".csv"),
+        beside.name,
+    )

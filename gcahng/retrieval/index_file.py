@@ -6,7 +6,7 @@ A file has, in this order:
 - the version (4 bytes) and the lengths of the header, the names and the payload (8 bytes each), all little-endian;
 - the header in JSON, padded so that the payload is aligned;
 - the labels, int64;
-- the names, encoded as in `gcahng.retrieval.embeddings`;
+- the names, as `gcahng.retrieval.items.encode_names` writes them;
 - the payload, as `Index.write` writes it;
 - the SHA-256 of everything before.
 """
@@ -28,9 +28,9 @@ import torch
 from gcahng.errors import UserError
 from gcahng.files import atomic_write, regular_file
 from gcahng.progress import Progress
-from gcahng.retrieval.embeddings import EmbeddingSet, decode_names, encode_names
+from gcahng.retrieval.embeddings import EmbeddingSet
 from gcahng.retrieval.index import Index, IndexSettings, SearchResult, build_index, read_index
-from gcahng.retrieval.items import EmbeddingModel, Items, items_from, model_from
+from gcahng.retrieval.items import EmbeddingModel, Items, decode_names, encode_names, items_from, model_from
 
 MAGIC = b"GCAHNGIX"
 VERSION = 1

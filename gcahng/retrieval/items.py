@@ -194,3 +194,13 @@ def model_from(values: dict[str, Any] | None) -> EmbeddingModel | None:
 def unnamed(rows: int) -> Items:
     """Items for rows about which nothing is known. Their names are their numbers."""
     return Items(tuple(map(str, range(rows))), torch.full((rows,), -1), (), (Source(rows),))
+
+
+def encode_names(names: tuple[str, ...]) -> bytes:
+    """Encode names as UTF-8 with a zero byte after each. Bytes of file names that are not UTF-8 are preserved."""
+    return "".join(f"{name}\0" for name in names).encode("utf-8", "surrogateescape")
+
+
+def decode_names(content: bytes) -> tuple[str, ...]:
+    """The inverse of `encode_names`."""
+    return tuple(content.decode("utf-8", "surrogateescape").split("\0")[:-1])
