@@ -24,8 +24,13 @@ def run(arguments: list[str]) -> int:
         help="image files, folders, or .txt lists with one path in each line",
     )
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="X.safetensors, or X.npy (with X.csv and X.json)"
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="X.safetensors, X.parquet, or X.npy (with X.csv and X.json)",
     )
+    parser.add_argument("--normalize", action="store_true", help="scale every embedding to norm 1")
     add_stream_options(parser)
     add_image_options(parser)
     options = parser.parse_intermixed_args(arguments)
@@ -35,9 +40,9 @@ def run(arguments: list[str]) -> int:
 
     check_suffix("--out", options.out)
     model = load_model(options.model, options.which)
-    embedded = embed_sources(options, model, options.sources, options.out)
+    embedded = embed_sources(options, model, options.sources, options.out, normalize=options.normalize)
     rows, dim = embedded.embeddings.shape
     classes = f", {len(embedded.items.class_names)} classes" if embedded.items.labeled else ", without labels"
-    print(f"{rows} embeddings of {dim} channels{classes}")
+    print(f"{rows} embeddings of {dim} channels{', normalized' if options.normalize else ''}{classes}")
     print(f"written     {options.out}")
     return 0

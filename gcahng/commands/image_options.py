@@ -78,6 +78,7 @@ def embed_sources(
     out: Path,
     like: EmbeddingModel | None = None,
     check: Callable[[Items], None] = lambda items: None,
+    normalize: bool = False,
 ) -> EmbeddingSet:
     """Embed the images that the command line names into a file, with a progress bar.
 
@@ -85,13 +86,15 @@ def embed_sources(
         options, model, sources, like: as for `load_images`.
         out: the file.
         check: called with what the images are before they are embedded; it may refuse them.
+        normalize: whether the embeddings are scaled to norm 1; they are, too, where those of `like` are.
     """
     from gcahng.evaluation.embed import EmbedOptions, embed_to_file
 
     images, items, preprocessing = load_images(options, model, sources, like)
     check(items)
     workers = data_options(options).get("workers")
-    how = EmbedOptions(options.device, options.batch_size, workers, options.skip_unreadable)
+    normalize = normalize or (like is not None and like.normalized)
+    how = EmbedOptions(options.device, options.batch_size, workers, options.skip_unreadable, normalize)
     with progress_bar("embedding") as bar:
         result = embed_to_file(model, images, items, out, preprocessing=preprocessing, options=how, progress=bar)
     if result.resumed:

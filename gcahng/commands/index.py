@@ -129,7 +129,8 @@ def _info(arguments: list[str]) -> int:
     if model is None:
         print("model       not known")
     else:
-        print(f"model       {model.backbone} {model.fingerprint[:12]}, from {model.path}")
+        scaled = ", embeddings normalized" if model.normalized else ""
+        print(f"model       {model.backbone} {model.fingerprint[:12]}, from {model.path}{scaled}")
         print(f"images      resized to {model.resize}, cropped to {model.crop} pixels")
     for source in items.sources:
         place = source.root or (f"{source.data['name']}, {source.split}" if source.data else "not known")
@@ -161,8 +162,8 @@ def _parse_sources(parser: Parser, arguments: list[str]) -> argparse.Namespace:
         type=Path,
         nargs="*",
         metavar="SOURCE",
-        help="one file of embeddings (.safetensors, .npy); or with --model images, folders and lists, or nothing, "
-        "which is a split of the data set",
+        help="one file of embeddings (.safetensors, .npy, .parquet); or with --model images, folders and lists, or "
+        "nothing, which is a split of the data set",
     )
     parser.add_argument(
         "--model",
@@ -198,7 +199,7 @@ def _embeddings(
     if options.model is None:
         if len(options.sources) != 1 or not is_embeddings(options.sources[0]):
             raise UserError(
-                "name one file of embeddings (.safetensors, .npy), or images and the --model that embeds them"
+                "name one file of embeddings (.safetensors, .npy, .parquet), or images and the --model that embeds them"
             )
         return read_embeddings(options.sources[0]), None
     if options.sources and all(map(is_embeddings, options.sources)):

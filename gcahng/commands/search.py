@@ -28,8 +28,8 @@ def run(arguments: list[str]) -> int:
         type=Path,
         nargs="*",
         metavar="QUERY",
-        help="images, folders and lists, or one file of embeddings or vectors (.safetensors, .npy); or nothing, which "
-        "is a split of --data.name",
+        help="images, folders and lists, or one file of embeddings or vectors (.safetensors, .npy, .parquet); or "
+        "nothing, which is a split of --data.name",
     )
     parser.add_number("--k", "number of images for each query (10)", default=10, metavar="K")
     parser.add_number("--rows", "search only these queries, counted from 0", nargs="+", metavar="I")
@@ -94,7 +94,7 @@ def _embedded(options: argparse.Namespace, contents: IndexFile) -> EmbeddingSet:
 
     from gcahng.data import usual_workers
     from gcahng.devices import resolve_device
-    from gcahng.evaluation.embed import embed, embedding_model
+    from gcahng.evaluation.embed import embed, embedding_model, normalized
     from gcahng.models.model_file import load_model
     from gcahng.retrieval.embeddings import EmbeddingSet
 
@@ -108,7 +108,8 @@ def _embedded(options: argparse.Namespace, contents: IndexFile) -> EmbeddingSet:
     images, items, preprocessing = load_images(options, model, options.queries, contents.model)
     rows = _rows(options, len(images))
     images, items = images.subset(torch.tensor(rows)), items.subset(rows)
-    identity = embedding_model(model, preprocessing)
+    normalize = contents.model is not None and contents.model.normalized
+    identity = embedding_model(model, preprocessing, normalize)
     device = resolve_device(options.device)
     # Starting processes takes longer than reading a few images.
     workers = usual_workers(data_options(options).get("workers")) if len(images) > 64 else 0
@@ -116,7 +117,7 @@ def _embedded(options: argparse.Namespace, contents: IndexFile) -> EmbeddingSet:
     contents.check(str(where), EmbeddingSet(torch.empty(0, contents.index.dim), items.subset([]), identity))
     with progress_bar("embedding") as bar:
         embeddings = embed(model.network.to(device), images, device, preprocessing, workers, bar)
-    return EmbeddingSet(embeddings.cpu(), items, identity)
+    return EmbeddingSet((normalized(embeddings) if normalize else embeddings).cpu(), items, identity)
 
 
 def _rows(options: argparse.Namespace, count: int) -> list[int]:

@@ -25,6 +25,7 @@ from gcahng.models.model_file import Model
 from gcahng.progress import Progress
 from gcahng.retrieval.embeddings import EmbeddingSet, check_free, check_suffix, read_embeddings, write_embeddings
 from gcahng.retrieval.items import EmbeddingModel, Items
+from gcahng.retrieval.rows import check_norms
 
 # Fixed, so that an evaluation repeats bit for bit: products of other batch sizes may round differently.
 EVAL_BATCH = 256
@@ -39,12 +40,14 @@ class EmbedOptions:
         batch_size: how many images are embedded at once.
         workers: processes that read image files; None: one less than there are cores, but at most 8.
         skip_unreadable: True: files that cannot be read are left out and listed; False: the first one is an error.
+        normalize: whether embeddings are scaled to norm 1.
     """
 
     device: str = "auto"
     batch_size: int = EVAL_BATCH
     workers: int | None = None
     skip_unreadable: bool = False
+    normalize: bool = False
 
 
 @dataclass
@@ -97,12 +100,13 @@ def embed(
         model.train(training)
 
 
-def embedding_model(model: Model, preprocessing: Preprocessing) -> EmbeddingModel:
+def embedding_model(model: Model, preprocessing: Preprocessing, normalized: bool = False) -> EmbeddingModel:
     """What identifies embeddings.
 
     Args:
         model: the network that makes them.
         preprocessing: of image files.
+        normalized: whether they are scaled to norm 1.
     """
     return EmbeddingModel(
         fingerprint=fingerprint(model),
@@ -110,7 +114,20 @@ def embedding_model(model: Model, preprocessing: Preprocessing) -> EmbeddingMode
         path=str(model.path.absolute()),
         resize=preprocessing.resize,
         crop=preprocessing.crop,
+        normalized=normalized,
     )
+
+
+def normalized(embeddings: Tensor) -> Tensor:
+    """Rows (n, D) fp32 scaled to norm 1, in float64 between.
+
+    Raises:
+        UserError: a row is zero.
+    """
+    rows = embeddings.double()
+    norms = torch.linalg.vector_norm(rows, dim=1)
+    check_norms("embeddings", norms, True, option="--normalize")
+    return (rows / norms.unsqueeze(1)).float()
 
 
 def fingerprint(model: Model) -> str:
@@ -144,7 +161,7 @@ def embed_to_file(
         model: the network.
         images: in memory or as files.
         items: what the images are, from one source.
-        out: X.safetensors or X.npy, see `gcahng.retrieval.embeddings`.
+        out: X.safetensors, X.parquet or X.npy, see `gcahng.retrieval.embeddings`.
         preprocessing: of image files; None: the model's.
         options: how the images are embedded; None: the defaults.
         progress: called with the images embedded so far and all of them.
@@ -162,9 +179,10 @@ def embed_to_file(
     out = Path(out)
     check_suffix("out", out)
     check_fields(options)
-    identity = embedding_model(model, preprocessing)
-    about = json.dumps([identity.fingerprint, identity.resize, identity.crop, options.batch_size])
-    key = ImagesKey(about, images)
+    identity = embedding_model(model, preprocessing, options.normalize)
+    about = [identity.fingerprint, identity.resize, identity.crop, options.batch_size]
+    about += ["normalized"] if options.normalize else []  # without, the key is that of earlier versions
+    key = ImagesKey(json.dumps(about), images)
     if out.exists():
         there = read_embeddings(out)
         if there.key != key.of_first(len(images)):
@@ -248,7 +266,7 @@ class _Embedder:
         rows = self._network(batch.to(self._device)).float().cpu()
         if not rows.isfinite().all():
             raise UserError("the network gives embeddings that are not finite; its weights are damaged")
-        return rows
+        return normalized(rows) if self._options.normalize else rows
 
 
 def _readable(path: Path) -> bool:

@@ -7,6 +7,7 @@ import json
 import os
 import time
 from dataclasses import asdict, dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from gcahng.data import ImageFiles, LabeledImages
 from gcahng.errors import UserError
 from gcahng.files import lock, write_json
+from gcahng.retrieval import checksums
 
 # Seconds between two notes of how many rows there are; a kill loses at most as much work.
 _NOTE_EVERY = 5.0
@@ -65,6 +67,7 @@ class _Note:
         dim: their channels.
         images: how many images are done.
         skipped: the places of those that were left out.
+        crc32: checksum of the rows; None in a note of an earlier version.
     """
 
     key: str = ""
@@ -72,6 +75,7 @@ class _Note:
     dim: int = 0
     images: int = 0
     skipped: list[int] = field(default_factory=list)
+    crc32: int | None = 0
 
 
 class PartialRows:
@@ -119,10 +123,12 @@ class PartialRows:
                 if self._path.stat().st_size < noted:
                     raise UserError(f"{self._path} is shorter than {self._note_path.name} says; remove both")
                 file.truncate(noted)  # what came after the last note may be torn
+                self._file = file
+                self._check_rows()
             except BaseException:
                 file.close()
+                self._file = None
                 raise
-            self._file = file
         except OSError as error:
             raise UserError(f"{self._path} cannot be written: {error.strerror or error}") from error
         self._noted = time.monotonic()
@@ -143,9 +149,12 @@ class PartialRows:
         """
         note = self._note
         try:
-            self._opened.write(np.ascontiguousarray(rows.numpy(), dtype="<f4").data)
+            values = np.ascontiguousarray(rows.numpy(), dtype="<f4")
+            self._opened.write(values.data)
         except OSError as error:
             raise UserError(f"{self._path} cannot be written: {error.strerror or error}") from error
+        if note.crc32 is not None:
+            note.crc32 = checksums.with_rows(note.crc32, values)
         note.rows += len(rows)
         note.dim = note.dim or rows.shape[1]
         note.images = images
@@ -166,8 +175,16 @@ class PartialRows:
         return self._note.key
 
     def rows(self) -> Tensor:
-        """All rows (n, D), mapped into memory."""
+        """All rows (n, D), mapped into memory.
+
+        Raises:
+            UserError: they are no longer what was written.
+        """
         self._opened.flush()
+        self._check_rows()
+        return self._mapped()
+
+    def _mapped(self) -> Tensor:
         # Copy on write, because PyTorch warns of arrays that cannot be written to.
         return torch.from_numpy(np.memmap(self._path, "<f4", "c", shape=(self._note.rows, self._note.dim)))
 
@@ -184,9 +201,20 @@ class PartialRows:
         assert self._file is not None, "used outside its context"
         return self._file
 
+    def _check_rows(self) -> None:
+        """Compare the rows on the disk with their checksum."""
+        if self._note.rows and self._note.crc32 is not None:
+            found = reduce(checksums.with_rows, checksums.rows_as_bytes(self._mapped()), 0)
+            if found != self._note.crc32:
+                raise UserError(
+                    f"{self._path} is damaged: the checksum of its rows is {found:08x}; it must be "
+                    f"{self._note.crc32:08x}; remove it and {self._note_path.name}"
+                )
+
     def _read_note(self) -> _Note:
         try:
-            note = _Note(**json.loads(self._note_path.read_text()))
+            about = json.loads(self._note_path.read_text())
+            note = _Note(**{"crc32": None} | about)
         except (ValueError, TypeError) as error:
             raise UserError(f"{self._note_path} is damaged; remove it and {self._path.name}") from error
         if note.key != self._key.of_first(note.images):

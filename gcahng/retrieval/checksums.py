@@ -37,7 +37,7 @@ def of_no_rows(shape: Sequence[int]) -> int:
 
 def with_rows(crc: int, rows: np.ndarray) -> int:
     """The CRC-32 of what `crc` is of and the rows (b, D) float32 after it."""
-    return zlib.crc32(memoryview(np.ascontiguousarray(rows, dtype="<f4")).cast("B"), crc)
+    return zlib.crc32(np.ascontiguousarray(rows, dtype="<f4").reshape(-1).view(np.uint8), crc)
 
 
 def as_text(crc: int) -> str:

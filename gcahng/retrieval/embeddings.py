@@ -1,9 +1,10 @@
 """Embeddings in files, with the names and labels of their rows and the network that they come from.
 
-There are two forms with the same content. `X.safetensors` is a single file. It has the tensors "embeddings" (n, D)
+There are three forms with the same content. `X.safetensors` is a single file. It has the tensors "embeddings" (n, D)
 float32, "labels" (n,) int64 and "names" (bytes: UTF-8, with a zero byte after each name), and the rest as JSON in its
-metadata. In the other form, `X.npy` has the embeddings, `X.csv` the path and label of each row, and `X.json` the rest.
-An `X.npy` without the other two, or with a .csv that has more columns, can be read as well. So embeddings made by other
+metadata. `X.parquet` is a table (`gcahng.retrieval.parquet`). In the third form, `X.npy` has the embeddings, `X.csv`
+the path and label of each row, and `X.json` the rest. An `X.npy` without the other two, or with a .csv that has more
+columns, can be read as well, and so can an `X.parquet` with a column of embeddings. So embeddings made by other
 programs can be searched.
 
 The rest has two checksums (`gcahng.retrieval.checksums`): that of the embeddings and that of everything else. Both are
@@ -17,7 +18,8 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -43,8 +45,9 @@ from gcahng.retrieval.items import (
 from gcahng.retrieval.rows import dtype_name
 
 FORMAT = "gcahng-embeddings-1"
-SUFFIXES = (".safetensors", ".npy")
+SUFFIXES = (".safetensors", ".npy", ".parquet")
 
+_ANY_SUFFIX = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
 # Bytes that are written or checked at once. They stay in a core's cache.
 _BLOCK = 1 << 20
 
@@ -84,7 +87,7 @@ def check_suffix(argument: str, path: Path) -> None:
         UserError: it has another suffix.
     """
     if path.suffix not in SUFFIXES:
-        raise UserError(f"{argument} is {path}; its name must end in {' or '.join(SUFFIXES)}")
+        raise UserError(f"{argument} is {path}; its name must end in {_ANY_SUFFIX}")
 
 
 def check_free(path: Path) -> None:
@@ -106,14 +109,16 @@ def check_free(path: Path) -> None:
 
 
 def write_embeddings(path: Path | str, embeddings: EmbeddingSet) -> None:
-    """Write X.safetensors, or X.npy with X.csv and X.json. Each file is written whole or not at all, the .npy last.
+    """Write X.safetensors, X.parquet, or X.npy with X.csv and X.json.
+
+    Each file is written whole or not at all, the .npy last.
 
     Args:
         path: path of the file; its suffix chooses the form.
         embeddings: what to write. Rows are copied in pieces, so mapped rows are never in memory as a whole.
 
     Raises:
-        UserError: `path` has another suffix, or a file cannot be written.
+        UserError: `path` has another suffix, pyarrow is needed and missing, or a file cannot be written.
     """
     path = Path(path)
     check_suffix("out", path)
@@ -130,6 +135,10 @@ def write_embeddings(path: Path | str, embeddings: EmbeddingSet) -> None:
             write_json(path.with_suffix(".json"), about)
             atomic_write(path.with_suffix(".csv"), lambda file: _write_csv(file, items))
             atomic_write(path, lambda file: _write_npy(file, values))
+        elif path.suffix == ".parquet":
+            from gcahng.retrieval import parquet
+
+            atomic_write(path, lambda file: parquet.write(file, values, items, about))
         else:
             atomic_write(path, lambda file: _write_safetensors(file, values, items, about))
     except OSError as error:
@@ -137,7 +146,7 @@ def write_embeddings(path: Path | str, embeddings: EmbeddingSet) -> None:
 
 
 def read_embeddings(path: Path | str) -> EmbeddingSet:
-    """Read X.safetensors, or X.npy together with X.csv and X.json if they are there.
+    """Read X.safetensors, X.parquet, or X.npy together with X.csv and X.json if they are there.
 
     Raises:
         UserError: a file cannot be read, is damaged or is not a file of embeddings, or a value is not finite.
@@ -145,7 +154,9 @@ def read_embeddings(path: Path | str) -> EmbeddingSet:
     path = Path(path)
     check_suffix("embeddings", path)
     if not path.is_file():
-        raise UserError(f"{path} is not a file; it must be a {' or '.join(SUFFIXES)} file of embeddings")
+        raise UserError(f"{path} is not a file; it must be a {_ANY_SUFFIX} file of embeddings")
+    if path.suffix == ".parquet":
+        return _read_parquet(path)
     return _read_npy(path) if path.suffix == ".npy" else _read_safetensors(path)
 
 
@@ -197,7 +208,7 @@ def _read_safetensors(path: Path) -> EmbeddingSet:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, UserError):
+        if isinstance(error, UserError) and str(path) in str(error):
             raise
         raise UserError(f"{path} is not a file of embeddings or is damaged ({error})") from error
 
@@ -218,7 +229,9 @@ def _write_csv(file: BinaryIO, items: Items) -> None:
 def _read_npy(path: Path) -> EmbeddingSet:
     try:
         # Copy on write, because PyTorch warns about arrays that are read-only.
-        values = np.lib.format.open_memmap(regular_file(path), mode="c")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a header of Python 2 is none the worse
+            values = np.lib.format.open_memmap(regular_file(path), mode="c")
         size, known = path.stat().st_size, values.offset + values.nbytes
         if size != known:
             raise ValueError(f"it has {size} bytes, and by its header {known}")
@@ -238,6 +251,10 @@ def _read_npy(path: Path) -> EmbeddingSet:
     model, key, items = None, None, unnamed(len(rows))
     if path.with_suffix(".csv").is_file():
         items = _read_csv(path.with_suffix(".csv"))
+        if len(items) != len(rows):
+            raise UserError(
+                f"{path} has {len(rows)} rows and {path.with_suffix('.csv')} has {len(items)}; they must be equal"
+            )
     if path.with_suffix(".json").is_file():
         beside = path.with_suffix(".json")
         try:
@@ -247,21 +264,33 @@ def _read_npy(path: Path) -> EmbeddingSet:
             model, key = model_from(about["model"]), about["key"]
             items = _with_classes(items, about)
         except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-            if isinstance(error, UserError):
+            if isinstance(error, UserError) and str(beside) in str(error):
                 raise
             raise UserError(f"{beside} does not describe {path} or is damaged ({error})") from error
-    if len(items) != len(rows):
-        raise UserError(
-            f"{path} has {len(rows)} rows and {path.with_suffix('.csv')} has {len(items)}; they must be equal"
-        )
     return checked(path, EmbeddingSet(rows, items, model, key), about)
+
+
+def _read_parquet(path: Path) -> EmbeddingSet:
+    from gcahng.retrieval import parquet
+
+    values, names, labels, about = parquet.read(path)
+    try:
+        if about is None:
+            return checked(path, EmbeddingSet(values, _by_class_names(names, labels)), None)
+        if about["format"] != FORMAT:
+            raise UserError(f"{path} has the format {about['format']!r}; it must be {FORMAT!r}")
+        items = _with_classes(_by_class_names(names, labels), about)
+        return checked(path, EmbeddingSet(values, items, model_from(about["model"]), about["key"]), about)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        if isinstance(error, UserError) and str(path) in str(error):
+            raise
+        raise UserError(f"{path} is not a file of embeddings or is damaged ({error})") from error
 
 
 def _read_csv(path: Path) -> Items:
     """Read names and labels from the columns path and label. The label may be missing."""
     names: list[str] = []
-    labels: list[int] = []
-    places: dict[str, int] = {}
+    labels: list[str] = []
     try:
         # UTF-8 from a spreadsheet starts with a byte order mark.
         with open(regular_file(path), encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -270,12 +299,17 @@ def _read_csv(path: Path) -> Items:
                 raise UserError(f"{path} has no column path; its first line must be path,label")
             for row in reader:
                 names.append(row["path"])
-                label = row.get("label") or ""
-                labels.append(places.setdefault(label, len(places)) if label else -1)
+                labels.append(row.get("label") or "")
     except (OSError, csv.Error) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    source = Source(len(names))
-    return Items(tuple(names), torch.tensor(labels, dtype=torch.int64), tuple(places), (source,))
+    return _by_class_names(names, labels)
+
+
+def _by_class_names(names: Sequence[str], classes: Sequence[str | None]) -> Items:
+    """Items by the name of the class of each; "" or None for no class."""
+    places: dict[str, int] = {}
+    labels = [places.setdefault(name, len(places)) if name else -1 for name in classes]
+    return Items(tuple(names), torch.tensor(labels, dtype=torch.int64), tuple(places), (Source(len(names)),))
 
 
 def _with_classes(items: Items, about: dict[str, Any]) -> Items:

@@ -71,7 +71,8 @@ class IndexFile:
             embeddings: the embeddings to check.
 
         Raises:
-            UserError: the embeddings have another dimension, network or preprocessing.
+            UserError: the embeddings have another dimension, network or preprocessing, or one side is normalized and
+                the other is not, where distances are Euclidean.
         """
         dim = embeddings.embeddings.shape[1]
         if dim != self.index.dim:
@@ -80,6 +81,12 @@ class IndexFile:
             difference = self.model.difference(embeddings.model)
             if difference:
                 raise UserError(f"{what} does not fit the index: {difference}")
+            if self.index.metric == "euclidean" and self.model.normalized != embeddings.model.normalized:
+                which = ("is not", "are") if self.model.normalized else ("is", "are not")
+                raise UserError(
+                    f"{what} does not fit the index: it {which[0]} normalized and the rows of the index {which[1]}, "
+                    "which changes Euclidean distances; gcahng embed --normalize decides it"
+                )
 
     def check_new(self, what: str, items: Items) -> None:
         """Check that no image of `items` is in the index already.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ class EmbeddingModel:
         path: the file that it was loaded from.
         resize: length in pixels that the shorter side of an image file is scaled to.
         crop: side in pixels of the square that is cut from the middle of an image file.
+        normalized: whether the embeddings were scaled to norm 1 after the network. For cosine similarity this makes no
+            difference.
     """
 
     fingerprint: str
@@ -30,6 +32,7 @@ class EmbeddingModel:
     path: str
     resize: int
     crop: int
+    normalized: bool = False
 
     def difference(self, other: EmbeddingModel) -> str | None:
         """Why embeddings of `self` and `other` cannot be compared; None if they can."""
@@ -183,12 +186,17 @@ def items_from(names: tuple[str, ...], labels: Tensor, header: dict[str, Any]) -
 
 
 def model_from(values: dict[str, Any] | None) -> EmbeddingModel | None:
-    """The inverse of `dataclasses.asdict`; None for None. Fields of a later version are ignored.
+    """The inverse of `dataclasses.asdict`; None for None.
+
+    Fields of a later version are ignored. What an earlier version did not write has its default.
 
     Raises:
-        KeyError: a field is missing.
+        KeyError: a field without a default is missing.
     """
-    return None if values is None else EmbeddingModel(**{f.name: values[f.name] for f in fields(EmbeddingModel)})
+    if values is None:
+        return None
+    known = fields(EmbeddingModel)
+    return EmbeddingModel(**{f.name: values[f.name] for f in known if f.name in values or f.default is MISSING})
 
 
 def unnamed(rows: int) -> Items:

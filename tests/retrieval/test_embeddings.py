@@ -15,7 +15,7 @@ import torch
 
 from gcahng.errors import UserError
 from gcahng.retrieval import embeddings as module
-from gcahng.retrieval.embeddings import EmbeddingSet, check_free, read_embeddings, write_embeddings
+from gcahng.retrieval.embeddings import SUFFIXES, EmbeddingSet, check_free, read_embeddings, write_embeddings
 from gcahng.retrieval.items import EmbeddingModel, Items, Source, unnamed
 
 MODEL = EmbeddingModel("f" * 64, "glyph_conv", "runs/a/checkpoints/last.pt", 256, 224)
@@ -35,7 +35,7 @@ def same(a: Items, b: Items) -> bool:
     return replace(a, labels=b.labels) == b and torch.equal(a.labels, b.labels)
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".npy"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("block", [1, 1 << 20])
 def test_what_is_written_is_read(
     suffix: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
@@ -50,11 +50,11 @@ def test_what_is_written_is_read(
     assert (found.model, found.key) == (MODEL, "k" * 64)
     assert not recwarn.list
     names = {file.name for file in tmp_path.iterdir()}
-    assert names == ({"x.safetensors"} if suffix == ".safetensors" else {"x.npy", "x.csv", "x.json"})
+    assert names == ({"x.npy", "x.csv", "x.json"} if suffix == ".npy" else {f"x{suffix}"})
 
 
 def test_paths_may_be_strings(tmp_path: Path) -> None:
-    for suffix in (".safetensors", ".npy"):
+    for suffix in SUFFIXES:
         write_embeddings(str(tmp_path / f"x{suffix}"), example())
         assert torch.equal(read_embeddings(str(tmp_path / f"x{suffix}")).embeddings, example().embeddings)
 
@@ -130,7 +130,7 @@ def damage(path: Path, how: str) -> None:
     )
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".npy"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("how", ["empty", "cut", "last byte", "text"])
 def test_damaged_files(suffix: str, how: str, tmp_path: Path) -> None:
     path = tmp_path / f"x{suffix}"
@@ -143,7 +143,10 @@ def test_damaged_files(suffix: str, how: str, tmp_path: Path) -> None:
 def test_mistakes(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    for path, message in (("x.txt", "its name must end in .safetensors or .npy"), ("x.npy", "x.npy is not a file")):
+    for path, message in (
+        ("x.txt", "its name must end in .safetensors, .npy or .parquet"),
+        ("x.npy", "x.npy is not a file"),
+    ):
         with pytest.raises(UserError, match=message):
             read_embeddings(tmp_path / path)
     save_file({"embeddings": torch.ones(2, 2)}, tmp_path / "foreign.safetensors")
@@ -174,7 +177,7 @@ def test_a_csv_or_json_of_something_else(tmp_path: Path) -> None:
     write_embeddings(tmp_path / "x.npy", example())
     lines = (tmp_path / "x.csv").read_bytes().splitlines(keepends=True)
     (tmp_path / "x.csv").write_bytes(b"".join(lines[:-1]))
-    with pytest.raises(UserError, match="x.json does not describe|rows; these must be equal"):
+    with pytest.raises(UserError, match="x.npy has 7 rows and .*x.csv has 6; they must be equal"):
         read_embeddings(tmp_path / "x.npy")
     (tmp_path / "x.json").unlink()
     with pytest.raises(UserError, match="x.npy has 7 rows and .*x.csv has 6; they must be equal"):
