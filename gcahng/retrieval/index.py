@@ -110,7 +110,7 @@ def read_index(
             f"the index has {dtype_name(rows)} rows of shape {tuple(rows.shape)}; it must have float32 rows (n, D)"
         )
     if backend == "torch":
-        return TorchIndex(rows.shape[1], metric, device, [rows.to(device)])
+        return TorchIndex.of_rows(rows, metric, device)
     return FaissIndex.of_rows(rows, metric, device)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import BinaryIO, NamedTuple
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from gcahng.bounds import check_number
 from gcahng.errors import UserError
 from gcahng.progress import Progress
+from gcahng.retrieval.copies import Copies
 from gcahng.retrieval.rows import check_embeddings, check_norms, split
 
 KINDS = ("flat", "ivf_flat", "ivf_pq", "hnsw")
@@ -20,6 +22,14 @@ METRICS = ("cosine", "euclidean")
 
 # Rows that are normalized, added or written at once: 64 MiB of float32 with 512 channels.
 ROWS = 1 << 15
+# Neighbors that are asked for beyond k, so that those at the distance of the k-th are among them.
+_MARGIN = 32
+# Neighbors of all queries of a search that are held at once: 192 MiB.
+_AT_ONCE = 1 << 24
+# A warning is due where so many rows are the same, and so large a part of all.
+_MANY_COPIES, _MANY_OF = 20, 100
+
+_log = logging.getLogger("gcahng")
 
 
 class SearchResult(NamedTuple):
@@ -76,15 +86,18 @@ class Index:
         metric: one of `METRICS`.
         backend: "torch" or "faiss".
         dim: D.
+        copies: which rows are the same. Those are stored only once.
     """
 
     kind: str
     metric: str
     backend: str
     dim: int
+    copies: Copies
+    _said_copies = False
 
     def __len__(self) -> int:
-        raise NotImplementedError
+        return len(self.copies)
 
     def add(self, embeddings: Tensor, *, progress: Progress | None = None) -> None:
         """Append rows to the gallery. An approximate index is not trained again.
@@ -98,10 +111,13 @@ class Index:
         """
         done = 0
         for rows in self._prepared("embeddings", embeddings):
-            self._add(rows)
+            fresh = self.copies.place(rows, self._stored())
+            if len(fresh):
+                self._add(rows if len(fresh) == len(rows) else rows[fresh.to(rows.device)])
             done += len(rows)
             if progress is not None:
                 progress(done, len(embeddings))
+        self._warn_of_copies()
 
     def search(
         self,
@@ -113,6 +129,10 @@ class Index:
         progress: Progress | None = None,
     ) -> SearchResult:
         """Find the k nearest rows of every query.
+
+        Rows at the same distance come in the order in which they were added, so that the first of 100 neighbors are
+        the neighbors that a search for 10 finds. With "hnsw" this holds up to its search breadth, as more neighbors
+        mean more breadth.
 
         Args:
             queries: (q, D), any floating dtype.
@@ -136,7 +156,7 @@ class Index:
             raise UserError(f"effort is {effort!r}; it must be a positive integer")
         results, done = [], 0
         for rows in self._prepared("queries", queries, chunk):
-            results.append(self._search(rows, k, effort))
+            results.append(self._nearest(rows, k, effort))
             done += len(rows)
             if progress is not None:
                 progress(done, len(queries))
@@ -151,7 +171,48 @@ class Index:
         raise NotImplementedError
 
     def _search(self, rows: Tensor, k: int, effort: int | None) -> tuple[Tensor, Tensor]:
+        """The k nearest stored rows of queries, nearest first, as (q, k) indices and values on any device."""
         raise NotImplementedError
+
+    def _stored(self) -> Iterable[np.ndarray]:
+        """Pieces of the stored rows (b, D), scaled; nothing for a kind that does not keep them."""
+        return ()
+
+    def _breadth(self, k: int, effort: int | None) -> tuple[int, int]:
+        """How many stored rows a search for k rows asks for first, and at most."""
+        return min(k + _MARGIN, self.copies.stored), self.copies.stored
+
+    def _nearest(self, rows: Tensor, k: int, effort: int | None) -> tuple[Tensor, Tensor]:
+        """The k nearest rows of queries, nearest first, rows at the same distance in order."""
+        breadth, most = self._breadth(k, effort)
+        while True:
+            stored_rows, values = (found.cpu() for found in self._search(rows, breadth, effort))
+            distances = values.neg() if self.metric == "cosine" else values
+            # Beyond the last one there may be more at its distance. That matters if the k-th is at that distance.
+            cut = (distances[:, -1] == distances[:, min(k, breadth) - 1]) & (stored_rows[:, -1] >= 0)
+            if breadth >= most or not cut.any():
+                break
+            breadth = min(2 * breadth, most)
+            if len(rows) > 1 and len(rows) * breadth > _AT_ONCE:
+                halves = [self._nearest(half, k, effort) for half in rows.chunk(2)]
+                first, second = (torch.cat(parts) for parts in zip(*halves, strict=True))
+                return first, second
+        nearest, distances = self.copies.ranked(stored_rows, distances, k)
+        return nearest, distances.neg() if self.metric == "cosine" else distances
+
+    def _warn_of_copies(self) -> None:
+        if not self.copies.any or self._said_copies:
+            return
+        row, size = self.copies.largest()
+        if size >= max(_MANY_COPIES, len(self) // _MANY_OF):
+            self._said_copies = True
+            _log.warning(
+                "%d of the %d rows of the index are the same as row %d, and a search that finds one finds all; if they "
+                "are of a placeholder image, leave it out",
+                size - 1,
+                len(self),
+                row,
+            )
 
     def _prepared(self, name: str, embeddings: Tensor, chunk: int = ROWS) -> Iterator[Tensor]:
         """Check `embeddings` and yield pieces of them in float32, scaled to norm 1 for "cosine"."""

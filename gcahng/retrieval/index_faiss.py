@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gcahng.errors import UserError
 from gcahng.retrieval.candidates import GPU_NEIGHBORS, faiss_sees_gpus, to_gpu
+from gcahng.retrieval.copies import Copies
 from gcahng.retrieval.index_base import ROWS, Index, IndexSettings, prepared, write_rows
 
 # faiss warns below 39 training rows per k-means cell. Its default of 256 takes four times as long to train as 64.
@@ -29,6 +32,7 @@ class FaissIndex(Index):
 
     def __init__(self, raw: Any, dim: int, kind: str, metric: str):
         self.raw, self.dim, self.kind, self.metric = raw, dim, kind, metric
+        self.copies = Copies()
 
     @classmethod
     def empty(cls, dim: int, kind: str, metric: str, description: str) -> FaissIndex:
@@ -76,6 +80,10 @@ class FaissIndex(Index):
         if (actual, actual_metric) != (expected, metric):
             raise UserError(f"the index is a {actual} for {actual_metric}; it must be a {expected} for {metric}")
         index = cls(raw, raw.d, kind, metric)
+        try:
+            index.copies = Copies.read(file, raw.ntotal)
+        except ValueError as error:
+            raise UserError(f"the file is not an index ({error}); it must be one that gcahng wrote") from None
         index._to(device)
         return index
 
@@ -84,31 +92,47 @@ class FaissIndex(Index):
         """A "flat" index of rows (n, D), which are float32, on the CPU and scaled, to be searched on `device`."""
         index = cls.empty(rows.shape[1], "flat", metric, "Flat")
         index._to(device)
-        index.raw.add(rows.numpy())
+        index.copies, stored = Copies.among(rows)
+        index.raw.add((rows[stored] if index.copies.any else rows).numpy())
         return index
-
-    def __len__(self) -> int:
-        return self.raw.ntotal
 
     def write(self, file: BinaryIO) -> None:
         import faiss
 
         raw = faiss.index_gpu_to_cpu(self.raw) if _on_gpu(self.raw) else self.raw
         if self.kind == "flat":
-            starts = range(0, len(self), ROWS)
-            pieces = (raw.reconstruct_n(start, min(ROWS, len(self) - start)) for start in starts)
+            pieces = self._stored()
+            if self.copies.any:
+                starts = range(0, len(self), ROWS)
+                pieces = (raw.reconstruct_batch(self.copies.stored_rows[start : start + ROWS]) for start in starts)
             write_rows(file, len(self), self.dim, pieces)
         else:
             faiss.write_index(raw, faiss.PyCallbackIOWriter(file.write))
+            self.copies.write(file)
 
     def _add(self, rows: Tensor) -> None:
         self.raw.add(rows.cpu().numpy())
 
+    def _stored(self) -> Iterator[np.ndarray]:
+        if self.kind == "flat":
+            for start in range(0, self.raw.ntotal, ROWS):
+                # A tensor once anyone has imported faiss.contrib.torch_utils.
+                yield np.asarray(self.raw.reconstruct_n(start, min(ROWS, self.raw.ntotal - start)))
+
+    def _breadth(self, k: int, effort: int | None) -> tuple[int, int]:
+        if _on_gpu(self.raw):
+            if k > GPU_NEIGHBORS:
+                raise UserError(
+                    f"k is {k}; it must be at most {GPU_NEIGHBORS} for faiss on a GPU, while the CPU has no such limit"
+                )
+            return tuple(min(breadth, GPU_NEIGHBORS) for breadth in super()._breadth(k, effort))  # type: ignore[return-value]
+        if self.kind == "hnsw":
+            # All that are in view anyway. More would be another view, with other neighbors.
+            breadth = min(max(effort or self.raw.hnsw.efSearch, k), self.raw.ntotal)
+            return breadth, breadth
+        return super()._breadth(k, effort)
+
     def _search(self, rows: Tensor, k: int, effort: int | None) -> tuple[Tensor, Tensor]:
-        if _on_gpu(self.raw) and k > GPU_NEIGHBORS:
-            raise UserError(
-                f"k is {k}; it must be at most {GPU_NEIGHBORS} for faiss on a GPU, while the CPU has no such limit"
-            )
         # Once imported by anyone, faiss.contrib.torch_utils replaces faiss's search with one that has no `params`.
         search = getattr(self.raw, "search_numpy", self.raw.search)
         values, indices = search(rows.cpu().numpy(), k, params=self._parameters(k, effort))
@@ -128,7 +152,7 @@ class FaissIndex(Index):
             return None
         if self.kind == "hnsw":
             # More breadth than rows finds no more, and faiss allocates memory for all of it.
-            breadth = max(min(effort or self.raw.hnsw.efSearch, len(self)), k)
+            breadth = max(min(effort or self.raw.hnsw.efSearch, self.raw.ntotal), k)
             return faiss.SearchParametersHNSW(efSearch=breadth)
         most = min(self.raw.nlist, GPU_NEIGHBORS) if _on_gpu(self.raw) else self.raw.nlist
         return faiss.SearchParametersIVF(nprobe=min(effort or self.raw.nprobe, most))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gcahng.errors import UserError
 from gcahng.progress import Progress
 from gcahng.retrieval.candidates import float32_products_are_float32, smallest, square_distances
+from gcahng.retrieval.copies import Copies
 from gcahng.retrieval.index_base import ROWS, Index, write_rows
 
 # Gallery rows that are compared at once.
@@ -21,17 +24,37 @@ class TorchIndex(Index):
 
     kind, backend = "flat", "torch"
 
-    def __init__(self, dim: int, metric: str, device: torch.device, blocks: list[Tensor] | None = None):
+    def __init__(self, dim: int, metric: str, device: torch.device):
         self.dim, self.metric = dim, metric
+        self.copies = Copies()
         self._device = device
-        self._blocks = blocks or []
+        self._blocks: list[Tensor] = []
 
-    def __len__(self) -> int:
-        return sum(len(block) for block in self._blocks)
+    @classmethod
+    def of_rows(cls, rows: Tensor, metric: str, device: torch.device) -> TorchIndex:
+        """An index of rows (n, D), which are float32, on the CPU and scaled. Without copies, they are not copied."""
+        index = cls(rows.shape[1], metric, device)
+        index.copies, stored = Copies.among(rows)
+        index._blocks = [(rows[stored] if index.copies.any else rows).to(device)]
+        return index
 
     def write(self, file: BinaryIO) -> None:
-        pieces = (rows.cpu().numpy() for block in self._blocks for rows in block.split(ROWS))
+        pieces = self._stored()
+        if self.copies.any:
+            pieces = (self._rows(places) for places in torch.from_numpy(self.copies.stored_rows).split(ROWS))
         write_rows(file, len(self), self.dim, pieces)
+
+    def _stored(self) -> Iterable[np.ndarray]:
+        return (rows.cpu().numpy() for block in self._blocks for rows in block.split(ROWS))
+
+    def _rows(self, places: Tensor) -> np.ndarray:
+        """The stored rows (b, D) at `places` (b,)."""
+        rows, start = torch.empty(len(places), self.dim), 0
+        for block in self._blocks:
+            inside = (places >= start) & (places < start + len(block))
+            rows[inside] = block[(places[inside] - start).to(block.device)].cpu()
+            start += len(block)
+        return rows.numpy()
 
     def add(self, embeddings: Tensor, *, progress: Progress | None = None) -> None:
         """The same as `Index.add`, into a single block.
@@ -39,16 +62,19 @@ class TorchIndex(Index):
         Many small blocks between the temporaries of scaling would take several times as much memory.
         """
         block: Tensor | None = None
-        done = 0
+        done = stored = 0
         for rows in self._prepared("embeddings", embeddings):
             if block is None:
                 block = torch.empty(len(embeddings), self.dim, device=self._device)
-            block[done : done + len(rows)] = rows
+            fresh = self.copies.place(rows, self._stored())
+            block[stored : stored + len(fresh)] = rows[fresh.to(rows.device)]
+            stored += len(fresh)
             done += len(rows)
             if progress is not None:
                 progress(done, len(embeddings))
-        if block is not None:
-            self._blocks.append(block)
+        if block is not None and stored:
+            self._blocks.append(block if stored == len(block) else block[:stored].clone())
+        self._warn_of_copies()
 
     @torch.no_grad()
     def _search(self, rows: Tensor, k: int, effort: int | None) -> tuple[Tensor, Tensor]:
