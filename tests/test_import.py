@@ -26,6 +26,7 @@ OPTIONAL = (
     "onnx",
     "onnxruntime",
     "umap",
+    "pyarrow",
     "pytest",
 )
 

@@ -30,8 +30,8 @@ _SETTINGS = {
 
 
 def run(arguments: list[str]) -> int:
-    """Build a search index of embeddings, add to one, or print what is in one."""
-    actions = {"build": _build, "add": _add, "info": _info}
+    """Build a search index of embeddings, add to one, print what is in one, or export one to faiss."""
+    actions = {"build": _build, "add": _add, "info": _info, "export": _export}
     if arguments and arguments[0] in actions:
         return actions[arguments[0]](arguments[1:])
     parser = Parser(
@@ -135,6 +135,21 @@ def _info(arguments: list[str]) -> int:
     for source in items.sources:
         place = source.root or (f"{source.data['name']}, {source.split}" if source.data else "not known")
         print(f"source      {source.rows} rows: {place}")
+    return 0
+
+
+def _export(arguments: list[str]) -> int:
+    """Write an index as a file of faiss, which needs no gcahng, with a table of what its ids are."""
+    parser = Parser(prog="gcahng index export", description=_export.__doc__)
+    parser.add_argument("index", type=Path, metavar="INDEX", help="the index")
+    parser.add_argument("out", type=Path, metavar="X.faiss", help="the file to write; its table is X.csv")
+    options = parser.parse_args(arguments)
+
+    from gcahng.retrieval.index_export import export_faiss
+
+    with progress_bar("checking", unit="bytes") as bar:
+        print(export_faiss(options.index, options.out, bar))
+    print(f"written     {options.out} and {options.out.with_suffix('.csv')}")
     return 0
 
 

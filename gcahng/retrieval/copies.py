@@ -207,6 +207,11 @@ class Copies:
         order, starts, _ = self._members
         return order[starts].numpy()
 
+    def originals(self) -> dict[int, int]:
+        """For each row that is a copy, the first row of its kind."""
+        copies = self._copies_only()
+        return dict(zip(copies.tolist(), self.first_rows()[self.stored_rows[copies]].tolist(), strict=True))
+
     def _copies_only(self) -> np.ndarray:
         """The rows (c,) that are no first of their kind."""
         first = np.zeros(len(self), bool)

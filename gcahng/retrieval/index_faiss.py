@@ -99,16 +99,19 @@ class FaissIndex(Index):
     def write(self, file: BinaryIO) -> None:
         import faiss
 
-        raw = faiss.index_gpu_to_cpu(self.raw) if _on_gpu(self.raw) else self.raw
+        raw = _on_cpu(self.raw)
         if self.kind == "flat":
-            pieces = self._stored()
-            if self.copies.any:
-                starts = range(0, len(self), ROWS)
-                pieces = (raw.reconstruct_batch(self.copies.stored_rows[start : start + ROWS]) for start in starts)
-            write_rows(file, len(self), self.dim, pieces)
+            write_rows(file, len(self), self.dim, self.every_row())
         else:
             faiss.write_index(raw, faiss.PyCallbackIOWriter(file.write))
             self.copies.write(file)
+
+    def every_row(self) -> Iterator[np.ndarray]:
+        """Pieces (b, D) of all rows of a "flat" index, scaled, copies among them."""
+        raw = _on_cpu(self.raw)
+        for start in range(0, len(self), ROWS):
+            # A tensor once anyone has imported faiss.contrib.torch_utils.
+            yield np.asarray(raw.reconstruct_batch(self.copies.stored_rows[start : start + ROWS]))
 
     def _add(self, rows: Tensor) -> None:
         self.raw.add(rows.cpu().numpy())
@@ -213,6 +216,13 @@ def _description(kind: str, n: int, dim: int, lists: int, settings: IndexSetting
 def _default_code_bytes(dim: int) -> int:
     """The largest divisor of `dim` up to a quarter of it; 1 for a prime."""
     return next(size for size in range(max(1, dim // 4), 0, -1) if dim % size == 0)
+
+
+def _on_cpu(raw: Any) -> Any:
+    """A faiss index, or a copy of it on the CPU where it is on a GPU."""
+    import faiss
+
+    return faiss.index_gpu_to_cpu(raw) if _on_gpu(raw) else raw
 
 
 def _on_gpu(raw: Any) -> bool:

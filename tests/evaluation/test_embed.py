@@ -344,3 +344,64 @@ from gcahng.evaluation import partial_embeddings
 partial_embeddings._NOTE_EVERY = 0.0
 sys.exit(main(sys.argv[1:]))
 """
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npy", ".parquet"])
+def test_normalized_embeddings(suffix: str, model: Model, tmp_path: Path) -> None:
+    folder = draw_folder(tmp_path / "pictures")
+    plain = run(model, folder, tmp_path / f"plain{suffix}").embeddings
+    unit = run(model, folder, tmp_path / f"unit{suffix}", normalize=True).embeddings
+    rows = plain.embeddings.double()
+    assert torch.equal(unit.embeddings, (rows / rows.norm(dim=1, keepdim=True)).float())
+    assert plain.model is not None and unit.model == replace(plain.model, normalized=True)
+    for out, normalize in ((f"plain{suffix}", True), (f"unit{suffix}", False)):
+        with pytest.raises(UserError, match="exists and was made from other images, another network or other options"):
+            run(model, folder, tmp_path / out, normalize=normalize)
+
+
+def test_a_row_of_zeros_has_no_direction(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = model.network.forward
+    monkeypatch.setattr(model.network, "forward", lambda batch: 0 * forward(batch))
+    with pytest.raises(UserError, match="embeddings has norm 0.0 in row 0; it must be positive and finite with --norm"):
+        run(model, draw_folder(tmp_path / "pictures"), tmp_path / "x.npy", normalize=True)
+
+
+@pytest.mark.parametrize("noted_crc", [True, False])
+def test_a_flipped_bit_in_the_part_is_found(
+    noted_crc: bool, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A note of an earlier version has no checksum, and is continued from."""
+    folder = draw_folder(tmp_path / "pictures")
+    whole = run(model, folder, tmp_path / "whole.npy").embeddings.embeddings
+    stop_after(model, 3, monkeypatch, lambda: run(model, folder, tmp_path / "x.npy"))
+    note, part = tmp_path / "x.npy.part.json", tmp_path / "x.npy.part"
+    values, rows = json.loads(note.read_text()), bytearray(part.read_bytes())
+    assert values["rows"] == 12 and len(rows) == 12 * whole.shape[1] * 4
+    if noted_crc:
+        part.write_bytes(bytes([rows[0] ^ 1]) + rows[1:])
+        before = note.read_bytes()
+        with pytest.raises(UserError, match=r"x.npy.part is damaged: the checksum of its rows is .*; remove it and x"):
+            run(model, folder, tmp_path / "x.npy")
+        assert note.read_bytes() == before
+        part.write_bytes(rows)
+    else:
+        del values["crc32"]
+        note.write_text(json.dumps(values))
+    result = run(model, folder, tmp_path / "x.npy")
+    assert result.resumed == 12 and torch.equal(result.embeddings.embeddings, whole)
+
+
+def stop_after(model: Model, batches: int, monkeypatch: pytest.MonkeyPatch, call: Callable[[], object]) -> None:
+    """Stop a call after some batches."""
+    forward, done = model.network.forward, 0
+
+    def stop(batch: Any) -> torch.Tensor:
+        nonlocal done
+        if done == batches:
+            raise Stopped
+        done += 1
+        return forward(batch)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(model.network, "forward", stop)
+        call()

@@ -183,7 +183,7 @@ def test_a_data_set_as_queries(built: Path, run: str, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("embed {run} --out x.txt", "--out is x.txt; its name must end in .safetensors or .npy"),
+        ("embed {run} --out x.txt", "--out is x.txt; its name must end in .safetensors, .npy or .parquet"),
         ("embed {run}", "the following arguments are required: --out; see gcahng embed --help"),
         ("embed {run} nowhere --out {tmp}/x.npy", "nowhere does not exist; name an image, a folder or a list"),
         ("embed {run} nowhere.png --out {tmp}/x.npy", "nowhere.png does not exist; name an image"),
@@ -203,7 +203,7 @@ def test_a_data_set_as_queries(built: Path, run: str, capsys: pytest.CaptureFixt
         ("embed {run} a.png --data.name sop --out {tmp}/x.npy", "--data.name is sop and a.png is given too"),
         ("index", "the following arguments are required: action; see gcahng index --help"),
         ("index drop", "argument action: invalid choice: 'drop'"),
-        ("index build --out {tmp}/y.index", "name one file of embeddings (.safetensors, .npy), or images and the"),
+        ("index build --out {tmp}/y.index", "name one file of embeddings (.safetensors, .npy, .parquet), or images"),
         ("index build {tmp}/e.npy --model {run} --out {tmp}/y.index", "--model is given and {tmp}/e.npy is a file"),
         ("index build {tmp}/e.npy --out {index}", "--out is {index}, which exists; it must be a new file"),
         (
@@ -292,3 +292,31 @@ def test_sources(place: Path, tmp_path: Path) -> None:
     assert len(files_images([place / "pictures"])[0]) == 10
     with pytest.raises(UserError, match="no images are given"):
         files_images([])
+
+
+def test_normalized_embeddings_from_the_command_line(
+    run: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Queries and images that are added are scaled as the index says; vectors of another kind are refused."""
+    pictures, unit, plain = str(place / "pictures"), str(tmp_path / "unit.npy"), str(tmp_path / "plain.parquet")
+    assert main(["embed", run, pictures, "--normalize", "--out", unit, *SIZE]) == 0
+    assert "10 embeddings of 16 channels, normalized, without labels" in capsys.readouterr().out
+    assert main(["embed", run, f"{pictures}/a", "--out", plain, *SIZE]) == 0
+    index = str(tmp_path / "x.index")
+    assert main(["index", "build", unit, "--metric", "euclidean", "--out", index]) == 0
+    assert main(["index", "info", index]) == 0
+    assert ", embeddings normalized\n" in capsys.readouterr().out
+    assert main(["search", index, f"{pictures}/b/3.png", "--json", "--device", "cpu"]) == 0
+    (query,) = json.loads(capsys.readouterr().out)["queries"]
+    assert query["results"][0]["name"] == "b/3.png" and query["results"][0]["distance"] < 1e-3
+    more = tmp_path / "more.png"
+    PIL_Image.fromarray(np.full((50, 40, 3), 200, np.uint8)).save(more)
+    assert main(["index", "add", index, str(more), "--model", run, "--device", "cpu"]) == 0
+    rows = load(Path(index), to_add=True).index
+    assert torch.cat(rows._blocks).norm(dim=1).tolist() == pytest.approx([1] * 11, abs=1e-6)
+    capsys.readouterr()
+    assert main(["search", index, plain]) == 2
+    assert (
+        "plain.parquet does not fit the index: it is not normalized and the rows of the index"
+        in capsys.readouterr().err
+    )

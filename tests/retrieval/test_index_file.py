@@ -249,3 +249,33 @@ def test_the_checksum_reports_its_progress(saved: Path, monkeypatch: pytest.Monk
     seen: list[tuple[int, int]] = []
     load(saved, progress=lambda done, total: seen.append((done, total)))
     assert len(seen) > 3 and seen == sorted(seen) and seen[-1][0] == seen[-1][1] == saved.stat().st_size - 32
+
+
+def test_distances_of_normalized_and_other_embeddings(tmp_path: Path) -> None:
+    """Refused where it matters: a cosine does not depend on norms."""
+    unit = replace(embeddings(20), model=replace(MODEL, normalized=True))
+    for built, asked, line in (
+        (unit, embeddings(5), "queries does not fit the index: it is not normalized and the rows of the index are"),
+        (embeddings(20), replace(unit, items=unit.items), "it is normalized and the rows of the index are not"),
+    ):
+        save(tmp_path / "x.index", build(built, metric="euclidean"))
+        contents = load(tmp_path / "x.index")
+        assert contents.model == built.model
+        for use in (contents.search, contents.add):
+            with pytest.raises(UserError, match=line):
+                use("queries", asked)
+        assert len(contents.search("queries", replace(asked, model=built.model)).indices)
+        assert len(build(built).search("queries", asked).indices)
+
+
+def test_a_model_of_an_earlier_version() -> None:
+    from dataclasses import asdict
+
+    from gcahng.retrieval.items import model_from
+
+    known = asdict(MODEL)
+    del known["normalized"]
+    assert model_from(known) == MODEL
+    del known["crop"]
+    with pytest.raises(KeyError):
+        model_from(known)
