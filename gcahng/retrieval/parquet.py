@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gcahng.errors import UserError
 from gcahng.extras import require
+from gcahng.files import regular_file
 from gcahng.retrieval.items import Items
 
 # The key of the rest in the table's metadata, and one that says that there is such a key. Parquet has no checksum of
@@ -74,7 +75,7 @@ def read(path: Path) -> tuple[Tensor, list[str], list[str | None], dict[str, Any
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as table:
+        with pq.ParquetFile(regular_file(path), page_checksum_verification=True) as table:
             schema, count = table.schema_arrow, table.metadata.num_rows
             about = _about(table)
             column = next((name for name in ("embedding", "embeddings") if name in schema.names), None)
