@@ -36,6 +36,8 @@ class Ranks:
         self.number, self.group = next(_numbers), group
         self.rank, self.count = dist.get_rank(group), dist.get_world_size(group)
         self._agreed: dict[Hashable, int] = {}
+        self._stream: torch.cuda.Stream | None = None
+        self._parts_are_known = False
         _known[self.number] = self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Ranks:
@@ -83,34 +85,56 @@ class Ranks:
         self.copy_from_first([*tensors, shared_seed])
         return int(shared_seed)
 
-    def whole_batch(self, embeddings: Tensor, labels: Tensor, check: bool) -> tuple[Tensor, Tensor]:
+    def whole_batch(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Gathers a batch of which each process holds a part.
 
         Args:
             embeddings: this process's part (n / count, D).
             labels: its labels (n / count,).
-            check: whether the sizes of the parts are compared, which costs a synchronization.
 
         Returns:
             Embeddings (n, D) and labels (n,): the processes' parts, one after the other.
 
         Raises:
-            UserError: the parts are compared and differ in size.
+            UserError: the parts differ in size, or the first ones are all the same. All processes raise it.
         """
-        if check:
-            sizes = self.gather(torch.tensor([len(labels)], device=labels.device)).tolist()
-            if len(set(sizes)) > 1:
+        sizes = self._sizes(len(labels), labels.device)
+        if len(set(sizes)) > 1:
+            raise UserError(
+                f"embeddings has {len(labels)} rows here, and those of the process group's processes have "
+                f"{', '.join(map(str, sizes))}; the parts of a batch must be as large as each other"
+            )
+        whole = _Gather.apply(embeddings, self), self.gather(labels)
+        if not self._parts_are_known and self.count > 1:
+            if all(_same_parts(tensor.detach(), self.count) for tensor in whole):
                 raise UserError(
-                    f"embeddings has {len(labels)} rows here, and those of the process group's processes have "
-                    f"{', '.join(map(str, sizes))}; the parts of a batch must be as large as each other"
+                    "embeddings has the same rows in every process; with a process_group each process must pass its "
+                    "own part of the batch (does a wrapper gather it already, or has the sampler no part for each?)"
                 )
-        return _Gather.apply(embeddings, self), self.gather(labels)
+            self._parts_are_known = True
+        return whole
+
+    def _sizes(self, rows: int, device: torch.device) -> list[int]:
+        """How many rows each process has."""
+        if device.type != "cuda":
+            return self.gather(torch.tensor([rows], device=device)).tolist()
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(device)
+        # On the current stream the host would have to wait until the network has computed the embeddings.
+        with torch.cuda.stream(self._stream):
+            return self.gather(torch.tensor([rows], device=device)).tolist()
 
     def gather(self, part: Tensor) -> Tensor:
         """Concatenates the processes' parts of a tensor along its first dimension."""
         parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(self.count)]
         dist.all_gather(parts, part.contiguous(), group=self.group)
         return torch.cat(parts)
+
+
+def _same_parts(whole: Tensor, count: int) -> bool:
+    """Whether all processes have passed the same rows, in whatever order."""
+    parts = whole.view(count, len(whole) // count, -1).sort(dim=1).values
+    return bool((parts == parts[:1]).all())
 
 
 def _messages(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -159,16 +183,16 @@ def ranks_for(process_group: Any) -> Ranks | None:
     """Finds the processes that the loss's `process_group` means.
 
     Args:
-        process_group: None, "world" or a torch.distributed group.
+        process_group: None, "alone", "world" or a torch.distributed group.
 
     Returns:
-        The processes, or None for None.
+        The processes, or None for None and "alone".
 
     Raises:
         UserError: torch.distributed is not initialized, process_group is none of these, or the group does not hold this
             process.
     """
-    if process_group is None:
+    if process_group is None or process_group == "alone":
         return None
     if not (dist.is_available() and dist.is_initialized()):
         raise UserError(
@@ -178,7 +202,9 @@ def ranks_for(process_group: Any) -> Ranks | None:
     if process_group == "world":
         process_group = dist.group.WORLD
     if not isinstance(process_group, dist.ProcessGroup):
-        raise UserError(f"process_group is {process_group!r}; it must be None, 'world' or a torch.distributed group")
+        raise UserError(
+            f"process_group is {process_group!r}; it must be None, 'alone', 'world' or a torch.distributed group"
+        )
     if dist.get_rank(process_group) < 0:
         raise UserError("process_group is a group without this process; it must be one that holds it")
     return Ranks(process_group)

@@ -192,7 +192,7 @@ class LossModule(nn.Module):
         if not self._joined:
             self.seed, self._joined = self._ranks.join(self, self.seed), True
         wide, labels = embeddings.to(self.classifier.weight.dtype), labels.to(embeddings.device, torch.int64)
-        return self._ranks.whole_batch(wide, labels, self._check_for(embeddings.device) == "raise")
+        return self._ranks.whole_batch(wide, labels)
 
     def _enter(self, embeddings: Tensor, labels: Tensor, at_once: bool = False) -> tuple[ClassLayout, Tensor]:
         """Puts a batch into canonical order and the parameters' dtype, and checks its values.

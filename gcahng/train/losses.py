@@ -65,7 +65,7 @@ class PlainObjective(Objective):
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         if self._ranks is not None:
-            embeddings, labels = self._ranks.whole_batch(embeddings, labels, check=False)
+            embeddings, labels = self._ranks.whole_batch(embeddings, labels)
         with torch.autocast(embeddings.device.type, enabled=False):
             loss = self.base(embeddings, labels)
         self._loss = loss.detach()

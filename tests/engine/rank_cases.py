@@ -64,12 +64,12 @@ def batch(case: RankCase, step: int) -> tuple[Tensor, Tensor]:
     return seeded(len(labels), FEATURES, seed=step).double(), labels[order]
 
 
-def make(case: RankCase, seed: int, group: str | None) -> tuple[nn.Module, GCAHNGLoss]:
+def make(case: RankCase, seed: int, group: str | None, **more: Any) -> tuple[nn.Module, GCAHNGLoss]:
     torch.manual_seed(0)
     model = nn.Linear(FEATURES, DIM).double()
     torch.manual_seed(seed)
     options = {"impl": case.impl, "symmetric": case.symmetric, "compat": case.compat, "edge_memory": case.memory}
-    gca = GCAHNGLoss(TRAINING_CLASSES, DIM, layers=2, heads=2, **options, process_group=group).double()
+    gca = GCAHNGLoss(TRAINING_CLASSES, DIM, layers=2, heads=2, **options, **more, process_group=group).double()
     gca.mean_metric, gca.mean_generator = 2.0, 20.0
     return model, gca
 
@@ -105,14 +105,23 @@ def train(case: RankCase, seed: int, rank: int, count: int) -> dict[str, Any]:
 
 
 def refused(rank: int) -> list[str]:
-    """What one is told of parts that are not as large as each other, and of a label that one process has wrong."""
-    _, gca = make(CASES[0], 0, "world")
+    """What one is told of a label that one process has wrong, and of parts that differ in size or are all the same."""
     found = []
-    for views, wrong in ((3 + rank, 0), (3, TRAINING_CLASSES if rank == 0 else 0)):
+    for check, views, wrong in (
+        ("auto", 3, TRAINING_CLASSES if rank == 0 else 0),
+        *((check, 3 + rank, 0) for check in ("auto", "deferred", "off")),  # "deferred" is what a GPU has
+    ):
+        _, gca = make(CASES[0], 0, "world", check=check, num_per_class=3)
         try:
             gca(seeded(2 * views, DIM, seed=rank).double(), torch.arange(2).repeat(views) + 2 * rank + wrong)
         except UserError as error:
             found.append(str(error))
+    _, gca = make(CASES[0], 0, "world")
+    whole = seeded(6, DIM, seed=1).double(), torch.arange(2).repeat(3)
+    try:
+        gca(*(t.roll(rank, 0) for t in whole))  # as a wrapper that gathers has them
+    except UserError as error:
+        found.append(str(error))
     return found
 
 

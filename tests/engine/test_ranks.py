@@ -58,9 +58,12 @@ def test_all_keep_as_little_as_the_one_with_the_least_memory(group: list[tuple[d
 
 @pytest.mark.processes
 def test_what_is_wrong_in_one_process_is_refused_by_all(group: list[tuple[dict, list[str]]]) -> None:
-    for rank, (_, (of_size, of_label)) in enumerate(group):
-        assert f"embeddings has {6 + 2 * rank} rows here" in of_size and "6, 8" in of_size
+    for rank, (_, (of_label, *of_sizes, of_rows)) in enumerate(group):
         assert "labels is out of range" in of_label
+        assert len(of_sizes) == 3, "whenever values are checked"
+        for of_size in of_sizes:
+            assert f"embeddings has {6 + 2 * rank} rows here" in of_size and "6, 8" in of_size
+        assert "embeddings has the same rows in every process" in of_rows
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -98,7 +101,7 @@ def alone(tmp_path: Any) -> Any:
 
 
 def test_groups_that_are_none(alone: dist.ProcessGroup) -> None:
-    with pytest.raises(UserError, match="process_group is 'all'; it must be None, 'world' or a torch"):
+    with pytest.raises(UserError, match="process_group is 'all'; it must be None, 'alone', 'world' or a torch"):
         GCAHNGLoss(4, 8, process_group="all")
     with pytest.raises(UserError, match="cuda_graph is True and process_group is given"):
         GCAHNGLoss(4, 8, process_group=alone, cuda_graph=True)
