@@ -130,7 +130,7 @@ def refuse_transforms(what: str, *tensors: Tensor) -> None:
     if transformed or any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
         raise UserError(
             f"{what} supports backward-mode derivatives only, outside torch.func; impl='reference' supports all of "
-            "them in eval mode"
+            "them in eval mode, and a loop does what torch.vmap would"
         )
 
 

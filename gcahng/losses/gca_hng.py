@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from gcahng.engine.cuda_graph import capturing
+from gcahng.engine.weights import metric_names
 from gcahng.errors import UserError
 from gcahng.losses.base import Base, IndicesTuple, base_loss, check_base, check_mined
 from gcahng.losses.layout import ClassLayout
+from gcahng.losses.misuse import Trace, refuse_gathering, sample
 from gcahng.losses.module import LossModule, check_draws
 from gcahng.losses.optimizers import clipped_step, set_gradients
 from gcahng.losses.options import RATES, EngineOptions, check_options, engine_options, plain_numbers
@@ -22,8 +23,11 @@ from gcahng.reference.training_step import GeneratorWeights
 
 CLASSIFIER_FACTOR = 10.0
 SMALLEST_LOSS = 1e-6
-STEPS_WITHOUT_EPOCH = 2000
-FORWARDS_WITHOUT_STEP = 20
+WITHOUT_GRADIENTS = (
+    "generator_step: call loss.backward() before it; the graph network has no gradients yet, or they were cleared (by "
+    "zero_grad of a module that holds the loss or of an optimizer that holds its parameters), or its parameters are "
+    "frozen"
+)
 
 
 class Generated(NamedTuple):
@@ -53,12 +57,14 @@ class _Pending(NamedTuple):
         layout: the canonical order.
         metric_logs: J_m, J_syn and J_gce, detached.
         autocast: whether autocast was enabled in the forward, and its dtype.
+        trace: by which the generator step notices misuse.
     """
 
     z: Tensor
     layout: ClassLayout
     metric_logs: dict[str, Tensor]
     autocast: tuple[bool, torch.dtype]
+    trace: Trace
 
 
 class GCAHNGLoss(LossModule):
@@ -75,6 +81,7 @@ class GCAHNGLoss(LossModule):
 
     The loss owns the graph network, a classifier, and an AdamW for each. Do not hand `gca.parameters()` to another
     optimizer: every weight would be stepped twice. Gradient accumulation is not supported: each forward is one step.
+    docs/loss.md lists such mistakes, of which most are noticed.
     Embeddings are taken as they come (the authors do not normalize them in training), in float32; float16 and bfloat16
     are cast up.
 
@@ -156,6 +163,8 @@ class GCAHNGLoss(LossModule):
         engine = engine_options(engine, knobs)
         check_options(options | vars(engine))
         check_base(base, miner)
+        if engine.process_group not in (None, "alone"):
+            refuse_gathering(base, miner)
         if seed is None:
             seed = int(torch.randint(2**62, (), device="cpu"))
 
@@ -166,8 +175,6 @@ class GCAHNGLoss(LossModule):
         self.compat, self.check = compat, check
         self.num_per_class, self.clip_value = num_per_class, clip_value
         self.epochs, self.steps_per_epoch = epochs, steps_per_epoch
-        self._forwards = 0  # in training mode since the last generator step
-        self._warned_of_epoch = False
 
         self.graph_network = GraphNetwork(embedding_dim, num_classes, layers=layers, heads=heads)
         self.classifier = nn.Linear(embedding_dim, num_classes)
@@ -208,20 +215,23 @@ class GCAHNGLoss(LossModule):
                 metric = npair(views)
             else:
                 rows, targets = embeddings.to(z.dtype), self._in_range(labels.to(z.device, torch.int64))
-                metric = base_loss(self.base, self.miner, rows, targets, indices_tuple)
+                with self._watch.around_base(len(rows), self._ranks is not None):
+                    metric = base_loss(self.base, self.miner, rows, targets, indices_tuple)
         remember = self.training and torch.is_grad_enabled()
         if remember:
             self.graph_network.zero_grad(set_to_none=True)
-            self._pending = None
             if not torch.compiler.is_compiling():
-                self._count_forward()
+                self._watch.forward(self._trace_without_step(), self.engine.process_group)
+            self._pending = None
         losses = self._passes(batch).metric_pass(self.graph_network, batch)
         if self.training:
             self.draw.add_(1)
         synthetic = (1 - torch.exp(-self.beta / self._mean_generator)) * losses.synthetic
         if remember:
             logs = {"J_m": metric.detach(), "J_syn": synthetic.detach(), "J_gce": losses.node_entropy.detach()}
-            self._pending = _Pending(z.detach(), layout, logs, _autocast_state(z.device))
+            trace = Trace(sample(self.graph_network, self.classifier))
+            trace.follow(losses.node_entropy)
+            self._pending = _Pending(z.detach(), layout, logs, _autocast_state(z.device), trace)
         return metric + synthetic + losses.node_entropy
 
     def generator_step(self, scaler: torch.amp.GradScaler | None = None, u: Tensor | None = None) -> dict[str, Tensor]:
@@ -231,8 +241,8 @@ class GCAHNGLoss(LossModule):
         Call it once after each training forward and backward.
 
         Args:
-            scaler: the GradScaler, if there is one. Call this before scaler.update(). A step whose gradients are not
-                finite is then skipped, as scaler.step does.
+            scaler: the GradScaler that scaled the loss, if there is one. Call this before scaler.update(). A step whose
+                gradients are not finite is then skipped, as scaler.step does.
             u: mixing draws (K, K - 1) in the place of the loss's own.
 
         Returns:
@@ -240,23 +250,26 @@ class GCAHNGLoss(LossModule):
 
         Raises:
             RuntimeError: no training forward is pending, or its backward has not run.
+            UserError: something else has stepped the graph network, the loss's gradient was scaled by another scaler
+                than this one, or a deferred check found something wrong with the batch.
         """
         pending = self._pending
         if pending is None:
             raise RuntimeError(
                 "generator_step: no training forward is pending; call gca(embeddings, labels) in training mode first"
             )
-        if all(parameter.grad is None for parameter in self.graph_network.parameters()):
-            raise RuntimeError(
-                "generator_step: call loss.backward() before it; the graph network has no gradients yet, or they were "
-                "cleared (by zero_grad of a module that holds the loss), or its parameters are frozen"
-            )
-        check_draws(u, pending.layout.views)
+        z, layout, trace = pending.z, pending.layout, pending.trace
+        without_gradients = all(parameter.grad is None for parameter in self.graph_network.parameters())
+        if without_gradients and trace.upstream is None:
+            raise RuntimeError(WITHOUT_GRADIENTS)
+        check_draws(u, layout.views)
+        scale = None if scaler is None or not scaler.is_enabled() else scaler.scale(torch.ones((), device=z.device))
+        self._note_misuse(trace, scale)
         if not (self._graphs is not None and (self.check == "deferred" or capturing())):
             self._raise_deferred()
-        self._pending, self._forwards = None, 0
-        z, layout = pending.z, pending.layout
-        scale = None if scaler is None or not scaler.is_enabled() else scaler.scale(torch.ones((), device=z.device))
+        if without_gradients and not self._generator_alone_trains():
+            raise RuntimeError(WITHOUT_GRADIENTS)
+        self._pending, self._watch.forwards = None, 0
         self._step_graph_network(scale)
 
         enabled, dtype = pending.autocast
@@ -267,7 +280,8 @@ class GCAHNGLoss(LossModule):
         set_gradients(classifier_loss, self.classifier.parameters())
         self._agree_on_gradients(self.classifier.parameters())
         self._show_gradients("classifier", list(self.classifier.parameters()))
-        clipped_step(self.classifier_optimizer, list(self.classifier.parameters()), None, self._graphs)
+        if stepped := [p for p in self.classifier.parameters() if p.grad is not None]:
+            clipped_step(self.classifier_optimizer, stepped, None, self._graphs)
         self.classifier.zero_grad(set_to_none=True)
 
         with torch.enable_grad(), torch.autocast(z.device.type, dtype=dtype, enabled=enabled):
@@ -293,15 +307,7 @@ class GCAHNGLoss(LossModule):
         self._steps_in_epoch += 1
         if self.steps_per_epoch is not None and self._steps_in_epoch >= self.steps_per_epoch:
             self.end_epoch()
-        late = self.steps_per_epoch is None and self._steps_in_epoch > STEPS_WITHOUT_EPOCH
-        if late and not self._warned_of_epoch:
-            self._warned_of_epoch = True
-            warnings.warn(
-                f"{self._steps_in_epoch} generator steps without end_epoch(): the running means keep their start "
-                "values, so J_syn weighs next to nothing; call gca.end_epoch() after every epoch, or set "
-                "steps_per_epoch",
-                stacklevel=2,
-            )
+        self._watch.step(self._steps_in_epoch, self.steps_per_epoch)
         return logs
 
     def end_epoch(self) -> None:
@@ -368,16 +374,16 @@ class GCAHNGLoss(LossModule):
         """The base loss's own parameters, such as proxies, for the user's optimizer. The loss never steps them."""
         return list(self.base.parameters()) if isinstance(self.base, nn.Module) else []
 
-    def _count_forward(self) -> None:
-        """Warns if forwards in training mode follow each other without a generator step."""
-        self._forwards += 1
-        if self._forwards == FORWARDS_WITHOUT_STEP:
-            warnings.warn(
-                f"{self._forwards} forwards in training mode without generator_step(): the graph network does not "
-                "train, and J_syn weighs next to nothing; call gca.generator_step() after every loss.backward(), or "
-                "gca.eval() before a forward that only measures",
-                stacklevel=5,  # through Module.__call__
-            )
+    def _trace_without_step(self) -> Trace | None:
+        """The trace of the forward before, if the graph network trains and no generator step has followed."""
+        trains = any(p.requires_grad for group in self.graph_optimizer.param_groups for p in group["params"])
+        return self._pending.trace if self._pending is not None and trains else None
+
+    def _generator_alone_trains(self) -> bool:
+        """Whether all weights are frozen that have gradients in the caller's backward, and others are not."""
+        of_caller = set(metric_names(len(self.graph_network.layers)))
+        trained = {name for name, parameter in self.graph_network.named_parameters() if parameter.requires_grad}
+        return bool(trained) and not trained & of_caller
 
 
 def _autocast_state(device: torch.device) -> tuple[bool, torch.dtype]:

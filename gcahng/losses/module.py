@@ -14,11 +14,20 @@ from torch import Tensor, nn
 
 from gcahng import dispatch
 from gcahng.engine.cuda_graph import GraphCache
-from gcahng.engine.engine import Engine, PassOptions
+from gcahng.engine.engine import Engine, PassOptions, refuse_transforms
 from gcahng.engine.precision import compute_dtype
 from gcahng.engine.ranks import ranks_for
 from gcahng.errors import UserError
-from gcahng.losses.layout import ClassLayout, check_shapes, class_layout, describe, raise_for_problems, value_problems
+from gcahng.losses.layout import (
+    PROBLEMS,
+    ClassLayout,
+    check_shapes,
+    class_layout,
+    describe,
+    raise_for_problems,
+    value_problems,
+)
+from gcahng.losses.misuse import MISUSES, Trace, Watch, misuses, refuse_vmap, sample
 from gcahng.losses.optimizers import (
     CapturableAdamW,
     adamw,
@@ -76,10 +85,13 @@ class LossModule(nn.Module):
         # On the device, where a captured step counts too; _steps_in_epoch counts the steps that the host has seen.
         self.register_buffer("_counted_steps", torch.zeros((), dtype=torch.int64), persistent=False)
         # Numbers, not bools: averages of weights over a run (AveragedModel, use_buffers=True) take differences of all.
-        self.register_buffer("_problems", torch.zeros(4, dtype=torch.int32), persistent=False)
+        self.register_buffer(
+            "_problems", torch.zeros(len(PROBLEMS) + len(MISUSES), dtype=torch.int32), persistent=False
+        )
         self._steps_in_epoch = 0
         self._epoch = 0
         self._pending: Any = None  # a training forward that waits for its generator step
+        self._watch = Watch()
         # Called before gradients are clipped: with "graph_network" (twice a step) or "classifier", and the gradients.
         self.gradient_hook: Callable[[str, list[Tensor]], None] | None = None
         self.graph_lr = learning["graph_lr"]
@@ -103,7 +115,7 @@ class LossModule(nn.Module):
 
     @mean_metric.setter
     def mean_metric(self, value: float | Tensor) -> None:
-        self._mean_metric.copy_(torch.as_tensor(value, dtype=torch.float64))
+        self._mean_metric.copy_(_float64(value))
 
     @property
     def mean_generator(self) -> Tensor:
@@ -112,7 +124,7 @@ class LossModule(nn.Module):
 
     @mean_generator.setter
     def mean_generator(self, value: float | Tensor) -> None:
-        self._mean_generator.copy_(torch.as_tensor(value, dtype=torch.float64))
+        self._mean_generator.copy_(_float64(value))
 
     # -- state
 
@@ -205,13 +217,19 @@ class LossModule(nn.Module):
         if check == "raise" or (check == "deferred" and at_once):
             raise_for_problems(value_problems(z, layout, self.num_classes).tolist(), self.num_classes, layout.views)
         elif check == "deferred":
-            self._problems.logical_or_(value_problems(z, layout, self.num_classes))
+            self._problems[: len(PROBLEMS)].logical_or_(value_problems(z, layout, self.num_classes))
         return layout, z
 
     def _check_tensors(self, embeddings: Tensor, labels: Tensor) -> None:
         """Checks what shapes, dtypes and devices alone show."""
-        check_shapes(embeddings, labels, self.embedding_dim)
         weight = self.classifier.weight
+        if self.impl != "reference":
+            if not torch.compiler.is_compiling():
+                refuse_transforms("the engine")
+        elif self.training or self.check != "off" or self.num_per_class is None:
+            unless = "in eval mode it can be mapped, with num_per_class and check='off'"
+            refuse_vmap("the loss", (embeddings, labels, weight, self.graph_network.class_head.weight), unless)
+        check_shapes(embeddings, labels, self.embedding_dim)
         if weight.dtype not in (torch.float32, torch.float64):
             raise UserError(
                 f"the loss's parameters are {weight.dtype}; they must be float32 or float64 (for lower precision use "
@@ -243,7 +261,20 @@ class LossModule(nn.Module):
         self._problems.zero_()
         if any(problems):
             self._pending = None
-        raise_for_problems(problems, self.num_classes, self.num_per_class)
+        raise_for_problems(problems[: len(PROBLEMS)], self.num_classes, self.num_per_class)
+        self._watch.raise_for(problems[len(PROBLEMS) :])
+
+    def _note_misuse(self, trace: Trace, scale: Tensor | None) -> None:
+        """Notes what a training loop does wrong, for _raise_deferred.
+
+        Args:
+            trace: of the training forward.
+            scale: the GradScaler's scale, 0-dim; None without one.
+        """
+        self._watch.trace = trace
+        if self.check != "off":
+            found = misuses(trace, sample(self.graph_network, self.classifier), scale)
+            self._problems[len(PROBLEMS) :].logical_or_(found)
 
     def _batch(self, z: Tensor, layout: ClassLayout, u: Tensor | None) -> Batch:
         """Everything that the passes need of a batch."""
@@ -315,6 +346,13 @@ class LossModule(nn.Module):
             return
         progress = min(self._epoch, self.epochs) / self.epochs
         set_rate(self.graph_optimizer, self.graph_lr * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def _float64(value: float | Tensor) -> Tensor:
+    """A number as a float64 tensor on the host, whatever torch's default device; a tensor stays where it is."""
+    return (
+        value.to(torch.float64) if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64, device="cpu")
+    )
 
 
 def check_draws(u: Tensor | None, views: int) -> None:

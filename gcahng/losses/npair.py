@@ -6,6 +6,7 @@ from torch import Tensor
 
 from gcahng.bounds import check_number
 from gcahng.losses.layout import check_shapes, class_layout, raise_for_problems, value_problems
+from gcahng.losses.misuse import refuse_vmap
 from gcahng.reference.npair import npair
 
 
@@ -27,6 +28,8 @@ def npair_loss(embeddings: Tensor, labels: Tensor, *, num_per_class: int | None 
     Raises:
         UserError: wrong shapes or dtypes; classes of unequal size; a label of -1; values that are not finite.
     """
+    if check or num_per_class is None:
+        refuse_vmap("npair_loss", (embeddings, labels), "it can be mapped with num_per_class and check=False")
     check_shapes(embeddings, labels)
     check_number("num_per_class", num_per_class, none="None")
     layout = class_layout(labels, num_per_class)

@@ -65,7 +65,8 @@ class EngineOptions:
             by all processes, and each gets the whole batch's loss. The gradients of their embeddings are such that
             DistributedDataParallel's mean over processes is the gradient of the whole batch's loss. Before the first
             batch the first process's state is copied to all, and the loss's weights stay equal without further help
-            (DistributedDataParallel around it needs find_unused_parameters=True).
+            (DistributedDataParallel around it needs find_unused_parameters=True). With "alone" each process has a graph
+            network and batches of its own; None means the same, but warns if there are several processes.
     """
 
     impl: str = "auto"
@@ -149,7 +150,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     for name in ("symmetric", "cuda_graph"):
         if not isinstance(options[name], bool):
             raise UserError(f"{name} is {options[name]!r}; it must be True or False")
-    if options["cuda_graph"] and options["process_group"] is not None:
+    if options["cuda_graph"] and options["process_group"] not in (None, "alone"):
         raise UserError("cuda_graph is True and process_group is given; process_group does not support cuda_graph")
 
 

@@ -45,6 +45,10 @@ def test_fullgraph_step_equals_eager(impl):
             torch.testing.assert_close(p.grad, q.grad)
         logs, logs_eager = gca.generator_step(), gca_eager.generator_step()
         torch.testing.assert_close(logs, logs_eager)
+    compiled(x, labels).backward()
+    torch.optim.SGD(gca.parameters(), lr=0.1).step()
+    with pytest.raises(gcahng.UserError, match="weights changed between the loss's forward and generator_step"):
+        gca.generator_step()
 
 
 def test_engine_is_one_node_of_the_graph():

@@ -10,7 +10,7 @@ from capture_cases import LABELS, same, train
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from gcahng import GCAHNGLoss
+from gcahng import GCAHNGLoss, UserError
 from gcahng.engine import operators
 from gcahng.engine.engine import Engine, PassOptions
 from gcahng.engine.workspace import Workspace
@@ -140,3 +140,25 @@ def test_a_whole_step_neither_waits_nor_depends_on_data(monkeypatch: pytest.Monk
             gca.generator_step()
         with pytest.raises(DataDependentOutputException):
             gca.end_epoch()
+
+
+def test_a_classifier_that_is_frozen_later_has_no_captured_step(captures: list[int]) -> None:
+    gca, plain = make_whole(True), make_whole(False)
+    found = []
+    for one in (gca, plain):
+        train(one, batches(0, 2))
+        one.classifier.requires_grad_(False)
+        found.append(train(one, batches(2, 4)))
+    assert same(*found)
+
+
+@pytest.mark.parametrize("misuse", ["weights changed between", "gradient was multiplied by 65536"])
+def test_misuse_that_a_step_may_not_read_is_told_at_the_epochs_end(captures: list[int], misuse: str) -> None:
+    gca, (z, labels) = make_whole(True, check="deferred", num_per_class=2), batches(0, 1)[0]
+    loss = gca(z, labels)
+    (65536 * loss if "gradient" in misuse else loss).backward()
+    if "weights" in misuse:
+        torch.optim.SGD(gca.parameters(), lr=0.1).step()
+    gca.generator_step()
+    with pytest.raises(UserError, match=misuse):
+        gca.end_epoch()

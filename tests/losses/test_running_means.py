@@ -12,7 +12,7 @@ from pytorch_metric_learning.losses import ProxyAnchorLoss, SupConLoss
 from torch import nn
 
 import gcahng
-from gcahng.losses import gca_hng as module
+from gcahng.losses import misuse as module
 
 pytestmark = pytest.mark.usefixtures("implementation")
 

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 import gcahng
-from gcahng.losses.gca_hng import FORWARDS_WITHOUT_STEP
+from gcahng.losses.misuse import FORWARDS_WITHOUT_STEP
 
 pytestmark = pytest.mark.usefixtures("implementation")
 

@@ -1,0 +1,580 @@
+"""Training loops that would train wrongly without a word: what the loss notices, and what it must leave alone."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+from collections.abc import Callable, Iterator
+
+import loss_cases
+import pytest
+import torch
+from loss_cases import make_batch, same, snapshot, train_step
+from pytorch_metric_learning.losses import ContrastiveLoss
+from pytorch_metric_learning.miners import MultiSimilarityMiner
+from pytorch_metric_learning.utils.distributed import DistributedLossWrapper, DistributedMinerWrapper
+from tiers import few
+from torch import Tensor, distributed, nn
+from torch.optim.swa_utils import AveragedModel
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+import gcahng
+from gcahng.engine.ranks import Ranks
+
+FOREIGN = r"weights changed between the loss's forward and generator_step; .* give it model\.parameters\(\)"
+ACCUMULATED = r"a second training forward follows a backward without gca\.generator_step\(\)"
+
+
+def make_loss(**options) -> gcahng.GCAHNGLoss:
+    return loss_cases.make_loss(**({"layers": 1} | options))
+
+
+@pytest.fixture(autouse=True)
+def no_other_warning() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def model_and_loss(**options) -> tuple[nn.Linear, gcahng.GCAHNGLoss]:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return nn.Linear(8, 8, dtype=torch.float64), make_loss(**options)
+
+
+def weights(gca: gcahng.GCAHNGLoss) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in gca.parameters()]
+
+
+# -- another optimizer that holds the loss's parameters
+
+
+class WritesData(torch.optim.Optimizer):
+    """As older optimizers do it, where autograd's version counters do not see it."""
+
+    def __init__(self, parameters) -> None:
+        super().__init__(parameters, {})
+
+    def step(self) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            if parameter.grad is not None:
+                parameter.data.add_(parameter.grad, alpha=-0.01)
+
+
+def matrices_alone(parameters) -> torch.optim.Optimizer:
+    """As Muon is used."""
+    return torch.optim.Muon([parameter for parameter in parameters if parameter.dim() == 2], lr=0.01)
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "fused AdamW": lambda p: torch.optim.AdamW(p, fused=True),
+    "foreach AdamW": lambda p: torch.optim.AdamW(p, foreach=True),
+    "AdamW": lambda p: torch.optim.AdamW(p, foreach=False, fused=False),
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.01),
+    "writes .data": WritesData,
+    "Muon": matrices_alone,
+}
+
+
+@pytest.mark.parametrize("check", few(["auto", "deferred", "raise"]))
+@pytest.mark.parametrize("clears", [False, True], ids=["", "zero_grad"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_that_holds_the_losss_parameters_is_refused(name, clears, check):
+    """Trainer and sentence-transformers collect them, clear all gradients, and then call what follows a step."""
+    model, gca = model_and_loss(check=check)
+    optimizer = OPTIMIZERS[name]([*model.parameters(), *gca.parameters()])
+    x, labels = make_batch()
+    gca(model(x), labels).backward()
+    optimizer.step()
+    if clears:
+        optimizer.zero_grad()
+    before = snapshot(gca)
+    with pytest.raises(gcahng.UserError, match=FOREIGN) as caught:
+        gca.generator_step()
+    assert "\n" not in str(caught.value)
+    assert same(snapshot(gca), before)
+
+
+@pytest.mark.parametrize("frozen", ["class_head", "node_input"])
+def test_an_optimizer_of_a_loss_that_is_frozen_in_part_is_refused(frozen):
+    model, gca = model_and_loss()
+    getattr(gca.graph_network, frozen).requires_grad_(False)
+    optimizer = torch.optim.AdamW([*model.parameters(), *gca.graph_network.trainable()], lr=0.01)
+    x, labels = make_batch()
+    gca(model(x), labels).backward()
+    optimizer.step()
+    with pytest.raises(gcahng.UserError, match=FOREIGN):
+        gca.generator_step()
+
+
+def test_weights_may_be_frozen_and_thawed_within_a_step():
+    """As Lightning toggles optimizers."""
+    gca, batch = make_loss(), make_batch()
+    gca.graph_network.class_head.requires_grad_(False)
+    loss = gca(*batch)
+    gca.graph_network.class_head.requires_grad_(True)
+    loss.backward()
+    gca.graph_network.class_head.requires_grad_(False)
+    gca.generator_step()
+
+
+def test_under_a_grad_scaler_too():
+    model, gca = model_and_loss()
+    optimizer = torch.optim.AdamW([*model.parameters(), *gca.parameters()], fused=True)
+    scaler = torch.amp.GradScaler("cpu")
+    x, labels = make_batch()
+    scaler.scale(gca(model(x), labels)).backward()
+    scaler.step(optimizer)
+    with pytest.raises(gcahng.UserError, match=FOREIGN):
+        gca.generator_step(scaler)
+
+
+def test_after_generator_step_such_an_optimizer_finds_no_gradient():
+    """So that nothing is stepped twice: the same training as with model.parameters() alone."""
+    found = []
+    for everything in (False, True):
+        model, gca = model_and_loss()
+        held = [*model.parameters(), *(gca.parameters() if everything else ())]
+        optimizer = torch.optim.AdamW(held, lr=0.01, weight_decay=0.1)
+        for seed in range(3):
+            x, labels = make_batch(seed)
+            optimizer.zero_grad()
+            gca(model(x), labels).backward()
+            gca.generator_step()
+            optimizer.step()
+        found.append((snapshot(gca), snapshot(model)))
+    assert same(*found)
+
+
+def test_the_base_losss_parameters_are_the_users():
+    base = nn.Module()
+    base.proxies = nn.Parameter(torch.randn(8, dtype=torch.float64))
+    base.forward = lambda embeddings, labels: (embeddings * base.proxies).square().mean()
+    model, gca = model_and_loss(base=base)
+    optimizer = torch.optim.AdamW([*model.parameters(), *gca.base_parameters()], fused=True)
+    before = base.proxies.detach().clone()
+    for seed in range(2):
+        x, labels = make_batch(seed)
+        optimizer.zero_grad()
+        gca(model(x), labels).backward()
+        optimizer.step()
+        gca.generator_step()
+    assert not torch.equal(base.proxies, before)
+
+
+# -- what a loop may do with the weights
+
+
+def swap_copy(gca: gcahng.GCAHNGLoss, averaged: list[Tensor]) -> None:
+    with torch.no_grad():
+        for parameter, mean in zip(gca.parameters(), averaged, strict=True):
+            kept = parameter.detach().clone()
+            parameter.copy_(mean)
+            mean.copy_(kept)
+
+
+def swap_data(gca: gcahng.GCAHNGLoss, averaged: list[Tensor]) -> None:
+    for number, parameter in enumerate(gca.parameters()):
+        parameter.data, averaged[number] = averaged[number], parameter.data
+
+
+@pytest.mark.parametrize("when", ["between steps", "after the backward", "before the backward"])
+@pytest.mark.parametrize("swap", [swap_copy, swap_data])
+def test_weights_may_be_swapped_for_an_average_and_back(swap, when):
+    gca, batch = make_loss(check="deferred"), make_batch()
+    plain = copy.deepcopy(gca)
+    averaged = [torch.randn_like(parameter) for parameter in gca.parameters()]
+
+    def measure(moment: str) -> None:
+        if moment == when:
+            swap(gca, averaged)
+            gca.eval()(*make_batch(5))
+            gca.train()
+            swap(gca, averaged)
+
+    for _ in range(2):
+        train_step(plain, *batch)
+        loss = gca(*batch)
+        measure("before the backward")
+        loss.backward()
+        measure("after the backward")
+        gca.generator_step()
+        measure("between steps")
+    if swap is swap_copy or when == "between steps":
+        assert same(snapshot(gca), snapshot(plain))
+
+
+def test_weights_may_be_replaced_between_steps():
+    gca, batch = make_loss(), make_batch()
+    other = make_loss(seed=3)
+    averaged = AveragedModel(gca)
+    for change in (
+        lambda: gca.load_state_dict(snapshot(other)),
+        lambda: gcahng.load_official_state_dict(gca, gcahng.official_state_dict(other)),
+        lambda: swap_copy(gca, weights(other)),
+        lambda: gca.float().double(),
+        lambda: averaged.update_parameters(gca),
+        lambda: gca.apply(lambda m: m.reset_parameters() if isinstance(m, nn.Linear) else None),
+    ):
+        train_step(gca, *batch)
+        change()
+        train_step(gca, *batch)
+        train_step(averaged.module, *batch)
+    train_step(copy.deepcopy(gca), *batch)
+
+
+def test_a_state_that_is_loaded_after_the_backward_drops_the_batch():
+    gca, batch = make_loss(), make_batch()
+    for change in (lambda: gca.load_state_dict(snapshot(make_loss(seed=3))), lambda: gca.float().double()):
+        gca(*batch).backward()
+        change()
+        with pytest.raises(RuntimeError, match="no training forward is pending"):
+            gca.generator_step()
+        train_step(gca, *batch)
+
+
+def test_a_copy_made_after_the_backward_has_no_gradients():
+    gca, batch = make_loss(), make_batch()
+    gca(*batch).backward()
+    copies = copy.deepcopy(gca), pickle.loads(pickle.dumps(gca))
+    gca.generator_step()
+    train_step(gca, *batch)
+    for twin in copies:
+        with pytest.raises(RuntimeError, match="no gradients yet"):
+            twin.generator_step()
+        train_step(twin, *batch)
+
+
+def test_weights_that_are_not_a_number_have_not_changed():
+    gca, batch = make_loss(), make_batch()
+    with torch.no_grad():
+        gca.graph_network.class_head.bias.fill_(torch.nan)
+    train_step(gca, *batch)
+
+
+def test_check_off_looks_at_nothing():
+    model, gca = model_and_loss(check="off")
+    optimizer = torch.optim.AdamW([*model.parameters(), *gca.parameters()])
+    x, labels = make_batch()
+    (1e5 * gca(model(x), labels)).backward()
+    optimizer.step()
+    gca.generator_step()
+
+
+# -- gradient accumulation
+
+
+def test_a_batch_that_never_trains_the_graph_network_is_told_of_once():
+    gca, batches = make_loss(), [make_batch(seed) for seed in range(3)]
+    gca(*batches[0])  # without a backward: a measurement
+    gca(*batches[0]).backward()
+    with pytest.warns(UserWarning, match=ACCUMULATED) as caught:
+        gca(*batches[1]).backward()
+    assert [warning.filename for warning in caught] == [__file__]
+    for _ in range(30):
+        gca(*batches[2]).backward()
+    gca.generator_step()
+    train_step(gca, *batches[0])
+
+
+@pytest.mark.parametrize("clear", ["optimizer", "module"])
+def test_though_the_gradients_were_cleared(clear):
+    model, gca = model_and_loss()
+    optimizer = torch.optim.AdamW([*model.parameters(), *gca.parameters()])
+    x, labels = make_batch()
+    gca(model(x), labels).backward()
+    (optimizer if clear == "optimizer" else gca).zero_grad()
+    with pytest.warns(UserWarning, match=ACCUMULATED):
+        gca(model(x), labels)
+
+
+def test_accumulation_is_not_told_of_where_nothing_is_lost():
+    gca, (z, labels) = make_loss(), make_batch()
+    z.requires_grad_()
+    for _ in range(2):
+        first, second = gca(z, labels), gca(z, labels)  # two forwards before their backward
+        (first + second).backward()
+        gca.generator_step()
+    gca(z, labels).backward()
+    gca.eval()(z, labels)
+    with torch.no_grad():
+        gca.train()(z, labels)
+    gca.load_state_dict(snapshot(gca))  # as a loop does that takes a bad batch back
+    train_step(gca, z, labels)
+    gca.graph_network.requires_grad_(False)
+    for _ in range(3):
+        gca(z, labels).backward()
+
+
+# -- a GradScaler
+
+
+@pytest.mark.parametrize("check", ["auto", "deferred"])
+def test_scaled_gradients_without_their_scaler_are_refused(check):
+    gca, (z, labels) = make_loss(check=check), make_batch()
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(gca(z, labels)).backward()
+    before = snapshot(gca)
+    with pytest.raises(gcahng.UserError, match=r"gradient was multiplied by 65536, .* gca\.generator_step\(scaler\)"):
+        gca.generator_step()
+    assert same(snapshot(gca), before)
+    train_step(gca, z, labels, scaler=scaler)
+
+
+def test_a_scaler_that_did_not_scale_is_refused():
+    gca, (z, labels) = make_loss(), make_batch()
+    gca(z, labels).backward()
+    with pytest.raises(gcahng.UserError, match=r"was not scaled by it; call scaler\.scale\(loss\)\.backward\(\)"):
+        gca.generator_step(torch.amp.GradScaler("cpu"))
+    gca(z, labels).backward()
+    gca.generator_step(torch.amp.GradScaler("cpu", enabled=False))
+
+
+@pytest.mark.parametrize("weight", [0.0, 1e-4, 0.25, 1.0, 100.0])
+@pytest.mark.parametrize("scale", few([65536.0, None, 4.0], 2))
+def test_the_loss_may_have_a_weight(weight, scale):
+    gca, (z, labels) = make_loss(), make_batch()
+    scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale)
+    for _ in range(2):
+        total = weight * gca(z.requires_grad_(), labels) + z.square().sum()
+        (total if scaler is None else scaler.scale(total)).backward()
+        gca.generator_step(scaler)
+
+
+FROZEN = {
+    "classifier": lambda gca: gca.classifier.requires_grad_(False),
+    "what the loss trains": lambda gca: gca.graph_network.requires_grad_(False).coefficient_head.requires_grad_(True),
+    "what J_gen trains": lambda gca: gca.graph_network.requires_grad_(False).class_head.requires_grad_(True),
+    "both": lambda gca: (
+        gca.classifier.requires_grad_(False),
+        gca.graph_network.requires_grad_(False).coefficient_head.requires_grad_(True),
+    ),
+}
+
+
+@pytest.mark.parametrize("late", few([True, False]))
+@pytest.mark.parametrize("scaled", [False, True], ids=["", "scaler"])
+@pytest.mark.parametrize("frozen", FROZEN)
+def test_frozen_parts_stay_and_the_others_train(frozen, scaled, late):
+    gca, (z, labels) = make_loss(), make_batch()
+    scaler = torch.amp.GradScaler("cpu") if scaled else None
+    if late:
+        train_step(gca, z, labels, scaler=scaler)
+    FROZEN[frozen](gca)
+    before = weights(gca)
+    for _ in range(2):
+        logs = train_step(gca, z, labels, scaler=scaler)[2]
+        assert all(value.isfinite() for value in logs.values())
+    for (name, parameter), old in zip(gca.named_parameters(), before, strict=True):
+        if not parameter.requires_grad:
+            assert torch.equal(parameter, old), name
+    named = dict(gca.named_parameters())
+    moved = {
+        name for (name, parameter), old in zip(named.items(), before, strict=True) if not torch.equal(parameter, old)
+    }
+    assert moved and (("classifier.weight" in moved) == named["classifier.weight"].requires_grad)
+
+
+def test_a_graph_network_that_is_frozen_whole_has_no_step():
+    gca, (z, labels) = make_loss(), make_batch()
+    gca.graph_network.requires_grad_(False)
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(gca(z.requires_grad_(), labels)).backward()
+    with pytest.raises(RuntimeError, match="or its parameters are frozen"):
+        gca.generator_step(scaler)
+
+
+# -- several processes
+
+
+@pytest.fixture
+def two_processes() -> Iterator[None]:
+    """torch.distributed as in the first of two processes, whose collectives do nothing."""
+    distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield
+    distributed.destroy_process_group()
+
+
+def test_processes_that_share_nothing_are_told_of_once(two_processes):
+    gca, batch = make_loss(), make_batch()
+    gca.eval()(*batch)
+    gca.train()
+    with pytest.warns(UserWarning, match=r"process_group is None among 2 processes .* pass process_group='world'"):
+        train_step(gca, *batch)
+    train_step(gca, *batch)
+
+
+def test_alone_says_that_they_shall_share_nothing(two_processes):
+    batch = make_batch()
+    alone, usual = make_loss(process_group="alone"), make_loss()
+    result = train_step(alone, *batch)
+    distributed.destroy_process_group()
+    assert same(result, train_step(usual, *batch))
+    distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+
+
+def test_no_word_of_processes_where_there_is_one(tmp_path):
+    assert train_step(make_loss(process_group="alone"), *make_batch())
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        train_step(make_loss(), *make_batch())
+    finally:
+        distributed.destroy_process_group()
+
+
+def wrapped() -> nn.Module:
+    return DistributedLossWrapper(ContrastiveLoss())
+
+
+class Gathers(nn.Module):
+    """A base loss of the user's own, which gathers by itself."""
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        parts = [torch.zeros_like(embeddings) for _ in range(2)]
+        distributed.all_gather(parts, embeddings.detach())
+        return torch.cat(parts).square().mean() + embeddings.square().mean()
+
+
+class Averages(nn.Module):
+    """One that takes the mean over processes, which is no second gathering."""
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        distributed.all_reduce(torch.ones(3))
+        return embeddings.square().mean()
+
+
+@pytest.fixture
+def gathered(two_processes, monkeypatch) -> None:
+    """Batches enter as if they were gathered."""
+    monkeypatch.setattr(Ranks, "whole_batch", lambda ranks, embeddings, labels: (embeddings, labels))
+
+
+def test_a_base_that_gathers_by_itself_is_refused(gathered):
+    for base in (wrapped(), nn.Sequential(wrapped())):
+        with pytest.raises(gcahng.UserError, match=r"base gathers .* \(it holds a DistributedLossWrapper\)"):
+            make_loss(base=base, process_group="world")
+    hidden = wrapped()
+    with pytest.raises(gcahng.UserError, match=r"base gathers .* \(it holds a DistributedLossWrapper\)"):
+        make_loss(base=lambda embeddings, labels: hidden(embeddings, labels), process_group="world")
+    with pytest.raises(gcahng.UserError, match=r"miner gathers .* \(it holds a DistributedMinerWrapper\)"):
+        make_loss(base=ContrastiveLoss(), miner=DistributedMinerWrapper(MultiSimilarityMiner()), process_group="world")
+    gca = make_loss(base=Gathers(), process_group="world")
+    for _ in range(2):
+        with pytest.raises(gcahng.UserError, match=r"base gathers .* \(it calls c10d\.allgather"):
+            gca(*make_batch())
+
+
+def test_a_base_that_does_not_gather_is_called_as_ever(gathered):
+    gca = make_loss(base=Averages(), process_group="world")
+    for _ in range(2):
+        gca(*make_batch())
+    make_loss(base=wrapped(), process_group="alone")
+    make_loss(base=wrapped())
+
+
+# -- batches with equal rows
+
+
+def one_class(z: Tensor, labels: Tensor) -> Tensor:
+    return torch.where((labels == labels.min())[:, None], z[:1], z)
+
+
+def every_class(z: Tensor, labels: Tensor) -> Tensor:
+    firsts = {int(label): (labels == label).nonzero()[0, 0] for label in labels.unique()}
+    return z[torch.stack([firsts[int(label)] for label in labels])]
+
+
+def across_classes(z: Tensor, labels: Tensor) -> Tensor:
+    first, second = labels.unique()[:2]
+    z = z.clone()
+    z[labels == first] = z[labels == second]
+    return z
+
+
+def one_image(z: Tensor, labels: Tensor) -> Tensor:
+    return z[:1].expand_as(z).clone()
+
+
+def opposite(z: Tensor, labels: Tensor) -> Tensor:
+    first, second = labels.unique()[:2]
+    z = z.clone()
+    z[labels == first] = -z[labels == second]
+    return z
+
+
+@pytest.mark.parametrize("mean", few([2.0, 1e-2, 1e6]))
+@pytest.mark.parametrize("edit", [one_class, every_class, across_classes, one_image, opposite])
+@pytest.mark.parametrize("impl", ["reference", "torch", "cpp"])
+@pytest.mark.parametrize("dtype", few([torch.float32, torch.float64]))
+def test_equal_rows_give_finite_gradients(edit, impl, dtype, mean):
+    gca = make_loss(impl=impl, dtype=dtype)
+    gca.mean_metric = mean
+    z, labels = make_batch(dtype=dtype)
+    for _ in range(2):
+        loss, gradient, logs = train_step(gca, edit(z, labels), labels)
+        assert loss.isfinite() and gradient.isfinite().all()
+        assert all(value.isfinite() for value in logs.values())
+        assert all(parameter.isfinite().all() for parameter in gca.parameters())
+
+
+# -- tensors that are not where, or what, they seem
+
+
+@pytest.mark.parametrize("num_per_class", [None, 3])
+@pytest.mark.parametrize("impl", ["reference", "torch", "cpp"])
+def test_a_default_device_does_not_move_what_belongs_beside_the_loss(impl, num_per_class):
+    """Meta tensors stand for those of a GPU: whoever makes one where a CPU tensor belongs fails."""
+    gca, (z, labels) = make_loss(impl=impl, num_per_class=num_per_class, epochs=2), make_batch()
+    usual = copy.deepcopy(gca)
+    for one, device in ((usual, None), (gca, "meta")):
+        torch.set_default_device(device)
+        try:
+            train_step(one, z, labels)
+            train_step(one, z, labels, scaler=torch.amp.GradScaler("cpu"))
+            one.end_epoch()
+            one.mean_metric, one.mean_generator = 3.0, 5
+            one.generate(z, labels, anchors=[int(labels[0])])
+            one.load_state_dict(snapshot(one))
+            one.float().double()
+            train_step(one, z, labels)
+            gcahng.load_official_state_dict(one, gcahng.official_state_dict(one))
+            gcahng.npair_loss(z, labels)
+        finally:
+            torch.set_default_device(None)
+    assert same(snapshot(gca), snapshot(usual))
+
+
+@pytest.mark.parametrize("impl", ["reference", "torch", "cpp"])
+def test_vmap_is_refused_in_one_line(impl):
+    z, labels = make_batch()
+    several = z.expand(2, -1, -1)
+    gca = make_loss(impl=impl)
+    message = r"the engine supports .*, and a loop does what torch\.vmap would"
+    if impl == "reference":
+        message = r"the loss is called within torch\.vmap; it must be called in a loop"
+    stacked = {name: torch.stack([p, p]) for name, p in gca.named_parameters()}
+    calls = [
+        lambda: torch.vmap(lambda z: gca(z, labels))(several),
+        lambda: torch.vmap(gca)(several, labels.expand(2, -1)),
+        lambda: torch.vmap(torch.func.grad(gca), in_dims=(0, None))(several, labels),
+        lambda: torch.vmap(lambda z: gca.generate(z, labels))(several),
+        lambda: torch.vmap(lambda p: torch.func.functional_call(gca, p, (z, labels)))(stacked),
+    ]
+    for training in (True, False):
+        gca.train(training)
+        for call in calls:
+            with pytest.raises(gcahng.UserError, match=message):
+                call()
+    with pytest.raises(gcahng.UserError, match=r"npair_loss is called within torch\.vmap; .* check=False"):
+        torch.vmap(lambda z: gcahng.npair_loss(z, labels))(several)
+
+
+def test_what_vmap_can_do_it_still_does():
+    z, labels = make_batch()
+    several = torch.stack([z, z.flip(0)])
+    gca = make_loss(impl="reference", check="off", num_per_class=3).eval()
+    mapped = torch.vmap(lambda z: gca(z, labels))(several)
+    torch.testing.assert_close(mapped, torch.stack([gca(z, labels) for z in several]))
+    mapped = torch.vmap(lambda z: gcahng.npair_loss(z, labels, num_per_class=3, check=False))(several)
+    torch.testing.assert_close(mapped, torch.stack([gcahng.npair_loss(z, labels) for z in several]))
