@@ -14,6 +14,7 @@ from gcahng.config import BackboneConfig
 from gcahng.engine.fits import check_fits
 from gcahng.errors import UserError
 from gcahng.models.feature_extractors import FeatureExtractor, build_extractor
+from gcahng.models.input_size import next_size
 from gcahng.models.pretrained import check_names, read_tensors
 
 _LUMA = (0.299, 0.587, 0.114)  # of RGB, ITU-R BT.601, as PIL turns color into gray
@@ -40,6 +41,7 @@ class Backbone(nn.Module):
     freeze_bn: bool = False
     frozen: tuple[str, ...] = ()
     micro_batch: int | None = None
+    _size_option = "raise data.image_size"
 
     def pooled(self, images: Tensor) -> Tensor:
         """(n, H, W) or (n, 3, H, W) uint8 → (n, F), the features that the head embeds."""
@@ -49,13 +51,28 @@ class Backbone(nn.Module):
         """(n, H, W) or (n, 3, H, W) uint8 → (n, D).
 
         Raises:
-            UserError: the network takes images of one size, and these are larger.
+            UserError: the network takes images of one size, and these are larger; or it takes larger ones only.
         """
         size = self.micro_batch
         if size is None or not self.training or len(images) <= size or not torch.is_grad_enabled():
             return self.head(self.pooled(images))
         parts = [checkpoint(self.pooled, part, use_reentrant=False) for part in images.split(size)]
         return self.head(torch.cat(parts))
+
+    def _run_body(self, x: Tensor) -> Tensor:
+        """The body on (n, C, H, W); where it cannot take images of this size, the error says which option to raise."""
+        if torch.compiler.is_compiling():
+            return self.body(x)
+        try:
+            return self.body(x)
+        except (RuntimeError, ValueError, AssertionError) as error:
+            if (size := next_size(self.body, x)) is None:
+                raise
+            height, width = x.shape[-2:]
+            raise UserError(
+                f"images are {height}x{width}, which this network cannot take; the next larger size that it takes is "
+                f"{size}x{size}: {self._size_option} to {size}"
+            ) from error
 
     def body_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters outside the head that train after warm-up."""
@@ -127,7 +144,7 @@ class GlyphConv(Backbone):
         """(n, H, W) or (n, 3, H, W) uint8, H and W at least 8 → (n, 8 width)."""
         x = images.to(self.head[1].weight.dtype) / 255
         x = x[:, None] if x.ndim == 3 else (x * x.new_tensor(_LUMA)[:, None, None]).sum(dim=1, keepdim=True)
-        x = self.features(x.contiguous(memory_format=torch.channels_last))
+        x = self._run_body(x.contiguous(memory_format=torch.channels_last))
         return x.mean(dim=(2, 3))
 
 
@@ -149,6 +166,7 @@ class ImageBackbone(Backbone):
 
     mean: Tensor
     std: Tensor
+    _size_option = "raise data.image_size, or backbone.min_size, which scales smaller images up,"
 
     def __init__(self, extractor: FeatureExtractor, embedding_dim: int, min_size: int = 64) -> None:
         super().__init__()
@@ -169,7 +187,7 @@ class ImageBackbone(Backbone):
         if x.ndim == 3:
             x = x[:, None].expand(-1, 3, -1, -1)
         x = (self._scaled(x) - self.mean) / self.std
-        return self.body(x.contiguous(memory_format=self._format))
+        return self._run_body(x.contiguous(memory_format=self._format))
 
     def speed_up(self, *, channels_last: bool = False, compile: bool = False) -> None:
         super().speed_up(channels_last=channels_last, compile=compile)

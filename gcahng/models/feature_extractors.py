@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d
 from gcahng.config import BackboneConfig
 from gcahng.errors import UserError
 from gcahng.extras import require
+from gcahng.models.network_names import check_timm_name, meant
 from gcahng.models.pretrained import (
     convert_efficientnet_lite0,
     efficientnet_lite0_file,
@@ -85,22 +85,7 @@ def build_extractor(config: BackboneConfig, pretrained: bool) -> FeatureExtracto
         return _torchvision(name, config, pretrained)
     if library == "timm" and name:
         return _timm(name, config, pretrained)
-    raise UserError(f"backbone.name is {config.name!r}; {_meant(config.name)}")
-
-
-def _meant(name: str) -> str:
-    known = f"it must be {', '.join(BUILT_IN)}, or timm:NAME"
-    bare = name.rpartition(":")[2]
-    named = [other for other in BUILT_IN if other.rpartition(":")[2] == bare]
-    if close := named or get_close_matches(name, BUILT_IN, n=1, cutoff=0.7):
-        return f"did you mean {close[0]}? {known}"
-    try:
-        require("timm", extra="train", purpose="names are looked up")
-    except UserError:
-        return known
-    import timm
-
-    return f"did you mean timm:{bare}? {known}" if timm.is_model(bare) else known
+    raise UserError(f"backbone.name is {config.name!r}; {meant(config.name, BUILT_IN)}")
 
 
 def _torchvision(name: str, config: BackboneConfig, pretrained: bool) -> FeatureExtractor:
@@ -130,7 +115,7 @@ def _torchvision(name: str, config: BackboneConfig, pretrained: bool) -> Feature
 
 def _timm(name: str, config: BackboneConfig, pretrained: bool) -> FeatureExtractor:
     require("timm", extra="train", purpose=f"the network {config.name} is timm's")
-    _check_timm_name(name)
+    check_timm_name(name)
     extractor = _timm_extractor(name, config)
     if pretrained:
         classifier = extractor.network.pretrained_cfg.get("classifier") or ()
@@ -168,21 +153,6 @@ def _timm_extractor(name: str, config: BackboneConfig) -> FeatureExtractor:
         height if about.get("fixed_input_size") and height == width else None,
         class_token=getattr(network, "global_pool", None) == "token",
     )
-
-
-def _check_timm_name(name: str) -> None:
-    import timm
-
-    architecture, _, tag = name.partition(".")
-    if not timm.is_model(architecture):
-        close = get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.6)
-        hint = (
-            f"did you mean {' or '.join(f'timm:{other}' for other in close)}?" if close else "timm has no such network"
-        )
-        raise UserError(f"backbone.name is 'timm:{name}'; {hint}")
-    if tag and name not in (tagged := timm.list_pretrained(f"{architecture}.*")):
-        hint = f"its weights are {', '.join(f'timm:{other}' for other in tagged)}" if tagged else "it has no weights"
-        raise UserError(f"backbone.name is 'timm:{name}'; {hint}")
 
 
 def _double_pools(network: nn.Module, config: BackboneConfig) -> None:

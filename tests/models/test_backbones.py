@@ -324,6 +324,12 @@ def test_lower_precision_under_autocast(name: str) -> None:
         ({"name": "timm:resnet5O"}, r"backbone.name is 'timm:resnet5O'; did you mean timm:resnet50"),
         ({"name": "timm:vit_small_patch16_224.dyno"}, r"its weights are .*timm:vit_small_patch16_224.dino"),
         ({"name": "timm:§"}, "timm has no such network"),
+        ({"name": "timm:ResNet-50"}, r"did you mean timm:resnet50\?$"),
+        ({"name": "timm/resnet50.a1_in1k"}, r"did you mean timm:resnet50.a1_in1k\?"),
+        ({"name": "timm:hf-hub:timm/resnet18"}, r"did you mean timm:resnet18\?"),
+        ({"name": "timm:resnet50.a1_in"}, "did you mean timm:resnet50.a1_in1k or timm:.*its weights are timm:"),
+        ({"name": "ResNet51"}, "did you mean torchvision:resnet50 or timm:resnet"),
+        ({"name": "mobilenet_v3"}, "did you mean timm:mobilenetv3"),
         ({"name": "something"}, "it must be glyph_conv, efficientnet_lite0, torchvision:googlenet"),
         ({"name": TINY_VIT, "pool": "avg+max"}, r"backbone.pool is 'avg\+max'; timm:test_vit pools no feature map"),
         ({"name": "glyph_conv", "pool": "avg+max"}, r"for glyph_conv it must be 'avg'"),
@@ -341,6 +347,40 @@ def test_mistakes(fields: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         build_backbone(BackboneConfig(**{"pretrained": False} | fields))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "least", "trains"),
+    [
+        ("glyph_conv", 5, 8, True),
+        ("glyph_conv", 5, 8, False),
+        ("torchvision:googlenet", 8, 15, True),
+        ("timm:inception_v3", 64, 75, False),
+    ],
+)
+def test_images_that_are_too_small_name_the_option(name: str, size: int, least: int, trains: bool) -> None:
+    min_size = 1 if size < 64 else 64
+    network = build_backbone(BackboneConfig(name=name, pretrained=False, embedding_dim=4, min_size=min_size))
+    network.train(trains)
+    before = {key: value.detach().clone() for key, value in network.named_parameters()}
+    images = torch.zeros(2, 3, size, size, dtype=torch.uint8)
+    options = "data.image_size" + ("" if name == "glyph_conv" else ", or backbone.min_size, which .* up,")
+    says = rf"images are {size}x{size}, which this network cannot .* {least}x{least}: raise {options} to {least}$"
+    with pytest.raises(UserError, match=says):
+        network(images)
+    assert all(torch.equal(before[key], value) for key, value in network.named_parameters())
+    assert network(torch.zeros(2, 3, least, least, dtype=torch.uint8)).shape == (2, 4), "that size is taken"
+
+
+def test_another_error_of_a_network_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = build_backbone(BackboneConfig(name="glyph_conv", pretrained=False, embedding_dim=4))
+    with torch.no_grad(), pytest.raises(RuntimeError, match="a bug"):
+        network.features.register_forward_pre_hook(_bug)
+        network(torch.zeros(2, 32, 32, dtype=torch.uint8))
+
+
+def _bug(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    raise RuntimeError("a bug")
 
 
 @pytest.mark.parametrize(
