@@ -10,11 +10,14 @@ from __future__ import annotations
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
 
-from gcahng.errors import UserError
+from gcahng.errors import UserError, UserNote
+
+_python_format = warnings.formatwarning
 
 COMMANDS = {
     "train": ("gcahng.commands.train", "train an embedding network and write a run folder"),
@@ -49,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A file's name may hold characters that the terminal's encoding lacks, or bytes that are no text.
         if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    formatting, warnings.formatwarning = warnings.formatwarning, _format_warning
     try:
         status = _run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
@@ -68,6 +72,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not _nobody_reads():
             raise
         return 141
+    finally:
+        warnings.formatwarning = formatting
+
+
+def _format_warning(message: Warning | str, category: type[Warning], *where: object, **more: object) -> str:
+    if issubclass(category, UserNote):
+        return f"gcahng: note: {' '.join(str(message).split())}\n"
+    return _python_format(message, category, *where, **more)  # type: ignore[arg-type]
 
 
 def _out_of_memory(error: MemoryError | RuntimeError) -> str | None:

@@ -1,4 +1,4 @@
-"""The error that a user's mistake raises."""
+"""The error that a user's mistake raises, and the warning of what a user should know."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,7 @@ class UserError(ValueError):
     The message is one line that names the argument, its value and what it must be. The command line prints it without a
     traceback and exits with status 2.
     """
+
+
+class UserNote(UserWarning):
+    """A warning of what a user should know, such as files that were left out; the command line prints one line."""

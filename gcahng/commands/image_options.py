@@ -68,7 +68,12 @@ def load_images(
         return *dataset_images(config, options.split), preprocessing
     if "name" in given:
         raise UserError(f"--data.name is {given['name']} and {sources[0]} is given too; embed one of them at a time")
-    return *files_images(sources, labels_from_folders=options.labels_from_folders), preprocessing
+    images, items = files_images(
+        sources,
+        labels_from_folders=options.labels_from_folders,
+        skip_unreadable=getattr(options, "skip_unreadable", False),
+    )
+    return images, items, preprocessing
 
 
 def embed_sources(

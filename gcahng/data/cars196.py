@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gcahng.data.class_folders import ClassFolders, names_in, scan
+from gcahng.data.class_folders import ClassFolders, left_out_of, names_in, scan
 from gcahng.data.listing import DataMismatch, DataSetFiles, Difference, Entry, NoteDifference, locate
 from gcahng.data.spec import Counts, DataSetSpec, key_of, not_found
 from gcahng.extras import require
@@ -49,7 +49,8 @@ def find(root: Path, csv: Path | None) -> DataSetFiles:
         scanned = [scan(base, name) for name in folders] if base.is_dir() else []
         if any(_class_of(name) is not None for folder in scanned for name in folder.classes):
             key = key_of("cars196", "3", *(line for folder in scanned for line in names_in(folder)))
-            return DataSetFiles(base, key, lambda note, scanned=scanned: _foldered(scanned, note))
+            left_out = left_out_of(scanned)
+            return DataSetFiles(base, key, lambda note, scanned=scanned: _foldered(scanned, note), left_out)
     missing = ["cars_annos.mat", "devkit/cars_train_annos.mat", "class folders"]
     raise not_found("cars196", root, missing, _LAYOUT, _SOURCE)
 

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from gcahng.data.folder_entries import EXTENSIONS, NESTED, Entries, LeftOut, entries_of
 from gcahng.data.listing import DataMismatch, Difference, NoteDifference
-
-# The same as torchvision.datasets.folder.IMG_EXTENSIONS.
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True)
 class ClassFolders:
-    """The contents of a folder of class folders, without hidden files and folders.
+    """The contents of a folder of class folders, by the rule of `gcahng.data.folder_entries`.
 
     Attributes:
         below: the folder, relative to the root of the data set; "" for the root itself.
         classes: the image file names of each class folder.
         strays: images outside of any class folder.
+        left_out: what does not count.
     """
 
     below: str
     classes: dict[str, list[str]]
     strays: list[str]
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     def paths(self, note: NoteDifference) -> Iterator[tuple[str, str]]:
         """Yield the class and path of every image. Note images outside of class folders and empty class folders."""
@@ -50,15 +49,24 @@ def scan(root: Path, below: str) -> ClassFolders:
     Raises:
         DataMismatch: a folder cannot be read.
     """
-    folder = root / below
-    classes, strays = {}, []
-    for entry in _sorted(folder):
-        if entry.is_dir():
-            files = _sorted(Path(entry.path))
-            classes[entry.name] = [file.name for file in files if _is_image(file.name) and not file.is_dir()]
-        elif _is_image(entry.name):
-            strays.append(entry.name)
-    return ClassFolders(below, classes, strays)
+    left_out = LeftOut()
+    prefix = f"{below}/" if below else ""
+    outer = _entries(root / below, prefix, left_out)
+    classes = {}
+    for name in outer.folders:
+        inner = _entries(root / below / name, f"{prefix}{name}/", left_out)
+        classes[name] = inner.files
+        for folder in inner.folders:
+            left_out.add(NESTED, f"{prefix}{name}/{folder}")
+    return ClassFolders(below, classes, outer.files, left_out)
+
+
+def left_out_of(scanned: Iterable[ClassFolders]) -> LeftOut:
+    """What does not count in any of several folders."""
+    left_out = LeftOut()
+    for folder in scanned:
+        left_out.take(folder.left_out)
+    return left_out
 
 
 def names_in(scanned: ClassFolders) -> list[str]:
@@ -69,14 +77,9 @@ def names_in(scanned: ClassFolders) -> list[str]:
     return lines
 
 
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(EXTENSIONS)
-
-
-def _sorted(folder: Path) -> list[os.DirEntry[str]]:
+def _entries(folder: Path, prefix: str, left_out: LeftOut) -> Entries:
     try:
-        with os.scandir(folder) as entries:
-            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+        return entries_of(folder, prefix, left_out)
     except OSError as error:
         difference = Difference(f"{folder} cannot be read: {error.strerror}", "it must be a readable folder")
         raise DataMismatch(difference) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from gcahng.data.class_folders import ClassFolders, names_in, scan
+from gcahng.data.class_folders import ClassFolders, left_out_of, names_in, scan
 from gcahng.data.listing import DataSetFiles, Entry, NoteDifference
 from gcahng.data.spec import DataSetSpec, key_of, not_found
 
@@ -28,7 +28,7 @@ def find(root: Path, csv: Path | None) -> DataSetFiles:
         folders = [name for name in folders if name not in ("query", "gallery")]
     scanned = [scan(root, name) for name in folders]
     key = key_of("folder", *(line for folder in scanned for line in names_in(folder)))
-    return DataSetFiles(root, key, lambda note: _entries(scanned, note))
+    return DataSetFiles(root, key, lambda note: _entries(scanned, note), left_out_of(scanned))
 
 
 def _entries(scanned: list[ClassFolders], note: NoteDifference) -> Iterator[Entry]:

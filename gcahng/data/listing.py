@@ -7,10 +7,12 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
+from gcahng.data.folder_entries import LeftOut, shown
+from gcahng.data.near_names import NearNames
 from gcahng.errors import UserError
 from gcahng.files import regular_file
 
@@ -75,11 +77,13 @@ class DataSetFiles:
         key: a hash that changes with the label files. For class folders it changes when a file is added, removed or
             renamed.
         entries: yields the images and notes what it cannot understand.
+        left_out: what does not count among the files and folders that were found.
     """
 
     root: Path
     key: str
     entries: Callable[[NoteDifference], Iterable[Entry]]
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 @dataclass(frozen=True)
@@ -112,8 +116,9 @@ def collect(data_files: DataSetFiles, note: NoteDifference) -> Listing:
 
     Args:
         data_files: the label files.
-        note: called with each path that leaves the folder, file that is listed twice, missing file, class in two
-            splits, and split without images. If it returns, the listing goes on without the file in question.
+        note: called with each path that leaves the folder, file that is listed twice (also by a link, where its class
+            or split is another one), missing file, class in two splits, and split without images. If it returns, the
+            listing goes on without the file in question.
 
     Raises:
         DataMismatch: a label file cannot be read at all.
@@ -127,7 +132,7 @@ def collect(data_files: DataSetFiles, note: NoteDifference) -> Listing:
         if entry.path in first_listed:
             note(
                 Difference(
-                    f"{entry.where}: {entry.path} is listed twice, first in {first_listed[entry.path]}",
+                    f"{entry.where}: {shown(entry.path)} is listed twice, first in {first_listed[entry.path]}",
                     "an image belongs to one class and one split: keep one of the lines",
                 )
             )
@@ -141,7 +146,8 @@ def collect(data_files: DataSetFiles, note: NoteDifference) -> Listing:
             missing.append(entry)
         else:
             present.append((entry, size))
-    _note_missing(missing, listed, note)
+    _note_missing(data_files.root, missing, listed, note)
+    present = _without_linked_twice(folder.linked, present, note)
     _note_shared_classes([entry for entry, _ in present], note)
     splits = _number_classes(present)
     for split in ("train", "test"):
@@ -156,14 +162,19 @@ def lines_of(path: Path, note: NoteDifference) -> Iterator[tuple[int, str]]:
     Raises:
         DataMismatch: the file cannot be read.
     """
-    for number, line in enumerate(read_bytes(path).split(b"\n"), start=1):
+    for number, line in enumerate(split_lines(read_bytes(path)), start=1):
         try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip(" \t")
         except UnicodeDecodeError:
             note(bad_line(path, number, repr(line)[1:], "UTF-8 text"))
             continue
         if text:
             yield number, text
+
+
+def split_lines(content: bytes) -> list[bytes]:
+    """The lines of a text. They end in \\n, \\r\\n or \\r; Unicode's other line ends may be in a file's name."""
+    return content.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
 
 
 def bad_line(path: Path, number: int, line: str, expected: str) -> Difference:
@@ -190,34 +201,51 @@ def locate(root: Path, marker: str, *below: str) -> Path | None:
 
 
 class _Folder:
-    """Looks up the files below a folder, and checks that their paths stay within it."""
+    """Looks up the files below a folder, and checks that their paths stay within it.
+
+    Attributes:
+        linked: the real path below the folder of each listed file that a link leads to.
+    """
 
     def __init__(self, root: Path) -> None:
-        self._root, self._real_root = root, root.resolve()
-        self._inside: dict[str, bool] = {}
+        self._root, self._real_root = root, os.path.realpath(root)
+        self._below: dict[str, str | None] = {}
+        self.linked: dict[str, str] = {}
 
     def look_at(self, entry: Entry) -> tuple[Difference | None, int | None]:
         """What is wrong with the path of an entry (None: nothing), and the size of its file (None: it is missing)."""
         if leaves_folder(entry.path):
             return self._outside(entry, "leaves the data set's folder"), None
         path = os.path.join(self._root, entry.path)
-        parent = os.path.dirname(path)
-        if parent not in self._inside:
-            self._inside[parent] = self._is_inside(parent)
-        if not self._inside[parent]:
+        parent, name = os.path.split(path)
+        if parent not in self._below:
+            self._below[parent] = self._real_below(parent)
+        folder = self._below[parent]
+        if folder is None:
             return self._outside(entry, "leads out of the data set's folder through a symbolic link"), None
+        real: str | None = f"{folder}/{name}" if folder != "." else name
         try:
             status = os.lstat(path)
             if stat.S_ISLNK(status.st_mode):
-                if not self._is_inside(path):
+                real = self._real_below(path)
+                if real is None:
                     return self._outside(entry, "is a symbolic link that leads out of the data set's folder"), None
                 status = os.stat(path)
         except (OSError, ValueError):  # ValueError: a NUL in the name
             return None, None
+        if real is not None and real != entry.path:
+            self.linked[entry.path] = real
         return None, status.st_size if stat.S_ISREG(status.st_mode) else None
 
-    def _is_inside(self, path: str) -> bool:
-        return Path(path).resolve().is_relative_to(self._real_root)
+    def _real_below(self, path: str) -> str | None:
+        """Where a path leads, relative to the folder; None: out of it."""
+        try:
+            real = os.path.realpath(path)
+        except ValueError:  # a NUL in the name
+            return "."
+        if not Path(real).is_relative_to(self._real_root):
+            return None
+        return os.path.relpath(real, self._real_root).replace(os.sep, "/")
 
     def _outside(self, entry: Entry, how: str) -> Difference:
         remedy = f"every image must be inside {self._root}: correct the path, or move or copy the file there"
@@ -235,8 +263,38 @@ def _parent(path: str) -> str:
     return path.rpartition("/")[0] or "."
 
 
-def _note_missing(missing: list[Entry], listed: Counter[str], note: NoteDifference) -> None:
-    """Note each missing file, or once a folder whose files are all missing."""
+def _without_linked_twice(
+    linked: dict[str, str], present: list[tuple[Entry, int]], note: NoteDifference
+) -> list[tuple[Entry, int]]:
+    """Note and leave out links to a file that is listed in another class or another split."""
+    if not linked:
+        return present
+    first_of: dict[str, Entry] = {}
+    for entry, _ in sorted(present, key=lambda found: found[0].path in linked):  # files before links to them
+        first_of.setdefault(linked.get(entry.path, entry.path), entry)
+    kept = []
+    for entry, size in present:
+        first = first_of[linked.get(entry.path, entry.path)]
+        if (entry.split, entry.label) == (first.split, first.label):
+            kept.append((entry, size))
+            continue
+        note(
+            Difference(
+                f"{entry.where}: {shown(entry.path)} is the same file as {shown(first.path)} (listed in {first.where})",
+                "an image belongs to one class and one split: keep one of the two names",
+            )
+        )
+    return kept
+
+
+def _note_missing(root: Path, missing: list[Entry], listed: Counter[str], note: NoteDifference) -> None:
+    """Note each missing file, or once a folder whose files are all missing, with what is there in its place."""
+    names = NearNames()
+
+    def instead(path: str) -> str:
+        near = names.of(root, path) if "\0" not in path else None
+        return "" if near is None else f"; {near}"
+
     missing_in = Counter(_parent(entry.path) for entry in missing)
     remedy = "unpack the original archive again, or correct the list"
     noted: set[str] = set()
@@ -247,13 +305,14 @@ def _note_missing(missing: list[Entry], listed: Counter[str], note: NoteDifferen
                 noted.add(parent)
                 note(
                     Difference(
-                        f"{parent}/: all {missing_in[parent]:,} files listed there are missing, "
-                        f"the first in {entry.where}",
+                        f"{shown(parent)}/: all {missing_in[parent]:,} files listed there are missing, "
+                        f"the first in {entry.where}{instead(entry.path)}",
                         remedy,
                     )
                 )
         else:
-            note(Difference(f"{entry.path} is missing (listed in {entry.where})", remedy))
+            what = f"{shown(entry.path)} is missing (listed in {entry.where}){instead(entry.path)}"
+            note(Difference(what, remedy))
 
 
 def _note_shared_classes(entries: list[Entry], note: NoteDifference) -> None:

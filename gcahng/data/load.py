@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +17,7 @@ from gcahng.data.image_set import DataSplits, ImageFiles
 from gcahng.data.index import read_index, write_index
 from gcahng.data.listing import SPLITS, DataMismatch, DataSetFiles, Listing, SplitFiles, collect, raise_difference
 from gcahng.data.spec import DataSetSpec
-from gcahng.errors import UserError
+from gcahng.errors import UserError, UserNote
 
 if TYPE_CHECKING:
     from gcahng.data.config import DataConfig
@@ -47,6 +49,8 @@ def load_data(config: DataConfig) -> DataSplits:
         options = [f"--{name} {value}" for name, value in (("root", config.root), ("csv", config.csv)) if value]
         command = " ".join(["gcahng data verify", spec.name, *options])
         raise UserError(f"{error}. `{command}` lists everything that differs") from None
+    if data_files.left_out and int(os.environ.get("RANK", 0)) == 0:  # of processes that torchrun starts, one says it
+        warnings.warn(f"left out of {data_files.root}: {data_files.left_out}", UserNote, stacklevel=2)
     return _splits(spec, listing, config.val_classes)
 
 

@@ -27,6 +27,7 @@ class Verification:
         differences: everything that differs from the published data set.
         images_read: number of images that were decoded.
         index: where the index was written; None if the files cannot be listed or no place is writable.
+        left_out: files and folders that do not count, in one line; "" if there are none.
     """
 
     spec: DataSetSpec
@@ -34,6 +35,7 @@ class Verification:
     differences: list[Difference]
     images_read: int
     index: Path | None
+    left_out: str = ""
 
 
 def verify_data(
@@ -82,7 +84,7 @@ def verify_data(
             differences += [_unreadable(listing, error) for error in unreadable]
             if progress is not None:
                 progress(read, len(paths))
-    return Verification(spec, counts, differences, read, index)
+    return Verification(spec, counts, differences, read, index, str(data_files.left_out))
 
 
 def _count_differences(spec: DataSetSpec, counts: dict[str, Counts]) -> Iterator[Difference]:
@@ -140,6 +142,8 @@ def describe(verification: Verification, root: Path) -> str:
             images, classes = (f"{n:,}" for n in expected) if expected else ("any", "any")
             lines.append(f"  {split:<8}{here.images:>10,}{images:>10}{here.classes:>10,}{classes:>10}")
     lines.append(f"  {verification.images_read:,} images decoded")
+    if verification.left_out:
+        lines.append(f"  left out: {verification.left_out}")
     if not verification.differences:
         lines.append("no differences")
     else:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import os
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -12,12 +15,15 @@ import torch
 
 from gcahng.data import DataSplits, ImageFiles, LabeledImages, load_data
 from gcahng.data.config import DataConfig, DataName
-from gcahng.errors import UserError
+from gcahng.data.folder_entries import EXTENSIONS, LISTED_ALREADY, UNREADABLE, LeftOut, entries_of, shown
+from gcahng.data.listing import split_lines
+from gcahng.data.near_names import near_file
+from gcahng.errors import UserError, UserNote
 from gcahng.files import regular_file
 from gcahng.retrieval.items import Items, Source
 
 SPLITS = ("test", "train", "val", "gallery")
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = tuple(sorted((*EXTENSIONS, ".gif")))
 LIST_SUFFIXES = (".lst", ".txt")
 
 
@@ -34,7 +40,13 @@ def with_data(config: DataConfig, options: dict[str, Any]) -> DataConfig:
     name = options.get("name", config.name)
     if name != config.name:
         defaults = DataConfig()
-        config = replace(config, root=None, csv=None, val_classes=None, train_classes=defaults.train_classes)
+        config = replace(
+            config,
+            root=None,
+            csv=None,
+            val_classes=None,
+            train_classes=defaults.train_classes,
+        )
     known = {field.name for field in fields(DataConfig)}
     unknown = set(options) - known
     if unknown:
@@ -83,27 +95,40 @@ def dataset_images(config: DataConfig, split: str) -> tuple[LabeledImages, Items
     return images, Items(names, images.labels.cpu(), images.class_names, (source,))
 
 
-def files_images(paths: Sequence[Path], *, labels_from_folders: bool = False) -> tuple[ImageFiles, Items]:
+def files_images(
+    paths: Sequence[Path],
+    *,
+    labels_from_folders: bool = False,
+    skip_unreadable: bool = False,
+) -> tuple[ImageFiles, Items]:
     """The images that image files, folders (with all folders in them) and lists of paths name.
 
-    A list is a .txt or .lst file with one path in each line, relative to the list's folder. The root of the images is
-    the folder itself where one folder is given, otherwise the folder that all images have in common.
+    What counts in a folder says `gcahng.data.folder_entries`. A list is a .txt or .lst file with one path in each line,
+    relative to the list's folder. The root of the images is the folder itself where one folder is given, otherwise the
+    folder that all images have in common. A `UserNote` names what was left out of folders, and images that are named
+    more than once.
 
     Args:
         paths: what is named. The images come in this order; those of a folder are sorted by their path.
         labels_from_folders: whether the name of an image's folder is its class; otherwise images have no class.
+        skip_unreadable: whether folders that cannot be read are left out, and lists may have files that are missing,
+            which are then left out when images are read.
 
     Returns:
         The images, and what they are.
 
     Raises:
-        UserError: a path does not exist or is no image, or a folder or a list has no images.
+        UserError: a path does not exist or is no image, or a folder or a list has no images or cannot be read.
     """
     if not paths:
         raise UserError("no images are given; name image files, folders or lists of paths")
-    files = [file for path in paths for file in _files_of(Path(path))]
+    left_out = LeftOut()
+    files = [file for path in paths for file in _files_of(Path(path), left_out, skip_unreadable)]
+    if left_out:
+        warnings.warn(f"left out: {left_out}", UserNote, stacklevel=2)
+    _note_repeated(files)
     root = (
-        paths[0] if len(paths) == 1 and Path(paths[0]).is_dir() else Path(os.path.commonpath([f.parent for f in files]))
+        paths[0] if len(paths) == 1 and os.path.isdir(paths[0]) else Path(os.path.commonpath([f.parent for f in files]))
     )
     root = Path(os.path.abspath(root))
     names = tuple(os.path.relpath(file, root).replace(os.sep, "/") for file in files)
@@ -118,33 +143,95 @@ def files_images(paths: Sequence[Path], *, labels_from_folders: bool = False) ->
     return images, Items(names, labels, class_names, (Source(len(files), str(root)),))
 
 
-def _files_of(path: Path) -> list[Path]:
+def _files_of(path: Path, left_out: LeftOut, skip_unreadable: bool) -> list[Path]:
     """The absolute image files that `path` means."""
-    if path.is_dir():
-        files = [
-            Path(folder, name)
-            for folder, _, names in os.walk(os.path.abspath(path))
-            for name in names
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-        ]
+    if os.path.isdir(path):  # unlike Path.is_dir, it takes names that are too long for the system
+        files = _files_below(path, left_out, skip_unreadable)
         if not files:
-            raise UserError(f"{path} holds no images; it must hold files that end in {', '.join(IMAGE_SUFFIXES)}")
-        return sorted(files)
-    if path.suffix.lower() in IMAGE_SUFFIXES:
-        if not path.is_file():
-            raise UserError(f"{path} does not exist; name an image, a folder or a list of paths")
-        return [Path(os.path.abspath(path))]
-    if path.suffix.lower() in LIST_SUFFIXES and path.is_file():
-        try:
-            lines = regular_file(path).read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}") from error
-        files = [Path(os.path.abspath(path.parent / line)) for line in lines if line.strip()]
-        if not files:
-            raise UserError(f"{path} lists no images; it must have one path in each line")
+            but = f"; left out: {left_out}" if left_out else ""
+            raise UserError(f"{path} holds no images; it must hold files that end in {', '.join(IMAGE_SUFFIXES)}{but}")
         return files
-    if not path.exists():
-        raise UserError(f"{path} does not exist; name an image, a folder or a list of paths")
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        if not os.path.isfile(path):
+            raise UserError(f"{_missing(path)}; name an image, a folder or a list of paths")
+        return [Path(os.path.abspath(path))]
+    if path.suffix.lower() in LIST_SUFFIXES and os.path.isfile(path):
+        return _listed(path, skip_unreadable)
+    if not os.path.exists(path):
+        raise UserError(f"{_missing(path)}; name an image, a folder or a list of paths")
     raise UserError(
         f"{path} is neither an image ({', '.join(IMAGE_SUFFIXES)}) nor a list of paths ({', '.join(LIST_SUFFIXES)})"
     )
+
+
+def _files_below(root: Path, left_out: LeftOut, skip_unreadable: bool) -> list[Path]:
+    """The images in a folder and in all folders in it, sorted. A folder that links lead to is listed once."""
+    start = os.path.abspath(root)
+    files: list[Path] = []
+    listed: set[str] = set()
+    links: list[str] = []
+    folders = [start]
+    while folders or links:
+        # Links come last, so that a folder is listed by its own name if it has one here.
+        folder = folders.pop() if folders else links.pop(0)
+        if (real := os.path.realpath(folder)) in listed:
+            left_out.add(LISTED_ALREADY, os.path.relpath(folder, start))
+            continue
+        listed.add(real)
+        below = "" if folder == start else os.path.relpath(folder, start) + os.sep
+        try:
+            found = entries_of(Path(folder), below, left_out, IMAGE_SUFFIXES)
+        except OSError as error:
+            if not skip_unreadable or folder == start:
+                raise UserError(
+                    f"{folder} cannot be read: {error.strerror}; it must be a readable folder, or be left out with "
+                    "--skip_unreadable"
+                ) from None
+            left_out.add(UNREADABLE, below.rstrip(os.sep))
+            continue
+        files += [Path(folder, name) for name in found.files]
+        for name in found.folders:
+            (links if name in found.linked else folders).append(os.path.join(folder, name))
+    return sorted(files)
+
+
+def _listed(path: Path, skip_unreadable: bool) -> list[Path]:
+    """The absolute files that a list names."""
+    try:
+        content = regular_file(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"{path} is text in UTF-16; it must be UTF-8")
+    files = []
+    for number, line in enumerate(split_lines(content.removeprefix(codecs.BOM_UTF8)), start=1):
+        if line.strip():
+            file = Path(os.path.abspath(path.parent / os.fsdecode(line)))
+            if not skip_unreadable and not os.path.isfile(file):
+                raise UserError(
+                    f"{path} line {number}: {_missing(file)}; correct the list, or leave out what cannot be read with "
+                    "--skip_unreadable"
+                )
+            files.append(file)
+    if not files:
+        raise UserError(f"{path} lists no images; it must have one path in each line")
+    return files
+
+
+def _missing(path: Path) -> str:
+    name = str(path)
+    near = near_file(path) if "\0" not in name else None
+    return f"{shown(name)} does not exist{f', but {near}' if near else ''}"
+
+
+def _note_repeated(files: list[Path]) -> None:
+    """Say once how many images are named more than once, also by a link."""
+    count = Counter(os.path.realpath(file) if os.path.islink(file) else str(file) for file in files)
+    repeated = [name for name, times in count.items() if times > 1]
+    if repeated:
+        warnings.warn(
+            f"{len(repeated):,} of {len(count):,} images are named more than once, such as {shown(repeated[0])}; each "
+            "of their names has a row of its own",
+            UserNote,
+            stacklevel=3,
+        )

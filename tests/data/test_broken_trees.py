@@ -155,7 +155,7 @@ BROKEN = {
     "csv val and test": (*_csv(lambda p: edit(p, "1,test", "1,val")), "1 of 1 val classes are test classes too"),
     "csv train and query": (*_csv(lambda p: searched(p, "query")), "1 of 3 train .* test classes too, such as thing 0"),
     "csv train and gallery": (*_csv(lambda p: searched(p, "gallery")), "1 of 3 train .* test classes too, such as thi"),
-    "csv NUL": (*_csv(lambda p: edit(p, "/0-0", "/0\0-0")), r"pictures/0\0-0.jpg is missing \(listed in list.csv"),
+    "csv NUL": (*_csv(lambda p: edit(p, "/0-0", "/0\0-0")), r"'pictures/0\\x00-0.jpg' is missing \(listed in list.csv"),
     "csv no test": (*_csv(lambda p: p.write_text(p.read_text().replace(",test", ",train"))), "has no test images"),
     "csv outside": (*_csv(lambda p: edit(p, "pictures/0-0", "../0-0")), r"list.csv line 2: '\.\./0-0.jpg' leaves"),
 }  # fmt: skip

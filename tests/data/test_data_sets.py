@@ -14,7 +14,7 @@ import trees
 from gcahng.data import DataSplits, ImageFiles, load_data, read_rgb
 from gcahng.data.cars196 import TEST_MAKES, TRAIN_MAKES
 from gcahng.data.config import DataConfig
-from gcahng.errors import UserError
+from gcahng.errors import UserError, UserNote
 
 MAKERS: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "cub200": ("cub200", trees.make_cub200),
@@ -162,7 +162,8 @@ def test_folder_skips_hidden_and_other_files(tmp_path: Path) -> None:
     (root / "train" / "class_0" / "notes.txt").write_text("not an image")
     (root / "train" / "class_0" / "._0.png").write_text("left by a Mac")
     (root / "train" / ".cache").mkdir()
-    assert len(load("folder", root).train) == 12
+    with pytest.warns(UserNote, match=r"2 hidden \(train/.cache, train/class_0/._0.png\)$"):
+        assert len(load("folder", root).train) == 12
 
 
 @pytest.mark.parametrize("columns", [("path", "label", "split"), ("split", "color", "path", "label")])

@@ -13,7 +13,7 @@ import torch
 
 from gcahng.cli import main
 from gcahng.data import DataSplits
-from gcahng.errors import UserError
+from gcahng.errors import UserError, UserNote
 from gcahng.evaluation.image_inputs import files_images
 from gcahng.retrieval import nearest
 from gcahng.retrieval.embeddings import read_embeddings
@@ -114,6 +114,7 @@ def test_a_picture_shows_the_images_that_were_found(
     assert captions[0] == "b" and captions[1] == "1.000  b"
 
 
+@pytest.mark.filterwarnings("ignore:1 of 1 images are named more than once")
 def test_adding_images_and_searching_by_folder_and_list(
     built: Path, run: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -289,7 +290,8 @@ def test_sources(place: Path, tmp_path: Path) -> None:
     (tmp_path / "notepad.txt").write_text(f"{place}/pictures/b/1.png\r\n", encoding="utf-8-sig")
     assert files_images([tmp_path / "notepad.txt"])[0].file(0) == place / "pictures" / "b" / "1.png"
     (place / "pictures" / ".hidden.png").touch()
-    assert len(files_images([place / "pictures"])[0]) == 10
+    with pytest.warns(UserNote, match=r"left out: 1 hidden \(.hidden.png\)"):
+        assert len(files_images([place / "pictures"])[0]) == 10
     with pytest.raises(UserError, match="no images are given"):
         files_images([])
 
