@@ -253,3 +253,18 @@ def config_from_dict(values: dict[str, Any], cls: type[_Config] = TrainConfig, p
         for name, value in values.items()
     }
     return cls(**built)
+
+
+def config_of_run(values: dict[str, Any]) -> TrainConfig:
+    """The options that a run folder, a checkpoint or a model's file holds.
+
+    An option that they lack because it came later has the value that the code of their time stood for.
+
+    Args:
+        values: nested dicts, as for `config_from_dict`.
+
+    Raises:
+        UserError: as `config_from_dict`.
+    """
+    data = values.get("data") if isinstance(values, dict) else None
+    return config_from_dict({**values, "data": {"exif_rotate": False, **data}} if isinstance(data, dict) else values)

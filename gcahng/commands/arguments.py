@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from gcahng.bounds import BOUNDS, check_device, check_number
 from gcahng.errors import UserError
 
+
+def truth(text: str) -> bool:
+    """The type of an option that is true or false."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text.lower() == "true"
+
+
 # The fields of `gcahng.train.DataConfig` that say which images are used and how they are read.
-_DATA_OPTIONS: dict[str, tuple[type, str, str]] = {
+_DATA_OPTIONS: dict[str, tuple[Callable[[str], Any], str, str]] = {
     "name": (str, "SET", "the data set, if not the model's: glyphs, cub200, cars196, sop, inshop, folder or csv"),
     "root": (str, "DIR", "folder of the data set's files"),
     "csv": (str, "FILE", "file of path, label and split (csv)"),
     "train_classes": (int, "N", "number of classes that train (glyphs)"),
     "val_classes": (int, "N", "number of training classes that are set aside for validation"),
+    "exif_rotate": (
+        truth,
+        "TRUE|FALSE",
+        "rotate image files as their EXIF orientation says (the model's; true for files that are named here)",
+    ),
     "resize": (int, "PIXELS", "length that the shorter side of image files is scaled to (the model's)"),
     "image_size": (int, "PIXELS", "side of the square that is cut from the middle (the model's)"),
     "workers": (int, "N", "processes that read image files (one less than there are cores, but at most 8)"),

@@ -47,8 +47,8 @@ def load_images(
         options: of the command line.
         model: the network; its data options hold where the command line has none.
         sources: image files, folders and lists; empty: the split of the data set.
-        like: the model of embeddings that these will be compared with; images are resized as for it where no option
-            says otherwise.
+        like: the model of embeddings that these will be compared with; images are rotated and resized as for it where
+            no option says otherwise.
 
     Returns:
         The images, what they are, and how image files are prepared.
@@ -57,11 +57,12 @@ def load_images(
         UserError: a source is not there, or a data set is named beside sources.
     """
     from gcahng.data import Preprocessing
-    from gcahng.evaluation.image_inputs import dataset_images, files_images, with_data
+    from gcahng.evaluation.image_inputs import dataset_images, files_images, rotates_files, with_data
 
     given = data_options(options)
     if like is not None:
-        given = {"resize": like.resize, "image_size": like.crop} | given
+        rotation = {} if like.exif_rotate is None else {"exif_rotate": like.exif_rotate}
+        given = {"resize": like.resize, "image_size": like.crop} | rotation | given
     config = with_data(model.config.data, given)
     preprocessing = Preprocessing(config.resize, config.image_size)
     if not sources:
@@ -71,6 +72,7 @@ def load_images(
     images, items = files_images(
         sources,
         labels_from_folders=options.labels_from_folders,
+        exif_rotate=rotates_files(model.config.data, given.get("exif_rotate")),
         skip_unreadable=getattr(options, "skip_unreadable", False),
     )
     return images, items, preprocessing

@@ -131,7 +131,8 @@ def _info(arguments: list[str]) -> int:
     else:
         scaled = ", embeddings normalized" if model.normalized else ""
         print(f"model       {model.backbone} {model.fingerprint[:12]}, from {model.path}{scaled}")
-        print(f"images      resized to {model.resize}, cropped to {model.crop} pixels")
+        rotated = "rotated by EXIF, " if model.exif_rotate else ""
+        print(f"images      {rotated}resized to {model.resize}, cropped to {model.crop} pixels")
     for source in items.sources:
         place = source.root or (f"{source.data['name']}, {source.split}" if source.data else "not known")
         print(f"source      {source.rows} rows: {place}")

@@ -65,9 +65,10 @@ def run(arguments: list[str]) -> int:
         )
     hits = _hits(contents, queries, result.indices.tolist(), result.values.tolist())
     if options.picture is not None:
-        from gcahng.evaluation.search_plot import plot_search
+        from gcahng.evaluation.search_plot import Pictures, plot_search
 
-        plot_search(queries.items, contents.items, hits, contents.index.metric, options.picture)
+        pictures = Pictures(contents.model is not None and bool(contents.model.exif_rotate))
+        plot_search(queries.items, contents.items, hits, contents.index.metric, options.picture, pictures)
     print(_as_json(contents, queries, hits) if options.json else _as_table(contents, queries, hits))
     if options.picture is not None and not options.json:
         print(f"\nwritten     {options.picture}")
@@ -109,7 +110,7 @@ def _embedded(options: argparse.Namespace, contents: IndexFile) -> EmbeddingSet:
     rows = _rows(options, len(images))
     images, items = images.subset(torch.tensor(rows)), items.subset(rows)
     normalize = contents.model is not None and contents.model.normalized
-    identity = embedding_model(model, preprocessing, normalize)
+    identity = embedding_model(model, preprocessing, images, normalize)
     device = resolve_device(options.device)
     # Starting processes takes longer than reading a few images.
     workers = usual_workers(data_options(options).get("workers")) if len(images) > 64 else 0

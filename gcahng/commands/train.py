@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from argparse import ArgumentTypeError
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,7 +11,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from gcahng.bounds import shown
-from gcahng.commands.arguments import Parser
+from gcahng.commands.arguments import Parser, truth
 from gcahng.errors import UserError
 from gcahng.extras import require
 
@@ -22,12 +21,6 @@ if TYPE_CHECKING:
     from gcahng.config import TrainConfig
 
 
-def _truth(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise ArgumentTypeError(f"{text!r} is neither true nor false")
-    return text.lower() == "true"
-
-
 # The options that may change when a run is resumed, beside --device, and their names in gcahng.train.resume.
 _RESUME_OPTIONS = {
     "--threads": ("threads", int, "threads of PyTorch on the CPU"),
@@ -35,7 +28,7 @@ _RESUME_OPTIONS = {
     "--data.workers": ("workers", int, "processes that read image files"),
     "--data.skip_unreadable": (
         "skip_unreadable",
-        _truth,
+        truth,
         "true: another image replaces a damaged one",
     ),
     "--skip_nonfinite": ("skip_nonfinite", int, "how many steps in a row are left out where something is not finite"),

@@ -6,7 +6,7 @@ from gcahng.data.file_batches import FileBatches
 from gcahng.data.glyphs import load_glyphs
 from gcahng.data.image_set import DataSplits, ImageFiles, ImageSet, LabeledImages
 from gcahng.data.load import DATA_SETS, load_data
-from gcahng.data.reading import Preprocessing, UnreadableImage, evaluation_batches, read_rgb, usual_workers
+from gcahng.data.reading import Preprocessing, UnreadableImage, evaluation_batches, read_image, read_rgb, usual_workers
 from gcahng.data.sampler import BalancedBatchSampler
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "load_data",
     "load_glyphs",
     "random_shifts",
+    "read_image",
     "read_rgb",
     "usual_workers",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from gcahng.bounds import check_fields
@@ -27,6 +27,8 @@ class DataConfig:
         val_classes: number of training classes that are set aside to choose the best checkpoint; 0: none; null: 100
             of glyphs, a tenth elsewhere.
         max_shift: training images are shifted by at most this many pixels in each direction (glyphs).
+        exif_rotate: whether an image is rotated and mirrored as its EXIF orientation says (image files); null: true for
+            folder and csv, false for the published sets, whose numbers are those of the images as they are stored.
         image_size: side of the square that the network sees, in pixels (image files).
         resize: length in pixels that the shorter side is scaled to before evaluation (image files).
         crop_scale_min: smallest part of an image's area that a training crop takes (image files).
@@ -44,11 +46,21 @@ class DataConfig:
     train_classes: int = 200
     val_classes: int | None = None
     max_shift: int = 2
+    exif_rotate: bool | None = None
     image_size: int = 224
     resize: int = 256
     crop_scale_min: float = 0.08
     workers: int | None = None
     skip_unreadable: bool = False
+
+    @property
+    def rotates(self) -> bool:
+        """`exif_rotate`, where null is replaced by what it means for the data set."""
+        return self.name in ("folder", "csv") if self.exif_rotate is None else self.exif_rotate
+
+    def decided(self) -> DataConfig:
+        """The same with the value that a null `exif_rotate` stands for, as a run records it."""
+        return self if self.name == "glyphs" else replace(self, exif_rotate=self.rotates)
 
     def check(self) -> None:
         """See that every option is in its range, and that the square that evaluation cuts out fits into the image.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gcahng.data.augment import drawing
 from gcahng.data.image_set import ImageFiles
-from gcahng.data.reading import UnreadableImage, read_in_order, read_rgb
+from gcahng.data.reading import UnreadableImage, read_image, read_in_order
 from gcahng.data.sampler import BalancedBatchSampler
 from gcahng.errors import UserError
 from gcahng.extras import require
@@ -175,7 +175,7 @@ class _BatchReader:
     def _read(self, index: int, avoid: list[int]) -> tuple[PILImage, int]:
         """The image `index`, or the next readable one of its class, which should not be in the batch already."""
         try:
-            return read_rgb(self._files.file(index)), index
+            return read_image(self._files, index), index
         except UnreadableImage as error:
             if not self._skip_unreadable:
                 remedy = "restore it, or set data.skip_unreadable=true to train on another image of its class"
@@ -185,7 +185,7 @@ class _BatchReader:
         others = same_class[after:] + same_class[: after - 1]
         for other in sorted(others, key=lambda candidate: candidate in avoid):
             try:
-                return read_rgb(self._files.file(other)), other
+                return read_image(self._files, other), other
             except UnreadableImage:
                 continue
         raise UserError(

@@ -48,12 +48,14 @@ class ImageFiles:
         paths: N paths with forward slashes.
         labels: (N,) int64 in 0 … classes - 1, numbered within this split.
         class_names: the name of each label.
+        exif_rotate: whether each image is rotated and mirrored as its EXIF orientation says.
     """
 
     root: Path
     paths: tuple[str, ...]
     labels: Tensor
     class_names: tuple[str, ...]
+    exif_rotate: bool = False
 
     def __len__(self) -> int:
         return len(self.paths)

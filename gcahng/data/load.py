@@ -51,7 +51,7 @@ def load_data(config: DataConfig) -> DataSplits:
         raise UserError(f"{error}. `{command}` lists everything that differs") from None
     if data_files.left_out and int(os.environ.get("RANK", 0)) == 0:  # of processes that torchrun starts, one says it
         warnings.warn(f"left out of {data_files.root}: {data_files.left_out}", UserNote, stacklevel=2)
-    return _splits(spec, listing, config.val_classes)
+    return _splits(spec, listing, config.val_classes, config.rotates)
 
 
 def find_files(spec: DataSetSpec, root: str | None, csv: str | None) -> DataSetFiles:
@@ -81,7 +81,7 @@ def _lines(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines()]
 
 
-def _splits(spec: DataSetSpec, listing: Listing, val_classes: int | None) -> DataSplits:
+def _splits(spec: DataSetSpec, listing: Listing, val_classes: int | None, exif_rotate: bool) -> DataSplits:
     splits = dict(listing.splits)
     own_val = splits.pop("val", None)
     if own_val is not None and val_classes:
@@ -94,12 +94,12 @@ def _splits(spec: DataSetSpec, listing: Listing, val_classes: int | None) -> Dat
         splits["train"], own_val = _set_aside(splits["train"], count) if count else (splits["train"], None)
     if own_val is not None and val_classes != 0:
         splits["val"] = own_val
-    files = {name: _image_files(listing.root, splits[name]) for name in SPLITS if name in splits}
+    files = {name: _image_files(listing.root, splits[name], exif_rotate) for name in SPLITS if name in splits}
     return DataSplits(
         train=files["train"],
         val=files.get("val"),
         test=files["test"],
-        digest=_digest(splits),
+        digest=_digest(splits, exif_rotate=exif_rotate),
         gallery=files.get("gallery"),
         recall_at=spec.recall_at,
         listing=_digest(splits, sizes=False),
@@ -136,12 +136,13 @@ def _with_classes(files: SplitFiles, classes: set[int]) -> SplitFiles:
     )
 
 
-def _image_files(root: Path, files: SplitFiles) -> ImageFiles:
-    return ImageFiles(root, tuple(files.paths), torch.tensor(files.labels), tuple(files.class_names))
+def _image_files(root: Path, files: SplitFiles, exif_rotate: bool) -> ImageFiles:
+    return ImageFiles(root, tuple(files.paths), torch.tensor(files.labels), tuple(files.class_names), exif_rotate)
 
 
-def _digest(splits: dict[str, SplitFiles], sizes: bool = True) -> str:
-    digest = hashlib.sha256()
+def _digest(splits: dict[str, SplitFiles], *, sizes: bool = True, exif_rotate: bool = False) -> str:
+    # Images as they are stored have the digest that they had before there was a choice.
+    digest = hashlib.sha256(b"exif_rotate\n" if exif_rotate else b"")
     for name in SPLITS:
         if name in splits:
             files = splits[name]

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from gcahng.data.decoding import decode
 from gcahng.data.image_set import ImageFiles, LabeledImages
 from gcahng.engine.fits import check_fits
 from gcahng.errors import UserError
@@ -53,34 +53,37 @@ class UnreadableImage(UserError):
         return UnreadableImage, (self.path, self.reason)
 
 
-def read_rgb(path: Path) -> PILImage:
-    """Read an image file as RGB.
+def read_rgb(path: Path, *, exif_rotate: bool = False) -> PILImage:
+    """Read an image file as RGB, see `gcahng.data.decoding.decode`.
 
-    Gray images of 8 or 16 bits, CMYK and palette images are converted. Transparent pixels are blended with white.
+    Args:
+        path: the file.
+        exif_rotate: whether the image is rotated and mirrored as its EXIF orientation says.
 
     Raises:
         UnreadableImage: the file is missing, truncated or not an image.
     """
     require("PIL", extra="train", purpose="reading image files")
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(regular_file(path)) as image:
-            image.load()
-            if "A" in image.getbands() or "transparency" in image.info:
-                image = image.convert("RGBA")
-                white = Image.new("RGBA", image.size, "white")
-                return Image.alpha_composite(white, image).convert("RGB")
-            if image.mode.startswith("I;16"):  # PIL's own conversion clips values above 255
-                return Image.fromarray((np.asarray(image, dtype=np.uint16) / 257).round().astype(np.uint8)).convert(
-                    "RGB"
-                )
-            if image.mode in ("I", "F"):
-                raise ValueError(f"it has {image.mode} pixels of 32 bits; a channel must have 8 or 16 bits")
-            return image.convert("RGB")
+        # PIL maps a file that it opens itself into memory, and then scrambles TIFF files that it turns.
+        with open(regular_file(path), "rb") as file, Image.open(file) as image:
+            return decode(image, exif_rotate=exif_rotate)
+    except UnidentifiedImageError:
+        raise UnreadableImage(path, "it is in no format that Pillow knows, or its beginning is damaged") from None
     except Exception as error:  # PIL raises what its codecs raise: OSError, SyntaxError, ValueError, struct.error …
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UnreadableImage(path, reason) from None
+
+
+def read_image(files: ImageFiles, index: int) -> PILImage:
+    """Image `index` of `files` as RGB, upright where `files.exif_rotate` says so.
+
+    Raises:
+        UnreadableImage: the file is missing, truncated or not an image.
+    """
+    return read_rgb(files.file(index), exif_rotate=files.exif_rotate)
 
 
 def evaluation_batches(
@@ -224,6 +227,6 @@ class _ChunkReader:
 
     def __getitem__(self, chunk: range) -> Tensor | UserError:
         try:
-            return torch.stack([self._transform(read_rgb(self._files.file(index))) for index in chunk])
+            return torch.stack([self._transform(read_image(self._files, index)) for index in chunk])
         except UserError as error:
             return error

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gcahng.bounds import check_fields
 from gcahng.data import ImageFiles, LabeledImages, Preprocessing, evaluation_batches, usual_workers
-from gcahng.data.reading import UnreadableImage, read_rgb
+from gcahng.data.reading import UnreadableImage, read_image
 from gcahng.devices import resolve_device
 from gcahng.errors import UserError
 from gcahng.evaluation.partial_embeddings import ImagesKey, PartialRows
@@ -100,12 +100,15 @@ def embed(
         model.train(training)
 
 
-def embedding_model(model: Model, preprocessing: Preprocessing, normalized: bool = False) -> EmbeddingModel:
+def embedding_model(
+    model: Model, preprocessing: Preprocessing, images: LabeledImages, normalized: bool = False
+) -> EmbeddingModel:
     """What identifies embeddings.
 
     Args:
         model: the network that makes them.
         preprocessing: of image files.
+        images: what is embedded.
         normalized: whether they are scaled to norm 1.
     """
     return EmbeddingModel(
@@ -115,6 +118,7 @@ def embedding_model(model: Model, preprocessing: Preprocessing, normalized: bool
         resize=preprocessing.resize,
         crop=preprocessing.crop,
         normalized=normalized,
+        exif_rotate=images.exif_rotate if isinstance(images, ImageFiles) else None,
     )
 
 
@@ -179,9 +183,10 @@ def embed_to_file(
     out = Path(out)
     check_suffix("out", out)
     check_fields(options)
-    identity = embedding_model(model, preprocessing, options.normalize)
+    identity = embedding_model(model, preprocessing, images, options.normalize)
     about = [identity.fingerprint, identity.resize, identity.crop, options.batch_size]
     about += ["normalized"] if options.normalize else []  # without, the key is that of earlier versions
+    about += ["exif_rotate"] if identity.exif_rotate else []
     key = ImagesKey(json.dumps(about), images)
     if out.exists():
         there = read_embeddings(out)
@@ -250,7 +255,7 @@ class _Embedder:
                 if not self._options.skip_unreadable or not isinstance(images, ImageFiles):
                     raise
                 window = range(start, min(start + size, len(images)))
-                good = [i for i in window if _readable(images.file(i))]
+                good = [i for i in window if _readable(images, i)]
                 if len(good) == len(window):  # now it can be read: the file changes meanwhile
                     raise
                 rows = [self._embed(batch) for batch in self._batches(images, good, preprocessing)] if good else []
@@ -269,9 +274,9 @@ class _Embedder:
         return normalized(rows) if self._options.normalize else rows
 
 
-def _readable(path: Path) -> bool:
+def _readable(images: ImageFiles, index: int) -> bool:
     try:
-        read_rgb(path)
+        read_image(images, index)
     except UnreadableImage:
         return False
     return True

@@ -46,6 +46,7 @@ def with_data(config: DataConfig, options: dict[str, Any]) -> DataConfig:
             csv=None,
             val_classes=None,
             train_classes=defaults.train_classes,
+            exif_rotate=None,
         )
     known = {field.name for field in fields(DataConfig)}
     unknown = set(options) - known
@@ -56,6 +57,21 @@ def with_data(config: DataConfig, options: dict[str, Any]) -> DataConfig:
     config = replace(config, **options)
     config.check()
     return config
+
+
+def rotates_files(config: DataConfig, asked: bool | None = None) -> bool:
+    """Whether image files that a user names are rotated as their EXIF orientation says.
+
+    They are a user's own, as those of `folder` are, so the option of a run on one of the published sets says nothing
+    about them.
+
+    Args:
+        config: of the training run.
+        asked: what the user says; None: nothing.
+    """
+    if asked is not None:
+        return asked
+    return config.rotates if config.name in ("folder", "csv") else True
 
 
 def choose_split(data: DataSplits, split: str, name: str) -> LabeledImages:
@@ -99,6 +115,7 @@ def files_images(
     paths: Sequence[Path],
     *,
     labels_from_folders: bool = False,
+    exif_rotate: bool = True,
     skip_unreadable: bool = False,
 ) -> tuple[ImageFiles, Items]:
     """The images that image files, folders (with all folders in them) and lists of paths name.
@@ -111,6 +128,7 @@ def files_images(
     Args:
         paths: what is named. The images come in this order; those of a folder are sorted by their path.
         labels_from_folders: whether the name of an image's folder is its class; otherwise images have no class.
+        exif_rotate: whether the images are to be rotated as their EXIF orientation says.
         skip_unreadable: whether folders that cannot be read are left out, and lists may have files that are missing,
             which are then left out when images are read.
 
@@ -139,7 +157,7 @@ def files_images(
         class_names = tuple(sorted(set(folders)))
         places = {name: i for i, name in enumerate(class_names)}
         labels = torch.tensor([places[folder] for folder in folders])
-    images = ImageFiles(root, names, labels, class_names)
+    images = ImageFiles(root, names, labels, class_names, exif_rotate)
     return images, Items(names, labels, class_names, (Source(len(files), str(root)),))
 
 

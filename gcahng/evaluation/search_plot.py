@@ -43,9 +43,14 @@ class Hit:
 
 
 class Pictures:
-    """Reads the images of items when they are asked for, and a data set that lies in memory only once."""
+    """Reads the images of items when they are asked for, and a data set that lies in memory only once.
 
-    def __init__(self) -> None:
+    Args:
+        exif_rotate: whether image files are rotated as their EXIF orientation says.
+    """
+
+    def __init__(self, exif_rotate: bool = False) -> None:
+        self._exif_rotate = exif_rotate
         self._loaded: dict[str, DataSplits] = {}
 
     def get(self, items: Items, row: int) -> Tensor | None:
@@ -63,7 +68,7 @@ class Pictures:
         """
         path = items.path(row)
         if path is not None:
-            image = read_rgb(path)
+            image = read_rgb(path, exif_rotate=self._exif_rotate)
             image.thumbnail((_SIDE, _SIDE))
             return torch.from_numpy(np.array(image)).float() / 255
         source, place = items.place(row)

@@ -90,7 +90,11 @@ def about(model: Model) -> dict[str, str]:
     """What an exported file says about itself: plain text, or JSON where a value has parts."""
     config, preprocessing = model.config, model.preprocessing
     trained = {"config": config_to_dict(config), "step": model.step, "data_digest": model.data_digest}
-    files = {"resize_shorter_side": preprocessing.resize, "center_crop": preprocessing.crop}
+    files = {
+        "exif_rotate": config.data.rotates,
+        "resize_shorter_side": preprocessing.resize,
+        "center_crop": preprocessing.crop,
+    }
     return {
         "format": FORMAT,
         "gcahng_version": gcahng.__version__,

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gcahng.bounds import check_fields
-from gcahng.config import TrainConfig, config_from_dict, config_to_dict
+from gcahng.config import TrainConfig, config_of_run, config_to_dict
 from gcahng.data import Preprocessing
 from gcahng.errors import UserError
 from gcahng.extras import require
@@ -66,7 +66,7 @@ def load_model(source: Path | str, which: str = "last") -> Model:
         return load_onnx(source)
     path = find_checkpoint(source, which)
     state = load_checkpoint(path)
-    config = config_from_dict(state["config"])
+    config = config_of_run(state["config"])
     return Model(_network(config, state["model"], path), config, path, state["step"], state["data_digest"])
 
 
@@ -149,7 +149,7 @@ def how_made(about: Mapping[str, str], path: Path) -> tuple[TrainConfig, int | N
     """
     try:
         known = json.loads(about["gcahng"])
-        return config_from_dict(known["config"]), known["step"], known["data_digest"]
+        return config_of_run(known["config"]), known["step"], known["data_digest"]
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise

@@ -6,7 +6,7 @@ import base64
 import io
 from typing import TYPE_CHECKING
 
-from gcahng.data import ImageFiles, LabeledImages, read_rgb
+from gcahng.data import ImageFiles, LabeledImages, read_image
 from gcahng.errors import UserError
 from gcahng.extras import require
 
@@ -50,7 +50,7 @@ def _square(images: LabeledImages, index: int, side: int) -> Image:
     from PIL import Image, ImageOps
 
     if isinstance(images, ImageFiles):
-        return ImageOps.fit(read_rgb(images.file(index)), (side, side))
+        return ImageOps.fit(read_image(images, index), (side, side))
     pixels = images.images[index].cpu()
     if pixels.ndim == 3:
         pixels = pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)

@@ -18,7 +18,7 @@ import json
 import os
 import struct
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -133,7 +133,10 @@ class IndexFile:
         if not allow_duplicates:
             self.check_new(what, embeddings.items)
         self.index.add(embeddings.embeddings, progress=progress)
-        return IndexFile(self.index, self.items.followed_by(embeddings.items), self.model or embeddings.model)
+        model = self.model or embeddings.model
+        if model is not None and embeddings.model is not None and model.exif_rotate is None:
+            model = replace(model, exif_rotate=embeddings.model.exif_rotate)
+        return IndexFile(self.index, self.items.followed_by(embeddings.items), model)
 
     def search(
         self,

@@ -15,7 +15,7 @@ from gcahng.errors import UserError
 
 @dataclass(frozen=True)
 class EmbeddingModel:
-    """The network that made embeddings. Only embeddings of the same network can be compared.
+    """The network that made embeddings, of which kind of images. Only embeddings of the same can be compared.
 
     Attributes:
         fingerprint: SHA-256 of its weights and of everything else that decides its output.
@@ -25,6 +25,7 @@ class EmbeddingModel:
         crop: side in pixels of the square that is cut from the middle of an image file.
         normalized: whether the embeddings were scaled to norm 1 after the network. For cosine similarity this makes no
             difference.
+        exif_rotate: whether image files were rotated as their EXIF orientation says; None: there were no files.
     """
 
     fingerprint: str
@@ -33,6 +34,7 @@ class EmbeddingModel:
     resize: int
     crop: int
     normalized: bool = False
+    exif_rotate: bool | None = False
 
     def difference(self, other: EmbeddingModel) -> str | None:
         """Why embeddings of `self` and `other` cannot be compared; None if they can."""
@@ -46,6 +48,8 @@ class EmbeddingModel:
                 f"images were resized to {self.resize} and cropped to {self.crop} pixels for one, and to "
                 f"{other.resize} and {other.crop} pixels for the other"
             )
+        if None not in (self.exif_rotate, other.exif_rotate) and self.exif_rotate != other.exif_rotate:
+            return "images were rotated as their EXIF orientation says for one of them, and not for the other"
         return None
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gcahng.config import TrainConfig, config_from_dict, config_to_dict
+from gcahng.config import TrainConfig, config_of_run, config_to_dict
 from gcahng.data import DataSplits, load_data
 from gcahng.devices import deterministic, resolve_device, torch_threads
 from gcahng.errors import UserError
@@ -59,7 +59,12 @@ def fit(config: TrainConfig, *, verbose: bool = False) -> dict[str, Any]:
             if config.out is not None and processes.first:
                 check_run_folder(config.out)
             device = _own_device(config.device, processes)
-        config = replace(config, device=str(device), threads=config.threads or torch.get_num_threads())
+        config = replace(
+            config,
+            device=str(device),
+            threads=config.threads or torch.get_num_threads(),
+            data=config.data.decided(),
+        )
         open_now.enter_context(_surroundings(config))
         data, trainer = _begin(config, processes, pretrained=True)
         open_now.callback(trainer.close)
@@ -196,7 +201,7 @@ def _take_up(run: Path, terminal: Terminal, open_now: ExitStack) -> tuple[TrainC
     path, state, damaged = newest_checkpoint(run)
     for error in damaged:
         terminal.warning(f"{error}; the run continues from {path}, step {state['step']}")
-    return config_from_dict(state["config"]) if state else _read_config(run / CONFIG), state
+    return config_of_run(state["config"]) if state else _read_config(run / CONFIG), state
 
 
 def _hold(open_now: ExitStack, run: Path) -> None:
@@ -264,4 +269,4 @@ def _yaml(config: TrainConfig) -> str:
 
 
 def _read_config(path: Path) -> TrainConfig:
-    return config_from_dict(load_yaml(read_yaml(path, str(path)), str(path)))
+    return config_of_run(load_yaml(read_yaml(path, str(path)), str(path)))

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from gcahng.config import TrainConfig
-from gcahng.data import DataSplits, ImageFiles, LabeledImages
-from gcahng.data.reading import read_rgb
+from gcahng.data import DataSplits, ImageFiles, LabeledImages, read_image
 from gcahng.errors import UserError
 from gcahng.evaluation.hardness import NegativesProbe
 from gcahng.files import CannotWrite, write_json, writing
@@ -355,5 +354,5 @@ def _picture(images: LabeledImages, index: int, size: int) -> Tensor:
     """Image `index` as (H, W) or (3, H, W) in [0, 1]; files are scaled to a square."""
     if not isinstance(images, ImageFiles):
         return images.images[index].float() / 255
-    square = read_rgb(images.file(index)).resize((size, size))
+    square = read_image(images, index).resize((size, size))
     return torch.from_numpy(np.array(square)).movedim(2, 0).float() / 255
