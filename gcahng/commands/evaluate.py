@@ -142,8 +142,10 @@ def _evaluate_network(options: argparse.Namespace) -> dict[str, Any]:
             progress=bar,
         )
     if result["same_data"] is False:
+        drawn = result["data"] == "glyphs"
+        cause = "another version of matplotlib?" if drawn else "other files or sizes, or another data.exif_rotate"
         print(
-            "gcahng: note: these images differ from those of the training run (another version of matplotlib?)",
+            f"gcahng: note: these images differ from those of the training run ({cause})",
             file=sys.stderr,
         )
     return result

@@ -25,7 +25,7 @@ _SOURCE = "Write one with Python's csv module, or export one from a spreadsheet 
 def find(root: Path, csv: Path | None) -> DataSetFiles:
     """The images below `root` that `csv` lists."""
     assert csv is not None
-    if not csv.is_file():
+    if not os.path.isfile(csv):
         raise UserError(f"data.csv is {csv}, which is not a file; it must be a CSV file of path, label and split")
     return DataSetFiles(root, key_of("csv", files=[csv]), lambda note: _entries(csv, root, note))
 
