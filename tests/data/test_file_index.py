@@ -13,7 +13,7 @@ from test_data_sets import MAKERS, config_of
 import gcahng.data.load
 from gcahng.data import load_data
 from gcahng.data.verify import verify_data
-from gcahng.errors import UserError
+from gcahng.errors import UserError, UserNote
 
 INDEX = ".gcahng-cub200.json"
 
@@ -57,7 +57,8 @@ def test_damaged_index_is_made_anew(damage: bytes, tmp_path: Path) -> None:
     damaged = {b"half": good[: len(good) // 2], b"one label": good.replace(b'"labels": [0', b'"labels": [1', 1)}
     assert good not in damaged.values()
     (root / INDEX).write_bytes(damaged.get(damage, damage))
-    assert load_data(config_of("cub200", root)).digest == first.digest
+    with pytest.warns(UserNote, match=f"{INDEX} is damaged; the files are listed anew"):
+        assert load_data(config_of("cub200", root)).digest == first.digest
     assert (root / INDEX).read_bytes() == good
 
 
@@ -81,6 +82,34 @@ def test_changed_folder_makes_it_stale(change: str, tmp_path: Path) -> None:
     else:
         image.rename(image.with_name("9.png"))
     assert load_data(config_of("folder", root)).train.paths != first.train.paths
+
+
+WRONG = {
+    "paths": ("a.jpg", [1], [None], [[]], {}, None, []),
+    "labels": ([], [-1], [10**30], [0.5], ["0"], [True], None, 3),
+    "class_names": ([], ["one"], [1, 2, 3], "abc", None),
+    "sizes": ([], [-1], ["1"], [None], 7),
+}
+
+
+@pytest.mark.parametrize("field", [*WRONG, "split"])
+def test_an_index_with_other_values_under_a_right_checksum(field: str, tmp_path: Path) -> None:
+    root = trees.make_cub200(tmp_path)
+    first = load_data(config_of("cub200", root))
+    good = (root / INDEX).read_bytes()
+    for wrong in WRONG.get(field, ("train", "test")):
+        values = json.loads(good.split(b"\n", 1)[1])
+        if field == "split":
+            del values["splits"][wrong]
+        else:  # a list with one wrong value stands for a column that has it once
+            column = values["splits"]["train"][field]
+            whole = isinstance(wrong, list) and len(wrong) == 1 and field != "class_names"
+            values["splits"]["train"][field] = [*wrong, *column[1:]] if whole else wrong
+        body = json.dumps(values).encode()
+        (root / INDEX).write_bytes(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+        with pytest.warns(UserNote, match="is damaged"):
+            assert load_data(config_of("cub200", root)).digest == first.digest
+        assert (root / INDEX).read_bytes() == good
 
 
 @pytest.mark.parametrize("change", ["leads out", "of another schema"])
