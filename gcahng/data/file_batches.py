@@ -134,8 +134,8 @@ class _ReadPart(NamedTuple):
 
 
 def _number_steps(sampler: BalancedBatchSampler, step: int) -> Iterator[_Job]:
-    for indices in sampler:
-        yield _Job(step, indices)
+    while True:
+        yield _Job(step, sampler.draw())
         step += 1
 
 

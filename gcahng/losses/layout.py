@@ -9,6 +9,11 @@ from torch import Tensor
 
 from gcahng.errors import UserError
 
+_CURE = (
+    "draw batches with gcahng.data.BalancedBatchSampler, or give batch_size to pytorch-metric-learning's "
+    "MPerClassSampler"
+)
+
 
 class ClassLayout(NamedTuple):
     """The canonical order of a batch: classes ascending, the views of a class side by side in their old order.
@@ -84,7 +89,7 @@ def class_layout(labels: Tensor, num_per_class: int | None) -> ClassLayout:
         if sizes[smallest] != sizes[largest] or sizes[smallest] < 2:
             raise UserError(
                 f"labels has {sizes[smallest]} sample(s) of class {smallest} and {sizes[largest]} of class {largest}; "
-                "every class in a batch needs the same number, at least 2"
+                f"every class in a batch needs the same number, at least 2: {_CURE}"
             )
         num_per_class = sizes[smallest]
     n = labels.shape[0]
@@ -104,7 +109,7 @@ PROBLEMS = (
     "every row needs two different channels",
     _OUT_OF_RANGE,
     "labels does not hold num_per_class={views} samples of every class in it; "
-    "every class in a batch needs the same number",
+    f"every class in a batch needs the same number: {_CURE}",
 )
 
 

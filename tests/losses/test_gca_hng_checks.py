@@ -63,7 +63,10 @@ VALUES = {
     "label below": (set_label(0, -1), "labels is out of range; with num_classes=7 labels must lie in 0 … 6"),
 }
 SHAPES = {
-    "unequal classes": (drop_one, r"labels has 2 sample\(s\) of class \d and 3 of class \d; .* the same number"),
+    "unequal classes": (
+        drop_one,
+        r"labels has 2 sample\(s\) of class \d and 3 of class \d; .* the same number, .*BalancedBatchSampler",
+    ),
     "single samples": (single_samples, r"labels has 1 sample\(s\) of class 0 .* the same number, at least 2"),
     "one single sample": (one_single_sample, r"labels has 1 sample\(s\) of class 2 and 6 of class 0; .* at least 2"),
     "one class": (lambda z, y: (z, torch.zeros_like(y)), r"labels has 1 class\(es\); it must have at least 2"),
