@@ -8,7 +8,7 @@ import os
 import stat
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -19,9 +19,19 @@ except ImportError:  # on Windows nothing stops two processes from writing the s
 
 from gcahng.errors import UserError
 
+# What file systems answer that have no fsync, or none of folders: CIFS, 9p and several FUSE among them. The data may
+# well have reached the disk. EIO, ENOSPC and others say that it has not.
+_NO_FSYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+_NO_FOLDER_FSYNC = _NO_FSYNC | {errno.EBADF, errno.EISDIR, errno.EACCES, errno.EPERM}
+_said = set[str]()
+
 
 class CannotWrite(UserError):
     """A file cannot be written: the disk is full, or the folder is read-only."""
+
+
+class Held(UserError):
+    """Another process holds a file."""
 
 
 @contextmanager
@@ -85,18 +95,65 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object], *, previous: P
         with open(temporary, "wb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file, path)
         if previous is not None and path.exists():
             os.replace(path, previous)
         os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if hasattr(os, "O_DIRECTORY"):  # not on Windows; the rename itself has to reach the disk
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    except BaseException:
+        with suppress(OSError):  # the error that is on its way says more
+            temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def sync(file: IO[Any], path: Path) -> None:
+    """Bring what was written to an open file to the disk.
+
+    A file system that cannot do so is named in one warning, because a power cut may lose files there.
+
+    Args:
+        file: open for writing, and flushed.
+        path: what the warning names.
+
+    Raises:
+        OSError: the disk is full or broken.
+    """
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in _NO_FSYNC:
+            raise
+        _say_once("files", path, error)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the names of the files in a folder to the disk.
+
+    When this is called, the file is in its place. So a file system that cannot do it, or a folder that may only be
+    written to, is no reason to stop.
+    """
+    if not hasattr(os, "O_DIRECTORY"):  # Windows
+        return
+    try:
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            os.fsync(folder)
+            os.fsync(opened)
         finally:
-            os.close(folder)
+            os.close(opened)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_FSYNC:
+            raise
+        _say_once("folders", folder, error)
+
+
+def _say_once(what: str, path: Path, error: OSError) -> None:
+    if what not in _said:
+        _said.add(what)
+        warnings.warn(
+            f"{path} cannot be flushed to the disk ({error.strerror}); it is written, but a power cut may lose it, and "
+            f"so it is with other {what} on this file system",
+            stacklevel=4,
+        )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -115,7 +172,7 @@ def remove_temporaries(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def lock(file: IO[Any], path: Path, done: str) -> None:
+def lock(file: IO[Any], path: Path, done: str) -> bool:
     """Hold an open file for this process until it is closed.
 
     Args:
@@ -123,14 +180,19 @@ def lock(file: IO[Any], path: Path, done: str) -> None:
         path: what the file stands for, as messages name it.
         done: what this process does with that, a participle such as "written".
 
+    Returns:
+        Whether it is held; False, with a warning, where the file system knows no locks.
+
     Raises:
-        UserError: another process holds the file.
+        Held: another process holds the file.
     """
     if fcntl is None:
-        return
+        return False
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
-        raise UserError(f"{path} is being {done} by another process; wait for its end, or end it") from None
-    except OSError as error:  # some network file systems know no locks
+        raise Held(f"{path} is being {done} by another process; wait for its end, or end it") from None
+    except OSError as error:  # some network file systems
         warnings.warn(f"{path} cannot be locked ({error.strerror}); let no second process use it", stacklevel=4)
+        return False
+    return True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from dataclasses import asdict, dataclass, field
 from functools import reduce
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from gcahng.data import ImageFiles, LabeledImages
 from gcahng.errors import UserError
-from gcahng.files import lock, write_json
+from gcahng.files import lock, sync, write_json
 from gcahng.retrieval import checksums
 
 # Seconds between two notes of how many rows there are; a kill loses at most as much work.
@@ -166,7 +165,7 @@ class PartialRows:
         """Bring the rows to the disk and note that they are there; returns the key of the images that are done."""
         try:
             self._opened.flush()
-            os.fsync(self._opened.fileno())
+            sync(self._opened, self._path)
             self._note.key = self._key.of_first(self._note.images)
             write_json(self._note_path, asdict(self._note))
         except OSError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from gcahng.config import TrainConfig, config_to_dict
 from gcahng.extras import require
-from gcahng.files import atomic_write, write_text, writing
+from gcahng.files import atomic_write, sync, write_text, writing
 
 METRICS, NONFINITE = "metrics.jsonl", "nonfinite.jsonl"
 
@@ -123,7 +122,7 @@ class RunLog:
     def flush(self) -> None:
         """Bring all lines to the disk, so that no checkpoint is ahead of them."""
         with writing(self._run / METRICS):
-            os.fsync(self._file.fileno())
+            sync(self._file, self._run / METRICS)
         with writing(self._run / "tensorboard"):
             self._events.flush()
 
