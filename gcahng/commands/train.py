@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _RESUME_OPTIONS = {
     "--threads": ("threads", int, "threads of PyTorch on the CPU"),
     "--data.root": ("root", str, "folder of the data set's files"),
+    "--data.csv": ("csv", str, "file of path, label and split"),
     "--data.workers": ("workers", int, "processes that read image files"),
     "--data.skip_unreadable": (
         "skip_unreadable",

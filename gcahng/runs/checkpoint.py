@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 from pathlib import Path
@@ -124,21 +125,15 @@ def newest_checkpoint(run: Path) -> tuple[Path | None, dict[str, Any], list[Dama
     Raises:
         UserError: there are checkpoints, and none can be read.
     """
-    newest = [checkpoint_path(run, which) for which in ("last", "previous")]
-    others = [
-        path for path in (run / FOLDER).glob("*.pt") if path not in newest
-    ]  # the best one, and those that are never replaced
-    paths = [*newest, *sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)]
+    last, previous = (checkpoint_path(run, which) for which in ("last", "previous"))
+    # The best one, and those that are never replaced.
+    others = [path for path in (run / FOLDER).glob("*.pt") if path not in (last, previous)]
     damaged: list[DamagedCheckpoint] = []
-    for path in paths:
-        if not path.is_file():
+    for paths in ([last], [previous], others):
+        path, state = _newest_readable(paths, damaged)
+        if path is None:
             continue
-        try:
-            state = load_checkpoint(path)
-        except DamagedCheckpoint as error:
-            damaged.append(error)
-            continue
-        if damaged and (last := checkpoint_path(run, "last")).exists():
+        if damaged and last.exists():
             with writing(last):
                 os.replace(last, last.with_name("last.damaged"))
         return path, state, damaged
@@ -148,3 +143,34 @@ def newest_checkpoint(run: Path) -> tuple[Path | None, dict[str, Any], list[Dama
             f"gcahng train --config {run / 'config.yaml'} --out FOLDER"
         )
     return None, {}, damaged
+
+
+def _newest_readable(paths: list[Path], damaged: list[DamagedCheckpoint]) -> tuple[Path | None, dict[str, Any]]:
+    """The checkpoint of the latest step. Times of files say nothing: a clock may have been put back.
+
+    Args:
+        paths: of checkpoints, which need not exist.
+        damaged: gets an error for each that cannot be read.
+
+    Returns:
+        The path and the state; None and {} where there is none.
+    """
+    newest: Path | None = None
+    state: dict[str, Any] = {}
+    for path in sorted(paths, key=_step_in_name, reverse=True):
+        if not path.is_file() or _step_in_name(path) <= state.get("step", -1):
+            continue
+        try:
+            candidate = load_checkpoint(path)
+        except DamagedCheckpoint as error:
+            damaged.append(error)
+            continue
+        if newest is None or candidate["step"] > state["step"]:
+            newest, state = path, candidate
+    return newest, state
+
+
+def _step_in_name(path: Path) -> float:
+    """N of step-N.pt; infinite where only the file itself says it."""
+    number = path.stem.removeprefix("step-")
+    return int(number) if number.isdecimal() else math.inf

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import uuid
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +18,7 @@ from torch import Tensor
 from gcahng.config import TrainConfig, config_to_dict
 from gcahng.extras import require
 from gcahng.files import atomic_write, sync, write_text, writing
+from gcahng.runs.run_folder import check_run_lock
 
 METRICS, NONFINITE = "metrics.jsonl", "nonfinite.jsonl"
 
@@ -42,6 +45,7 @@ class RunLog:
 
     Raises:
         CannotWrite: the disk is full or the folder is read-only; every method that writes raises it too.
+        RunFolderGone: of methods that write: the run folder that this process holds is no longer there.
     """
 
     def __init__(self, run: Path, config: TrainConfig, step: int, device: torch.device) -> None:
@@ -97,8 +101,10 @@ class RunLog:
             kind: what the values are: train, system, negatives, val or test.
             values: by name; lists, such as histograms, go to metrics.jsonl only.
         """
+        check_run_lock(self._run)
         scalars = {name: value for name, value in values.items() if not isinstance(value, list)}
         with writing(self._run / METRICS):
+            self._reopen_if_replaced()
             self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
             self._file.flush()
         with writing(self._run / "tensorboard"):
@@ -106,6 +112,17 @@ class RunLog:
                 self._events.add_scalar(f"{kind}/{name}", value, step)
         if self._wandb is not None:
             self._wandb.log({f"{kind}/{name}": value for name, value in scalars.items()}, step=step)
+
+    def _reopen_if_replaced(self) -> None:
+        """Go on in the file that is there now, for example after an editor has written a new one in its place."""
+        path = self._run / METRICS
+        try:
+            if os.path.samestat(os.stat(path), os.fstat(self._file.fileno())):
+                return
+        except FileNotFoundError:
+            warnings.warn(f"{path} was removed; the run goes on in a new one, without the lines so far", stacklevel=4)
+        self._file.close()
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  # closed by __exit__
 
     def nonfinite(self, step: int, values: Mapping[str, float], images: list[str]) -> None:
         """Write a line of nonfinite.jsonl.
@@ -121,6 +138,7 @@ class RunLog:
 
     def flush(self) -> None:
         """Bring all lines to the disk, so that no checkpoint is ahead of them."""
+        check_run_lock(self._run)
         with writing(self._run / METRICS):
             sync(self._file, self._run / METRICS)
         with writing(self._run / "tensorboard"):

@@ -69,7 +69,7 @@ def fit(config: TrainConfig, *, verbose: bool = False) -> dict[str, Any]:
         data, trainer = _begin(config, processes, pretrained=True)
         open_now.callback(trainer.close)
         run = processes.on_first(lambda: make_run_folder(trainer.config))
-        processes.on_first(lambda: _hold(open_now, run))
+        processes.on_first(lambda: _hold_new(open_now, run))
         config = trainer.config = replace(trainer.config, out=str(run))
         processes.on_first(lambda: _write_config(run, config))
         terminal = terminal_for(verbose, processes.first)
@@ -85,6 +85,7 @@ def resume(
     device: str | None = None,
     threads: int | None = None,
     root: str | None = None,
+    csv: str | None = None,
     workers: int | None = None,
     skip_nonfinite: int | None = None,
     skip_unreadable: bool | None = None,
@@ -98,8 +99,8 @@ def resume(
 
     Args:
         run: the run folder.
-        device, threads, root, workers, skip_nonfinite, skip_unreadable: options that replace the run's own; None: the
-            run's own. Another device or another number of threads changes the last bits.
+        device, threads, root, csv, workers, skip_nonfinite, skip_unreadable: options that replace the run's own; None:
+            the run's own. Another device or another number of threads changes the last bits.
         verbose: whether progress is printed on standard output, with a progress bar if it is a terminal.
 
     Returns:
@@ -127,12 +128,14 @@ def resume(
                 data=replace(
                     before.data,
                     root=before.data.root if root is None else root,
+                    csv=before.data.csv if csv is None else csv,
                     workers=before.data.workers if workers is None else workers,
                     skip_unreadable=before.data.skip_unreadable if skip_unreadable is None else skip_unreadable,
                 ),
             )
             config.check()
             _require_extras(config)
+            _check_places(config)
         for difference in _differences(before, config, state, processes):
             terminal.warning(f"{difference}; the last bits may differ from those of an uninterrupted run")
         open_now.enter_context(_surroundings(config))
@@ -156,6 +159,18 @@ def finished(run: Path) -> dict[str, Any] | None:
     """The summary of a finished run and "out", its folder; None if the run has not finished."""
     path = run / SUMMARY
     return {**json.loads(path.read_text()), "out": str(run)} if path.is_file() else None
+
+
+def _check_places(config: TrainConfig) -> None:
+    """See that the data set is where the run says, which may have been continued elsewhere.
+
+    Raises:
+        UserError: it is not; the option to give is named.
+    """
+    for name, place in (("data.root", config.data.root), ("data.csv", config.data.csv)):
+        if place is not None and not Path(place).expanduser().exists():
+            where = "" if Path(place).expanduser().is_absolute() else f" in {Path.cwd()}"
+            raise UserError(f"{name} of the run is {place}, which does not exist{where}; give --{name} with its place")
 
 
 def _own_device(name: str, processes: Processes) -> torch.device:
@@ -206,6 +221,12 @@ def _take_up(run: Path, terminal: Terminal, open_now: ExitStack) -> tuple[TrainC
 
 def _hold(open_now: ExitStack, run: Path) -> None:
     open_now.enter_context(run_lock(run))
+
+
+def _hold_new(open_now: ExitStack, run: Path) -> None:
+    """Hold a run folder that nobody has begun to fill since it was looked at."""
+    _hold(open_now, run)
+    check_run_folder(str(run))
 
 
 def _write_config(run: Path, config: TrainConfig) -> None:

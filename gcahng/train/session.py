@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from gcahng.config import TrainConfig
-from gcahng.data import DataSplits, ImageFiles, LabeledImages, read_image
+from gcahng.data import DataSplits, ImageFiles, LabeledImages, UnreadableImage, read_image
 from gcahng.errors import UserError
 from gcahng.evaluation.hardness import NegativesProbe
 from gcahng.files import CannotWrite, write_json, writing
 from gcahng.models.model_file import save_model
 from gcahng.runs.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
 from gcahng.runs.log import NONFINITE, NoLog, RunLog
+from gcahng.runs.run_folder import RunFolderGone, check_run_lock
 from gcahng.runs.versions import versions
 from gcahng.train.finite import NonFinite
 from gcahng.train.signals import StopSignals
@@ -125,7 +126,8 @@ class Session:
             What summary.json holds, and "out", the run folder.
 
         Raises:
-            TrainingInterrupted, NonFinite, CannotWrite: with the command that continues the run.
+            TrainingInterrupted, NonFinite, CannotWrite, UnreadableImage: with the command that continues the run.
+            RunFolderGone: somebody removed or moved the run folder.
         """
         try:
             with self.signals:
@@ -134,10 +136,18 @@ class Session:
                         log.load_state_dict(self._log_state)
                     self._train(log)
                 return self._conclude()
+        except RunFolderGone as error:
+            raise self._gone(error) from None
         except CannotWrite as error:
+            try:
+                check_run_lock(self.run)
+            except RunFolderGone as gone:
+                raise self._gone(gone) from error
             raise CannotWrite(f"{error}; {self._way_back()} once that is repaired") from error
         except BrokenPipeError as error:  # `gcahng train | head`
             raise CannotWrite(f"what reads the run's output has gone ({error.strerror}); {self._way_back()}") from error
+        except UnreadableImage as error:
+            raise UnreadableImage(error.path, f"{error.reason}; {self._way_back()}") from error
 
     def _log(self) -> RunLog:
         first = self.processes.first
@@ -270,6 +280,12 @@ class Session:
             return f"there is no checkpoint yet; {command} starts again"
         return f"the last good checkpoint is of step {self._saved}; {command} continues from it"
 
+    def _gone(self, error: RunFolderGone) -> RunFolderGone:
+        way = "it had no checkpoint yet"
+        if self._saved is not None:
+            way = f"if it was moved, gcahng train --resume with its new place continues from step {self._saved}"
+        return RunFolderGone(f"{error}; the run ends after step {self.trainer.step}; {way}")
+
     def _adopt_best(self) -> None:
         """Take over the best checkpoint, which may be of a later step than the one that the run continues from."""
         path = checkpoint_path(self.run, "best")
@@ -289,9 +305,7 @@ class Session:
         self.processes.on_first(lambda: _draw(self.run, self.data, embeddings, config))
         of_best = test
         if self.best and self.best["step"] != trainer.step:
-            best = checkpoint_path(self.run, "best")
-            trainer.model.load_state_dict(self.processes.on_first(lambda: load_checkpoint(best)["model"]))
-            of_best = self._measure("test").metrics
+            of_best = self._measure_best()
         unreadable = trainer.unreadable()
         if self._stop_wanted():
             self._interrupt()
@@ -318,7 +332,20 @@ class Session:
         }
         return self.processes.on_first(lambda: self._write_summary(summary))
 
+    def _measure_best(self) -> dict[str, float]:
+        """The metrics of the best checkpoint on the test classes; where it is gone, nothing is the best."""
+        best = checkpoint_path(self.run, "best")
+        try:
+            state = self.processes.on_first(lambda: load_checkpoint(best)["model"])
+        except UserError as error:
+            self.terminal.warning(f"{error}; the last checkpoint is the result")
+            self.best = {}
+            return {}
+        self.trainer.model.load_state_dict(state)
+        return self._measure("test").metrics
+
     def _write_summary(self, summary: dict[str, Any]) -> dict[str, Any]:
+        check_run_lock(self.run)
         with writing(self.run / SUMMARY):
             write_json(self.run / SUMMARY, summary)
         return {**summary, "out": str(self.run)}
@@ -331,6 +358,7 @@ def _draw(run: Path, data: DataSplits, embeddings: Tensor, config: TrainConfig) 
     """Draw the curves, and a picture of retrieval among all test images, those of a gallery included."""
     from gcahng.runs.plots import plot_curves, plot_retrieval_grid
 
+    check_run_lock(run)
     parts = [data.test] if data.gallery is None else [data.test, data.gallery]
 
     def picture(index: int) -> Tensor:

@@ -232,9 +232,11 @@ class Trainer:
         """
         same_files = self._data_listing is not None and state.get("data_listing") == self._data_listing
         if state["data_digest"] != self.data_digest and not same_files:
+            of_files = "files were added, removed or renamed, or labels changed; restore the data set as it was"
+            of_glyphs = "the options of data, or the version of matplotlib or its fonts differ"
             raise UserError(
-                f"the checkpoint was trained on data {state['data_digest']} and these are {self.data_digest}: the "
-                "options of data, the files, or the version of matplotlib or its fonts differ"
+                f"the checkpoint was trained on data {state['data_digest']} and these are {self.data_digest}: "
+                f"{of_glyphs if self._data_listing is None else of_files}"
             )
         self.model.load_state_dict(state["model"])
         self.objective.load_state_dict(state["loss"])

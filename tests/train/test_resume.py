@@ -209,6 +209,7 @@ def test_a_finished_run(whole: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_the_newest_of_the_others_is_taken(config_of_whole: TrainConfig, whole: Path) -> None:
     """With last.pt and previous.pt gone, best.pt (step 3 or 6) and step-4.pt are left."""
     run = interrupted(config_of_whole, 5)
+    os.utime(run / "checkpoints" / "step-4.pt", (0, 0))  # as if the clock had been put back since
     for which in ("last", "previous"):
         truncate(run / "checkpoints" / f"{which}.pt")
     with pytest.warns(UserWarning, match=r"previous\.pt is no .*; the run continues from .*/step-4\.pt, step 4"):
@@ -232,7 +233,7 @@ def test_only_one_process_trains_a_run(config_of_whole: TrainConfig) -> None:
     other = subprocess.Popen([sys.executable, "-c", code, str(run)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     try:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match=f"{run} is being trained by another process"):
+        with pytest.raises(UserError, match=f"{run} is being trained by process {other.pid} on "):
             resume(run)
     finally:
         other.kill()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,12 +16,14 @@ import pytest
 import yaml
 from killed_runs import differences, outcome
 from PIL import Image
+from tiers import few
 
 import gcahng
 from gcahng.cli import main
 from gcahng.config import config_to_dict
 from gcahng.data import load_data
 from gcahng.errors import UserError
+from gcahng.runs.checkpoint import load_checkpoint, save_checkpoint
 from gcahng.train import (
     BackboneConfig,
     DataConfig,
@@ -35,7 +38,7 @@ from gcahng.train import (
 from gcahng.train.trainer import Trainer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
-from trees import make_cub200, make_inshop
+from trees import make_csv, make_cub200, make_inshop
 
 ROOT = Path(gcahng.__file__).parents[1]
 
@@ -130,8 +133,80 @@ def test_a_file_that_is_gone_does(stopped: tuple[Path, list[Path]]) -> None:
     listing = images[0].parents[2] / "images.txt"
     lines = listing.read_text().splitlines(keepends=True)
     listing.write_text("".join(line for line in lines if images[0].name not in line))
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="image 1 is not in images.txt; restore the original"):
         resume(run)
+
+
+@pytest.mark.parametrize("change", few(["removed", "replaced", "added"]))
+def test_data_that_changes_in_mid_run(change: str, stopped: tuple[Path, list[Path]], capsys: Any) -> None:
+    """The run has listed its files at its start, and reads each when it needs it."""
+    run, images = stopped
+    before = images[0].read_bytes()
+
+    def change_data(step: int) -> None:
+        if step != 4:
+            return
+        for image in images:
+            if change == "removed":
+                image.unlink()
+            elif change == "replaced":
+                Image.new("RGB", (50, 50)).save(image)
+            else:
+                image.with_name(f"new {image.name}").write_bytes(before)
+
+    real = Trainer.train_step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train_step", lambda self: (change_data(self.step), real(self))[1])
+        status = main(["train", "--resume", str(run)])
+    err = capsys.readouterr().err
+    if change != "removed":
+        assert status == 0 and err == ""
+        return
+    assert status == 2 and err.count("\n") == 1
+    assert re.match(rf"gcahng: error: {images[0].parent}/.* cannot be read as an image: No such file", err)
+    assert f"the last good checkpoint is of step 4; gcahng train --resume {run} continues from it" in err
+    for image in images:
+        image.write_bytes(before)
+    assert main(["train", "--resume", str(run)]) == 0
+
+
+def test_a_run_that_continues_elsewhere(
+    stopped: tuple[Path, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """As on another machine: the run and the data have other places, which were relative to the old folder."""
+    run, images = stopped
+    root = images[0].parents[2]
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    run.rename(elsewhere / "run")
+    monkeypatch.chdir(elsewhere)
+    for path in (elsewhere / "run" / "checkpoints").glob("*.pt"):
+        state = load_checkpoint(path)
+        state["config"]["data"]["root"] = "data/cub200"
+        save_checkpoint(path, state)
+    assert main(["train", "--resume", "run"]) == 2
+    said = f"data.root of the run is data/cub200, which does not exist in {elsewhere}; give --data.root with its place"
+    assert capsys.readouterr().err == f"gcahng: error: {said}\n"
+    assert main(["train", "--resume", "run", "--data.root", str(root)]) == 0
+    assert json.loads((elsewhere / "run" / "summary.json").read_text())["steps"] == 8
+
+
+def test_a_moved_csv(config: TrainConfig, tmp_path: Path) -> None:
+    lists = make_csv(tmp_path / "csv")
+    data = replace(config.data, name="csv", root=str(lists.parent), csv=str(lists), val_classes=0, classes_per_batch=2)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(TrainingInterrupted):
+        stop_at(patch, 1)
+        fit(replace(config, data=data))
+    moved = lists.rename(tmp_path / "moved.csv")
+    run = Path(str(config.out))
+    with pytest.raises(UserError, match=r"data\.csv of the run is .*list\.csv, which does not exist; give --data\.csv"):
+        resume(run)
+    content = moved.read_text()
+    moved.write_text(content.rsplit("\n", 2)[0] + "\n")
+    with pytest.raises(UserError, match="files were added, removed or renamed, or labels changed; restore the data"):
+        resume(run, csv=str(moved))
+    moved.write_text(content)
+    assert resume(run, csv=str(moved))["out"] == str(run)
 
 
 @pytest.mark.thorough
