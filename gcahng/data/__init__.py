@@ -6,8 +6,9 @@ from gcahng.data.file_batches import FileBatches
 from gcahng.data.glyphs import load_glyphs
 from gcahng.data.image_set import DataSplits, ImageFiles, ImageSet, LabeledImages
 from gcahng.data.load import DATA_SETS, load_data
-from gcahng.data.reading import Preprocessing, UnreadableImage, evaluation_batches, read_image, read_rgb, usual_workers
+from gcahng.data.reading import Preprocessing, UnreadableImage, evaluation_batches, read_image, read_rgb
 from gcahng.data.sampler import BalancedBatchSampler
+from gcahng.data.workers import usual_workers
 
 __all__ = [
     "DATA_SETS",

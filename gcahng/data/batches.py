@@ -10,8 +10,8 @@ from torch import Tensor
 from gcahng.data.augment import random_shifts
 from gcahng.data.file_batches import WHOLE, FileBatches
 from gcahng.data.image_set import ImageFiles, ImageSet, LabeledImages
-from gcahng.data.reading import usual_workers
 from gcahng.data.sampler import BalancedBatchSampler
+from gcahng.data.workers import usual_workers
 from gcahng.engine.fits import check_fits
 
 if TYPE_CHECKING:

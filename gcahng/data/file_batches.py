@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -11,8 +12,10 @@ from torch import Tensor
 
 from gcahng.data.augment import drawing
 from gcahng.data.image_set import ImageFiles
-from gcahng.data.reading import UnreadableImage, read_image, read_in_order
+from gcahng.data.reading import UnreadableImage, read_image
 from gcahng.data.sampler import BalancedBatchSampler
+from gcahng.data.strings import Strings
+from gcahng.data.workers import read_in_order
 from gcahng.errors import UserError
 from gcahng.extras import require
 
@@ -148,7 +151,8 @@ class _BatchReader:
         require("torchvision", extra="train", purpose="augmenting image files")
         from torchvision.transforms import v2
 
-        self._files, self._seed, self._skip_unreadable, self._part = files, seed, skip_unreadable, part
+        self._files = replace(files, class_names=Strings(files.class_names))  # type: ignore[arg-type]
+        self._seed, self._skip_unreadable, self._part = seed, skip_unreadable, part
         self._transform = v2.Compose(
             [
                 v2.RandomResizedCrop(image_size, scale=(crop_scale_min, 1.0)),

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from gcahng.data.strings import Strings
+
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -45,17 +47,21 @@ class ImageFiles:
 
     Attributes:
         root: the folder that `paths` are relative to.
-        paths: N paths with forward slashes.
+        paths: N paths with forward slashes; any sequence becomes `Strings`, which worker processes share.
         labels: (N,) int64 in 0 … classes - 1, numbered within this split.
         class_names: the name of each label.
         exif_rotate: whether each image is rotated and mirrored as its EXIF orientation says.
     """
 
     root: Path
-    paths: tuple[str, ...]
+    paths: Sequence[str]
     labels: Tensor
     class_names: tuple[str, ...]
     exif_rotate: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.paths, Strings):
+            object.__setattr__(self, "paths", Strings(self.paths))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -74,8 +80,7 @@ class ImageFiles:
 
     def subset(self, indices: Tensor) -> ImageFiles:
         """The images `indices` (k,), with the labels and class names of the whole set."""
-        chosen: Sequence[int] = indices.tolist()
-        return replace(self, paths=tuple(self.paths[i] for i in chosen), labels=self.labels[indices])
+        return replace(self, paths=self.paths.take(indices), labels=self.labels[indices])  # type: ignore[attr-defined]
 
 
 LabeledImages = ImageSet | ImageFiles

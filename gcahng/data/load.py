@@ -137,7 +137,7 @@ def _with_classes(files: SplitFiles, classes: set[int]) -> SplitFiles:
 
 
 def _image_files(root: Path, files: SplitFiles, exif_rotate: bool) -> ImageFiles:
-    return ImageFiles(root, tuple(files.paths), torch.tensor(files.labels), tuple(files.class_names), exif_rotate)
+    return ImageFiles(root, files.paths, torch.tensor(files.labels), tuple(files.class_names), exif_rotate)
 
 
 def _digest(splits: dict[str, SplitFiles], *, sizes: bool = True, exif_rotate: bool = False) -> str:

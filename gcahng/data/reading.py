@@ -1,20 +1,18 @@
-"""Image files: decoding them to RGB, reading them ahead in worker processes, and preparing them for evaluation."""
+"""Image files: decoding them to RGB, and preparing them for evaluation."""
 
 from __future__ import annotations
 
-import os
-import signal
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from gcahng.data.decoding import decode
 from gcahng.data.image_set import ImageFiles, LabeledImages
+from gcahng.data.workers import read_in_order, usual_workers
 from gcahng.engine.fits import check_fits
 from gcahng.errors import UserError
 from gcahng.extras import require
@@ -126,89 +124,6 @@ def evaluation_batches(
             progress(len(batch))
 
 
-def usual_workers(workers: int | None) -> int:
-    """The number of worker processes to use.
-
-    Args:
-        workers: returned as it is, unless it is None. Then the result is one less than the cores of this process, at
-            most 8. Processes that torchrun started on this machine share its cores.
-    """
-    if workers is not None:
-        return workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(0, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1))
-
-
-_Job = TypeVar("_Job")
-_Result = TypeVar("_Result")
-
-
-class Reader(Protocol[_Job, _Result]):
-    """Does one job in a worker process. A file that cannot be read is returned as an error, not raised."""
-
-    def __getitem__(self, job: _Job) -> _Result | UserError: ...
-
-
-def read_in_order(
-    reader: Reader[_Job, _Result], jobs: Iterable[_Job], workers: int, pin_memory: bool = False
-) -> Iterator[_Result]:
-    """Yield the results of `jobs` in order, while `workers` processes read ahead.
-
-    Closing the iterator stops the processes.
-
-    Args:
-        reader: does a job.
-        jobs: the jobs; they may be endless.
-        workers: number of processes; 0 does the jobs in this process.
-        pin_memory: put the results into pinned memory.
-
-    Raises:
-        UserError: a reader returned one, or a worker was killed.
-    """
-    loader = DataLoader(
-        reader,  # type: ignore[arg-type]  # a mapping from jobs to results, as a DataLoader with a sampler expects
-        batch_size=None,
-        sampler=jobs,  # type: ignore[arg-type]
-        num_workers=workers,
-        pin_memory=pin_memory,
-        worker_init_fn=_leave_signals_to_the_parent,
-        # Without a generator of its own, a loader draws from torch's global one, and a resumed run would differ.
-        generator=torch.Generator().manual_seed(0),
-    )
-    try:
-        results = iter(loader)
-    except OSError as error:  # fork: too little memory, too many processes or open files
-        raise UserError(
-            f"data.workers is {workers}, and so many processes that read images cannot be started: {error.strerror}"
-        ) from error
-    try:
-        while True:
-            try:
-                result = next(results)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if "DataLoader worker (pid" not in str(error):
-                    raise
-                raise UserError(
-                    f"data.workers is {workers} and a process that reads images was killed, perhaps because memory or "
-                    "shared memory ran out (in a container, --shm-size sets the latter); with fewer workers, less of "
-                    "both is needed"
-                ) from error
-            if isinstance(result, UserError):
-                raise result
-            yield result
-    finally:
-        del results  # its destructor stops the workers
-
-
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ignore Ctrl-C and leave the process group: the parent still needs its last batch when it is interrupted."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(os, "setpgrp"):
-        os.setpgrp()
-
-
 class _ChunkReader:
     """Reads consecutive images as one batch."""
 
@@ -220,7 +135,7 @@ class _ChunkReader:
             raise UserError(
                 f"resize is {preprocessing.resize} and crop is {preprocessing.crop}; resize must be at least crop"
             )
-        self._files = files
+        self._files = replace(files, class_names=())
         self._transform = v2.Compose(
             [v2.Resize(preprocessing.resize), v2.CenterCrop(preprocessing.crop), v2.PILToTensor()]
         )

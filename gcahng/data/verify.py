@@ -11,8 +11,9 @@ from gcahng.data.class_folders import scan
 from gcahng.data.index import write_index
 from gcahng.data.listing import SPLITS, DataMismatch, Difference, Listing, collect
 from gcahng.data.load import DATA_SETS, find_files
-from gcahng.data.reading import UnreadableImage, read_in_order, read_rgb, usual_workers
+from gcahng.data.reading import UnreadableImage, read_rgb
 from gcahng.data.spec import Counts, DataSetSpec
+from gcahng.data.workers import read_in_order, usual_workers
 
 _FILES_PER_JOB = 16
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from gcahng.bounds import check_fields
 from gcahng.data import ImageFiles, LabeledImages, Preprocessing, evaluation_batches, usual_workers
 from gcahng.data.reading import UnreadableImage, read_image
+from gcahng.data.workers import leave_if_starting
 from gcahng.devices import resolve_device
 from gcahng.errors import UserError
 from gcahng.evaluation.partial_embeddings import ImagesKey, PartialRows
@@ -178,6 +179,7 @@ def embed_to_file(
             written.
         UnreadableImage: an image cannot be read, and `skip_unreadable` is off.
     """
+    leave_if_starting()
     options = options or EmbedOptions()
     preprocessing = preprocessing or model.preprocessing
     out = Path(out)

@@ -13,6 +13,7 @@ import torch
 
 from gcahng.config import TrainConfig, config_of_run, config_to_dict
 from gcahng.data import DataSplits, load_data
+from gcahng.data.workers import leave_if_starting
 from gcahng.devices import deterministic, resolve_device, torch_threads
 from gcahng.errors import UserError
 from gcahng.extras import require
@@ -52,6 +53,7 @@ def fit(config: TrainConfig, *, verbose: bool = False) -> dict[str, Any]:
             is not finite (NonFinite), or a file cannot be written (CannotWrite).
         TrainingInterrupted: SIGINT or SIGTERM came in the main thread.
     """
+    leave_if_starting()
     with run_processes() as processes, ExitStack() as open_now:
         with processes.together():
             config.check()
@@ -110,6 +112,7 @@ def resume(
         UserError: there is no such run folder, another process trains the run, no checkpoint can be read; and as `fit`.
         TrainingInterrupted: SIGINT or SIGTERM came in the main thread.
     """
+    leave_if_starting()
     run = Path(run)
     with run_processes() as processes, ExitStack() as open_now:
         summary = processes.on_first(lambda: _finished_or_begun(run))

@@ -23,7 +23,7 @@ from gcahng.data import (
     read_rgb,
     usual_workers,
 )
-from gcahng.data.reading import read_in_order
+from gcahng.data.workers import read_in_order
 from gcahng.errors import UserError
 
 RED, GRAY = (200, 40, 40), (90, 90, 90)
