@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
 
+# How images are scaled: over all pixels that an output pixel covers, as Pillow does.
+INTERPOLATION = "bilinear, antialiased"
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """How to prepare image files for a network.

@@ -148,6 +148,17 @@ class GlyphConv(Backbone):
         return x.mean(dim=(2, 3))
 
 
+def scaling(network: nn.Module) -> tuple[list[float], list[float]]:
+    """The mean and the deviation of each channel, for values in 0 … 1, that a network subtracts and divides by.
+
+    Args:
+        network: made by `build_backbone`. One for gray images takes them as they are: (0), (1).
+    """
+    if isinstance(network, ImageBackbone):
+        return network.mean.flatten().tolist(), network.std.flatten().tolist()
+    return [0.0], [1.0]
+
+
 class ImageBackbone(Backbone):
     """A network of torchvision or timm with the authors' head on top.
 

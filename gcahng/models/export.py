@@ -1,8 +1,9 @@
 """Networks for other programs: ONNX, and PyTorch's exported programs (.pt2).
 
 An exported file takes "images", uint8 (batch, 3, H, W) RGB, or (batch, H, W) gray for a network of glyphs. They are
-decoded, resized and cropped; scaling to the network's mean and deviation is part of the file. It returns "embeddings",
-fp32 (batch, D), which are not normalized. The batch size is free.
+decoded, resized and cropped, for which the file names the sizes and the interpolation. Scaling to the network's mean
+and deviation, which it names too, is part of the file. It returns "embeddings", fp32 (batch, D), which are not
+normalized and need no gradient. The batch size is free.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ import gcahng
 from gcahng.bounds import check_number
 from gcahng.config import config_to_dict
 from gcahng.data.glyphs import IMAGE_SIZE
+from gcahng.data.reading import INTERPOLATION
 from gcahng.errors import UserError
 from gcahng.extras import require
 from gcahng.files import atomic_write, check_folder
+from gcahng.models.backbones import scaling
 from gcahng.models.model_file import FORMAT, Model, load_onnx
 from gcahng.models.onnx_network import INPUT, OUTPUT, OnnxNetwork
 
@@ -67,7 +70,9 @@ def export_model(model: Model, out: Path | str, *, opset: int | None = None, che
         if check:
             require("onnxruntime", extra="export", purpose="an ONNX file is checked (check=False leaves that out)")
     try:
-        content = _to_onnx(network, images, about(model), opset) if onnx else _to_program(network, images, about(model))
+        with _without_gradients(network):
+            known = about(model)
+            content = _to_onnx(network, images, known, opset) if onnx else _to_program(network, images, known)
     except UserError:
         raise
     except Exception as error:  # what PyTorch's exporter raises has no common class
@@ -93,8 +98,11 @@ def about(model: Model) -> dict[str, str]:
     files = {
         "exif_rotate": config.data.rotates,
         "resize_shorter_side": preprocessing.resize,
+        "interpolation": INTERPOLATION,
         "center_crop": preprocessing.crop,
     }
+    of_glyphs = config.data.name == "glyphs"
+    mean, deviation = scaling(model.network)
     return {
         "format": FORMAT,
         "gcahng_version": gcahng.__version__,
@@ -102,7 +110,11 @@ def about(model: Model) -> dict[str, str]:
         "embedding_dim": str(config.backbone.embedding_dim),
         "normalised": "false",
         "input": f"uint8 {('batch', *_image_shape(model))}".replace("'", ""),
-        "preprocessing": json.dumps(None if config.data.name == "glyphs" else files),
+        "size": json.dumps(_image_shape(model)[-2:]),
+        "interpolation": json.dumps(None if of_glyphs else INTERPOLATION),
+        "mean": json.dumps(mean),
+        "deviation": json.dumps(deviation),
+        "preprocessing": json.dumps(None if of_glyphs else files),
         "gcahng": json.dumps(trained),
     }
 
@@ -157,6 +169,19 @@ def _to_program(network: nn.Module, images: Tensor, known: dict[str, str]) -> by
     with _quiet():
         torch.export.save(program, buffer, extra_files={ABOUT_FILE: json.dumps(known)})
     return buffer.getvalue()
+
+
+@contextmanager
+def _without_gradients(network: nn.Module) -> Iterator[None]:
+    """Export weights that do not train: a program would otherwise record a graph for each of its outputs."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 @contextmanager

@@ -79,6 +79,39 @@ def test_onnx_says_what_it_is(gray: Model, gray_onnx: Path) -> None:
     known = {entry.key: entry.value for entry in model.metadata_props}
     assert about(gray).items() <= known.items()
     assert (known["embedding_dim"], known["normalised"], known["input"]) == ("16", "false", "uint8 (batch, 32, 32)")
+    said = {name: json.loads(known[name]) for name in ("size", "interpolation", "mean", "deviation")}
+    assert said == {"size": [32, 32], "interpolation": None, "mean": [0.0], "deviation": [1.0]}
+
+
+def test_a_file_says_how_images_are_prepared() -> None:
+    """Following what it says gives what the network is fed."""
+    import numpy as np
+    from PIL import Image
+    from torchvision.transforms import v2
+
+    data = DataConfig(name="folder", image_size=24, resize=30)
+    backbone = BackboneConfig(name="torchvision:resnet50", pretrained=False, embedding_dim=8)
+    model = Model(build_backbone(backbone).eval(), TrainConfig(data=data, backbone=backbone), Path("x"))
+    known = about(model)
+    said = {name: json.loads(known[name]) for name in ("size", "interpolation", "mean", "deviation", "preprocessing")}
+    assert said["size"] == [24, 24] and said["interpolation"] == "bilinear, antialiased"
+    assert said["preprocessing"] == {
+        "resize_shorter_side": 30,
+        "interpolation": "bilinear, antialiased",
+        "center_crop": 24,
+    }
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 88, 3), dtype=np.uint8)
+    wide = Image.fromarray(pixels).resize((44, 30), Image.Resampling.BILINEAR)
+    ours = v2.Compose([v2.Resize(30), v2.CenterCrop(24), v2.PILToTensor()])(Image.fromarray(pixels))
+    left, top = (44 - 24) // 2, (30 - 24) // 2
+    images = torch.from_numpy(np.array(wide.crop((left, top, left + 24, top + 24)))).movedim(2, 0)
+    assert (images.int() - ours.int()).abs().max() <= 1
+    fed: list[Tensor] = []
+    model.network.body.register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0]))
+    with torch.no_grad():
+        model.network(images[None])
+    mean, deviation = (torch.tensor(said[name])[:, None, None] for name in ("mean", "deviation"))
+    torch.testing.assert_close(fed[0][0], (images / 255 - mean) / deviation)
 
 
 def test_color_and_another_operator_set(tmp_path: Path) -> None:
@@ -103,10 +136,13 @@ def test_a_program_gives_the_networks_outputs(gray: Model, tmp_path: Path) -> No
     extra = {ABOUT_FILE: ""}
     program = torch.export.load(out, extra_files=extra).module()
     assert json.loads(extra[ABOUT_FILE]) == about(gray)
-    with torch.no_grad():
-        for count in (1, 6):
-            images = images_for(gray, count)
-            torch.testing.assert_close(program(images), gray.network(images), rtol=1e-5, atol=1e-5)
+    assert all(parameter.requires_grad for parameter in gray.network.parameters())
+    for count in (1, 6):
+        images = images_for(gray, count)
+        embeddings = program(images)
+        assert not embeddings.requires_grad
+        with torch.no_grad():
+            torch.testing.assert_close(embeddings, gray.network(images), rtol=1e-5, atol=1e-5)
 
 
 def test_it_is_evaluated_in_the_place_of_its_model(gray: Model, gray_onnx: Path, small_data: DataSplits) -> None:
