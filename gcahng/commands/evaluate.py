@@ -161,14 +161,14 @@ def _evaluate_file(options: argparse.Namespace) -> dict[str, Any]:
 def _print_and_write(options: argparse.Namespace, result: dict[str, Any], name: str, default_json: Path) -> int:
     """Print the table and write the files; `name` is the key of the metrics in `result`."""
     from gcahng.files import write_json, writing
-    from gcahng.runs.metrics_table import metrics_table
+    from gcahng.runs.metrics_table import metrics_table, width_of_output
 
     classes = None
     if options.per_class not in (None, _IN_JSON):
         classes = result.pop("per_class")
     written = options.json or default_json
     metrics = result[name]
-    print(metrics_table({f"{name} (percent)": metrics}))
+    print(metrics_table({f"{name} (percent)": metrics}, width_of_output()))
     if metrics["queries_without_match"]:
         print(f"left out    {metrics['queries_without_match']} queries without another image of their class")
     if "checkpoint" in result:

@@ -109,14 +109,14 @@ def _wants_resume(arguments: list[str]) -> bool:
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
-    from gcahng.runs.metrics_table import metrics_table
+    from gcahng.runs.metrics_table import metrics_table, width_of_output
 
     out, best = Path(summary["out"]), summary["best"]
     rows = {"test (percent)": summary["test"]}
     if best and best["step"] != summary["steps"]:
         rows[f"test, best checkpoint (step {best['step']})"] = summary["test_best"]
     print()
-    print(metrics_table(rows))
+    print(metrics_table(rows, width_of_output()))
     print()
     if summary["left_out"]:
         print(f"{summary['left_out']} steps were not finite and were left out; see {out}/nonfinite.jsonl")
