@@ -126,17 +126,65 @@ class Bar(Silent):
         self._progress.stop()
 
 
-def terminal_for(verbose: bool, speaks: bool = True) -> Terminal:
-    """A progress bar where standard output is a terminal, and lines elsewhere.
+class NotebookLines(Lines):
+    """Lines for the output of a notebook's cell, the last of which is written again and again as the run proceeds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._first_step: int | None = None
+        self._first_seconds = 0.0
+        self._length = 0
+
+    def losses(self, step: int, logs: Mapping[str, float]) -> None:
+        super().losses(step, logs)
+        seconds = time.monotonic() - self._start
+        if self._first_step is None:  # of a resumed run, the steps before are not of this time
+            self._first_step, self._first_seconds = step, seconds
+        left = ""
+        if step > self._first_step:
+            pace = (seconds - self._first_seconds) / (step - self._first_step)
+            left = f"  {pace * (self._steps - step):.0f} s left"
+        self._rewrite(f"step {step}/{self._steps}  {self._losses}  {seconds:.0f} s{left}")
+
+    def evaluation(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
+        self._rewrite("")
+        super().evaluation(step, kind, metrics)
+
+    def status(self, text: str) -> None:
+        self._rewrite("")
+        super().status(text)
+
+    def close(self) -> None:
+        self._rewrite("")
+
+    def _rewrite(self, text: str) -> None:
+        """Put a text in the place of the last one, without a line break."""
+        if text or self._length:
+            print(f"\r{text:<{self._length}}", end="" if text else "\r", flush=True)
+        self._length = len(text)
+
+
+def in_notebook() -> bool:
+    """Whether this process runs the cells of a Jupyter or Colab notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return type(shell).__name__ == "ZMQInteractiveShell" or type(shell).__module__.startswith("google.colab")
+
+
+def terminal_for(verbose: bool | None, speaks: bool = True) -> Terminal:
+    """A progress bar where standard output is a terminal, a line that changes in a notebook, and lines elsewhere.
 
     Args:
-        verbose: whether anything but warnings is printed.
+        verbose: whether anything but warnings is printed; None: in a notebook.
         speaks: whether this process prints anything at all; of several processes one does.
     """
     if not speaks:
         return Mute()
-    if not verbose:
+    notebook = in_notebook()
+    if not (notebook if verbose is None else verbose):
         return Silent()
+    if notebook:
+        return NotebookLines()
     return Bar() if sys.stdout.isatty() else Lines()
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
+import types
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -290,4 +292,28 @@ def test_verbose_lines(small_config: MakeConfig, tmp_path: Path, capsys: pytest.
 @pytest.mark.usefixtures("without_pictures")
 def test_silent_by_default(small_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(small_config(out=str(tmp_path / "run"), loss="supcon", steps=1))
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_a_notebook_sees_progress(
+    small_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without being asked, and in plain text: one line is written again and again, those of evaluations stay."""
+    ipython = types.ModuleType("IPython")
+    ipython.get_ipython = type("ZMQInteractiveShell", (), {})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    fit(small_config(out=str(tmp_path / "run"), loss="npair"))
+    out, err = capsys.readouterr()
+    assert err == ""
+    shown = [line.split("\r")[-1] for line in out.split("\n")]
+    assert [line[:8] for line in shown[:3]] == ["npair on", "step 4/6", "step 6/6"]
+    assert shown[3:] == ["evaluating on the test classes", ""] and "MAP@R" in shown[1]
+    passing = [text.strip() for line in out.split("\n") for text in line.split("\r")[:-1] if text.strip()]
+    assert [text.split("  ")[0] for text in passing] == ["step 2/6", "step 4/6", "step 6/6"]
+    assert "loss" in passing[0] and passing[1].endswith("s left") and passing[2].endswith("0 s left")
+    fit(small_config(out=str(tmp_path / "silent"), loss="npair", steps=1), verbose=False)
+    assert capsys.readouterr() == ("", "")
+    ipython.get_ipython = type("TerminalInteractiveShell", (), {})  # type: ignore[attr-defined]
+    fit(small_config(out=str(tmp_path / "terminal"), loss="npair", steps=1))
     assert capsys.readouterr() == ("", "")
