@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import uuid
@@ -16,11 +17,13 @@ import torch
 from torch import Tensor
 
 from gcahng.config import TrainConfig, config_to_dict
+from gcahng.errors import UserError
 from gcahng.extras import require
 from gcahng.files import atomic_write, sync, write_text, writing
 from gcahng.runs.run_folder import check_run_lock
 
 METRICS, NONFINITE = "metrics.jsonl", "nonfinite.jsonl"
+_WANDB_CURE = "run `wandb login`, or set WANDB_API_KEY, or set WANDB_MODE=offline and send it later with `wandb sync`"
 
 
 class RunLog:
@@ -184,9 +187,33 @@ def _cut(path: Path, step: int) -> None:
         atomic_write(path, lambda file: file.write(content))
 
 
+def check_wandb(project: str) -> None:
+    """See that Weights & Biases can be used, before a run is begun for it.
+
+    Args:
+        project: where the run goes.
+
+    Raises:
+        UserError: it is not installed, or has no key and is to send what it gets at once.
+    """
+    require("wandb", extra="wandb", purpose=f"wandb is {project!r}: losses are sent to Weights & Biases")
+    import wandb
+
+    if wandb.setup().settings.mode in ("offline", "dryrun", "disabled"):
+        return
+    # Older versions ask on a terminal, where no key is stored; newer ones would say more if they might ask.
+    options = {"prompt": False, "verify": False}
+    known = inspect.signature(wandb.login).parameters
+    try:
+        ready = wandb.login(**{name: value for name, value in options.items() if name in known})
+    except wandb.Error as error:
+        raise UserError(f"wandb is {project!r}, and Weights & Biases refuses it: {error}; {_WANDB_CURE}") from None
+    if not ready:
+        raise UserError(f"wandb is {project!r}, and Weights & Biases has no key here; {_WANDB_CURE}")
+
+
 def _wandb_run(run: Path, config: TrainConfig) -> Any:
     """A run of Weights & Biases, the same one when training is resumed. Of a step sent twice it shows the first."""
-    require("wandb", extra="wandb", purpose=f"wandb is {config.wandb}: losses are sent to Weights & Biases")
     import wandb
 
     identity = run / "wandb-id"

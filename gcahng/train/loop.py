@@ -19,6 +19,7 @@ from gcahng.errors import UserError
 from gcahng.extras import require
 from gcahng.files import remove_temporaries, write_text, writing
 from gcahng.runs.checkpoint import FOLDER, newest_checkpoint
+from gcahng.runs.log import check_wandb
 from gcahng.runs.run_folder import check_run_folder, make_run_folder, run_lock
 from gcahng.runs.versions import versions
 from gcahng.train.processes import Processes, run_processes
@@ -31,7 +32,7 @@ from gcahng.yaml_files import load_yaml, read_yaml
 CONFIG = "config.yaml"
 
 
-def fit(config: TrainConfig, *, verbose: bool = False) -> dict[str, Any]:
+def fit(config: TrainConfig, *, verbose: bool | None = None) -> dict[str, Any]:
     """Train, evaluate and write a run folder; the same as `gcahng train`.
 
     The folder holds config.yaml (all options, the versions as a comment), metrics.jsonl, tensorboard/, checkpoints/
@@ -41,7 +42,8 @@ def fit(config: TrainConfig, *, verbose: bool = False) -> dict[str, Any]:
 
     Args:
         config: what to train.
-        verbose: whether progress is printed on standard output, with a progress bar if it is a terminal.
+        verbose: whether progress is printed on standard output, with a progress bar if it is a terminal; None: in a
+            notebook.
 
     Returns:
         What summary.json holds: "test" with "recall@1", …, "map@r", "r_precision" of the last checkpoint as fractions
@@ -57,7 +59,7 @@ def fit(config: TrainConfig, *, verbose: bool = False) -> dict[str, Any]:
     with run_processes() as processes, ExitStack() as open_now:
         with processes.together():
             config.check()
-            _require_extras(config)
+            _require_extras(config, processes.first)
             if config.out is not None and processes.first:
                 check_run_folder(config.out)
             device = _own_device(config.device, processes)
@@ -91,7 +93,7 @@ def resume(
     workers: int | None = None,
     skip_nonfinite: int | None = None,
     skip_unreadable: bool | None = None,
-    verbose: bool = False,
+    verbose: bool | None = None,
 ) -> dict[str, Any]:
     """Continue a run that stopped before its end; the same as `gcahng train --resume RUN`.
 
@@ -103,7 +105,8 @@ def resume(
         run: the run folder.
         device, threads, root, csv, workers, skip_nonfinite, skip_unreadable: options that replace the run's own; None:
             the run's own. Another device or another number of threads changes the last bits.
-        verbose: whether progress is printed on standard output, with a progress bar if it is a terminal.
+        verbose: whether progress is printed on standard output, with a progress bar if it is a terminal; None: in a
+            notebook.
 
     Returns:
         As `fit`.
@@ -137,7 +140,7 @@ def resume(
                 ),
             )
             config.check()
-            _require_extras(config)
+            _require_extras(config, processes.first)
             _check_places(config)
         for difference in _differences(before, config, state, processes):
             terminal.warning(f"{difference}; the last bits may differ from those of an uninterrupted run")
@@ -249,10 +252,10 @@ def _surroundings(config: TrainConfig) -> Iterator[None]:
         yield
 
 
-def _require_extras(config: TrainConfig) -> None:
+def _require_extras(config: TrainConfig, first: bool) -> None:
     require("matplotlib", "rich", "safetensors", "tensorboard", "yaml", extra="train", purpose="training")
-    if config.wandb is not None:
-        require("wandb", extra="wandb", purpose=f"wandb is {config.wandb!r}")
+    if config.wandb is not None and first:
+        check_wandb(config.wandb)
 
 
 def _announce(terminal: Terminal, trainer: Trainer, data: DataSplits, where: str) -> None:

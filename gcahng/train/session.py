@@ -44,7 +44,7 @@ class TrainingInterrupted(KeyboardInterrupt):
     def __init__(self, step: int, steps: int, checkpoint: Path, run: Path, exit_code: int, processes: int = 1) -> None:
         super().__init__(
             f"interrupted after step {step} of {steps}; {checkpoint} holds everything; to continue: "
-            f"{resume_command(run, processes)}"
+            f"{resume_command(run, processes)} (in Python: gcahng.train.resume({str(run)!r}))"
         )
         self.exit_code = exit_code
 

@@ -127,8 +127,15 @@ def test_weights_and_biases(config_of_whole: TrainConfig, monkeypatch: pytest.Mo
 
     stub = types.ModuleType("wandb")
     stub.__spec__ = ModuleSpec("wandb", None)
+    stub.setup = lambda: types.SimpleNamespace(settings=types.SimpleNamespace(mode="online"))  # type: ignore[attr-defined]
+    stub.Error, stub.login = OSError, lambda prompt=True: key  # type: ignore[attr-defined]
+    key = False
     stub.init = lambda **options: (started.append(options), Run())[1]  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", stub)
+    with pytest.raises(UserError, match="wandb is 'glyphs', and Weights & Biases has no key here; run `wandb login`"):
+        fit(replace(config_of_whole, wandb="glyphs"))
+    assert not Path(str(config_of_whole.out)).exists() and not started
+    key = True
     run = interrupted(replace(config_of_whole, wandb="glyphs"), 4)
     resume(run)
     assert [options["project"] for options in started] == ["glyphs"] * 2 and ended == [1, 0]

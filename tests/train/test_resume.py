@@ -303,7 +303,7 @@ def test_the_message_names_the_command(
     run = tmp_path / "a run"
     assert err == (
         f"gcahng: interrupted after step 4 of 8; {run}/checkpoints/last.pt holds everything; to continue: gcahng train "
-        f"--resume '{run}'\n"
+        f"--resume '{run}' (in Python: gcahng.train.resume('{run}'))\n"
     )
     assert main(["train", "--resume", str(run)]) == 0
     out, err = capsys.readouterr()
