@@ -89,22 +89,22 @@ def test_a_file_says_how_images_are_prepared() -> None:
     from PIL import Image
     from torchvision.transforms import v2
 
-    data = DataConfig(name="folder", image_size=24, resize=30)
+    data = DataConfig(name="folder", image_size=64, resize=80)
     backbone = BackboneConfig(name="torchvision:resnet50", pretrained=False, embedding_dim=8)
     model = Model(build_backbone(backbone).eval(), TrainConfig(data=data, backbone=backbone), Path("x"))
     known = about(model)
     said = {name: json.loads(known[name]) for name in ("size", "interpolation", "mean", "deviation", "preprocessing")}
-    assert said["size"] == [24, 24] and said["interpolation"] == "bilinear, antialiased"
+    assert said["size"] == [64, 64] and said["interpolation"] == "bilinear, antialiased"
     assert said["preprocessing"] == {
-        "resize_shorter_side": 30,
+        "resize_shorter_side": 80,
         "interpolation": "bilinear, antialiased",
-        "center_crop": 24,
+        "center_crop": 64,
     }
-    pixels = np.random.default_rng(0).integers(0, 256, (60, 88, 3), dtype=np.uint8)
-    wide = Image.fromarray(pixels).resize((44, 30), Image.Resampling.BILINEAR)
-    ours = v2.Compose([v2.Resize(30), v2.CenterCrop(24), v2.PILToTensor()])(Image.fromarray(pixels))
-    left, top = (44 - 24) // 2, (30 - 24) // 2
-    images = torch.from_numpy(np.array(wide.crop((left, top, left + 24, top + 24)))).movedim(2, 0)
+    pixels = np.random.default_rng(0).integers(0, 256, (160, 240, 3), dtype=np.uint8)
+    wide = Image.fromarray(pixels).resize((120, 80), Image.Resampling.BILINEAR)
+    ours = v2.Compose([v2.Resize(80), v2.CenterCrop(64), v2.PILToTensor()])(Image.fromarray(pixels))
+    left, top = (120 - 64) // 2, (80 - 64) // 2
+    images = torch.from_numpy(np.array(wide.crop((left, top, left + 64, top + 64)))).movedim(2, 0)
     assert (images.int() - ours.int()).abs().max() <= 1
     fed: list[Tensor] = []
     model.network.body.register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0]))
