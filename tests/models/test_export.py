@@ -96,6 +96,7 @@ def test_a_file_says_how_images_are_prepared() -> None:
     said = {name: json.loads(known[name]) for name in ("size", "interpolation", "mean", "deviation", "preprocessing")}
     assert said["size"] == [64, 64] and said["interpolation"] == "bilinear, antialiased"
     assert said["preprocessing"] == {
+        "exif_rotate": True,
         "resize_shorter_side": 80,
         "interpolation": "bilinear, antialiased",
         "center_crop": 64,
