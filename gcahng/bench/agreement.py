@@ -32,6 +32,8 @@ def outputs(case: Case) -> dict[str, Tensor]:
     names = {parameter: name for name, parameter in gca.named_parameters()}
     for optimizer in (gca.graph_optimizer, gca.classifier_optimizer):
         for parameter, state in optimizer.state.items():
+            if not state["step"]:  # it has no gradient in this step
+                continue
             module = names[parameter].rpartition(".")[0]
             gradient = state["exp_avg"].double().flatten()
             results[module] = torch.cat((results[module], gradient)) if module in results else gradient

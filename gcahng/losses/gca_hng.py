@@ -220,13 +220,13 @@ class GCAHNGLoss(LossModule):
         remember = self.training and torch.is_grad_enabled()
         if remember:
             self.graph_network.zero_grad(set_to_none=True)
-            if not torch.compiler.is_compiling():
+            if not (torch.compiler.is_compiling() or self._only_takes_statistics()):
                 self._watch.forward(self._trace_without_step(), self.engine.process_group)
             self._pending = None
         losses = self._passes(batch).metric_pass(self.graph_network, batch)
         if self.training:
             self.draw.add_(1)
-        synthetic = (1 - torch.exp(-self.beta / self._mean_generator)) * losses.synthetic
+        synthetic = (1 - torch.exp(-self.beta / self.mean_generator)) * losses.synthetic
         if remember:
             logs = {"J_m": metric.detach(), "J_syn": synthetic.detach(), "J_gce": losses.node_entropy.detach()}
             trace = Trace(sample(self.graph_network, self.classifier))
@@ -301,9 +301,7 @@ class GCAHNGLoss(LossModule):
             "J_div": losses.diversity.detach(),
             "J_gen": generator.detach(),
         }
-        self._metric_sum.add_(logs["J_m"].clamp_min(SMALLEST_LOSS))
-        self._generator_sum.add_(logs["J_gen"].clamp_min(SMALLEST_LOSS))
-        self._counted_steps.add_(1)
+        self._count_losses(logs["J_m"].clamp_min(SMALLEST_LOSS), logs["J_gen"].clamp_min(SMALLEST_LOSS))
         self._steps_in_epoch += 1
         if self.steps_per_epoch is not None and self._steps_in_epoch >= self.steps_per_epoch:
             self.end_epoch()
@@ -319,11 +317,7 @@ class GCAHNGLoss(LossModule):
             UserError: a deferred check found something wrong with a batch.
         """
         self._raise_deferred()
-        count = self._counted_steps
-        for mean, total in ((self._mean_metric, self._metric_sum), (self._mean_generator, self._generator_sum)):
-            mean.copy_(torch.where(count > 0, total / count, mean))
-            total.zero_()
-        count.zero_()
+        self._roll_means()
         self._steps_in_epoch = 0
         self._epoch += 1
         self._apply_schedule()

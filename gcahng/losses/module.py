@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,23 +27,23 @@ from gcahng.losses.layout import (
     raise_for_problems,
     value_problems,
 )
+from gcahng.losses.means import RunningMeans
 from gcahng.losses.misuse import MISUSES, Trace, Watch, misuses, refuse_vmap, sample
 from gcahng.losses.optimizers import (
     CapturableAdamW,
     adamw,
-    check_state,
     clipped_step,
     move_state,
     set_rate,
+    take_state,
 )
 from gcahng.losses.options import EngineOptions
+from gcahng.losses.state import LossState, pack, prepare, read_extra_state
 from gcahng.nn import GraphNetwork
 from gcahng.reference import training_step as reference
 from gcahng.reference.edge_update import Dropout
 from gcahng.reference.philox import mixing_draws
 from gcahng.reference.training_step import Batch
-
-FIRST_MEAN = 1e6
 
 
 def _of_engine(name: str, doc: str) -> Any:
@@ -58,7 +58,7 @@ def _of_engine(name: str, doc: str) -> Any:
     return property(read, write, doc=doc)
 
 
-class LossModule(nn.Module):
+class LossModule(RunningMeans):
     """What every call of the loss works with. The training step itself is in GCAHNGLoss."""
 
     graph_network: GraphNetwork
@@ -77,13 +77,7 @@ class LossModule(nn.Module):
         self._ranks, self._joined = ranks_for(engine.process_group), False
         self.engine = engine
         self._graphs = GraphCache() if engine.cuda_graph else None
-        self.register_buffer("draw", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("_mean_metric", torch.tensor(FIRST_MEAN))
-        self.register_buffer("_mean_generator", torch.tensor(FIRST_MEAN))
-        self.register_buffer("_metric_sum", torch.tensor(0.0))
-        self.register_buffer("_generator_sum", torch.tensor(0.0))
-        # On the device, where a captured step counts too; _steps_in_epoch counts the steps that the host has seen.
-        self.register_buffer("_counted_steps", torch.zeros((), dtype=torch.int64), persistent=False)
+        self._start_counting()
         # Numbers, not bools: averages of weights over a run (AveragedModel, use_buffers=True) take differences of all.
         self.register_buffer(
             "_problems", torch.zeros(len(PROBLEMS) + len(MISUSES), dtype=torch.int32), persistent=False
@@ -106,74 +100,47 @@ class LossModule(nn.Module):
     edge_memory = _of_engine("edge_memory", "What the engine was asked to save of the edges.")
     edge_dtype = _of_engine("edge_dtype", "The dtype that was asked for stored edges.")
 
-    # -- running means
-
-    @property
-    def mean_metric(self) -> Tensor:
-        """J̄_m, the mean of J_m over the previous epoch, 0-dim (1e6 in the first)."""
-        return self._mean_metric
-
-    @mean_metric.setter
-    def mean_metric(self, value: float | Tensor) -> None:
-        self._mean_metric.copy_(_float64(value))
-
-    @property
-    def mean_generator(self) -> Tensor:
-        """J̄_gen, the mean of J_gen over the previous epoch, 0-dim (1e6 in the first)."""
-        return self._mean_generator
-
-    @mean_generator.setter
-    def mean_generator(self, value: float | Tensor) -> None:
-        self._mean_generator.copy_(_float64(value))
-
     # -- state
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """What the state dict holds beside parameters and buffers: optimizers, counters and seed."""
-        return {
-            "version": 1,
-            "seed": self.seed,
-            "epoch": self._epoch,
-            "steps_in_epoch": int(self._counted_steps),
-            "graph_optimizer": self.graph_optimizer.state_dict(),
-            "classifier_optimizer": self.classifier_optimizer.state_dict(),
-        }
+    def get_extra_state(self) -> Tensor:
+        """What the state dict holds beside parameters and buffers (bytes,): optimizers, epoch and seed."""
+        return pack(self.seed, self._epoch, (self.graph_optimizer, self.classifier_optimizer))
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Takes over what get_extra_state returned.
+    def set_extra_state(self, state: Tensor | dict[str, Any] | LossState) -> None:
+        """Takes over what get_extra_state returned, in this version or in version 1.
 
         Raises:
-            UserError: it is of another version, or of a loss with other sizes.
+            UserError: it is malformed, of another version, or of a loss with other sizes. Nothing is changed then.
         """
-        if state.get("version") != 1:
-            raise UserError(
-                f"state_dict has extra state of version {state.get('version')!r}; this gcahng reads version 1"
-            )
-        (saved,), (own,) = state["graph_optimizer"]["param_groups"], self.graph_optimizer.param_groups
-        if len(saved["params"]) != len(own["params"]):
-            raise UserError(
-                f"state_dict is of a graph network of {len(saved['params'])} weights, this one has "
-                f"{len(own['params'])} (layers={len(self.graph_network.layers)}); layers must be that of the state_dict"
-            )
-        check_state(state["graph_optimizer"], self.graph_optimizer)
-        check_state(state["classifier_optimizer"], self.classifier_optimizer)
-        self.seed = state["seed"]
-        self._epoch, self._steps_in_epoch = state["epoch"], state["steps_in_epoch"]
-        self._counted_steps.fill_(self._steps_in_epoch)
-        # Optimizer.load_state_dict does not copy tensors: without this copy, two losses would share their moments.
-        self.graph_optimizer.load_state_dict(copy.deepcopy(state["graph_optimizer"]))
-        self.classifier_optimizer.load_state_dict(copy.deepcopy(state["classifier_optimizer"]))
-        self._pending = None
-        self._problems.zero_()
+        optimizers = (self.graph_optimizer, self.classifier_optimizer)
+        state = read_extra_state(state, optimizers, len(self.graph_network.layers))
+        self.seed, self._epoch = state.seed, state.epoch
+        for optimizer, given in zip(optimizers, state.optimizers, strict=True):
+            take_state(optimizer, given)
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, local_metadata: dict, *args: Any) -> None:
-        if local_metadata.get("assign_to_params_buffers"):
-            raise UserError("assign is True; it must be False: the optimizers would go on with the old parameters")
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+    def _load_from_state_dict(
+        self, state_dict: dict, prefix: str, local_metadata: dict, strict: bool, *lists: list[str]
+    ) -> None:
+        """Checks the loss's whole part of a state dict, its submodules' too, before torch copies any of it."""
+        hooks, self._load_state_dict_pre_hooks = self._load_state_dict_pre_hooks, OrderedDict()
+        try:
+            for hook in hooks.values():  # they may rename, so they come before the checks, and not again after them
+                hook(state_dict, prefix, local_metadata, strict, *lists)
+            found = prepare(self, state_dict, prefix, strict, "version" in local_metadata)
+            if found and local_metadata.get("assign_to_params_buffers"):
+                raise UserError("assign is True; it must be False: the optimizers would go on with the old parameters")
+            super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
+        finally:
+            self._load_state_dict_pre_hooks = hooks
+        if found:
+            self._steps_in_epoch = int(self._counted_steps) if not self._counted_steps.is_meta else 0
+            self._pending = None
+            self._problems.zero_()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LossModule:
-        before = list(self.parameters())
+        before, counters = list(self.parameters()), dict(self.named_buffers(recurse=False))
         super()._apply(fn, recurse)
+        self._keep_counters(counters)
         # Most moves change the parameter objects in place, but to_empty, for one, replaces them.
         moved = dict(zip(before, self.parameters(), strict=True))
         for optimizer in (self.graph_optimizer, self.classifier_optimizer):
@@ -286,7 +253,7 @@ class LossModule(nn.Module):
         dropout = None
         if self.training and self.edge_dropout:
             dropout = Dropout(self.edge_dropout, self.seed, draw, self.symmetric)
-        pull = torch.exp(-self.alpha / self._mean_metric)
+        pull = torch.exp(-self.alpha / self.mean_metric)
         u = u.to(device=z.device, dtype=z.dtype)
         return Batch(z, self._in_range(layout.classes), views, pull.to(z.dtype), u, dropout, self.training)
 
@@ -340,19 +307,19 @@ class LossModule(nn.Module):
         if self.gradient_hook is not None:
             self.gradient_hook(module, [p.grad for p in parameters if p.grad is not None])
 
+    def _only_takes_statistics(self) -> bool:
+        """Whether a pass only gives BatchNorm new statistics, as stochastic weight averaging does at its end.
+
+        It sets the momentum to None for that and backpropagates nothing.
+        """
+        return self.graph_network.edge_batch_norm.momentum is None
+
     def _apply_schedule(self) -> None:
         """Sets the graph network's learning rate for the epoch."""
         if self.epochs is None:
             return
         progress = min(self._epoch, self.epochs) / self.epochs
         set_rate(self.graph_optimizer, self.graph_lr * 0.5 * (1 + math.cos(math.pi * progress)))
-
-
-def _float64(value: float | Tensor) -> Tensor:
-    """A number as a float64 tensor on the host, whatever torch's default device; a tensor stays where it is."""
-    return (
-        value.to(torch.float64) if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64, device="cpu")
-    )
 
 
 def check_draws(u: Tensor | None, views: int) -> None:

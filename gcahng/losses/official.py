@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gcahng.errors import UserError
+from gcahng.losses.state import check_tensor, some
 
 if TYPE_CHECKING:
     from gcahng.losses.gca_hng import GCAHNGLoss
@@ -88,26 +89,18 @@ def load_official_state_dict(gca: GCAHNGLoss, state_dict: Mapping[str, Tensor]) 
         raise UserError(
             f"state_dict is a {type(state_dict).__name__}; it must be a dict of tensors, as torch.load gives"
         )
+    if strange := [name for name in state_dict if not isinstance(name, str)]:
+        raise UserError(f"state_dict has an entry {strange[0]!r}; its names must be strings, as torch.load gives")
     wanted = dict(_names(gca))
     tensors = {name: tensor for name, tensor in state_dict.items() if not name.startswith("feature_extractor.")}
     missing, unexpected = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     if missing or unexpected:
         raise UserError(
             f"state_dict does not fit this loss (layers={len(gca.graph_network.layers)}): "
-            f"missing {_some(missing)}, unexpected {_some(unexpected)}"
+            f"missing {some(missing)}, unexpected {some(unexpected)}"
         )
-    wrong = [name for name in wanted if wanted[name].shape != tensors[name].shape]
-    if wrong:
-        name = wrong[0]
-        raise UserError(
-            f"state_dict does not fit this loss: {name} has shape {tuple(tensors[name].shape)}; it must be "
-            f"{tuple(wanted[name].shape)} (embedding_dim and num_classes must be those of the checkpoint)"
-        )
+    for name, own in wanted.items():
+        check_tensor(name, tensors[name], own)
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(tensors[name])
-
-
-def _some(names: list[str]) -> str:
-    """The first names of a list, for error messages."""
-    return "none" if not names else ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +23,11 @@ def adamw(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, ca
         capturable: whether steps may be captured in a CUDA graph.
     """
     if capturable:
-        return CapturableAdamW(parameters, lr, weight_decay)
-    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+        optimizer = CapturableAdamW(parameters, lr, weight_decay)
+    else:
+        optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+    start_state(optimizer)  # so that a state dict has the same names and shapes before the first step and after it
+    return optimizer
 
 
 def set_rate(optimizer: torch.optim.AdamW, rate: float) -> None:
@@ -60,25 +64,114 @@ def set_gradients(loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
         parameter.grad = gradient
 
 
-def check_state(state: Mapping[str, Any], optimizer: torch.optim.AdamW) -> None:
-    """Checks that an optimizer's state fits its parameters, since fused AdamW would read beyond smaller moments.
+class OptimizerState(NamedTuple):
+    """The state of one of the loss's optimizers.
+
+    Attributes:
+        numbers: learning rate, both betas, epsilon, weight decay.
+        steps: how often each weight was stepped, (P,).
+        moments: the first and the second moment of each weight, in the weight's shape.
+    """
+
+    numbers: tuple[float, ...]
+    steps: Tensor
+    moments: list[tuple[Tensor, Tensor]]
+
+
+NUMBERS = ("lr", "beta1", "beta2", "eps", "weight_decay")
+_HOLD = (torch.float32, torch.float64)  # the dtypes that moments may have: squares vanish in lower ones
+
+
+def start_state(optimizer: torch.optim.AdamW) -> None:
+    """Makes the moments of all weights that have none yet, as AdamW would in its first step."""
+    (group,) = optimizer.param_groups
+    for parameter in group["params"]:
+        if not optimizer.state.get(parameter):
+            moments = parameter.detach().to(parameter.dtype if parameter.dtype in _HOLD else torch.float32)
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(moments, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(moments, memory_format=torch.preserve_format),
+            }
+
+
+def state_of(optimizer: torch.optim.AdamW) -> OptimizerState:
+    """An optimizer's state. The moments are its own, not copies."""
+    start_state(optimizer)
+    (group,) = optimizer.param_groups
+    states = [optimizer.state[parameter] for parameter in group["params"]]
+    rate = group["rate"] if isinstance(group["lr"], Tensor) else group["lr"]
+    return OptimizerState(
+        (rate, *group["betas"], group["eps"], group["weight_decay"]),
+        torch.stack([state["step"] for state in states]),
+        [(state["exp_avg"], state["exp_avg_sq"]) for state in states],
+    )
+
+
+def take_state(optimizer: torch.optim.AdamW, given: OptimizerState) -> None:
+    """Copies a state into an optimizer, into the tensors that it has: a captured step knows their places.
 
     Args:
-        state: the optimizer's state dict.
+        optimizer: the optimizer.
+        given: a state that `check_state` has passed.
+    """
+    own = state_of(optimizer)
+    (group,) = optimizer.param_groups
+    set_rate(optimizer, given.numbers[0])
+    group |= {"betas": given.numbers[1:3], "eps": given.numbers[3], "weight_decay": given.numbers[4]}
+    with torch.no_grad():
+        for parameter, steps in zip(group["params"], given.steps, strict=True):
+            optimizer.state[parameter]["step"].copy_(steps)
+        for moments, values in zip(own.moments, given.moments, strict=True):
+            for moment, value in zip(moments, values, strict=True):
+                moment.copy_(value)
+
+
+def check_state(given: OptimizerState, optimizer: torch.optim.AdamW) -> None:
+    """Checks that a state fits an optimizer and that one can go on with it.
+
+    Args:
+        given: the state, of as many weights as the optimizer has.
         optimizer: what it is for.
 
     Raises:
-        UserError: moments have other shapes than the parameters.
+        UserError: it does not.
     """
     (group,) = optimizer.param_groups
-    for number, moments in state["state"].items():
-        shape, own = tuple(moments["exp_avg"].shape), tuple(group["params"][number].shape)
-        if shape != own:
-            raise UserError(
-                f"state_dict holds optimizer state of a weight of shape {shape}, and this loss's has shape {own}; "
-                "num_classes and embedding_dim must be those of the state_dict (for weights alone leave its "
-                "_extra_state out)"
-            )
+    bad: list[Tensor] = []
+    for parameter, moments in zip(group["params"], given.moments, strict=True):
+        for name, moment in zip(("exp_avg", "exp_avg_sq"), moments, strict=True):
+            _check_moment(name, moment, parameter)
+            bad.append(~moment.isfinite().all() | ((name == "exp_avg_sq") & (moment < 0).any()))
+    counts = given.steps.double()
+    if torch.stack([flag.to(counts.device) for flag in bad]).any():
+        raise UserError(
+            "state_dict holds moments of an optimizer that are not finite, or squares that are negative; it must be of "
+            "a loss that trained on finite values (for weights alone leave its _extra_state out)"
+        )
+    if not (counts.isfinite() & (counts >= 0) & (counts == counts.round())).all():
+        raise UserError("state_dict holds counts of an optimizer's steps that are no whole numbers of at least 0")
+    for name, number in zip(NUMBERS, given.numbers, strict=True):
+        if not (0 <= number < math.inf) or (name.startswith("beta") and number >= 1):
+            limit = "at least 0 and under 1" if name.startswith("beta") else "a finite number of at least 0"
+            raise UserError(f"state_dict's {name} of an optimizer is {number}; it must be {limit}")
+
+
+def _check_moment(name: str, moment: Any, parameter: Tensor) -> None:
+    if not isinstance(moment, Tensor) or not moment.is_floating_point() or moment.layout is not torch.strided:
+        kind = f"a tensor of {moment.dtype}" if isinstance(moment, Tensor) else f"a {type(moment).__name__}"
+        raise UserError(f"state_dict's {name} of a weight is {kind}; it must be a tensor of floating-point numbers")
+    shape, own = tuple(moment.shape), tuple(parameter.shape)
+    if shape != own:
+        raise UserError(
+            f"state_dict holds optimizer state of a weight of shape {shape}, and this loss's has shape {own}; "
+            "num_classes and embedding_dim must be those of the state_dict (for weights alone leave its "
+            "_extra_state out)"
+        )
+    expanded = any(stride == 0 and size > 1 for stride, size in zip(moment.stride(), shape, strict=True))
+    if moment.is_meta or expanded:
+        what = "on the meta device" if moment.is_meta else "an expanded view"
+        raise UserError(f"state_dict's {name} of a weight is {what}; it must be a tensor with memory of its own")
 
 
 def move_state(
@@ -93,13 +186,22 @@ def move_state(
     """
     (group,) = optimizer.param_groups
     for parameter in group["params"]:
-        if state := optimizer.state.pop(parameter, {}):
-            optimizer.state[moved[parameter]] = {
-                name: _beside(value, moved[parameter]) if name == "step" else fn(value) for name, value in state.items()
+        state, new = optimizer.state.pop(parameter, {}), moved[parameter]
+        # What to_empty makes of the meta device's moments are no numbers: they start anew.
+        if state and (new.is_meta or not state["exp_avg"].is_meta):
+            optimizer.state[new] = {
+                name: _beside(value, new) if name == "step" else _moved(value, fn) for name, value in state.items()
             }
     group["params"] = [moved[parameter] for parameter in group["params"]]
     if isinstance(group["lr"], Tensor):
         group["lr"] = _beside(group["lr"], group["params"][0])
+    start_state(optimizer)
+
+
+def _moved(moment: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+    """A moment after a move. It does not follow its weight to a lower precision, where the loss does not train."""
+    moved = fn(moment)
+    return moved if moved.dtype in _HOLD else moment.to(moved.device)
 
 
 def _beside(count: Tensor, parameter: nn.Parameter) -> Tensor:
@@ -127,10 +229,12 @@ class CapturableAdamW(torch.optim.AdamW):
         for group in self.param_groups:
             group["rate"] = lr
         self._warned_capturable_if_run_uncaptured = True  # silences torch's warning: steps run captured or not
+        self.has_stepped = False  # its kernels are loaded by a first step, which is not captured
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._warned_capturable_if_run_uncaptured = True
+        self.has_stepped = False
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
@@ -164,8 +268,7 @@ def clipped_step(
         optimizer: the optimizer.
         parameters: those that have gradients.
         clip_value: gradients are clipped to ± this value; None does not clip.
-        graphs: the cache of captured steps; None to capture none. The first step is never captured, since the
-            optimizer has no state yet.
+        graphs: the cache of captured steps; None to capture none. The first step is never captured.
     """
 
     def step() -> None:
@@ -173,9 +276,11 @@ def clipped_step(
             nn.utils.clip_grad_value_(parameters, clip_value)
         optimizer.step()
 
-    states = [optimizer.state.get(parameter) for parameter in parameters]
-    if graphs is None or not isinstance(optimizer, CapturableAdamW) or capturing() or not all(states):
+    if graphs is None or not isinstance(optimizer, CapturableAdamW) or capturing() or not optimizer.has_stepped:
         step()
+        if isinstance(optimizer, CapturableAdamW):
+            optimizer.has_stepped = True
     else:
         rates = [group["lr"] for group in optimizer.param_groups]
+        states = [optimizer.state[parameter] for parameter in parameters]
         graphs.step(step, parameters, [*rates, *(tensor for state in states for tensor in state.values())])

@@ -39,7 +39,7 @@ def test_grad_scaler_leaves_out_a_graph_step_with_infinite_gradients():
     train_step(gca, z, labels, scaler=torch.amp.GradScaler("cpu", init_scale=2.0))
     overflow.remove()
     assert same(list(gca.graph_network.parameters()), graph)
-    assert not gca.graph_optimizer.state
+    assert {state["step"].item() for state in gca.graph_optimizer.state.values()} == {0.0}
     assert not torch.equal(gca.classifier.weight, classifier)
     assert all(parameter.grad is None for parameter in gca.parameters())
 
@@ -48,7 +48,8 @@ def test_grad_scaler_leaves_out_a_graph_step_with_infinite_gradients():
     scaler.scale(gca(leaf, labels)).backward()
     gca.graph_network.node_input.weight.grad[0, 0] = float("nan")
     gca.generator_step(scaler=scaler)
-    steps = {state["step"].item() for state in gca.graph_optimizer.state.values()}
+    only_in_phase_1 = set(gca.graph_network.class_head.parameters())
+    steps = {state["step"].item() for p, state in gca.graph_optimizer.state.items() if p not in only_in_phase_1}
     assert steps == {1.0}, "only the generator's own step happens"
 
 
