@@ -109,10 +109,11 @@ def upgrade_means(state: dict[str, Any], extra: Any) -> None:
     """
     for name in _MEANS:
         mean, weight = state.get(name), state.get(f"{name}_weight")
-        if not _is_scalar(mean) or (weight is not None and not (_is_scalar(weight) and weight.item() == 0)):
+        weighted = f"{name}_weight" in state
+        if not _is_scalar(mean) or (weighted and not (_is_scalar(weight) and weight.item() == 0)):
             continue
         # A weight of 0 is that of a first epoch in a state dict that was rounded to float16.
-        first = weight is not None or mean.item() == FIRST_MEAN
+        first = weighted or mean.item() == FIRST_MEAN
         state[name] = torch.full_like(mean, FIRST_MEAN * _FIRST_WEIGHT, dtype=torch.float64) if first else mean
         state[f"{name}_weight"] = torch.full_like(mean, _FIRST_WEIGHT if first else 1.0, dtype=torch.float64)
     sums = [state[name] for name in _SUMS if name in state]

@@ -12,6 +12,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from loss_cases import make_batch, make_loss, same, snapshot, train_step
 from safetensors.torch import load_file, load_model, save_file, save_model
+from tiers import few
 from torch import Tensor, distributed, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 
@@ -99,7 +100,7 @@ WAYS = [
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:torch")
-@pytest.mark.parametrize("within", [False, True], ids=["alone", "in-a-module"])
+@pytest.mark.parametrize("within", few([pytest.param(False, id="alone"), pytest.param(True, id="in-a-module")]))
 @pytest.mark.parametrize("store", WAYS, ids=lambda way: way.__name__)
 def test_going_on_is_bit_identical(store, within, tmp_path):
     source, target = trained(), other()
