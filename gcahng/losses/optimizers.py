@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -127,27 +127,55 @@ def take_state(optimizer: torch.optim.AdamW, given: OptimizerState) -> None:
                 moment.copy_(value)
 
 
-def check_state(given: OptimizerState, optimizer: torch.optim.AdamW) -> None:
-    """Checks that a state fits an optimizer and that one can go on with it.
+def read_group(group: Mapping[str, Any], states: Mapping[Any, Any], parameters: Sequence[Tensor]) -> OptimizerState:
+    """Reads one group of the state dict of a torch.optim.AdamW.
 
     Args:
-        given: the state, of as many weights as the optimizer has.
-        optimizer: what it is for.
+        group: the group.
+        states: the moments of all weights.
+        parameters: as many as the group has.
+
+    Raises:
+        KeyError, TypeError, ValueError, RuntimeError: it is malformed. `check_state` says what else must hold.
+    """
+    numbers = tuple(float(n) for n in (group["lr"], *group["betas"], group["eps"], group["weight_decay"]))
+    steps, moments = [], []
+    for name, parameter in zip(group["params"], parameters, strict=True):
+        if name in states:
+            steps.append(float(states[name]["step"]))
+            moments.append((states[name]["exp_avg"], states[name]["exp_avg_sq"]))
+        else:  # it was never stepped
+            steps.append(0.0)
+            moments.append((torch.zeros_like(parameter), torch.zeros_like(parameter)))
+    return OptimizerState(numbers, torch.tensor(steps, dtype=torch.float64, device="cpu"), moments)
+
+
+LOSS_CURE = (
+    "num_classes and embedding_dim must be those of the state_dict (for weights alone leave its _extra_state out)"
+)
+
+
+def check_state(given: OptimizerState, parameters: Sequence[Tensor], cure: str = LOSS_CURE) -> None:
+    """Checks that a state fits an optimizer and that one can go on with it. Fused AdamW itself trusts its moments.
+
+    Args:
+        given: the state, of as many weights as there are parameters.
+        parameters: those of the optimizer.
+        cure: what must be so for shapes to fit, for the error.
 
     Raises:
         UserError: it does not.
     """
-    (group,) = optimizer.param_groups
     bad: list[Tensor] = []
-    for parameter, moments in zip(group["params"], given.moments, strict=True):
+    for parameter, moments in zip(parameters, given.moments, strict=True):
         for name, moment in zip(("exp_avg", "exp_avg_sq"), moments, strict=True):
-            _check_moment(name, moment, parameter)
+            _check_moment(name, moment, parameter, cure)
             bad.append(~moment.isfinite().all() | ((name == "exp_avg_sq") & (moment < 0).any()))
     counts = given.steps.double()
-    if torch.stack([flag.to(counts.device) for flag in bad]).any():
+    if bad and torch.stack([flag.to(counts.device) for flag in bad]).any():
         raise UserError(
             "state_dict holds moments of an optimizer that are not finite, or squares that are negative; it must be of "
-            "a loss that trained on finite values (for weights alone leave its _extra_state out)"
+            "training on finite values"
         )
     if not (counts.isfinite() & (counts >= 0) & (counts == counts.round())).all():
         raise UserError("state_dict holds counts of an optimizer's steps that are no whole numbers of at least 0")
@@ -157,16 +185,14 @@ def check_state(given: OptimizerState, optimizer: torch.optim.AdamW) -> None:
             raise UserError(f"state_dict's {name} of an optimizer is {number}; it must be {limit}")
 
 
-def _check_moment(name: str, moment: Any, parameter: Tensor) -> None:
+def _check_moment(name: str, moment: Any, parameter: Tensor, cure: str) -> None:
     if not isinstance(moment, Tensor) or not moment.is_floating_point() or moment.layout is not torch.strided:
         kind = f"a tensor of {moment.dtype}" if isinstance(moment, Tensor) else f"a {type(moment).__name__}"
         raise UserError(f"state_dict's {name} of a weight is {kind}; it must be a tensor of floating-point numbers")
     shape, own = tuple(moment.shape), tuple(parameter.shape)
     if shape != own:
         raise UserError(
-            f"state_dict holds optimizer state of a weight of shape {shape}, and this loss's has shape {own}; "
-            "num_classes and embedding_dim must be those of the state_dict (for weights alone leave its "
-            "_extra_state out)"
+            f"state_dict holds optimizer state of a weight of shape {shape}, and this loss's has shape {own}; {cure}"
         )
     expanded = any(stride == 0 and size > 1 for stride, size in zip(moment.stride(), shape, strict=True))
     if moment.is_meta or expanded:

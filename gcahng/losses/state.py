@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from gcahng.errors import UserError
 from gcahng.losses.layout import describe
 from gcahng.losses.means import upgrade_means
-from gcahng.losses.optimizers import NUMBERS, OptimizerState, check_state, state_of
+from gcahng.losses.optimizers import NUMBERS, OptimizerState, check_state, read_group, state_of
 
 EXTRA = "_extra_state"
 VERSION = 2
@@ -169,17 +169,7 @@ def _optimizer_of_version_1(number: int, saved: Mapping[str, Any], own: Optimize
     _check_count(number, len(names), len(own.moments), layers)
     if strangers := saved["state"].keys() - set(names):
         raise _malformed(f"has moments of a weight {_short(next(iter(strangers)))} that its optimizer does not have")
-    numbers = tuple(float(n) for n in (group["lr"], *group["betas"], group["eps"], group["weight_decay"]))
-    steps, moments = [], []
-    for name, (first, second) in zip(names, own.moments, strict=True):
-        if name in saved["state"]:
-            of_weight = saved["state"][name]
-            steps.append(float(of_weight["step"]))
-            moments.append((of_weight["exp_avg"], of_weight["exp_avg_sq"]))
-        else:  # it was never stepped
-            steps.append(0.0)
-            moments.append((torch.zeros_like(first), torch.zeros_like(second)))
-    return OptimizerState(numbers, torch.tensor(steps, dtype=torch.float64, device="cpu"), moments)
+    return read_group(group, saved["state"], [first for first, _ in own.moments])
 
 
 # -- checks
@@ -211,7 +201,7 @@ def read_extra_state(extra: Any, optimizers: Sequence[torch.optim.AdamW], layers
     if state.seed < 0 or state.epoch < 0:
         raise _malformed(f"has seed {state.seed} and epoch {state.epoch}")
     for given, optimizer in zip(state.optimizers, optimizers, strict=True):
-        check_state(given, optimizer)
+        check_state(given, optimizer.param_groups[0]["params"])
     return state
 
 

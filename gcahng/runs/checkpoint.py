@@ -25,6 +25,17 @@ from gcahng.files import atomic_write, regular_file, writing
 #     before this one.
 # The steps of a schedule follow from `step`, those of the augmentation too.
 SCHEMA = 2
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("config", "left_out", "model", "loss", "optimizer", "scaler", "batches", "rng"), dict),
+    **dict.fromkeys(("versions", "best", "latest", "log", "seconds"), dict),
+    "data_digest": str,
+    "data_listing": (str, type(None)),
+    "rng_of_others": list,
+    "step": int,
+    "resumed": int,
+}
+# What older checkpoints of this schema may lack.
+_LATER = {"versions", "data_listing", "rng_of_others", "best", "latest", "log", "seconds", "resumed"}
 FOLDER = "checkpoints"
 
 
@@ -111,6 +122,38 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if state["schema"] != SCHEMA:
         raise UserError(f"{path} has checkpoint schema {state['schema']}; this version of gcahng reads schema {SCHEMA}")
     return state
+
+
+def check_fields(path: Path, state: dict[str, Any]) -> None:
+    """Check that a checkpoint holds what a run continues from. Whether that fits a run is for the run to say.
+
+    Args:
+        path: the file, for errors.
+        state: what `load_checkpoint` returned.
+
+    Raises:
+        UserError: something is missing or of another type.
+    """
+    for name, kind in _FIELDS.items():
+        if name not in state and name in _LATER:
+            continue
+        value = state.get(name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise UserError(
+                f"{path} has {name} of type {type(value).__name__}; it must be a checkpoint that gcahng train wrote"
+            )
+    seconds, log, best = state.get("seconds"), state.get("log"), state.get("best")
+    whole = (
+        (seconds is None or all(isinstance(seconds.get(name), (int, float)) for name in ("all", "step", "step_cpu")))
+        and (log is None or (isinstance(log.get("sums"), dict) and isinstance(log.get("steps"), int)))
+        and (not best or isinstance(best.get("step"), int))
+        and all(isinstance(state["left_out"].get(name), int) for name in ("all", "in_row"))
+    )
+    if not whole or state["step"] < 0:
+        raise UserError(
+            f"{path} has step, seconds, log, best or left_out that cannot be so; it must be a checkpoint that gcahng "
+            "train wrote"
+        )
 
 
 def newest_checkpoint(run: Path) -> tuple[Path | None, dict[str, Any], list[DamagedCheckpoint]]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from gcahng.config import TrainConfig
+from gcahng.errors import UserError
+from gcahng.losses.optimizers import check_state, read_group
 from gcahng.models.backbones import Backbone
 from gcahng.train.losses import Objective, proxy_lr
 
@@ -24,6 +28,29 @@ def build_optimizer(config: TrainConfig, model: Backbone, objective: Objective) 
     if proxies := objective.proxies():
         groups.append({"params": proxies, "base_lr": proxy_lr(config), "weight_decay": 0.0})
     return torch.optim.AdamW(groups, lr=config.optimizer.lr, weight_decay=config.optimizer.weight_decay)
+
+
+def load_optimizer(optimizer: torch.optim.AdamW, state: Mapping[str, Any]) -> None:
+    """Continue with the state of another optimizer, which is checked first.
+
+    Args:
+        optimizer: that of `build_optimizer`.
+        state: a state dict of such an optimizer.
+
+    Raises:
+        UserError: it does not fit, or one cannot go on with it.
+        KeyError, TypeError, ValueError, RuntimeError: it is malformed.
+    """
+    saved, own = state["param_groups"], optimizer.param_groups
+    counts = [[len(group["params"]) for group in groups] for groups in (saved, own)]
+    if counts[0] != counts[1]:
+        raise UserError(f"its optimizer has groups of {counts[0]} weights; they must have {counts[1]}")
+    for given, group in zip(saved, own, strict=True):
+        cure = "the network must be that of the checkpoint"
+        check_state(read_group(given, state["state"], group["params"]), group["params"], cure)
+        if not 0 <= float(given["base_lr"]) < math.inf:
+            raise UserError(f"its optimizer has base_lr {given['base_lr']}; it must be a finite number of at least 0")
+    optimizer.load_state_dict(dict(state))
 
 
 def lr_factor(config: TrainConfig, step: int) -> float:

@@ -19,7 +19,7 @@ from gcahng.runs.versions import versions
 from gcahng.train.batch_norm import share_batch_norm
 from gcahng.train.finite import FiniteWatch, NonFinite, largest
 from gcahng.train.losses import build_objective
-from gcahng.train.optim import build_optimizer, prepare_step
+from gcahng.train.optim import build_optimizer, load_optimizer, prepare_step
 from gcahng.train.processes import ALONE, Processes
 
 _AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -203,20 +203,15 @@ class Trainer:
             NonFinite: see `train_step`.
         """
         self._watch.settle()
-        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
-        rng, *others = self.processes.all_of({"torch": torch.get_rng_state(), "cuda": cuda})
-        batches = self.batches.state_dict() | {"skipped": torch.tensor(self.unreadable())}
+        own = self._own_state()
+        rng, *others = self.processes.all_of(own["rng"])
+        batches = own["batches"] | {"skipped": torch.tensor(self.unreadable())}
         return {
             "versions": versions(),
             "config": config_to_dict(self.config),
             "data_digest": self.data_digest,
             "data_listing": self._data_listing,
-            "step": self.step,
-            "left_out": {"all": self.left_out, "in_row": self._left_out_in_row},
-            "model": self.model.state_dict(),
-            "loss": self.objective.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            **own,
             "batches": batches,
             "rng": rng,
             "rng_of_others": others,
@@ -228,7 +223,7 @@ class Trainer:
         Files may have other sizes than they had, because one may have been restored.
 
         Raises:
-            UserError: the state belongs to other data.
+            UserError: the state belongs to other data, does not fit, or is malformed. Nothing is changed then.
         """
         same_files = self._data_listing is not None and state.get("data_listing") == self._data_listing
         if state["data_digest"] != self.data_digest and not same_files:
@@ -238,19 +233,51 @@ class Trainer:
                 f"the checkpoint was trained on data {state['data_digest']} and these are {self.data_digest}: "
                 f"{of_glyphs if self._data_listing is None else of_files}"
             )
-        self.model.load_state_dict(state["model"])
+        before = copy.deepcopy(self._own_state())
+        try:
+            rngs = [state["rng"], *state.get("rng_of_others", [])]
+            # The first process continues to count for all.
+            skipped = {} if self.processes.first else {"skipped": torch.tensor(0)}
+            own = {
+                "rng": rngs[self.processes.rank] if self.processes.rank < len(rngs) else before["rng"],
+                "batches": state["batches"] | skipped,
+            }
+            self._take(state | own)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            self._take(before)
+            what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            raise UserError(
+                f"the checkpoint does not fit this run or is malformed ({' '.join(what.split())})"
+            ) from error
+
+    def _own_state(self) -> dict[str, Any]:
+        """What this process has of the state that training depends on."""
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        return {
+            "step": self.step,
+            "left_out": {"all": self.left_out, "in_row": self._left_out_in_row},
+            "model": self.model.state_dict(),
+            "loss": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "batches": self.batches.state_dict() | {"skipped": torch.tensor(self.batches.skipped)},
+            "rng": {"torch": torch.get_rng_state(), "cuda": cuda},
+        }
+
+    def _take(self, state: dict[str, Any]) -> None:
+        counts = {"step": state["step"], **{f"left_out {name}": state["left_out"][name] for name in ("all", "in_row")}}
+        for name, count in counts.items():
+            if type(count) is not int or count < 0:
+                raise UserError(f"its {name} is {count!r}; it must be a whole number of at least 0")
         self.objective.load_state_dict(state["loss"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.model.load_state_dict(state["model"])
+        load_optimizer(self.optimizer, state["optimizer"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
-        first = self.processes.first  # it continues to count for all
-        self.batches.load_state_dict(state["batches"] | ({} if first else {"skipped": torch.tensor(0)}))
-        rngs = [state["rng"], *state.get("rng_of_others", [])]
-        if self.processes.rank < len(rngs):
-            rng = rngs[self.processes.rank]
-            torch.set_rng_state(rng["torch"])
-            if self.device.type == "cuda" and rng["cuda"] is not None:
-                torch.cuda.set_rng_state(rng["cuda"], self.device)
+        self.batches.load_state_dict(state["batches"])
+        torch.set_rng_state(state["rng"]["torch"])
+        if self.device.type == "cuda" and state["rng"]["cuda"] is not None:
+            torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
         self.step = state["step"]
         self.left_out, self._left_out_in_row = state["left_out"]["all"], state["left_out"]["in_row"]
 

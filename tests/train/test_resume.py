@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -195,6 +196,53 @@ def test_no_checkpoint_can_be_read(config_of_whole: TrainConfig) -> None:
     with pytest.raises(UserError, match=r"no checkpoint of .*/run can be read \(.*last\.pt.*step-4\.pt"):
         resume(run)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def of_another_shape(state: dict[str, Any]) -> None:
+    state["loss"]["gca.classifier.bias"] = torch.zeros(2)
+
+
+def without_a_moment(state: dict[str, Any]) -> None:
+    del state["optimizer"]["state"][0]["exp_avg"]
+
+
+ALTERED = {
+    "loss": (of_another_shape, r"the checkpoint does not fit .*classifier\.bias has shape \(2,\)"),
+    "optimizer": (without_a_moment, r"the checkpoint does not fit .*KeyError: 'exp_avg'"),
+    "no-loss": (lambda state: state.pop("loss"), r"last\.pt has loss of type NoneType; it must be a checkpoint that"),
+    "step": (lambda state: state.update(step="5"), r"last\.pt has step of type str; it must be"),
+    "seconds": (
+        lambda state: state.update(seconds={}),
+        r"last\.pt has step, seconds, log, best or left_out that cannot",
+    ),
+    "left_out": (
+        lambda state: state.update(left_out={}),
+        r"last\.pt has step, seconds, log, best or left_out that cann",
+    ),
+}
+
+
+def test_an_altered_checkpoint_is_one_line_and_nothing_is_written(
+    config_of_whole: TrainConfig, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file is whole, and what it holds is not what a run continues from."""
+    run = interrupted(config_of_whole, 5)
+    last = run / "checkpoints" / "last.pt"
+    good = last.read_bytes()
+    for edit, message in ALTERED.values():
+        last.write_bytes(good)
+        state = load_checkpoint(last)
+        edit(state)
+        torch.save(state, last)
+        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        capsys.readouterr()
+        assert main(["train", "--resume", str(run)]) == 2
+        _, err = capsys.readouterr()
+        assert re.search(message, err) and err.startswith("gcahng: error: ") and err.count("\n") == 1
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    last.write_bytes(good)
+    resume(run)
+    assert differences(outcome(whole), outcome(run)) == []
 
 
 def test_a_finished_run(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -202,3 +202,63 @@ def test_bf16_trains_under_autocast(small_config: MakeConfig, small_data: DataSp
         assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
     assert lines["bf16"] != lines["fp32"]
     assert lines["bf16"] == pytest.approx(lines["fp32"], rel=0.1)
+
+
+def put(*path: object, value: object) -> Callable[[dict], None]:
+    """Replaces an entry of a nested state."""
+
+    def edit(state: dict) -> None:
+        for step in path[:-1]:
+            state = state[step]
+        state[path[-1]] = value
+
+    return edit
+
+
+MALFORMED = {
+    "model-shape": (put("model", "head.1.weight", value=torch.zeros(2, 2)), "size mismatch for head.1.weight"),
+    "loss-shape": (put("loss", "gca.classifier.bias", value=torch.zeros(2)), r"classifier\.bias has shape \(2,\)"),
+    "moment-shape": (put("optimizer", "state", 0, "exp_avg", value=torch.zeros(1)), r"a weight of shape \(1,\)"),
+    "moment-expanded": (
+        lambda state: put("optimizer", "state", 0, "exp_avg", value=torch.zeros(1).expand(sized(state)))(state),
+        "exp_avg of a weight is an expanded view",
+    ),
+    "moment-nan": (
+        lambda state: put("optimizer", "state", 0, "exp_avg_sq", value=torch.full(sized(state), torch.nan))(state),
+        "moments of an optimizer that are not finite",
+    ),
+    "no-moment": (lambda state: state["optimizer"]["state"][0].pop("exp_avg"), "KeyError: 'exp_avg'"),
+    "two-groups": (lambda state: state["optimizer"]["param_groups"].append({"params": []}), r"groups of \[\d+, 0\]"),
+    "base_lr": (put("optimizer", "param_groups", 0, "base_lr", value=float("inf")), "base_lr inf; it must be a finite"),
+    "step": (put("step", value=-3), "its step is -3; it must be a whole number"),
+    "left_out": (put("left_out", "all", value="3"), "its left_out all is '3'; it must be a whole number"),
+    "sampler": (put("batches", "samples", value=torch.zeros(3)), "as for other labels"),
+    "generator": (put("rng", "torch", value=torch.zeros(3)), "TypeError: RNG state must be a torch.ByteTensor"),
+    "no-rng": (lambda state: state.pop("rng"), "KeyError: 'rng'"),
+}
+
+
+def sized(state: dict) -> torch.Size:
+    return state["optimizer"]["state"][0]["exp_avg"].shape
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_a_checkpoint_that_does_not_fit_changes_nothing(
+    case: str, small_config: MakeConfig, small_data: DataSplits
+) -> None:
+    """All of it is taken over, or nothing: the run goes on as if the checkpoint had not been there."""
+    edit, message = MALFORMED[case]
+    other = Trainer(small_config(seed=5), small_data)
+    steps(other, 2)
+    state = copy.deepcopy(other.state_dict())
+    edit(state)
+    trainer, alike = Trainer(small_config(), small_data), Trainer(small_config(), small_data)
+    steps(trainer, 1)
+    drawn = torch.get_rng_state()
+    with pytest.raises(UserError, match=message) as error:
+        trainer.load_state_dict(state)
+    assert "\n" not in str(error.value)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    found = steps(trainer, 3)
+    assert steps(alike, 4)[1:] == found
+    assert same(weights(trainer), weights(alike))
