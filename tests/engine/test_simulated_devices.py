@@ -32,7 +32,8 @@ def train(passes, monkeypatch, steps: int) -> list[torch.Tensor]:
         loss = gca(z, labels)
         loss.backward()
         found += [loss.detach(), z.grad, *gca.generator_step().values()]
-    return found + [value for value in gca.state_dict().values() if isinstance(value, torch.Tensor)]
+    # Without the bytes of the optimizers, which are no numbers to compare.
+    return found + [value for name, value in gca.state_dict().items() if name != "_extra_state"]
 
 
 def check_training(memory: str, monkeypatch, steps: int) -> None:

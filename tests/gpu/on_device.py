@@ -59,7 +59,8 @@ def train(device: str, steps: int, dtype: torch.dtype, **options) -> dict[str, T
         loss.backward()
         found |= {f"loss {step}": loss.detach().clone(), f"dz {step}": z.grad.clone()}
         found |= {f"{name} {step}": value.clone() for name, value in gca.generator_step().items()}
-    return found | {name: x.clone() for name, x in gca.state_dict().items() if isinstance(x, Tensor)}
+    # Without the bytes of the optimizers, which are no numbers to compare.
+    return found | {name: x.clone() for name, x in gca.state_dict().items() if name != "_extra_state"}
 
 
 def check_replay(device: str, impl: str, **captured: bool) -> None:
@@ -121,7 +122,7 @@ def check_whole_step(device: str, impl: str, steps: int = 4) -> None:
     pairs = [(gca.state_dict(), other.state_dict()), (model.state_dict(), twin.state_dict())]
     for one, two in pairs:
         for name, tensor in one.items():
-            if isinstance(tensor, Tensor):
+            if name != "_extra_state":
                 torch.testing.assert_close(two[name], tensor, rtol=1e-9, atol=1e-12, msg=name)
 
 

@@ -72,7 +72,7 @@ def steps_in_double(name: str, processes: Processes, device: str = "cpu") -> dic
         found |= {f"{term} of step {step}": value for term, value in trainer.train_step().items()}
     tensors = {"model": trainer.model.state_dict(), "loss": trainer.objective.state_dict()}
     for part, state in tensors.items():
-        found |= {f"{part} {key}": value for key, value in state.items() if torch.is_tensor(value)}
+        found |= {f"{part} {key}": value for key, value in state.items() if not key.endswith("_extra_state")}
     return {key: value.cpu() for key, value in found.items()}
 
 
