@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_avg_fn, update_bn
 
 import gcahng
-from gcahng.losses.gca_hng import FORWARDS_WITHOUT_STEP
+from gcahng.losses.misuse import FORWARDS_WITHOUT_STEP
 
 
 class ModelAndLoss(nn.Module):
