@@ -16,6 +16,8 @@ from difflib import get_close_matches
 from importlib import import_module
 
 from gcahng.errors import UserError, UserNote
+from gcahng.paths import shown
+from gcahng.streams import standard_streams
 
 _python_format = warnings.formatwarning
 
@@ -46,34 +48,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command and its options; None: those of the process.
 
     Returns:
-        The exit status: the command's, 2 for a user's mistake, 130 for Ctrl-C, 141 for `gcahng … | head`.
+        The exit status: the command's; 2 for a user's mistake, for a file that cannot be read or written, and for
+        output that cannot be printed; 130 for Ctrl-C; 141 for `gcahng … | head`, whose reader has gone.
     """
-    for stream in (sys.stdout, sys.stderr):
-        # A file's name may hold characters that the terminal's encoding lacks, or bytes that are no text.
-        if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
     formatting, warnings.formatwarning = warnings.formatwarning, _format_warning
     try:
-        status = _run(list(sys.argv[1:] if arguments is None else arguments))
-        sys.stdout.flush()
-        return status
+        with standard_streams() as streams:
+            try:
+                status = _run_or_explain(list(sys.argv[1:] if arguments is None else arguments))
+            except SystemExit as end:  # argparse after --help
+                status = end.code if isinstance(end.code, int) else int(end.code is not None)
+            return streams.status(status)
+    finally:
+        warnings.formatwarning = formatting
+
+
+def _run_or_explain(arguments: list[str]) -> int:
+    try:
+        return _run(arguments)
     except UserError as error:
-        print(f"gcahng: error: {' '.join(str(error).split())}", file=sys.stderr)
+        _explain(f"error: {error}")
         return 2
     except KeyboardInterrupt as interrupt:
-        print(f"gcahng: {interrupt if str(interrupt) else 'interrupted'}", file=sys.stderr)
+        _explain(str(interrupt) or "interrupted")
         return getattr(interrupt, "exit_code", 130)
     except (MemoryError, RuntimeError) as error:
         if (line := _out_of_memory(error)) is None:
             raise
-        print(f"gcahng: error: {line}", file=sys.stderr)
+        _explain(f"error: {line}")
         return 2
-    except BrokenPipeError:
-        if not _nobody_reads():
+    except OSError as error:  # of the file system or the machine, and so no mistake in the code
+        if error.strerror is None or isinstance(error, ConnectionError):
             raise
-        return 141
-    finally:
-        warnings.formatwarning = formatting
+        named = isinstance(error.filename, str | bytes)
+        where = f"{shown(os.fsdecode(error.filename))} cannot be used: " if named else ""
+        _explain(f"error: {where}{error.strerror}")
+        return 2
 
 
 def _format_warning(message: Warning | str, category: type[Warning], *where: object, **more: object) -> str:
@@ -107,21 +117,11 @@ def _out_of_memory(error: MemoryError | RuntimeError) -> str | None:
     )
 
 
-def _nobody_reads() -> bool:
-    """Whether the reader of standard output has gone. If so, further output goes nowhere, or Python's exit fails."""
-    try:
-        print(flush=True)
-    except (MemoryError, RuntimeError) as error:
-        if (line := _out_of_memory(error)) is None:
-            raise
-        print(f"gcahng: error: {line}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
-        return True
-    return False
+def _explain(text: str) -> None:
+    """Print one line on standard error. Names of files may have characters that would move the cursor."""
+    line = re.sub(r"\s*[\r\n]+\s*", " ", text).strip()
+    printable = "".join(c if c.isprintable() or "\ud800" <= c <= "\udfff" else ascii(c)[1:-1] for c in line)
+    print(f"gcahng: {printable}", file=sys.stderr)
 
 
 def _run(arguments: list[str]) -> int:

@@ -18,7 +18,7 @@ ROOT = Path(gcahng.__file__).parent
 LAYERS = [
     ["errors"],
     ["bounds"],
-    ["extras", "progress", "files", "yaml_files", "devices", "native"],
+    ["extras", "progress", "paths", "files", "streams", "yaml_files", "devices", "native"],
     ["reference"],
     ["kernels"],
     ["engine"],

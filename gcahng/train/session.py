@@ -30,20 +30,23 @@ from gcahng.train.throughput import StepTimer
 from gcahng.train.trainer import Trainer
 
 SUMMARY = "summary.json"
+_SIGPIPE = 13  # signal.SIGPIPE, which Windows lacks
 # What chooses the best checkpoint, by the classes it is measured on.
 _CHOOSES = {"val": "map@r", "test": "recall@1"}
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM came during training; the step was finished and a checkpoint written.
+    """SIGINT or SIGTERM came during training, or the reader of its output has gone; the step was finished and a
+    checkpoint written.
 
     Attributes:
-        exit_code: the shell's exit status for the signal, 130 or 143.
+        exit_code: the shell's exit status for the signal: 130, 143, or 141 for the reader.
     """
 
     def __init__(self, step: int, steps: int, checkpoint: Path, run: Path, exit_code: int, processes: int = 1) -> None:
+        why = "what reads the output has gone; " if exit_code == 128 + _SIGPIPE else ""
         super().__init__(
-            f"interrupted after step {step} of {steps}; {checkpoint} holds everything; to continue: "
+            f"{why}interrupted after step {step} of {steps}; {checkpoint} holds everything; to continue: "
             f"{resume_command(run, processes)} (in Python: gcahng.train.resume({str(run)!r}))"
         )
         self.exit_code = exit_code
@@ -180,8 +183,11 @@ class Session:
                 self._interrupt()
 
     def _stop_wanted(self) -> bool:
-        """Whether a signal has come, to any process."""
-        self._stopped_by = self.processes.largest(self.signals.received or 0)
+        """Whether a signal has come, to any process, or the reader of the output has gone."""
+        # After the last step the run is as good as done, so it ends whether somebody reads or not.
+        unread = self.trainer.step < self.config.steps and self.terminal.nobody_reads()
+        own = self.signals.received or (_SIGPIPE if unread else 0)
+        self._stopped_by = self.processes.largest(own)
         return self._stopped_by > 0
 
     def _write_step(self, log: RunLog, losses: Mapping[str, Tensor], writes: bool) -> None:

@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Protocol
 
+from gcahng.streams import nobody_reads
+
 _SHOWN = ("loss", "J_m", "J_syn", "J_gen")
 
 
@@ -29,6 +31,9 @@ class Terminal(Protocol):
     def warning(self, text: str) -> None:
         """Something that the user should know."""
 
+    def nobody_reads(self) -> bool:
+        """Whether what is printed goes to a reader that has gone, as in `gcahng train | head`."""
+
     def close(self) -> None:
         """Called at the end, when nothing follows."""
 
@@ -43,6 +48,9 @@ class Silent:
 
     def warning(self, text: str) -> None:
         warnings.warn(text, stacklevel=2)
+
+    def nobody_reads(self) -> bool:
+        return False
 
     def close(self) -> None: ...
 
@@ -77,6 +85,9 @@ class Lines(Silent):
 
     def warning(self, text: str) -> None:
         print(f"gcahng: warning: {text}", file=sys.stderr, flush=True)
+
+    def nobody_reads(self) -> bool:
+        return nobody_reads(sys.stdout)
 
 
 class Bar(Silent):
