@@ -57,14 +57,15 @@ def check_parent(name: str, path: Path) -> None:
         UserError: names the argument `name` and the folder that is in the way.
     """
     parent = next((folder for folder in path.parents if os.path.lexists(folder)), Path())
+    problem = None
     if not parent.exists():
-        raise UserError(
-            f"{name} is {shown(path)}; {shown(parent)} is a link to {_target(parent)}, which does not exist"
-        )
-    if not parent.is_dir():
-        raise UserError(f"{name} is {shown(path)}; {shown(parent)} is a file, not a folder")
-    if not os.access(parent, os.W_OK | os.X_OK) and not path.is_dir():
-        raise UserError(f"{name} is {shown(path)}, which cannot be written: {shown(parent)}: Permission denied")
+        problem = f"is a link to {_target(parent)}, which does not exist"
+    elif not parent.is_dir():
+        problem = "is a file, not a folder"
+    elif not path.exists() and not os.access(parent, os.W_OK | os.X_OK):
+        problem = "cannot be written to: Permission denied"
+    if problem is not None:
+        raise UserError(f"{name} is {shown(path)}; {shown(parent)} {problem}")
 
 
 def check_utf8(name: str, path: Path | str, library: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from gcahng.data import DataSplits, LabeledImages, load_data, usual_workers
 from gcahng.devices import resolve_device, torch_threads
-from gcahng.errors import UserError
 from gcahng.evaluation.embed import embed
 from gcahng.evaluation.evaluate import Gallery, metrics_of
 from gcahng.models.model_file import Model, load_model
@@ -23,6 +21,7 @@ from gcahng.report.embedding_map import EmbeddingMap, embedding_map
 from gcahng.report.options import ReportOptions
 from gcahng.report.ranking import Ranking, rank
 from gcahng.runs.records import read_records
+from gcahng.runs.summary import read_summary
 
 NEIGHBORS = 8
 
@@ -93,6 +92,7 @@ def gather(source: Path, options: ReportOptions, say: Callable[[str], None], pro
         UserError: the run, a baseline or the data cannot be read.
     """
     model = load_model(source, options.which)
+    records = _records(source)  # before the long work, which a damaged line would make vain
     measure = _Measure(resolve_device(options.device), options.data_root, say, progress)
     data = measure.data(model)
     paths = [source, *map(Path, options.baselines)]
@@ -108,7 +108,7 @@ def gather(source: Path, options: ReportOptions, say: Callable[[str], None], pro
     gallery_labels = None if data.gallery is None else data.gallery.labels
     digest = model.data_digest
     return Contents(
-        run=Run(names[0], model.config.loss_title, model.step, metrics, _records(source), digest),
+        run=Run(names[0], model.config.loss_title, model.step, metrics, records, digest),
         baselines=baselines,
         model=model,
         images=data.test,
@@ -155,29 +155,20 @@ class _Measure:
 
 def _baseline(name: str, path: Path, which: str, recall_at: Sequence[int], measure: _Measure) -> Run:
     """A run's test metrics: its summary's where they belong to the same checkpoint; otherwise they are measured now."""
-    summary = _summary(path) if which == "last" else None
+    summary = read_summary(path) if which == "last" else None
     if summary is not None and all(f"recall@{k}" in summary["test"] for k in recall_at):
         return Run(name, summary["loss"], summary["steps"], summary["test"], _records(path), summary["data_digest"])
-    model = load_model(path, which)
+    model, records = load_model(path, which), _records(path)
     *_, metrics = measure(model, measure.data(model), recall_at)
-    return Run(name, model.config.loss_title, model.step, metrics, _records(path), model.data_digest)
-
-
-def _summary(run: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{run}/summary.json cannot be read: {error}") from None
+    return Run(name, model.config.loss_title, model.step, metrics, records, model.data_digest)
 
 
 def _records(run: Path) -> list[dict[str, Any]]:
     path = run / "metrics.jsonl"
-    return read_records(path) if path.is_file() else []
+    return read_records(path) if path.exists() else []
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
     """The last part of each path, or the whole path where two last parts are equal."""
-    short = [path.resolve().name for path in paths]
+    short = [Path(os.path.realpath(path)).name for path in paths]
     return [name if short.count(name) == 1 else str(path) for name, path in zip(short, paths, strict=True)]

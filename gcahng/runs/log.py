@@ -20,6 +20,7 @@ from gcahng.config import TrainConfig, config_to_dict
 from gcahng.errors import UserError
 from gcahng.extras import require
 from gcahng.files import atomic_write, sync, write_text, writing
+from gcahng.runs.records import parse_line, parse_record
 from gcahng.runs.run_folder import check_run_lock
 
 METRICS, NONFINITE = "metrics.jsonl", "nonfinite.jsonl"
@@ -172,18 +173,24 @@ class NoLog(RunLog):
 
 
 def _cut(path: Path, step: int) -> None:
-    """Remove the lines after `step`, and everything from the first broken line on, as a kill leaves one."""
+    """Remove the lines after `step`, and a torn end, as a kill or a power failure leaves one.
+
+    All lines up to `step` were on the disk before the checkpoint of `step` was written. So if one of them follows a
+    broken line, the file was damaged in another way, and nothing is removed.
+
+    Raises:
+        UserError: it was.
+    """
     if not path.exists():
         return
-    lines = []
-    for line in path.read_bytes().splitlines(keepends=True):
-        try:
-            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
-                break
-        except ValueError:
-            break
-        lines.append(line)
-    if len(content := b"".join(lines)) != path.stat().st_size:
+    lines = path.read_bytes().splitlines(keepends=True)
+    parse = parse_record if path.name == METRICS else parse_line
+    records = [parse(line) if line.endswith(b"\n") else None for line in lines]
+    belongs = [record is not None and record["step"] <= step for record in records]
+    kept = belongs.index(False) if False in belongs else len(lines)
+    if any(belongs[kept:]):
+        raise UserError(f"{path} line {kept + 1} is damaged; restore the file or remove that line, and resume again")
+    if len(content := b"".join(lines[:kept])) != path.stat().st_size:
         atomic_write(path, lambda file: file.write(content))
 
 

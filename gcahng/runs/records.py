@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,12 @@ LOSSES = {
 }
 
 
+# What a record of kind "negatives" has, numbers all; and a list of numbers, the histogram.
+NEGATIVES = ("synthetic", "synthetic_p10", "synthetic_p90", "real", "real_p10", "real_p90", "hardest_synthetic")
+NEGATIVES += ("hardest_real", "positive", "nearer", "theta_mean", "theta_std")
+HISTOGRAM = "theta_histogram"
+
+
 def read_records(path: Path) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl, in the order of the file.
 
@@ -32,30 +39,52 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         UserError: the file cannot be read, or a line is no record.
     """
     try:
-        text = regular_file(path).read_text(encoding="utf-8")
+        content = regular_file(path).read_bytes()
     except OSError as error:
         raise UserError(f"metrics_jsonl is {path}, which cannot be read: {error.strerror}") from None
-    *lines, last = text.split("\n")
+    *lines, last = content.split(b"\n")
     records = []
     # Whole lines end with a line break. What follows the last one is empty, or a line that was cut short.
-    for number, line in enumerate([*lines, last] if _is_record(last) else lines, start=1):
+    for number, line in enumerate([*lines, last] if parse_record(last) else lines, start=1):
         if not line.strip():
             continue
-        if not _is_record(line):
+        record = parse_record(line)
+        if record is None:
             raise UserError(
                 f"metrics_jsonl is {path}, whose line {number} is no record; it must be an object with "
-                '"step" and "kind"'
+                '"step" and "kind": restore the file, or remove that line'
             )
-        records.append(json.loads(line))
+        records.append(record)
     return records
 
 
-def _is_record(line: str) -> bool:
+def parse_line(line: bytes) -> dict[str, Any] | None:
+    """The object with a step in a line of a run's log; None if there is none."""
     try:
-        record = json.loads(line)
-    except json.JSONDecodeError:
+        values = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):  # no UTF-8, no JSON, or a number of thousands of digits
+        return None
+    if not isinstance(values, dict) or type(values.get("step")) is not int:
+        return None
+    return None if any(isinstance(v, int) and abs(v) >= 2**63 for v in values.values()) else values
+
+
+def parse_record(line: bytes) -> dict[str, Any] | None:
+    """The record in a line of metrics.jsonl; None if there is none."""
+    record = parse_line(line)
+    if record is None or not isinstance(record.get("kind"), str):
+        return None
+    if record["kind"] == "negatives" and not _has_negatives(record):
+        return None
+    return record
+
+
+def _has_negatives(record: dict[str, Any]) -> bool:
+    histogram = record.get(HISTOGRAM)
+    if not isinstance(histogram, list) or not histogram:
         return False
-    return isinstance(record, dict) and isinstance(record.get("step"), int) and "kind" in record
+    values = [*(record.get(name) for name in NEGATIVES), *histogram]
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
 def series(records: list[dict[str, Any]], kind: str, name: str) -> list[tuple[int, float]]:
@@ -76,7 +105,8 @@ def series(records: list[dict[str, Any]], kind: str, name: str) -> list[tuple[in
 def metric_names(records: list[dict[str, Any]], kind: str) -> list[str]:
     """The metrics in the records of a kind, "val" or "test": MAP@R and R-Precision, then Recall@K by K."""
     names = {name for record in records if record["kind"] == kind for name in record}
-    recalls = sorted((n for n in names if n.startswith("recall@")), key=lambda n: int(n.removeprefix("recall@")))
+    recalls = [name for name in names if re.fullmatch("recall@[0-9]{1,9}", name)]
+    recalls.sort(key=lambda n: int(n.removeprefix("recall@")))
     return [name for name in ("map@r", "r_precision") if name in names] + recalls
 
 

@@ -17,6 +17,7 @@ from typing import IO, Any
 from gcahng.config import TrainConfig
 from gcahng.errors import UserError
 from gcahng.files import Held, lock, writing
+from gcahng.paths import check_parent, check_source, check_utf8
 
 LOCK = ".lock"
 
@@ -159,7 +160,10 @@ def check_run_folder(out: str) -> Path:
     Raises:
         UserError: it is a folder with files in it, or a file.
     """
+    check_source("out", out)
     path = Path(out)
+    check_parent("out", path)
+    check_utf8("out", path, "TensorBoard")
     if path.exists() and not path.is_dir():
         raise UserError(f"out is {out}, a file; it must be a folder that is new or empty")
     if path.is_dir() and any(entry.name != LOCK for entry in path.iterdir()):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -18,12 +17,14 @@ from gcahng.devices import deterministic, resolve_device, torch_threads
 from gcahng.errors import UserError
 from gcahng.extras import require
 from gcahng.files import remove_temporaries, write_text, writing
+from gcahng.paths import check_source, check_utf8
 from gcahng.runs.checkpoint import FOLDER, check_fields, newest_checkpoint
 from gcahng.runs.log import check_wandb
 from gcahng.runs.run_folder import check_run_folder, make_run_folder, run_lock
+from gcahng.runs.summary import read_summary
 from gcahng.runs.versions import versions
 from gcahng.train.processes import Processes, run_processes
-from gcahng.train.session import SUMMARY, Session, selects_on
+from gcahng.train.session import Session, selects_on
 from gcahng.train.split_metrics import check_matches
 from gcahng.train.terminal import Terminal, terminal_for
 from gcahng.train.trainer import Trainer
@@ -60,6 +61,9 @@ def fit(config: TrainConfig, *, verbose: bool | None = None) -> dict[str, Any]:
         with processes.together():
             config.check()
             _require_extras(config, processes.first)
+            for name, path in (("backbone.weights", config.backbone.weights), ("gca.weights", config.gca.weights)):
+                if path is not None:
+                    check_source(name, path)
             if config.out is not None and processes.first:
                 check_run_folder(config.out)
             device = _own_device(config.device, processes)
@@ -162,9 +166,13 @@ def resume(
 
 
 def finished(run: Path) -> dict[str, Any] | None:
-    """The summary of a finished run and "out", its folder; None if the run has not finished."""
-    path = run / SUMMARY
-    return {**json.loads(path.read_text()), "out": str(run)} if path.is_file() else None
+    """The summary of a finished run and "out", its folder; None if the run has not finished.
+
+    Raises:
+        UserError: the run's summary.json is damaged.
+    """
+    summary = read_summary(run)
+    return None if summary is None else {**summary, "out": str(run)}
 
 
 def _check_places(config: TrainConfig) -> None:
@@ -207,7 +215,10 @@ def _finished_or_begun(run: Path) -> dict[str, Any] | None:
     """The summary of a finished run; None if there is something to continue."""
     if not run.is_dir() or not ((run / CONFIG).is_file() or (run / FOLDER).is_dir()):
         raise UserError(f"resume is {run}, which is no run folder; it must be one that gcahng train wrote")
-    return finished(run)
+    summary = finished(run)
+    if summary is None:
+        check_utf8("resume", run, "TensorBoard")
+    return summary
 
 
 def _take_up(run: Path, terminal: Terminal, open_now: ExitStack) -> tuple[TrainConfig, dict[str, Any]]:
@@ -298,4 +309,12 @@ def _yaml(config: TrainConfig) -> str:
 
 
 def _read_config(path: Path) -> TrainConfig:
-    return config_of_run(load_yaml(read_yaml(path, str(path)), str(path)))
+    try:
+        config = config_of_run(load_yaml(read_yaml(path, str(path)), str(path)))
+        config.check()
+        return config
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} cannot be read as a run's options ({error}); the run has no checkpoint yet, so restore the "
+            "file, or start a new run with gcahng train"
+        ) from error

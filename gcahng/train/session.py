@@ -21,6 +21,7 @@ from gcahng.models.model_file import save_model
 from gcahng.runs.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
 from gcahng.runs.log import NONFINITE, NoLog, RunLog
 from gcahng.runs.run_folder import RunFolderGone, check_run_lock
+from gcahng.runs.summary import SUMMARY
 from gcahng.runs.versions import versions
 from gcahng.train.finite import NonFinite
 from gcahng.train.signals import StopSignals
@@ -29,7 +30,6 @@ from gcahng.train.terminal import Terminal
 from gcahng.train.throughput import StepTimer
 from gcahng.train.trainer import Trainer
 
-SUMMARY = "summary.json"
 _SIGPIPE = 13  # signal.SIGPIPE, which Windows lacks
 # What chooses the best checkpoint, by the classes it is measured on.
 _CHOOSES = {"val": "map@r", "test": "recall@1"}

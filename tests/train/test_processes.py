@@ -318,7 +318,8 @@ def test_a_finished_run_is_told_by_one_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "config.yaml").write_text("steps: 1")
-    (tmp_path / "summary.json").write_text("{}")
+    summary = {"test": {"map@r": 0.5}, "best": {}, "steps": 1, "seconds": 1.0, "left_out": 0, "unreadable": 0}
+    (tmp_path / "summary.json").write_text(json.dumps(summary | {"loss": "npair", "data_digest": "0"}))
     monkeypatch.setattr(processes, "says_nothing", lambda: True)
     assert main(["train", "--resume", str(tmp_path)]) == 0
     assert capsys.readouterr() == ("", "")

@@ -29,9 +29,11 @@ from gcahng.files import CannotWrite
 from gcahng.runs import log
 from gcahng.runs.checkpoint import find_checkpoint, load_checkpoint
 from gcahng.runs.run_folder import run_lock
+from gcahng.streams import Output
 from gcahng.train import BackboneConfig, TrainConfig, TrainingInterrupted, fit, resume, session
 from gcahng.train import trainer as trainer_module
 from gcahng.train.split_metrics import Measured
+from gcahng.train.terminal import Lines
 
 ROOT = Path(gcahng.__file__).parents[1]
 MakeConfig = Callable[..., TrainConfig]
@@ -358,6 +360,30 @@ def test_the_message_names_the_command(
     assert f"continues in {run} after step 4" in out and err == ""
 
 
+def test_nobody_reads_what_training_prints(
+    config_of_whole: TrainConfig, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gcahng train … | head ends as by a signal. After the last step it makes no difference who reads."""
+    read, write = os.pipe()
+    out = Output(os.fdopen(write, "w", encoding="utf-8"), 1)
+    monkeypatch.setattr(sys, "stdout", out)
+    real = Lines.evaluation
+
+    def then_the_reader_goes(self: Lines, step: int, *rest: Any) -> None:
+        if step == 3:
+            os.close(read)
+        real(self, step, *rest)
+
+    monkeypatch.setattr(Lines, "evaluation", then_the_reader_goes)
+    run = Path(str(config_of_whole.out))
+    with pytest.raises(TrainingInterrupted, match="what reads the output has gone; interrupted after step 3 of 8") as e:
+        fit(config_of_whole, verbose=True)
+    assert e.value.exit_code == 141 and find_checkpoint(run).name == "last.pt"
+    monkeypatch.setattr(sys, "stdout", sys.__stdout__)
+    resume(run)
+    assert differences(outcome(whole), outcome(run)) == []
+
+
 def test_a_signal_while_the_test_classes_are_measured(
     config_of_whole: TrainConfig, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -390,3 +416,22 @@ def test_lines_of_later_steps_are_cut(torn: bytes, tmp_path: Path) -> None:
         assert path.read_bytes() == b"".join(lines[: min(count, 3)])
     log._cut(tmp_path / "none.jsonl", 2)
     assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_a_damaged_line_among_good_ones_is_not_cut(tmp_path: Path) -> None:
+    """What follows it is the user's too."""
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step, "kind": "train"}).encode() + b"\n" for step in (1, 2, 2, 3, 4)]
+    for broken in (
+        b"\xff\n",
+        b"\n",
+        b"[]\n",
+        b'{"step": "1", "kind": "train"}\n',
+        b'{"step": 9, "kind": "train"}\n',
+        b"7\n",
+    ):
+        content = b"".join([lines[0], broken, *lines[1:]])
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"metrics\.jsonl line 2 is damaged; restore the file or remove that line"):
+            log._cut(path, 2)
+        assert path.read_bytes() == content
