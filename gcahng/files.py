@@ -67,16 +67,6 @@ def regular_file(path: Path) -> Path:
     return path
 
 
-def check_folder(out: Path) -> None:
-    """See that a file can lie where it is asked for, before the work whose result it is to hold.
-
-    Raises:
-        UserError: the folder of `out` is a file.
-    """
-    if out.parent.exists() and not out.parent.is_dir():
-        raise UserError(f"out is {out}; {out.parent} is a file, not a folder")
-
-
 def atomic_write(path: Path, write: Callable[[BinaryIO], object], *, previous: Path | None = None) -> None:
     """Write a file whole or not at all: whoever reads it, even after a crash, finds its old content or its new one.
 

@@ -31,6 +31,7 @@ class Output(io.TextIOWrapper):
     """
 
     def __init__(self, stream: io.TextIOWrapper | None, descriptor: int) -> None:
+        self._stream = stream  # which would be closed with its last reference
         if stream is None:
             closed = OSError(errno.EBADF, os.strerror(errno.EBADF))
             self._sink = _Sink(io.FileIO(descriptor, "wb", closefd=False), closed)

@@ -4,10 +4,44 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from gcahng.bounds import BOUNDS, check_device, check_number
 from gcahng.errors import UserError
+from gcahng.paths import check_source, check_target
+
+
+class SourcePath(argparse.Action):
+    """Stores the path of a file or a folder to read, or several, after checking it."""
+
+    check = staticmethod(check_source)
+    kind: type[Path | str] = Path
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        name = str((*self.option_strings, self.metavar)[0])
+        if name.startswith("--data."):  # a run's option, which gcahng train and Python write without dashes
+            name = name.removeprefix("--")
+        if values is not self.const:  # what stands for an option without a path, or for no positional argument
+            for text in values if isinstance(values, list) else [values]:
+                self.check(name, text)
+            values = [*map(self.kind, values)] if isinstance(values, list) else self.kind(values)
+        setattr(namespace, self.dest, values)
+
+
+class SourceText(SourcePath):
+    """As `SourcePath`, where a path is passed on as text."""
+
+    kind = str
+
+
+class TargetPath(SourcePath):
+    """Stores the path of a file to write, after checking it."""
+
+    check = staticmethod(check_target)
+
 
 
 def truth(text: str) -> bool:
@@ -20,8 +54,8 @@ def truth(text: str) -> bool:
 # The fields of `gcahng.train.DataConfig` that say which images are used and how they are read.
 _DATA_OPTIONS: dict[str, tuple[Callable[[str], Any], str, str]] = {
     "name": (str, "SET", "the data set, if not the model's: glyphs, cub200, cars196, sop, inshop, folder or csv"),
-    "root": (str, "DIR", "folder of the data set's files"),
-    "csv": (str, "FILE", "file of path, label and split (csv)"),
+    "root": (Path, "DIR", "folder of the data set's files"),
+    "csv": (Path, "FILE", "file of path, label and split (csv)"),
     "train_classes": (int, "N", "number of classes that train (glyphs)"),
     "val_classes": (int, "N", "number of training classes that are set aside for validation"),
     "exif_rotate": (
@@ -75,7 +109,8 @@ class Parser(argparse.ArgumentParser):
             if kind is int:
                 self.add_number(f"--data.{name}", meaning, group=group, metavar=metavar)
             else:
-                group.add_argument(f"--data.{name}", type=kind, metavar=metavar, help=meaning)
+                how: dict[str, Any] = {"action": SourceText} if kind is Path else {"type": kind}
+                group.add_argument(f"--data.{name}", metavar=metavar, help=meaning, **how)
 
 
 class _Number(argparse.Action):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gcahng.commands.arguments import Parser
+from gcahng.commands.arguments import Parser, TargetPath
 from gcahng.errors import UserError
 
 
@@ -51,7 +51,7 @@ def _add_sizes(parser: Parser, batch: list[int], modes: list[str] | None = None)
         "--memory", nargs="+", choices=("store", "hidden", "recompute"), default=modes,
         help=f"how edges are stored ({' '.join(modes)})",
     )  # fmt: skip
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
+    parser.add_argument("--json", action=TargetPath, metavar="FILE", help="write all numbers as JSON")
 
 
 def _cases(options: argparse.Namespace) -> list[Any]:
@@ -123,8 +123,6 @@ def _check_place(path: Path | None) -> None:
         return
     from gcahng.bench.rows import check_place
 
-    if path.is_dir():
-        raise UserError(f"--json is {path}, a folder; it must be a file, such as {path / 'bench.json'}")
     with _writing(path):
         check_place(path)
 

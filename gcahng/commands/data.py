@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gcahng.commands.arguments import Parser
+from gcahng.commands.arguments import Parser, SourceText
 from gcahng.commands.progress_bar import progress_bar
 from gcahng.extras import require
 
@@ -18,8 +18,10 @@ def run(arguments: list[str]) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="{verify,list}", parser_class=Parser)
     verify = commands.add_parser("verify", help="compare files with the data set", description=_verify.__doc__)
     verify.add_argument("name", choices=_SETS, metavar="NAME", help=", ".join(_SETS))
-    verify.add_argument("--root", metavar="DIR", help="folder of the files (csv: the folder of the CSV file)")
-    verify.add_argument("--csv", metavar="FILE", help="CSV file of path, label and split (csv)")
+    verify.add_argument(
+        "--root", action=SourceText, metavar="DIR", help="folder of the files (csv: the folder of the CSV file)"
+    )
+    verify.add_argument("--csv", action=SourceText, metavar="FILE", help="CSV file of path, label and split (csv)")
     verify.add_argument("--no-images", action="store_true", help="leave out decoding the images")
     commands.add_parser("list", help="splits, images and classes of each", description=_list.__doc__)
     options = parser.parse_args(arguments)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from gcahng.commands.arguments import Parser
+from gcahng.commands.arguments import Parser, SourcePath, TargetPath
 from gcahng.commands.image_options import add_image_options, add_stream_options, embed_sources
 
 
@@ -15,17 +13,19 @@ def run(arguments: list[str]) -> int:
     the same command continues where it was.
     """
     parser = Parser(prog="gcahng embed", description=run.__doc__)
-    parser.add_argument("model", type=Path, metavar="MODEL", help="a run folder, a checkpoint or a .safetensors file")
+    parser.add_argument(
+        "model", action=SourcePath, metavar="MODEL", help="a run folder, a checkpoint or a .safetensors file"
+    )
     parser.add_argument(
         "sources",
-        type=Path,
+        action=SourcePath,
         nargs="*",
         metavar="SOURCE",
         help="image files, folders, or .txt lists with one path in each line",
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        action=TargetPath,
         required=True,
         metavar="FILE",
         help="X.safetensors, X.parquet, or X.npy (with X.csv and X.json)",

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gcahng.commands.arguments import Parser, data_options
+from gcahng.commands.arguments import Parser, SourcePath, TargetPath, data_options
 from gcahng.commands.progress_bar import progress_bar
 from gcahng.errors import UserError
 
@@ -27,7 +27,7 @@ def run(arguments: list[str]) -> int:
     parser = Parser(prog="gcahng eval", description=run.__doc__)
     parser.add_argument(
         "run",
-        type=Path,
+        action=SourcePath,
         nargs="?",
         metavar="RUN_OR_CHECKPOINT",
         help="a run folder, a checkpoint or a .safetensors file",
@@ -36,13 +36,20 @@ def run(arguments: list[str]) -> int:
     parser.add_argument(
         "--split", choices=("test", "val", "train"), default="test", help="split whose classes are used (test)"
     )
-    parser.add_argument("--onnx", type=Path, metavar="FILE", help="evaluate a network that gcahng export wrote instead")
-    parser.add_argument("--embeddings", type=Path, metavar="FILE", help="evaluate a file of embeddings instead")
     parser.add_argument(
-        "--gallery", type=Path, metavar="FILE", help="file of embeddings that those of --embeddings are searched in"
+        "--onnx", action=SourcePath, metavar="FILE", help="evaluate a network that gcahng export wrote instead"
+    )
+    parser.add_argument("--embeddings", action=SourcePath, metavar="FILE", help="evaluate a file of embeddings instead")
+    parser.add_argument(
+        "--gallery",
+        action=SourcePath,
+        metavar="FILE",
+        help="file of embeddings that those of --embeddings are searched in",
     )
     parser.add_device()
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write (eval-WHICH-SPLIT.json in the run)")
+    parser.add_argument(
+        "--json", action=TargetPath, metavar="FILE", help="where to write (eval-WHICH-SPLIT.json in the run)"
+    )
     _add_metric_options(parser)
     parser.add_data_options()
     options = parser.parse_args(arguments)
@@ -97,7 +104,7 @@ def _add_metric_options(parser: Parser) -> None:
     )
     group.add_argument(
         "--per_class",
-        type=Path,
+        action=TargetPath,
         nargs="?",
         const=_IN_JSON,
         metavar="FILE.csv",

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from gcahng.commands.arguments import Parser
+from gcahng.commands.arguments import Parser, SourcePath, TargetPath
 
 
 def run(arguments: list[str]) -> int:
@@ -14,8 +13,10 @@ def run(arguments: list[str]) -> int:
     Its outputs are compared with the network's before the file is written.
     """
     parser = Parser(prog="gcahng export", description=run.__doc__)
-    parser.add_argument("model", type=Path, metavar="MODEL", help="a run folder, a checkpoint or a .safetensors file")
-    parser.add_argument("out", type=Path, metavar="OUT", help="the file to write, .onnx or .pt2")
+    parser.add_argument(
+        "model", action=SourcePath, metavar="MODEL", help="a run folder, a checkpoint or a .safetensors file"
+    )
+    parser.add_argument("out", action=TargetPath, metavar="OUT", help="the file to write, .onnx or .pt2")
     parser.add_argument("--which", choices=("last", "best"), default="last", help="checkpoint of a run folder (last)")
     parser.add_number("--opset", "ONNX operator set (the exporter's choice)", metavar="N")
     parser.add_argument(

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 from typing import get_args
 
-from gcahng.commands.arguments import Parser
+from gcahng.commands.arguments import Parser, SourcePath, TargetPath
 
 
 def run(arguments: list[str]) -> int:
@@ -15,8 +14,8 @@ def run(arguments: list[str]) -> int:
 
     sets = get_args(DataName)
     parser = Parser(prog="gcahng import-official", description=run.__doc__)
-    parser.add_argument("file", type=Path, metavar="FILE", help="the checkpoint, .pth or .safetensors")
-    parser.add_argument("out", type=Path, metavar="OUT", help="the model's file, .safetensors")
+    parser.add_argument("file", action=SourcePath, metavar="FILE", help="the checkpoint, .pth or .safetensors")
+    parser.add_argument("out", action=TargetPath, metavar="OUT", help="the model's file, .safetensors")
     # The names in gcahng.models.official.BACKBONES, which would import torch.
     parser.add_argument(
         "--backbone", choices=("googlenet", "resnet50", "dino"), required=True, help="the checkpoint's network"

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gcahng.commands.arguments import Parser
+from gcahng.commands.arguments import Parser, SourcePath, TargetPath
 from gcahng.commands.image_options import add_image_options, add_stream_options, embed_sources, is_embeddings
 from gcahng.commands.progress_bar import progress_bar
 from gcahng.errors import UserError
+from gcahng.paths import check_target
 
 if TYPE_CHECKING:
     from gcahng.retrieval.embeddings import EmbeddingSet
@@ -47,7 +48,7 @@ def run(arguments: list[str]) -> int:
 def _build(arguments: list[str]) -> int:
     """Build an index of a file of embeddings, or of images that a model embeds first."""
     parser = Parser(prog="gcahng index build", description=_build.__doc__)
-    parser.add_argument("--out", type=Path, required=True, metavar="INDEX", help="the file to write")
+    parser.add_argument("--out", action=TargetPath, required=True, metavar="INDEX", help="the file to write")
     parser.add_argument(
         "--kind",
         choices=("flat", "ivf_flat", "ivf_pq", "hnsw"),
@@ -81,11 +82,12 @@ def _build(arguments: list[str]) -> int:
 def _add(arguments: list[str]) -> int:
     """Add embeddings, or images that the index's model embeds first, to an index."""
     parser = Parser(prog="gcahng index add", description=_add.__doc__)
-    parser.add_argument("index", type=Path, metavar="INDEX", help="the index")
+    parser.add_argument("index", action=SourcePath, metavar="INDEX", help="the index")
     parser.add_argument(
         "--allow_duplicates", action="store_true", help="add images that are in the index already once more"
     )
     options = _parse_sources(parser, arguments)
+    check_target("INDEX", options.index)
 
     from gcahng.retrieval.index_file import load
 
@@ -114,7 +116,7 @@ def _add(arguments: list[str]) -> int:
 def _info(arguments: list[str]) -> int:
     """Check an index and print what is in it."""
     parser = Parser(prog="gcahng index info", description=_info.__doc__)
-    parser.add_argument("index", type=Path, metavar="INDEX", help="the index")
+    parser.add_argument("index", action=SourcePath, metavar="INDEX", help="the index")
     options = parser.parse_args(arguments)
 
     from gcahng.retrieval.index_file import read_header
@@ -142,8 +144,8 @@ def _info(arguments: list[str]) -> int:
 def _export(arguments: list[str]) -> int:
     """Write an index as a file of faiss, which needs no gcahng, with a table of what its ids are."""
     parser = Parser(prog="gcahng index export", description=_export.__doc__)
-    parser.add_argument("index", type=Path, metavar="INDEX", help="the index")
-    parser.add_argument("out", type=Path, metavar="X.faiss", help="the file to write; its table is X.csv")
+    parser.add_argument("index", action=SourcePath, metavar="INDEX", help="the index")
+    parser.add_argument("out", action=TargetPath, metavar="X.faiss", help="the file to write; its table is X.csv")
     options = parser.parse_args(arguments)
 
     from gcahng.retrieval.index_export import export_faiss
@@ -175,7 +177,7 @@ def _version(index: Path) -> tuple[int, ...] | None:
 def _parse_sources(parser: Parser, arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "sources",
-        type=Path,
+        action=SourcePath,
         nargs="*",
         metavar="SOURCE",
         help="one file of embeddings (.safetensors, .npy, .parquet); or with --model images, folders and lists, or "
@@ -183,7 +185,7 @@ def _parse_sources(parser: Parser, arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--model",
-        type=Path,
+        action=SourcePath,
         metavar="MODEL",
         help="network that embeds images: a run folder, a checkpoint or a .safetensors file",
     )

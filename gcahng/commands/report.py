@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
-from gcahng.commands.arguments import Parser
+from gcahng.commands.arguments import Parser, SourcePath, TargetPath
 
 
 def run(arguments: list[str]) -> int:
@@ -14,9 +13,15 @@ def run(arguments: list[str]) -> int:
     The page needs no network and no other file.
     """
     parser = Parser(prog="gcahng report", description=run.__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder, or a checkpoint, whose page has no curves")
-    parser.add_argument("--baseline", type=Path, nargs="+", default=[], metavar="RUN", help="runs to compare with")
-    parser.add_argument("--out", type=Path, metavar="FILE.html", help="the page (report.html in the run folder)")
+    parser.add_argument(
+        "run", action=SourcePath, metavar="RUN", help="a run folder, or a checkpoint, whose page has no curves"
+    )
+    parser.add_argument(
+        "--baseline", action=SourcePath, nargs="+", default=[], metavar="RUN", help="runs to compare with"
+    )
+    parser.add_argument(
+        "--out", action=TargetPath, metavar="FILE.html", help="the page (report.html in the run folder)"
+    )
     parser.add_argument("--which", choices=("last", "best"), default="last", help="checkpoint of run folders (last)")
     parser.add_number(
         "--queries", "how many of the best, of the worst and of random queries to show (6)", default=6, metavar="N"
@@ -32,7 +37,7 @@ def run(arguments: list[str]) -> int:
     )
     parser.add_device()
     parser.add_argument(
-        "--data.root", dest="data_root", type=Path, metavar="DIR", help="folder of the images (the run's)"
+        "--data.root", dest="data_root", action=SourcePath, metavar="DIR", help="folder of the images (the run's)"
     )
     options = parser.parse_args(arguments)
 

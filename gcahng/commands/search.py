@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gcahng.commands.arguments import Parser, data_options
+from gcahng.commands.arguments import Parser, SourcePath, TargetPath, data_options
 from gcahng.commands.image_options import add_image_options, is_embeddings, load_images
 from gcahng.commands.progress_bar import progress_bar
 from gcahng.errors import UserError
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
 def run(arguments: list[str]) -> int:
     """Print the nearest images of every query in an index."""
     parser = Parser(prog="gcahng search", description=run.__doc__)
-    parser.add_argument("index", type=Path, metavar="INDEX", help="an index that gcahng index build wrote")
+    parser.add_argument("index", action=SourcePath, metavar="INDEX", help="an index that gcahng index build wrote")
     parser.add_argument(
         "queries",
-        type=Path,
+        action=SourcePath,
         nargs="*",
         metavar="QUERY",
         help="images, folders and lists, or one file of embeddings or vectors (.safetensors, .npy, .parquet); or "
@@ -37,9 +38,13 @@ def run(arguments: list[str]) -> int:
     parser.add_argument(
         "--leave_out_same", action="store_true", help="leave out the query's own image where the index has it"
     )
-    parser.add_argument("--model", type=Path, metavar="MODEL", help="network that embeds the queries (the index's)")
+    parser.add_argument(
+        "--model", action=SourcePath, metavar="MODEL", help="network that embeds the queries (the index's)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="draw the queries and their nearest images")
+    parser.add_argument(
+        "--picture", action=TargetPath, metavar="FILE.png", help="draw the queries and their nearest images"
+    )
     add_image_options(parser)
     options = parser.parse_intermixed_args(arguments)
 
@@ -101,7 +106,7 @@ def _embedded(options: argparse.Namespace, contents: IndexFile) -> EmbeddingSet:
 
     where = options.model
     if where is None:
-        if contents.model is None or not Path(contents.model.path).exists():
+        if contents.model is None or not os.path.exists(contents.model.path):  # which fails for no path
             known = "it does not say which" if contents.model is None else f"{contents.model.path} is not there"
             raise UserError(f"the queries need the network of the index, and {known}; give --model")
         where = Path(contents.model.path)

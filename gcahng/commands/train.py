@@ -11,9 +11,10 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from gcahng.bounds import shown
-from gcahng.commands.arguments import Parser, truth
+from gcahng.commands.arguments import Parser, SourcePath, SourceText, truth
 from gcahng.errors import UserError
 from gcahng.extras import require
+from gcahng.paths import check_source
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 # The options that may change when a run is resumed, beside --device, and their names in gcahng.train.resume.
 _RESUME_OPTIONS = {
     "--threads": ("threads", int, "threads of PyTorch on the CPU"),
-    "--data.root": ("root", str, "folder of the data set's files"),
-    "--data.csv": ("csv", str, "file of path, label and split"),
+    "--data.root": ("root", Path, "folder of the data set's files"),
+    "--data.csv": ("csv", Path, "file of path, label and split"),
     "--data.workers": ("workers", int, "processes that read image files"),
     "--data.skip_unreadable": (
         "skip_unreadable",
@@ -80,13 +81,14 @@ def _started(arguments: list[str]) -> Callable[[], dict[str, Any]]:
 
 def _resumed(arguments: list[str]) -> Callable[[], dict[str, Any]]:
     parser = Parser(prog="gcahng train --resume", description="Continue a run that stopped before its end.")
-    parser.add_argument("--resume", metavar="RUN", required=True, help="the run folder")
+    parser.add_argument("--resume", action=SourcePath, metavar="RUN", required=True, help="the run folder")
     parser.add_device(None, "the run's own")
     for option, (name, kind, text) in _RESUME_OPTIONS.items():
         if kind is int:
             parser.add_number(option, f"{text} (the run's own)", dest=name, metavar="N")
         else:
-            parser.add_argument(option, dest=name, type=kind, help=f"{text} (the run's own)")
+            how: dict[str, Any] = {"action": SourceText, "metavar": "DIR"} if kind is Path else {"type": kind}
+            parser.add_argument(option, dest=name, help=f"{text} (the run's own)", **how)
     options, others = parser.parse_known_args(arguments)
     if others:
         raise UserError(
@@ -98,7 +100,7 @@ def _resumed(arguments: list[str]) -> Callable[[], dict[str, Any]]:
     from gcahng.train.processes import says_nothing
 
     values = vars(options)
-    folder = Path(values.pop("resume"))
+    folder = values.pop("resume")
     if not says_nothing() and finished(folder) is not None:
         print(f"{folder} has finished; there is nothing to resume")
     return lambda: resume(folder, **values, verbose=True)
@@ -176,6 +178,7 @@ def _config_text(name: str) -> str:
     path, what = Path(name), f"config {name}"
     if not name:
         raise UserError("config is ''; it must be a YAML file of options, or the name of a recipe")
+    check_source("config", path)
     if not path.exists():
         if path.name != name or path.suffix in (".yaml", ".yml", ".json"):
             raise UserError(f"config is {name}, which does not exist; it must be a YAML file, or the name of a recipe")

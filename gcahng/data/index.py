@@ -93,5 +93,5 @@ def write_index(name: str, data_files: DataSetFiles, listing: Listing) -> Path |
 
 def _index_paths(name: str, data_files: DataSetFiles) -> Iterator[Path]:
     yield data_files.root / f".gcahng-{name}.json"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gcahng"
-    yield cache / f"{name}-{hashlib.sha256(os.fsencode(data_files.root.resolve())).hexdigest()[:16]}.json"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "gcahng"
+    yield cache / f"{name}-{hashlib.sha256(os.fsencode(os.path.realpath(data_files.root))).hexdigest()[:16]}.json"

@@ -18,6 +18,7 @@ from gcahng.data.index import read_index, write_index
 from gcahng.data.listing import SPLITS, DataMismatch, DataSetFiles, Listing, SplitFiles, collect, raise_difference
 from gcahng.data.spec import DataSetSpec
 from gcahng.errors import UserError, UserNote
+from gcahng.paths import check_source
 
 if TYPE_CHECKING:
     from gcahng.data.config import DataConfig
@@ -67,14 +68,19 @@ def find_files(spec: DataSetSpec, root: str | None, csv: str | None) -> DataSetF
         raise UserError(f"data.csv is not given; data.name=csv needs a file with {'; '.join(_lines(spec.layout))}")
     if root is None and csv is None:
         raise UserError(f"data.root is not given; {spec.name} needs the folder of {'; '.join(_lines(spec.layout))}")
-    folder_path = Path(root).expanduser() if root is not None else None
+    folder_path = None if root is None else _expanded("data.root", root)
     if folder_path is not None and not folder_path.is_dir():
         where = "" if folder_path.is_absolute() else f" in {Path.cwd()}"
         raise UserError(
             f"data.root is {root}, which is not a folder{where}; it must be the folder with the files of {spec.name}"
         )
-    csv_path = Path(csv).expanduser() if csv is not None else None
+    csv_path = None if csv is None else _expanded("data.csv", csv)
     return spec.find(folder_path or csv_path.parent, csv_path)  # type: ignore[union-attr]  # one of them was given
+
+
+def _expanded(name: str, path: str) -> Path:
+    check_source(name, os.path.expanduser(path))  # which leaves ~ where there is no such user
+    return Path(os.path.expanduser(path))
 
 
 def _lines(text: str) -> list[str]:

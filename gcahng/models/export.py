@@ -26,10 +26,11 @@ from gcahng.data.glyphs import IMAGE_SIZE
 from gcahng.data.reading import INTERPOLATION
 from gcahng.errors import UserError
 from gcahng.extras import require
-from gcahng.files import atomic_write, check_folder
+from gcahng.files import atomic_write
 from gcahng.models.backbones import scaling
 from gcahng.models.model_file import FORMAT, Model, load_onnx
 from gcahng.models.onnx_network import INPUT, OUTPUT, OnnxNetwork
+from gcahng.paths import check_target
 
 CHECKED_BATCHES = (1, 2, 5)
 TOLERANCE = 1e-5
@@ -60,7 +61,7 @@ def export_model(model: Model, out: Path | str, *, opset: int | None = None, che
     check_number("opset", opset, none="None")
     if isinstance(model.network, OnnxNetwork):
         raise UserError(f"model is {model.path}, which is ONNX already; name a run folder or a checkpoint")
-    check_folder(out)
+    check_target("out", out)
     network = model.network.cpu().eval()
     images = _random_images(model, 2)
     onnx = out.suffix == ".onnx"

@@ -18,6 +18,7 @@ from gcahng.extras import require
 from gcahng.files import atomic_write, regular_file
 from gcahng.models.backbones import build_backbone
 from gcahng.models.onnx_network import OnnxNetwork
+from gcahng.paths import check_source, check_utf8
 from gcahng.runs.checkpoint import find_checkpoint, load_checkpoint
 
 FORMAT = "gcahng-model-1"
@@ -59,6 +60,7 @@ def load_model(source: Path | str, which: str = "last") -> Model:
     Raises:
         UserError: there is no such file, or it cannot be read.
     """
+    check_source("the path of the model", source)
     source = Path(source)
     if source.suffix == ".safetensors":
         return _load_safetensors(source)
@@ -100,6 +102,8 @@ def save_model(
 def _load_safetensors(path: Path) -> Model:
     require("safetensors", extra="train", purpose=f"{path} is read")
     from safetensors import SafetensorError, safe_open
+
+    check_utf8("the path of the model", path, "safetensors")
 
     try:
         with safe_open(regular_file(path), framework="pt") as file:

@@ -19,6 +19,7 @@ from gcahng.losses.official import official_state_dict
 from gcahng.models.backbones import build_backbone
 from gcahng.models.model_file import save_model
 from gcahng.models.pretrained import check_names, read_tensors
+from gcahng.paths import check_target
 
 _EXTRACTOR, _HEAD = "feature_extractor.", "feature_extractor.fc."
 _CLASSIFIER = "softmax_classifier."
@@ -97,6 +98,7 @@ def import_official(source: Path, out: Path, backbone: str, data: DataName | Non
         raise UserError(f"backbone is {backbone!r}; it must be one of {', '.join(BACKBONES)}")
     if out.suffix != ".safetensors":
         raise UserError(f"OUT is {out}; it must end in .safetensors")
+    check_target("OUT", out)
     if not out.parent.is_dir():
         raise UserError(f"OUT is {out}, and there is no folder {out.parent}; it must lie in an existing folder")
     names = BACKBONES[backbone]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gcahng.errors import UserError
 from gcahng.extras import require
 from gcahng.files import regular_file
+from gcahng.paths import check_source, check_utf8
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 
@@ -25,6 +26,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     Raises:
         UserError: there is no such file, it is damaged, or it does not hold a state dict.
     """
+    check_source("the path of the weights", path)
     path = Path(path)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
@@ -43,6 +45,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     require("safetensors", extra="train", purpose=f"{path} is read")
+    check_utf8("the path of the weights", path, "safetensors")
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from gcahng.errors import UserError
 from gcahng.extras import require
-from gcahng.files import check_folder, write_text
+from gcahng.files import write_text
+from gcahng.paths import check_source, check_target
 from gcahng.progress import Progress, no_progress
 from gcahng.report.contents import gather
 from gcahng.report.options import ReportOptions
@@ -45,11 +46,10 @@ def write_report(
     require("PIL", "yaml", extra="train", purpose="gcahng report")
     options = replace(options or ReportOptions(), **changes)
     options.check()
+    check_source("run", run)
     run = Path(run)
     out = Path(out or (run / "report.html" if run.is_dir() else run.with_suffix(".report.html")))
-    check_folder(out)
-    if out.is_dir():
-        raise UserError(f"out is {out}, a folder; it must be a file, such as {out / 'report.html'}")
+    check_target("out", out)
     contents = gather(run, options, say, progress)
     try:
         write_text(out, page(contents))

@@ -31,6 +31,7 @@ from torch import Tensor
 from gcahng.errors import UserError
 from gcahng.extras import require
 from gcahng.files import atomic_write, regular_file, write_json
+from gcahng.paths import check_utf8
 from gcahng.retrieval import checksums
 from gcahng.retrieval.items import (
     EmbeddingModel,
@@ -84,10 +85,12 @@ def check_suffix(argument: str, path: Path) -> None:
         path: the path to check.
 
     Raises:
-        UserError: it has another suffix.
+        UserError: it has another suffix, or is a name that safetensors does not take.
     """
     if path.suffix not in SUFFIXES:
         raise UserError(f"{argument} is {path}; its name must end in {_ANY_SUFFIX}")
+    if path.suffix == ".safetensors":
+        check_utf8(argument, path, "safetensors")
 
 
 def check_free(path: Path) -> None:

@@ -156,11 +156,11 @@ def test_auto_is_measured_as_it_runs() -> None:
 def test_a_place_for_numbers_is_looked_at_first(command: str, tmp_path: Path, capsys) -> None:
     (tmp_path / "file").touch()
     below_file = tmp_path / "file" / "x.json"
-    places = {tmp_path: "a folder; it must be a file, such as ", below_file: "which cannot be written: "}
+    places = {tmp_path: ", a folder; it must be a file", below_file: f"; {tmp_path / 'file'} is a file, not a folder"}
     for place, message in places.items():
         assert main(["bench", command, "--batch", "12", *SIZES, "--json", str(place)]) == 2
         out, err = capsys.readouterr()
-        assert out == "" and err.startswith(f"gcahng: error: --json is {place}, {message}") and err.count("\n") == 1
+        assert out == "" and err.startswith(f"gcahng: error: --json is {place}{message}") and err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -142,14 +144,29 @@ def test_mistakes_of_eval(
 
 
 def test_eval_shows_what_it_measured_even_if_it_cannot_write_it(
+    run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*paths: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    written = tmp_path / "x.json"
+    assert main(["eval", run, "--json", str(written)]) == 2
+    out, err = capsys.readouterr()
+    assert "test (percent)" in out and "written" not in out
+    assert err == f"gcahng: error: {written} cannot be written: No space left on device\n"
+
+
+def test_eval_measures_nothing_for_a_place_that_cannot_be(
     run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
     written = tmp_path / "file" / "x.json"
     assert main(["eval", run, "--json", str(written)]) == 2
-    out, err = capsys.readouterr()
-    assert "test (percent)" in out and "written" not in out
-    assert err == f"gcahng: error: {written} cannot be written: Not a directory\n"
+    assert capsys.readouterr() == (
+        "",
+        f"gcahng: error: --json is {written}; {tmp_path / 'file'} is a file, not a folder\n",
+    )
 
 
 def test_eval_makes_the_folder_that_it_is_to_write_to(run: str, tmp_path: Path) -> None:

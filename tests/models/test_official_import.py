@@ -263,9 +263,12 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "it must end in .safetensors" in said("googlenet", tmp_path / "out.pth")
     assert "there is no folder" in said("googlenet", tmp_path / "nowhere" / "out.safetensors")
     assert "argument --backbone: invalid choice" in said("vgg")
-    for taken in ("out.safetensors", "out.loss.safetensors"):  # a folder: as root, no other place cannot be written
+    # A folder: as root, no other place cannot be written.
+    refusals = {"out.safetensors": ", a folder; it must be a file"}
+    refusals["out.loss.safetensors"] = " cannot be written: Is a directory"
+    for taken, message in refusals.items():
         (tmp_path / taken).mkdir()
-        assert f"{taken} cannot be written: Is a directory" in said("googlenet")
+        assert f"{taken}{message}" in said("googlenet")
         (tmp_path / taken).rmdir()
     out.unlink()
     torch.save({"a": torch.zeros(1)}, file)
