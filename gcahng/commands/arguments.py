@@ -43,7 +43,6 @@ class TargetPath(SourcePath):
     check = staticmethod(check_target)
 
 
-
 def truth(text: str) -> bool:
     """The type of an option that is true or false."""
     if text.lower() not in ("true", "false"):

@@ -87,7 +87,11 @@ def _resumed(arguments: list[str]) -> Callable[[], dict[str, Any]]:
         if kind is int:
             parser.add_number(option, f"{text} (the run's own)", dest=name, metavar="N")
         else:
-            how: dict[str, Any] = {"action": SourceText, "metavar": "DIR"} if kind is Path else {"type": kind}
+            how: dict[str, Any] = (
+                {"action": SourceText, "metavar": "DIR" if name == "root" else "FILE"}
+                if kind is Path
+                else {"type": kind}
+            )
             parser.add_argument(option, dest=name, help=f"{text} (the run's own)", **how)
     options, others = parser.parse_known_args(arguments)
     if others:
