@@ -21,7 +21,12 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from gcahng.errors import UserError
+from gcahng.integrations.optimizers import check_optimizers
 from gcahng.losses.gca_hng import GCAHNGLoss
+
+OUT_OF_THE_MODEL = (
+    "the loss must not be a part of the model (compute_loss_func=EmbeddingLoss(loss), or GCAHNGSentenceLoss)"
+)
 
 FILE = "gcahng_loss.safetensors"
 """In a checkpoint's folder: the loss's state."""
@@ -121,7 +126,7 @@ class GeneratorCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **known: Any) -> None:
         check_arguments(args)
-        check_optimizer(self.gca, known["optimizer"])
+        check_optimizers(self.gca, [known["optimizer"]], OUT_OF_THE_MODEL)
         self.gca.to(args.device)
         if state.global_step:
             folder = self.resume_from or Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -174,31 +179,6 @@ def check_arguments(args: Any) -> None:
         raise UserError(
             "average_tokens_across_devices is True; with several processes it must be False: it would multiply the "
             "loss by their number"
-        )
-
-
-def check_optimizer(gca: GCAHNGLoss, optimizer: Any) -> None:
-    """Checks which parameters of the loss an optimizer steps: those of its base, and no others.
-
-    Args:
-        gca: the loss.
-        optimizer: the trainer's.
-
-    Raises:
-        UserError: it holds others, or not all of those.
-    """
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    own = [*gca.graph_network.parameters(), *gca.classifier.parameters()]
-    if any(id(p) in held for p in own):
-        raise UserError(
-            "the trainer's optimizer holds parameters of the loss, which steps them itself, so that they would be "
-            "stepped twice; the loss must not be a part of the model (compute_loss_func=EmbeddingLoss(loss), or "
-            "GCAHNGSentenceLoss)"
-        )
-    if any(p.requires_grad and id(p) not in held for p in gca.base_parameters()):
-        raise UserError(
-            "the trainer's optimizer lacks the parameters of the loss's base, such as proxies; pass "
-            "optimizers=(optimizer, None) with an optimizer of the model's parameters and loss.base_parameters()"
         )
 
 

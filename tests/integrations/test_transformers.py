@@ -192,7 +192,7 @@ def test_arguments_that_would_train_wrongly(options: dict[str, Any], message: st
 
 def test_what_the_optimizer_must_hold(tmp_path: Path) -> None:
     loss = make_loss(base=ProxyAnchorLoss(CLASSES, DIM))
-    with pytest.raises(gcahng.UserError, match="lacks the parameters of the loss's base"):
+    with pytest.raises(gcahng.UserError, match="no optimizer of the trainer holds the parameters of the loss's base"):
         make_trainer(tmp_path, loss)[0].train()
     with pytest.raises(gcahng.UserError, match="would be stepped twice"):
         optimizer = torch.optim.AdamW([*Network().parameters(), *loss.parameters()])
