@@ -38,6 +38,7 @@ from gcahng.losses.optimizers import (
     take_state,
 )
 from gcahng.losses.options import EngineOptions
+from gcahng.losses.sharding import check_whole
 from gcahng.losses.state import LossState, pack, prepare, read_extra_state
 from gcahng.nn import GraphNetwork
 from gcahng.reference import training_step as reference
@@ -197,6 +198,7 @@ class LossModule(RunningMeans):
             unless = "in eval mode it can be mapped, with num_per_class and check='off'"
             refuse_vmap("the loss", (embeddings, labels, weight, self.graph_network.class_head.weight), unless)
         check_shapes(embeddings, labels, self.embedding_dim)
+        check_whole(self)
         if weight.dtype not in (torch.float32, torch.float64):
             raise UserError(
                 f"the loss's parameters are {weight.dtype}; they must be float32 or float64 (for lower precision use "
