@@ -126,7 +126,7 @@ def make(**options):
     return network, gcahng.GCAHNGLoss(6, 16, layers=1, seed=0, **options)
 
 half = slice(6 * rank, 6 * rank + 6)
-one = train(*make(), slice(None))
+one = train(*make(process_group="alone"), slice(None))
 network, gca = make(process_group="world")
 fully_shard(network)
 assert all(abs(a - b) < 1e-4 for a, b in zip(train(network, gca, half), one)), "sharded network"
@@ -173,4 +173,4 @@ def test_beside_a_sharded_network(tmp_path: Path) -> None:
     run = subprocess.run(
         [*command, str(tmp_path / "state")], env=environment, capture_output=True, text=True, timeout=400
     )
-    assert run.returncode == 0 and run.stdout.split() == ["held"] * 2, run.stderr[-3000:]
+    assert run.returncode == 0 and run.stdout.count("held") == 2, run.stderr[-3000:]
