@@ -1,0 +1,22 @@
+"""The groups of cases, and how many of all cases each has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hostile import states
+from hostile.runner import Action
+
+# What a case of the group does, and its weight.
+GROUPS: dict[str, tuple[Action, float]] = {
+    "states": (states.case, 12),
+}
+ACTIONS = {name: action for name, (action, _) in GROUPS.items()}
+
+
+def share(cases: int, names: Sequence[str]) -> list[tuple[str, int]]:
+    """Share cases out among groups by their weights, in turn, so that the slow ones are not all at the end."""
+    total = sum(GROUPS[name][1] for name in names)
+    counts = {name: max(1, round(cases * GROUPS[name][1] / total)) for name in names}
+    places = [((number + 0.5) / count, name, number) for name, count in counts.items() for number in range(count)]
+    return [(name, number) for _, name, number in sorted(places)]
