@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 FINE, REFUSED = "fine", "refused"
+MOST_CHARACTERS = 3000  # of an error
 FAULTS = ("crash", "hang", "traceback", "memory", "manners", "wrong", "half-changed", "half-written")
 
 
@@ -88,7 +89,7 @@ class Case:
         from gcahng.cli import main
 
         given = [str(argument) for argument in arguments]
-        self.tell(f"gcahng {' '.join(map(repr, given))}")
+        self.tell(f"gcahng {' '.join(_short(repr(word)) for word in given)}".replace(str(self.folder), "."))
         with _captured(self.notes) as read:
             try:
                 status = main(given)
@@ -96,11 +97,17 @@ class Case:
                 status = end.code if isinstance(end.code, int) else 1
             except BaseException as error:
                 raise raised(error) from error
-        return ended(status, *read(), may_be_one=given[:2] == ["data", "verify"])
+        most = MOST_CHARACTERS + 4 * sum(map(len, given))  # an error may repeat what was given
+        return ended(status, *read(), may_be_one=given[:2] == ["data", "verify"], most=most)
 
 
-def ended(status: int | None, out: str, err: str, may_be_one: bool = False) -> Ran:
-    """A command that has ended; `may_be_one`: status 1 says what `data verify` says.
+def ended(status: int | None, out: str, err: str, may_be_one: bool = False, most: int = MOST_CHARACTERS) -> Ran:
+    """A command that has ended.
+
+    Args:
+        status, out, err: how it ended, and what it said.
+        may_be_one: whether status 1 is an answer, as of `data verify`.
+        most: how many characters its error may have.
 
     Raises:
         Fault: it ended as no command should.
@@ -114,7 +121,7 @@ def ended(status: int | None, out: str, err: str, may_be_one: bool = False) -> R
         raise Fault("manners", f"status {status}: {_last_lines(err)}")
     if len(said) != 1 or not said[0].startswith("gcahng: error: "):
         raise Fault("manners", f"status 2 with {len(said)} lines: {_last_lines(err)}")
-    if len(said[0]) > 4000:
+    if len(said[0]) > most:
         raise Fault("manners", f"an error of {len(said[0])} characters: {said[0][:300]} …")
     return Ran(2, out, err)
 
@@ -131,7 +138,7 @@ def refused(action: Callable[[], Any], also: tuple[type[Exception], ...] = ()) -
         action()
     except UserError as error:
         text = str(error)
-        if not text.strip() or len(text) > 4000:
+        if not text.strip() or len(text) > 2 * MOST_CHARACTERS:
             raise Fault("manners", f"an error of {len(text)} characters: {text[:300]}") from error
         return True
     except also:
@@ -186,6 +193,10 @@ def no_temporaries(folder: Path) -> None:
     """
     if left := [str(path) for path in folder.rglob("*.tmp")]:
         raise Fault("half-written", f"left behind: {left[0]}")
+
+
+def _short(text: str) -> str:
+    return text if len(text) < 200 else f"{text[:80]}… {len(text)} characters …{text[-60:]}"
 
 
 def _is_note(line: str) -> bool:

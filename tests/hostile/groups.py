@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hostile import states
+from hostile import arguments, configurations, images, states, vectors
 from hostile.runner import Action
 
 # What a case of the group does, and its weight.
 GROUPS: dict[str, tuple[Action, float]] = {
+    "arguments": (arguments.case, 30),
+    "configurations": (configurations.case, 18),
+    "images": (images.case, 16),
     "states": (states.case, 12),
+    "vectors": (vectors.case, 20),
 }
 ACTIONS = {name: action for name, (action, _) in GROUPS.items()}
 

@@ -45,7 +45,8 @@ OTHER: tuple[Any, ...] = (None, True, False, [], {}, [1, 2], {"a": 1}, b"bytes",
 
 def number_text(chance: random.Random) -> str:
     """A number as someone might type it, or what stands in its place."""
-    return str(chance.choice((chance.choice(WHOLE), chance.choice(REAL), chance.choice(TEXT), -chance.choice(WHOLE))))
+    kinds = ((chance.choice(WHOLE), -chance.choice(WHOLE)), (chance.choice(REAL), chance.choice(REAL)), (chance.choice(TEXT),))
+    return str(chance.choice(chance.choices(kinds, (6, 2, 1))[0]))
 
 
 def anything(chance: random.Random) -> Any:
