@@ -75,15 +75,27 @@ def _good(case: Case, name: str) -> tuple[list[str], list[str]]:
     if name == "data verify":
         kind = case.chance.choice(("folder", "csv", "cub200", "sop", "inshop", "cars196"))
         root = case.copy(kind)
-        return ["data", "verify"], [kind, "--root", str(root), *(["--csv", str(root / "list.csv")] if kind == "csv" else [])]
+        return ["data", "verify"], [
+            kind,
+            "--root",
+            str(root),
+            *(["--csv", str(root / "list.csv")] if kind == "csv" else []),
+        ]
     if name == "train":
         return ["train"], [*options_of_small(case.copy("folder")), "--out", out]
     if name == "train --resume":
         return ["train"], ["--resume", str(case.copy("half"))]
     if name == "import-official":
-        return ["import-official"], [str(case.world / "states" / "official.pt"), out + ".safetensors", "--backbone", "resnet50"]
+        return ["import-official"], [
+            str(case.world / "states" / "official.pt"),
+            out + ".safetensors",
+            "--backbone",
+            "resnet50",
+        ]
     if name == "others":
-        return [], [case.chance.choice(("recipes", "data", "index", "--version", "--help", "trian", "train --help", ""))]
+        return [], [
+            case.chance.choice(("recipes", "data", "index", "--version", "--help", "trian", "train --help", ""))
+        ]
     if name in ("eval", "export", "report", "embed"):
         run = str(case.copy("run"))
         if name == "eval" and case.chance.random() < 0.5:
@@ -116,9 +128,10 @@ def options_of_small(root: Path) -> list[str]:
 
 
 def _change(chance: random.Random, name: str, arguments: list[str], odd: Path) -> None:
-    known = dict(_options(name))
+    known = dict(options_of(name))
     kind = chance.choices(
-        ("option", "value", "drop", "positional", "unknown", "twice", "equals", "shuffle"), (9, 6, 0.5, 1, 0.5, 0.5, 0.5, 0.2)
+        ("option", "value", "drop", "positional", "unknown", "twice", "equals", "shuffle"),
+        (9, 6, 0.5, 1, 0.5, 0.5, 0.5, 0.2),
     )[0]
     if kind == "option" and known:
         option = chance.choice(list(known))
@@ -139,7 +152,9 @@ def _change(chance: random.Random, name: str, arguments: list[str], odd: Path) -
     elif kind == "positional":
         arguments.insert(chance.randint(0, len(arguments)), str(hostile_path(chance, odd)))
     elif kind == "unknown":
-        arguments.append(chance.choice(("--no-such-option", "-x", "--Json", "--dat.root", "--recal_at=1", "--", "-", "---", "--=")))
+        arguments.append(
+            chance.choice(("--no-such-option", "-x", "--Json", "--dat.root", "--recal_at=1", "--", "-", "---", "--="))
+        )
     elif kind == "twice" and arguments:
         arguments += arguments[-2:]
     elif kind == "equals":
@@ -162,11 +177,15 @@ def _values(chance: random.Random, option: str, kind: Any, odd: Path) -> list[st
         return [number_text(chance) for _ in range(chance.choice((1, 1, 1, 1, 1, 2)))]
     if kind == "path":
         return [str(hostile_path(chance, odd))]
-    return [chance.choice((chance.choice(TEXT), number_text(chance), str(hostile_path(chance, odd)), "cuda:99", "meta", "auto"))]
+    return [
+        chance.choice(
+            (chance.choice(TEXT), number_text(chance), str(hostile_path(chance, odd)), "cuda:99", "meta", "auto")
+        )
+    ]
 
 
 @cache
-def _options(name: str) -> list[tuple[str, Any]]:
+def options_of(name: str) -> list[tuple[str, Any]]:
     """The options of a command with the kind of their values, as the command's own parser has them."""
     if name == "train":
         from gcahng.config import TrainConfig
@@ -250,7 +269,9 @@ def _check_files(case: Case, ran: Ran, before: set[str]) -> None:
     if ran.status == 2 and not any(path.endswith("/metrics.jsonl") for path in new):  # a run that began can go on
         left = [path for path in new if not path.startswith(home) and not any(part in path for part in _MAY_STAY)]
         if left:
-            raise Fault("half-written", f"refused ({ran.err.strip()[:200]}), and {', '.join(sorted(left)[:3])} is there")
+            raise Fault(
+                "half-written", f"refused ({ran.err.strip()[:200]}), and {', '.join(sorted(left)[:3])} is there"
+            )
     for line in ran.out.splitlines() if ran.status == 0 else ():
         if line.startswith("written  "):
             path = Path(line.removeprefix("written").strip().split(", from ")[0])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 FINE, REFUSED = "fine", "refused"
-MOST_CHARACTERS = 3000  # of an error
+MOST_CHARACTERS = 6000  # of an error
 FAULTS = ("crash", "hang", "traceback", "memory", "manners", "wrong", "half-changed", "half-written")
 
 
@@ -67,8 +67,11 @@ class Case:
 
     def tell(self, text: str) -> None:
         """Say what is tried. It is reported if the case fails, whichever way it ends."""
-        with open(self.notes / "what", "a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text + "\n")
+        path = self.notes / "what"
+        with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text.replace(str(self.folder), ".")[:600] + "\n")
+        if os.stat(path).st_uid == os.getuid():
+            path.chmod(0o666)  # the case may drop its rights
 
     def copy(self, name: str, to: str | None = None) -> Path:
         """A copy of one of the world's good inputs, which the case may damage."""
@@ -89,7 +92,7 @@ class Case:
         from gcahng.cli import main
 
         given = [str(argument) for argument in arguments]
-        self.tell(f"gcahng {' '.join(_short(repr(word)) for word in given)}".replace(str(self.folder), "."))
+        self.tell(f"gcahng {' '.join(_short(repr(word)) for word in given)}")
         with _captured(self.notes) as read:
             try:
                 status = main(given)
@@ -138,7 +141,7 @@ def refused(action: Callable[[], Any], also: tuple[type[Exception], ...] = ()) -
         action()
     except UserError as error:
         text = str(error)
-        if not text.strip() or len(text) > 2 * MOST_CHARACTERS:
+        if not text.strip() or len(text) > MOST_CHARACTERS:
             raise Fault("manners", f"an error of {len(text)} characters: {text[:300]}") from error
         return True
     except also:
@@ -181,7 +184,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != ".lock"
+        if path.is_file() and not path.is_symlink() and path.name != ".lock"
     }
 
 

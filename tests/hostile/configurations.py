@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import random
 from typing import Any
 
+from hostile.arguments import options_of
 from hostile.case import FINE, Case, Fault
 from hostile.guards import Enough, no_armies, stop_after_steps
 from hostile.values import OTHER, REAL, TEXT, WHOLE, damage, hostile_path
 from hostile.world import SMALL
 
-_KEYS = ("steps", "epochs", "seed", "loss", "data", "gca", "backbone", "optimizer", "precision", "out", "no_such_key", "")
+_KEYS = (
+    "steps",
+    "epochs",
+    "seed",
+    "loss",
+    "data",
+    "gca",
+    "backbone",
+    "optimizer",
+    "precision",
+    "out",
+    "no_such_key",
+    "",
+)
 
 
 def case(case: Case) -> str:
@@ -79,7 +92,11 @@ def _same_options(case: Case, plain: Any) -> None:
             elif name not in own or (value is not None and not _alike(value, own[name])):
                 raise Fault("wrong", f"{at}{name} is {value!r} in the file, and ran as {own.get(name)!r}")
 
-    compare({name: value for name, value in plain.items() if name not in ("out", "epochs", "steps", "eval_every")}, taken, "")
+    compare(
+        {name: value for name, value in plain.items() if name not in ("out", "epochs", "steps", "eval_every")},
+        taken,
+        "",
+    )
 
 
 def _alike(given: Any, taken: Any) -> bool:
@@ -95,14 +112,15 @@ def _alike(given: Any, taken: Any) -> bool:
 
 def _change(chance: random.Random, values: dict[str, Any]) -> str:
     """Change an option, or what stands in the place of a group of options."""
-    places: list[tuple[dict, str]] = [(values, name) for name in (*values, *_KEYS)]
-    for group in ("data", "backbone", "gca"):
-        if isinstance(values.get(group), dict):
-            places += [(values[group], name) for name in (*values[group], "weights", "no_such_key", "csv")]
-    parent, name = chance.choice(places)
+    places: list[tuple[dict, str]] = [(values, name) for name in _KEYS]
+    for option, _ in options_of("train"):
+        *group, name = option.removeprefix("--").split(".")
+        parent = values.setdefault(group[0], {}) if group else values
+        if isinstance(parent, dict) and name != "config":
+            places += [(parent, name)] * 2
     kinds: tuple[tuple[Any, ...], ...] = (WHOLE, tuple(-whole for whole in WHOLE), REAL, TEXT[:-1], OTHER[:7])
     value = chance.choice(chance.choices(kinds, (5, 2, 3, 3, 3))[0])
-    if chance.random() < 0.05:
+    if parent and chance.random() < 0.05:
         del parent[next(iter(parent))]
     if parent is values and name == "out":
         return "out as it was"
@@ -120,10 +138,14 @@ def _text(chance: random.Random, text: str) -> str:
         "other twice": lambda: text + "data:\n  name: glyphs\n",
         "merge": lambda: "base: &b {steps: 2}\n<<: *b\n" + text,
         "tag": lambda: text + "seed: !!python/object/apply:os.getpid []\n",
-        "tags": lambda: text.replace("seed", "seed") + chance.choice(("seed: !!str 5\n", "seed: !!binary AAAA\n", "seed: !x 5\n")),
+        "tags": lambda: (
+            text.replace("seed", "seed") + chance.choice(("seed: !!str 5\n", "seed: !!binary AAAA\n", "seed: !x 5\n"))
+        ),
         "two documents": lambda: text + "---\n" + text,
         "list": lambda: "- steps: 2\n- seed: 1\n",
-        "scalar": lambda: chance.choice(("5", "null", "true", "text", "2020-01-01", "~", "''", "&a", "*a", "? a\n: b", "!!set {a}")),
+        "scalar": lambda: chance.choice(
+            ("5", "null", "true", "text", "2020-01-01", "~", "''", "&a", "*a", "? a\n: b", "!!set {a}")
+        ),
         "dates": lambda: text + "seed: 2020-01-01\n",
         "sexagesimal": lambda: text + "seed: 1:30\n",
         "octal": lambda: text + "seed: 0o17\n",
@@ -156,4 +178,6 @@ def _bomb(chance: random.Random) -> str:
         lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, chance.choice((6, 9, 30)))]
         return "\n".join(lines) + "\n"
     depth = chance.choice((100, 1000, 20000))
-    return chance.choice(("[" * depth, "{a: " * depth, "- " * depth + "x", "a:\n" + "".join(" " * i + "a:\n" for i in range(400))))
+    return chance.choice(
+        ("[" * depth, "{a: " * depth, "- " * depth + "x", "a:\n" + "".join(" " * i + "a:\n" for i in range(400)))
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hostile import arguments, configurations, images, states, vectors
+from hostile import arguments, calls, configurations, images, run_files, signals, states, streams, trees, vectors
 from hostile.runner import Action
 
 # What a case of the group does, and its weight.
@@ -12,6 +12,11 @@ GROUPS: dict[str, tuple[Action, float]] = {
     "arguments": (arguments.case, 30),
     "configurations": (configurations.case, 18),
     "images": (images.case, 16),
+    "run_files": (run_files.case, 16),
+    "trees": (trees.case, 18),
+    "calls": (calls.case, 20),
+    "signals": (signals.case, 4),
+    "streams": (streams.case, 3),
     "states": (states.case, 12),
     "vectors": (vectors.case, 20),
 }

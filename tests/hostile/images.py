@@ -157,7 +157,11 @@ def _transparent(chance: random.Random) -> tuple[str, bytes, Any]:
     if chance.random() < 0.3:  # gray with alpha
         image = Image.fromarray(colors).convert("LA")
         gray = np.asarray(image)[..., 0].astype(float)[..., None]
-        return ".png", _saved(image, "PNG"), np.repeat(np.round(gray * alpha + 255 * (1 - alpha)), 3, axis=-1).astype(int)
+        return (
+            ".png",
+            _saved(image, "PNG"),
+            np.repeat(np.round(gray * alpha + 255 * (1 - alpha)), 3, axis=-1).astype(int),
+        )
     return suffix, _saved(Image.fromarray(colors), kind, **options), right
 
 
@@ -230,7 +234,9 @@ def _not_an_image(case: Case) -> str:
     """Something else under an image's name, in a folder and named by itself."""
     path = case.folder / "photos" / "odd.jpg"
     path.parent.mkdir()
-    kind = case.chance.choice(("fifo", "folder", "loop", "dangling", "zero", "socket", "html", "empty", "null", "svg", "locked"))
+    kind = case.chance.choice(
+        ("fifo", "folder", "loop", "dangling", "zero", "socket", "html", "empty", "null", "svg", "locked")
+    )
     if kind == "fifo":
         os.mkfifo(path)
     elif kind == "folder":

@@ -8,8 +8,8 @@
 Each case follows from the seed, its group and its number alone, and runs in a process of its own with limits on time
 and memory. It is fine if the library did what was asked, and right where the harness knows the answer; refused if there
 was one line of error, with the exit status of a mistake, and nothing half done. Everything else is a fault: a crash, a
-hang, a traceback, too much memory, an error that is not one line (manners), a wrong answer, state or files half changed.
-Faults are listed below the table, each with the command that repeats it. The exit status is 1 if there are any.
+hang, a traceback, too much memory, an error that is not one line (manners), a wrong answer, or state or files that are
+half changed. Faults are listed below the table, each with the command that repeats it. The exit status is 1 if there are any.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 if sys.path[2] == str(Path(__file__).parent):  # whose modules have the names of others
     del sys.path[2]
 
-from hostile import groups, runner, world  # noqa: E402
+from hostile import groups, runner, world
 
 
 def main() -> int:
@@ -40,7 +40,10 @@ def main() -> int:
     parser.add_argument("--number", type=int, help="one case of each group")
     parser.add_argument("--jobs", type=int, default=2, help="cases at a time (2)")
     parser.add_argument("--list", type=Path, metavar="FILE", help="write one line for each case")
+    parser.add_argument("--plant", action="store_true", help="cases that commit each kind of fault, instead")
     options = parser.parse_args()
+    if options.plant:
+        return report(options.seed, try_planted(), 0.0)
     chosen = groups.share(options.cases, options.only)
     if options.number is not None:
         chosen = [(name, options.number) for name in options.only]
@@ -48,14 +51,34 @@ def main() -> int:
     began = time.monotonic()
     results = try_cases(options.seed, chosen, options.jobs)
     if options.list is not None:
-        lines = (f"{r.group}\t{r.number}\t{r.outcome}\t{r.seconds:.2f}\t{r.grown >> 20}\t{r.what!r}\t{r.text!r}\n" for r in results)
-        options.list.write_text("".join(lines), errors="backslashreplace")
+        fields = (
+            (r.group, r.number, r.outcome, f"{r.seconds:.2f}", r.grown >> 20, repr(r.what), repr(r.text))
+            for r in results
+        )
+        options.list.write_text("".join("\t".join(map(str, own)) + "\n" for own in fields), errors="backslashreplace")
+    return report(options.seed, results, time.monotonic() - began)
+
+
+def report(seed: int, results: list[runner.Result], seconds: float) -> int:
+    """Print the table and the faults; returns the exit status."""
     print(runner.table(results))
     faults = [result for result in results if result.is_fault]
     for result in faults:
-        print(f"\n{result.outcome}: {result.text}\n  tried: {result.what}\n  {runner.repeat_command(options.seed, result)}")
-    print(f"\n{len(results)} cases, {len(faults)} faults, {time.monotonic() - began:.0f} s, seed {options.seed}")
+        print(f"\n{result.outcome}: {result.text}\n  tried: {result.what}\n  {runner.repeat_command(seed, result)}")
+    print(f"\n{len(results)} cases, {len(faults)} faults, {seconds:.0f} s, seed {seed}")
     return 1 if faults else 0
+
+
+def try_planted() -> list[runner.Result]:
+    """Cases that commit the faults themselves, with a short wait for the one that hangs."""
+    from hostile import planted
+
+    runner.QUIET_SECONDS = 1.0
+    running = runner.Runner(planted.ACTIONS, 0, Path.cwd(), len(planted.ACTIONS))
+    try:
+        return running.run([(name, 0) for name in planted.ACTIONS])
+    finally:
+        running.close()
 
 
 def try_cases(seed: int, cases: list[tuple[str, int]], jobs: int = 2) -> list[runner.Result]:

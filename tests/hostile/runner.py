@@ -6,6 +6,7 @@ OpenMP and autograd meet no fork.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -26,12 +27,13 @@ from hostile.case import FAULTS, FINE, REFUSED, Case, Fault, raised
 
 Action = Callable[[Case], str]
 
-# A case may use this many bytes beyond what the process has before it, and this much processor time. Time on the wall
-# only ends cases that wait for what never comes, so that a busy machine fails no case.
-MEMORY = 1536 << 20
+# A case may use this many bytes beyond what the process has before it, and this much processor time. It hangs, too, if
+# it only sleeps. Time on the wall says little on a busy machine and is a last resort.
+MEMORY = 1 << 30
 FILE_SIZE = 256 << 20
-CPU_SECONDS = 60
-WALL_SECONDS = 150.0
+CPU_SECONDS = 40
+WALL_SECONDS = 300.0
+QUIET_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,19 @@ class _Running:
     notes: Path
     folder: Path
     started: float = field(default_factory=time.monotonic)
+    looked: float = field(default_factory=time.monotonic)
+    moved: float = field(default_factory=time.monotonic)
+    used: tuple[int, ...] = ()
+
+    def hangs(self, pid: int) -> bool:
+        """Whether the case only waits, and has done so for long."""
+        now = time.monotonic()
+        if now - self.looked > 0.5:
+            self.looked = now
+            used, asleep = _use_of(pid)
+            if used != self.used or not asleep:
+                self.used, self.moved = used, now
+        return now - self.moved > QUIET_SECONDS or now - self.started > WALL_SECONDS
 
 
 class Runner:
@@ -101,7 +116,7 @@ class Runner:
             for pid in list(running):
                 done, status, usage = os.wait4(pid, os.WNOHANG)
                 started = running[pid]
-                if not done and time.monotonic() - started.started > WALL_SECONDS:
+                if not done and started.hangs(pid):
                     os.kill(pid, signal.SIGUSR2)  # faulthandler writes where it is
                     time.sleep(0.3)
                     _kill_group(pid)
@@ -168,7 +183,7 @@ class Runner:
             said = _read(case.notes / "stacks").splitlines()[:8]
             found = {"outcome": kind, "text": f"{_name(status)}: {' | '.join(line.strip() for line in said)[:900]}"}
         grown = max(0, (usage.ru_maxrss << 10) - self._base["VmRSS"])
-        if found["outcome"] in (FINE, REFUSED) and grown > MEMORY // 2:
+        if found["outcome"] in (FINE, REFUSED) and grown > MEMORY * 3 // 4:
             found = {"outcome": "memory", "text": f"{found['outcome']}, but memory grew by {grown >> 20} MiB"}
         what, outcome = _read(case.notes / "what").strip(), found["outcome"]
         text = found["text"]
@@ -208,11 +223,19 @@ def table(results: Sequence[Result]) -> str:
     for group in [*groups, "all"]:
         of = sum(counts.values(), Counter()) if group == "all" else counts[group]
         own = [result for result in results if group in ("all", result.group)]
-        numbers = [len(own), of[FINE], of[REFUSED], *(of[fault] for fault in FAULTS), round(sum(r.seconds for r in own))]
+        numbers = [
+            len(own),
+            of[FINE],
+            of[REFUSED],
+            *(of[fault] for fault in FAULTS),
+            round(sum(r.seconds for r in own)),
+        ]
         rows.append([group, *map(str, numbers)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
-        "  ".join(cell.ljust(w) if at == 0 else cell.rjust(w) for at, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.ljust(w) if at == 0 else cell.rjust(w) for at, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
         for row in rows
     )
 
@@ -220,6 +243,24 @@ def table(results: Sequence[Result]) -> str:
 def repeat_command(seed: int, result: Result) -> str:
     """The command that runs one case again."""
     return f"python tests/hostile/run.py --seed {seed} --only {result.group} --number {result.number}"
+
+
+def _use_of(pid: int) -> tuple[tuple[int, ...], bool]:
+    """The processor time of a process and of all that it started, in ticks; and whether they all sleep."""
+    used: tuple[int, ...] = ()
+    asleep = True
+    waiting = [pid]
+    while waiting:
+        one = waiting.pop()
+        try:
+            text = Path(f"/proc/{one}/stat").read_text()
+            waiting += map(int, Path(f"/proc/{one}/task/{one}/children").read_text().split())
+        except (OSError, ValueError):
+            continue
+        fields = text.rpartition(")")[2].split()
+        used += (one, int(fields[11]) + int(fields[12]))
+        asleep = asleep and fields[0] in "ST"
+    return used, asleep
 
 
 def _seed_everything(chance: random.Random) -> None:
@@ -244,10 +285,8 @@ def _read(path: Path) -> str:
 
 
 def _kill_group(pid: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
 
 
 def _remove(folder: Path) -> None:

@@ -143,7 +143,9 @@ def mutate(chance: random.Random, state: Any) -> str:
         parent[key] = change(value)
         return f"{path} made {name}"
     else:
-        new = chance.choice((chance.choice(WHOLE), chance.choice(REAL), chance.choice(TEXT[:8]), chance.choice(OTHER[:7])))
+        new = chance.choice(
+            (chance.choice(WHOLE), chance.choice(REAL), chance.choice(TEXT[:8]), chance.choice(OTHER[:7]))
+        )
         if isinstance(value, (int, float)) and chance.random() < 0.3:
             new = type(value)(value)  # neutral
         parent[key] = new

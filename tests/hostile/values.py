@@ -7,7 +7,27 @@ from pathlib import Path
 from typing import Any
 
 # Whole numbers, from usual to absurd.
-WHOLE = (0, 1, -1, 2, 3, -5, 7, 255, 65536, 2**31 - 1, 2**31, 2**32, 10**9, 10**12, 2**63 - 1, 2**63, 2**64, 10**18, 10**30)
+WHOLE = (
+    0,
+    1,
+    -1,
+    2,
+    3,
+    -5,
+    7,
+    255,
+    65536,
+    2**31 - 1,
+    2**31,
+    2**32,
+    10**9,
+    10**12,
+    2**63 - 1,
+    2**63,
+    2**64,
+    10**18,
+    10**30,
+)
 REAL = (0.0, -0.0, 1.0, -1.0, 0.5, 1e-300, 1e300, 5e-324, float("inf"), float("-inf"), float("nan"), 1e39, -1e-9)
 TEXT = (
     "",
@@ -45,7 +65,11 @@ OTHER: tuple[Any, ...] = (None, True, False, [], {}, [1, 2], {"a": 1}, b"bytes",
 
 def number_text(chance: random.Random) -> str:
     """A number as someone might type it, or what stands in its place."""
-    kinds = ((chance.choice(WHOLE), -chance.choice(WHOLE)), (chance.choice(REAL), chance.choice(REAL)), (chance.choice(TEXT),))
+    kinds = (
+        (chance.choice(WHOLE), -chance.choice(WHOLE)),
+        (chance.choice(REAL), chance.choice(REAL)),
+        (chance.choice(TEXT),),
+    )
     return str(chance.choice(chance.choices(kinds, (6, 2, 1))[0]))
 
 
@@ -70,7 +94,9 @@ def hostile_path(chance: random.Random, folder: Path, suffix: str | None = None)
     import os
 
     if suffix is None:
-        suffix = chance.choice(("", ".jpg", ".npy", ".safetensors", ".index", ".csv", ".yaml", ".txt", ".pt", ".json", ".onnx"))
+        suffix = chance.choice(
+            ("", ".jpg", ".npy", ".safetensors", ".index", ".csv", ".yaml", ".txt", ".pt", ".json", ".onnx")
+        )
     path = folder / f"odd-{chance.randrange(10**6)}{suffix}"
     kind = chance.choice(PATHS)
     if kind == "loop":
@@ -119,10 +145,28 @@ def hostile_path(chance: random.Random, folder: Path, suffix: str | None = None)
     return path
 
 
-PATHS = (
-    "missing loop two-links dangling fifo folder empty noise text long deep no-utf8 below-file zero full null space "
-    "newline root proc"
-).split()
+PATHS = [
+    "missing",
+    "loop",
+    "two-links",
+    "dangling",
+    "fifo",
+    "folder",
+    "empty",
+    "noise",
+    "text",
+    "long",
+    "deep",
+    "no-utf8",
+    "below-file",
+    "zero",
+    "full",
+    "null",
+    "space",
+    "newline",
+    "root",
+    "proc",
+]
 
 
 def damage(chance: random.Random, data: bytes) -> tuple[bytes, str]:

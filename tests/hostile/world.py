@@ -40,10 +40,21 @@ def import_everything() -> None:
     for module in pkgutil.walk_packages(gcahng.__path__, "gcahng."):
         if not module.name.startswith(("gcahng.kernels", "gcahng.testing", "gcahng.__main__", "gcahng._C")):
             importlib.import_module(module.name)
-    for name in (
-        "faiss jsonargparse yaml rich.progress scipy.io sklearn.metrics torchvision.transforms.v2 safetensors.torch "
-        "matplotlib.pyplot torch.utils.tensorboard trees killed_runs multiprocessing.util"
-    ).split():
+    for name in [
+        "faiss",
+        "jsonargparse",
+        "yaml",
+        "rich.progress",
+        "scipy.io",
+        "sklearn.metrics",
+        "torchvision.transforms.v2",
+        "safetensors.torch",
+        "matplotlib.pyplot",
+        "torch.utils.tensorboard",
+        "trees",
+        "killed_runs",
+        "multiprocessing.util",
+    ]:
         importlib.import_module(name)
     from PIL import Image
 
@@ -79,7 +90,7 @@ def build(world: Path) -> None:
 
 
 def _trees(world: Path) -> None:
-    import trees
+    import trees  # of tests/data
 
     trees.make_folder(world / "folder", classes=6, images=3, size=16)
     trees.make_csv(world / "csv", classes=4, images=2)
@@ -91,9 +102,10 @@ def _trees(world: Path) -> None:
 
 def _runs(world: Path) -> None:
     """run: finished; half: stopped by a signal after a step in the middle of an epoch."""
-    import signal
     import os
+    import signal
 
+    from gcahng.cli import main
     from gcahng.train import TrainingInterrupted, fit
     from gcahng.train.trainer import Trainer
 
@@ -113,6 +125,8 @@ def _runs(world: Path) -> None:
         pass
     finally:
         Trainer.train_step = real
+    words = ["embed", str(world / "run"), "--out", str(world / "right.npy"), "--data.workers", "0"]
+    assert main(words) == 0
     for name in ("run", "half"):
         shutil.rmtree(world / name / "tensorboard", ignore_errors=True)
 
@@ -157,9 +171,9 @@ def _embeddings(world: Path) -> None:
 
 def _states(world: Path) -> None:
     import torch
-    from hostile.states import make_loss, train
 
     import gcahng
+    from hostile.states import make_loss, train
 
     loss = make_loss()
     train(loss, 0, 3)
