@@ -79,6 +79,8 @@ def _check(embeddings: Tensor, coefficients: Tensor, views: int, pull: float | T
     for name, x in (("embeddings", embeddings), ("coefficients", coefficients)):
         if not isinstance(x, Tensor):
             raise UserError(f"{name} is a {type(x).__name__}; it must be a tensor")
+        if x.layout is not torch.strided:
+            raise UserError(f"{name} is a {name_of(x.layout)} tensor; it must be dense")
     if embeddings.dtype not in (torch.float32, torch.float64):
         raise UserError(f"embeddings is {name_of(embeddings.dtype)}; it must be float32 or float64")
     if embeddings.dim() != 2 or embeddings.shape[0] % views or not embeddings.numel():
@@ -94,6 +96,8 @@ def _check(embeddings: Tensor, coefficients: Tensor, views: int, pull: float | T
         wanted["pull"] = (pull, ())
     elif not isinstance(pull, (int, float)):
         raise UserError(f"pull is a {type(pull).__name__}; it must be a number or a 0-dim tensor")
+    elif not abs(pull) <= torch.finfo(embeddings.dtype).max:
+        raise UserError(f"pull is {pull}; it must be finite in {name_of(embeddings.dtype)}")
     for name, (x, shape) in wanted.items():
         if not isinstance(x, Tensor) or tuple(x.shape) != shape:
             actual = f"has shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"is a {type(x).__name__}"

@@ -118,8 +118,10 @@ def _named(weights: EdgeUpdateWeights) -> EdgeUpdateWeights:
 
 def _check_dropout(dropout: EdgeDropout, device: torch.device) -> None:
     """Checks the dropout of an edge update, whose edges are on this device."""
+    if not isinstance(dropout, EdgeDropout):
+        raise UserError(f"dropout is a {type(dropout).__name__}; it must be None or an EdgeDropout")
     p, seed, draw = dropout
-    if not 0 <= p < 1:
+    if not isinstance(p, (int, float)) or not 0 <= p < 1:
         raise UserError(f"dropout.p is {p!r}; it must be at least 0 and under 1")
     if not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise UserError(f"dropout.seed is {seed!r}; it must be a whole number in 0 … 2**63 - 1")
@@ -134,13 +136,14 @@ def _check_dropout(dropout: EdgeDropout, device: torch.device) -> None:
 
 def _check(edges: Tensor, nodes: Tensor, weights: EdgeUpdateWeights, symmetric: bool) -> int:
     """Checks that the arguments of edge_update fit together, and returns n."""
+    if not isinstance(symmetric, bool):
+        raise UserError(f"symmetric is {symmetric!r}; it must be True or False")
     for name, x in (("edges", edges), ("nodes", nodes), *zip(weights._fields, weights, strict=True)):
         if not isinstance(x, Tensor):
             raise UserError(f"{name} is a {type(x).__name__}; it must be a tensor")
-        if x.dtype not in (torch.float32, torch.float64):
-            raise UserError(
-                f"{name} is {name_of(x.dtype)}; it must be float32 or float64 (use torch.autocast for less)"
-            )
+        if x.dtype not in (torch.float32, torch.float64) or x.layout is not torch.strided:
+            kind = name_of(x.dtype) if x.layout is torch.strided else f"a {name_of(x.layout)} tensor"
+            raise UserError(f"{name} is {kind}; it must be float32 or float64 (use torch.autocast for less), dense")
         if x.dtype != edges.dtype or x.device != edges.device:
             raise UserError(
                 f"{name} is {name_of(x.dtype)} on {x.device}; it must be as edges, {name_of(edges.dtype)} on "
