@@ -202,6 +202,8 @@ def _edges(case: Case) -> str:
         "nodes": torch.randn(5, dim),
         "weights": weights,
         "symmetric": True,
+        "dropout": None,
+        "edge_memory": "store",
     }
     if chance.random() < 0.3:
         named = weights._asdict()

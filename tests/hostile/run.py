@@ -9,7 +9,8 @@ Each case follows from the seed, its group and its number alone, and runs in a p
 and memory. It is fine if the library did what was asked, and right where the harness knows the answer; refused if there
 was one line of error, with the exit status of a mistake, and nothing half done. Everything else is a fault: a crash, a
 hang, a traceback, too much memory, an error that is not one line (manners), a wrong answer, or state or files that are
-half changed. Faults are listed below the table, each with the command that repeats it. The exit status is 1 if there are any.
+half changed. Faults are listed below the table, each with the command that repeats it. The exit status is 1 if there
+are any.
 """
 
 from __future__ import annotations
