@@ -29,7 +29,7 @@ from gcahng.errors import UserError
 from gcahng.files import atomic_write, regular_file
 from gcahng.progress import Progress
 from gcahng.retrieval.embeddings import EmbeddingSet
-from gcahng.retrieval.index import Index, IndexSettings, SearchResult, build_index, read_index
+from gcahng.retrieval.index import KINDS, METRICS, Index, IndexSettings, SearchResult, build_index, read_index
 from gcahng.retrieval.items import EmbeddingModel, Items, decode_names, encode_names, items_from, model_from
 
 MAGIC = b"GCAHNGIX"
@@ -349,6 +349,18 @@ def _read_checked(path: Path, file: BinaryIO, progress: Progress | None) -> tupl
     if digest.digest() != file.read(_DIGEST_SIZE):
         raise UserError(f"{path} is truncated or damaged, because its checksum is wrong; build the index again")
     file.seek(_START)
-    header = json.loads(file.read(header_size))
-    labels = torch.from_numpy(np.frombuffer(file.read(8 * header["rows"]), "<i8").astype(np.int64))
-    return header, items_from(decode_names(file.read(names_size)), labels, header)
+    # What follows has the right checksum, so that only a program that wrote it wrongly can have made it unreadable.
+    try:
+        header = json.loads(file.read(header_size))
+        rows, dim = header["rows"], header["dim"]
+        if not (isinstance(rows, int) and 0 < rows <= size and isinstance(dim, int) and dim > 0):
+            raise ValueError(f"it has {rows!r} rows of {dim!r} channels")
+        labels = torch.from_numpy(np.frombuffer(file.read(8 * rows), "<i8").astype(np.int64))
+        items = items_from(decode_names(file.read(names_size)), labels, header)
+        model_from(header["model"])
+        for name, allowed in {"kind": KINDS, "metric": METRICS, "normalised": (True, False)}.items():
+            if header[name] not in allowed:
+                raise ValueError(f"{name} is {header[name]!r}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not an index that gcahng can read ({type(error).__name__}: {error})") from error
+    return header, items

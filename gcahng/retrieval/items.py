@@ -184,9 +184,24 @@ def items_from(names: tuple[str, ...], labels: Tensor, header: dict[str, Any]) -
     """The inverse of `Items.header`.
 
     Raises:
-        UserError, KeyError, TypeError: the header does not belong to these rows.
+        UserError, KeyError, TypeError, ValueError: the header does not belong to these rows.
     """
-    return Items(names, labels, tuple(header["class_names"]), tuple(Source(**source) for source in header["sources"]))
+    class_names = tuple(header["class_names"])
+    if not all(isinstance(name, str) for name in class_names):
+        raise ValueError("a class has a name that is no text")
+    if len(labels) and not -1 <= int(labels.min()) <= int(labels.max()) < len(class_names):
+        raise ValueError(f"it has labels beyond its {len(class_names)} classes")
+    return Items(names, labels, class_names, tuple(map(_source_from, header["sources"])))
+
+
+def _source_from(values: dict[str, Any]) -> Source:
+    """A source as JSON holds it, whose values have been looked at."""
+    source = Source(**values)
+    whole = (source.rows, source.first)
+    texts = (source.root, source.split, *([] if source.data is None else [source.data["name"]]))
+    if not all(isinstance(n, int) and n >= 0 for n in whole) or not all(t is None or isinstance(t, str) for t in texts):
+        raise ValueError(f"it has a source {values}")
+    return source
 
 
 def model_from(values: dict[str, Any] | None) -> EmbeddingModel | None:

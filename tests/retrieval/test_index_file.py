@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import struct
 import sys
 from dataclasses import replace
@@ -209,6 +211,36 @@ def test_foreign_newer_and_missing_files(saved: Path, tmp_path: Path) -> None:
         load(tmp_path / "no.index")
     with pytest.raises(UserError, match="cannot be read: Is a directory"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"class_names": ["one"]}, "labels beyond its 1 classes"),
+        ({"class_names": [1, 2, 3]}, "a class has a name that is no text"),
+        ({"kind": "best"}, "kind is 'best'"),
+        ({"metric": None}, "metric is None"),
+        ({"rows": -3}, "-3 rows"),
+        ({"rows": 10**12}, "1000000000000 rows"),
+        ({"dim": "8"}, "channels"),
+        ({"sources": [{"rows": 20, "root": 5}]}, "it has a source"),
+        ({"sources": [{"rows": "20"}]}, "it has a source"),
+        ({"sources": [{"rows": 19}]}, "names, labels and sources have 20, 20 and 19 rows"),
+        ({"model": "a network"}, "TypeError"),
+        ({"model": {}}, "KeyError"),
+    ],
+)
+def test_a_header_that_lies_under_a_right_checksum(saved: Path, change: dict, reason: str) -> None:
+    content = saved.read_bytes()
+    header_size, names_size, payload_size = struct.unpack_from("<QQQ", content, 12)
+    header = json.loads(content[36 : 36 + header_size]) | change
+    text, body = json.dumps(header).encode(), content[36 + header_size : -32]
+    text += b" " * (-(36 + len(text) + len(body) - payload_size) % 64)
+    lengths = content[:12] + struct.pack("<QQQ", len(text), names_size, payload_size)
+    saved.write_bytes(lengths + text + body + hashlib.sha256(text + body + lengths).digest())
+    for read in (load, read_header):
+        with pytest.raises(UserError, match=f"x.index is not an index that gcahng can read .*{reason}"):
+            read(saved)
 
 
 def test_a_save_that_fails_keeps_the_old_file(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
