@@ -289,12 +289,13 @@ def _ranks(case: Case) -> str:
     found: list[Any] = []
 
     def search() -> None:
-        if kind == "nearest":
-            found.append(nearest(queries, k, gallery_embeddings=values, normalize=metric == "cosine"))
-        else:
-            name, backend = ("flat", kind) if kind in ("torch", "faiss") else (kind, "auto")
-            index = build_index(values, name, metric=metric, backend=backend)
-            found.append(index.search(queries, k))
+        for most in sorted({k, min(2 * k, len(values))}):  # fewer neighbors are the first of more
+            if kind == "nearest":
+                found.append(nearest(queries, most, gallery_embeddings=values, normalize=metric == "cosine"))
+            else:
+                name, backend = ("flat", kind) if kind in ("torch", "faiss") else (kind, "auto")
+                index = build_index(values, name, metric=metric, backend=backend)
+                found.append(index.search(queries, most).indices)
 
     case.tell(f"{kind}, {metric}, k = {k}")
     if refused(search):
@@ -302,7 +303,9 @@ def _ranks(case: Case) -> str:
         if kind == "nearest" and plain and 1 <= k <= len(values):
             raise Fault("wrong", "vectors that can be ranked were refused")
         return REFUSED
-    indices = found[0] if kind == "nearest" else found[0].indices
+    indices = found[0]
+    if kind not in ("ivf_flat", "hnsw") and not torch.equal(found[-1][:, : indices.shape[1]], indices):
+        raise Fault("wrong", f"{k} neighbors are not the first of {found[-1].shape[1]}")
     if indices.shape != (len(queries), min(k, len(values))):
         raise Fault("wrong", f"indices of shape {tuple(indices.shape)}")
     if not values.isfinite().all():
@@ -361,7 +364,7 @@ def _metrics(case: Case) -> str:
     hits: dict[str, list[int]] = {name: [] for name in named}
     for i in range(n):
         others = [j for j in range(n) if j != i]
-        if labels[i] < 0 or not any(labels[j] == labels[i] for j in others):
+        if labels[i] == -1 or not any(labels[j] == labels[i] for j in others):  # -1: without a label
             continue
         order = sorted(others, key=lambda j: (float(distances[i, j]), j))
         for name in named:
