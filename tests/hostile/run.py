@@ -30,6 +30,7 @@ if sys.path[2] == str(Path(__file__).parent):  # whose modules have the names of
     del sys.path[2]
 
 from hostile import groups, runner, world
+from hostile.case import contents
 
 
 def main() -> int:
@@ -83,18 +84,24 @@ def try_planted() -> list[runner.Result]:
 
 
 def try_cases(seed: int, cases: list[tuple[str, int]], jobs: int = 2) -> list[runner.Result]:
-    """Make the good inputs, and run cases on them."""
+    """Make the good inputs, and run cases on them. No case may change them."""
     import torch
 
     torch.set_num_threads(1)
     world.import_everything()
     with tempfile.TemporaryDirectory(prefix="hostile-world-") as place:
         runner.in_a_fork(lambda: world.build(Path(place)))
+        before = contents(Path(place))
         running = runner.Runner(groups.ACTIONS, seed, Path(place), jobs)
         try:
-            return running.run(cases)
+            results = running.run(cases)
         finally:
             running.close()
+        after = contents(Path(place))
+    if changed := sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name)):
+        text = f"inputs that are only read were changed: {', '.join(changed[:5])}"
+        results.append(runner.Result("world", 0, "half-changed", text, "all cases", 0.0, 0))
+    return results
 
 
 if __name__ == "__main__":
