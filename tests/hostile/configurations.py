@@ -102,9 +102,9 @@ def _same_options(case: Case, plain: Any) -> None:
 def _alike(given: Any, taken: Any) -> bool:
     if isinstance(given, bool) or isinstance(taken, bool):
         return given is taken or str(given).lower() == str(taken).lower()
-    if isinstance(taken, (int, float)) and isinstance(given, str):
+    if isinstance(taken, (int, float)):
         try:
-            return float(given) == float(taken)
+            return float(given) == float(taken) or float.fromhex(str(given)) == float(taken)
         except ValueError:
             return False
     return given == taken or str(given) == str(taken)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from hostile.case import Case, Fault, Ran, contents, no_temporaries, unchanged
+from hostile.case import Case, Fault, contents, no_temporaries, unchanged
 from hostile.guards import no_armies
 from hostile.values import damage_file, hostile_path
 from hostile.vectors import lie
@@ -78,8 +78,8 @@ def case(case: Case) -> str:
         unchanged(before, contents(run))
         if left := [path.name for path in case.folder.glob("out*") if ".part" not in path.name]:
             raise Fault("half-written", f"refused, and {left} is there")
-    elif command == "embed" and Path(words["embed"][1]) in (run,):
-        _same_rows(case, ran, run)
+    elif command == "embed" and name == "run" and words["embed"][1] == run:
+        _same_rows(case, run)
     return ran.verdict
 
 
@@ -157,14 +157,10 @@ def _as_undisturbed(case: Case, run: Path, name: str, touched: list[Path]) -> No
         raise Fault("wrong", f"a resumed run has other bits: {found[:4]}")
 
 
-def _same_rows(case: Case, ran: Ran, run: Path) -> None:
+def _same_rows(case: Case, run: Path) -> None:
     """The last checkpoint has checksums, so that the embeddings are its own or there are none."""
     import numpy as np
 
-    if not (run / "checkpoints" / "last.pt").exists():
-        return
-    right = case.world / "right.npy"
-    if not right.exists():
-        return
-    if not np.array_equal(np.load(case.folder / "out.npy"), np.load(right)):
+    taken = run / "checkpoints" / "last.pt"
+    if taken.exists() and not np.array_equal(np.load(case.folder / "out.npy"), np.load(case.world / "right.npy")):
         raise Fault("wrong", "a damaged run gave other embeddings")
