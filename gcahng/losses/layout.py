@@ -66,6 +66,11 @@ def check_shapes(embeddings: Tensor, labels: Tensor, embedding_dim: int | None =
         raise UserError(
             f"labels has {labels.shape[0]} entries; embeddings has {embeddings.shape[0]} rows, one label each"
         )
+    for name, x in (("embeddings", embeddings), ("labels", labels)):
+        if x.layout is not torch.strided:
+            raise UserError(f"{name} is a {str(x.layout).removeprefix('torch.')} tensor; it must be dense")
+    if labels.is_meta:
+        raise UserError("labels is on meta, where tensors have no values; it must be on the device of the embeddings")
 
 
 def class_layout(labels: Tensor, num_per_class: int | None) -> ClassLayout:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from gcahng.bounds import check_number
+from gcahng.errors import UserError
 from gcahng.losses.layout import check_shapes, class_layout, raise_for_problems, value_problems
 from gcahng.losses.misuse import refuse_vmap
 from gcahng.reference.npair import npair
@@ -31,6 +32,8 @@ def npair_loss(embeddings: Tensor, labels: Tensor, *, num_per_class: int | None 
     if check or num_per_class is None:
         refuse_vmap("npair_loss", (embeddings, labels), "it can be mapped with num_per_class and check=False")
     check_shapes(embeddings, labels)
+    if embeddings.is_meta:
+        raise UserError("embeddings is on meta, where tensors have no values; it must be on another device")
     check_number("num_per_class", num_per_class, none="None")
     layout = class_layout(labels, num_per_class)
     z = embeddings[layout.order]

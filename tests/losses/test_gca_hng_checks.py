@@ -83,6 +83,8 @@ SHAPES = {
     "complex embeddings": (lambda z, y: (z + 0j, y), "embeddings is a complex128 .* must be a floating-point"),
     "embeddings with one dimension": (lambda z, y: (z[:, 0], y), r"embeddings is .*\(12,\); it must be .*\(n, D\)"),
     "embeddings with three dimensions": (lambda z, y: (z[None], y), r"embeddings is .*\(1, 12, 8\); .*\(n, D\)"),
+    "sparse embeddings": (lambda z, y: (z.to_sparse(), y), "embeddings is a sparse_coo tensor; it must be dense"),
+    "labels without values": (lambda z, y: (z, y.to("meta")), "labels is on meta, where tensors have no values"),
     "another embedding_dim": (lambda z, y: (z[:, :6], y), "embeddings has 6 channels; it must have embedding_dim, 8"),
 }
 

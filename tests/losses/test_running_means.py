@@ -267,6 +267,8 @@ def test_npair_loss_errors():
         gcahng.npair_loss(z, labels)
     with pytest.raises(gcahng.UserError, match="labels has 12 entries; with num_per_class=5"):
         gcahng.npair_loss(z, labels, num_per_class=5)
+    with pytest.raises(gcahng.UserError, match="embeddings is on meta, where tensors have no values"):
+        gcahng.npair_loss(z.to("meta"), labels)
     with pytest.raises(gcahng.UserError, match="labels does not hold num_per_class=2 samples"):
         gcahng.npair_loss(make_batch()[0], labels, num_per_class=2)
     for wrong in (0, -3, 1, 3.0):
