@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 from hostile.arguments import options_of
@@ -103,11 +104,16 @@ def _alike(given: Any, taken: Any) -> bool:
     if isinstance(given, bool) or isinstance(taken, bool):
         return given is taken or str(given).lower() == str(taken).lower()
     if isinstance(taken, (int, float)):
-        try:
-            return float(given) == float(taken) or float.fromhex(str(given)) == float(taken)
-        except ValueError:
-            return False
+        readings = (float, float.fromhex)
+        return any(_reads(str(given), reading) == float(taken) for reading in readings)
     return given == taken or str(given) == str(taken)
+
+
+def _reads(text: str, reading: Callable[[str], float]) -> float | None:
+    try:
+        return reading(text)
+    except ValueError:
+        return None
 
 
 def _change(chance: random.Random, values: dict[str, Any]) -> str:
