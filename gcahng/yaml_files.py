@@ -97,6 +97,17 @@ def _compose(text: str, name: str, strict: bool = True) -> tuple[yaml.SafeLoader
             self.levels -= 1
             return node
 
+        def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+            """PyYAML takes the last of equal keys without a word, and the options of a group's first half are lost."""
+            node = super().compose_mapping_node(anchor)
+            lines: dict[str, int] = {}
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                line = key.start_mark.line + 1
+                if key.value in lines:
+                    raise UserError(f"{name} has {key.value} twice, in lines {lines[key.value]} and {line}; keep one")
+                lines[key.value] = line
+            return node
+
     loader = None
     try:
         loader = Loader(text)
@@ -104,6 +115,10 @@ def _compose(text: str, name: str, strict: bool = True) -> tuple[yaml.SafeLoader
         values, levels = (0, 0) if node is None else _expanded(node, {})
     except RecursionError:
         node, values, levels = None, 0, MOST_LEVELS + 1
+    except UserError:
+        if strict:
+            raise
+        return loader, None  # type: ignore[return-value]
     except (yaml.YAMLError, ValueError) as error:
         if strict:
             raise UserError(f"{name} is not YAML: {_reason(error)}") from None

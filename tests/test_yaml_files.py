@@ -48,6 +48,11 @@ CONFIGS = {
     "a long number": (f"steps: {'9' * 5000}\n", "is not YAML: Exceeds the limit"),
     "a zero byte": ("steps: 5\0\n", "is not YAML: "),
     "a list of keys": ("? [a]\n: 5\n", "is not YAML: while constructing a mapping"),
+    "an option twice": ("steps: 5\nseed: 1\nsteps: 6\n", "has steps twice, in lines 1 and 3; keep one"),
+    "a group twice": (
+        "data:\n  name: cub200\nseed: 1\ndata:\n  root: x\n",
+        "has data twice, in lines 1 and 4; keep one",
+    ),
     "a list": ("[1, 2]", "config must be a YAML file of options; it holds: [1, 2]"),
     "a number": ("5", "config must be a YAML file of options; it holds: 5"),
 }

@@ -65,16 +65,29 @@ def case(case: Case) -> str:
             plain = yaml.safe_load(path.read_bytes()[: 1 << 16])
         except Exception:
             plain = None
+    verdict = FINE
     try:
-        ran = case.command("train", "--config", path)
+        verdict = case.command("train", "--config", path).verdict
     except Fault as fault:
-        if isinstance(fault.__cause__, Enough):
-            _same_options(case, plain)
-            return FINE
-        raise
-    if ran.status == 0:
+        if not isinstance(fault.__cause__, Enough):
+            raise
+    if verdict == FINE:
         _same_options(case, plain)
-    return ran.verdict
+        if plain is not None and kind in ("text", "bytes"):
+            _each_once(yaml.compose(path.read_bytes()))
+    return verdict
+
+
+def _each_once(node: Any) -> None:
+    """No option stands in the file twice, of which one would be lost."""
+    if not isinstance(node.value, list):
+        return
+    pairs = [pair for pair in node.value if isinstance(pair, tuple)]
+    keys = [str(key.value) for key, _ in pairs]
+    if len(set(keys)) != len(keys):
+        raise Fault("wrong", f"{keys} were taken, of which one is there twice")
+    for _, value in pairs:
+        _each_once(value)
 
 
 def _same_options(case: Case, plain: Any) -> None:
