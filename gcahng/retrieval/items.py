@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
@@ -211,11 +211,16 @@ def model_from(values: dict[str, Any] | None) -> EmbeddingModel | None:
 
     Raises:
         KeyError: a field without a default is missing.
+        TypeError: there are no fields, or one is of another type.
     """
     if values is None:
         return None
     known = fields(EmbeddingModel)
-    return EmbeddingModel(**{f.name: values[f.name] for f in known if f.name in values or f.default is MISSING})
+    model = EmbeddingModel(**{f.name: values[f.name] for f in known if f.name in values or f.default is MISSING})
+    for name, kind in get_type_hints(EmbeddingModel).items():
+        if type(value := getattr(model, name)) is not kind:
+            raise TypeError(f"the {name} of its model is {value!r}")
+    return model
 
 
 def unnamed(rows: int) -> Items:

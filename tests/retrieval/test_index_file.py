@@ -6,7 +6,7 @@ import hashlib
 import json
 import struct
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -228,6 +228,7 @@ def test_foreign_newer_and_missing_files(saved: Path, tmp_path: Path) -> None:
         ({"sources": [{"rows": 19}]}, "names, labels and sources have 20, 20 and 19 rows"),
         ({"model": "a network"}, "TypeError"),
         ({"model": {}}, "KeyError"),
+        ({"model": asdict(MODEL) | {"fingerprint": 5}}, "the fingerprint of its model is 5"),
     ],
 )
 def test_a_header_that_lies_under_a_right_checksum(saved: Path, change: dict, reason: str) -> None:
