@@ -44,6 +44,8 @@ def import_everything() -> None:
             importlib.import_module(module.name)
     for name in [
         "faiss",
+        "pyarrow.parquet",
+        "pyarrow.parquet",
         "jsonargparse",
         "yaml",
         "rich.progress",
@@ -163,6 +165,7 @@ def _embeddings(world: Path) -> None:
     whole = embedding_set()
     write_embeddings(world / "vectors" / "x.safetensors", whole)
     write_embeddings(world / "vectors" / "x.npy", whole)
+    write_embeddings(world / "vectors" / "x.parquet", whole)
     np.save(world / "vectors" / "bare.npy", whole.embeddings.numpy())
     chosen = torch.arange(0, ROWS, 37)
     queries = replace(whole, embeddings=whole.embeddings[chosen] + 0.1, items=whole.items.subset(chosen.tolist()))
