@@ -218,7 +218,7 @@ def model_from(values: dict[str, Any] | None) -> EmbeddingModel | None:
     known = fields(EmbeddingModel)
     model = EmbeddingModel(**{f.name: values[f.name] for f in known if f.name in values or f.default is MISSING})
     for name, kind in get_type_hints(EmbeddingModel).items():
-        if type(value := getattr(model, name)) is not kind:
+        if not isinstance(value := getattr(model, name), kind):
             raise TypeError(f"the {name} of its model is {value!r}")
     return model
 
