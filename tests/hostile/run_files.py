@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -86,21 +87,19 @@ def case(case: Case) -> str:
 def _damage(case: Case, run: Path, path: Path) -> str:
     chance = case.chance
     short = path.relative_to(run)
+    if not path.is_file() or path.is_symlink():
+        return f"{short} as it is"
     kind = chance.choice(("bytes", "bytes", "bytes", "lie", "remove", "other", "line"))
-    if kind == "lie" and path.suffix == ".json":
-        values = json.loads(path.read_text())
-        how = lie(chance, values)
-        path.write_text(json.dumps(values))
-        return f"{short} says {how}"
-    if kind == "lie" and path.suffix == ".yaml":
+    if kind == "lie" and path.suffix in (".json", ".yaml"):
         import yaml
 
-        values = yaml.safe_load(path.read_text())
-        how = lie(chance, values)
-        path.write_text(yaml.safe_dump(values))
-        return f"{short} says {how}"
+        with contextlib.suppress(ValueError, TypeError, IndexError, yaml.YAMLError):  # it is damaged already
+            values = (json.loads if path.suffix == ".json" else yaml.safe_load)(path.read_text())
+            how = lie(chance, values)
+            path.write_text((json.dumps if path.suffix == ".json" else yaml.safe_dump)(values))
+            return f"{short} says {how}"
     if kind == "line" and path.suffix == ".jsonl":
-        lines = path.read_text().splitlines()
+        lines = path.read_text(errors="replace").splitlines() or [""]
         at = chance.randrange(len(lines))
         how = chance.choice(
             (
