@@ -14,6 +14,7 @@ from typing import Any
 
 from gcahng.data.listing import SPLITS, DataSetFiles, Listing, SplitFiles, leaves_folder
 from gcahng.errors import UserNote
+from gcahng.files import regular_file
 
 _SCHEMA = 1
 
@@ -25,7 +26,7 @@ def read_index(name: str, data_files: DataSetFiles) -> Listing | None:
     """
     for path in _index_paths(name, data_files):
         try:
-            content = path.read_bytes()
+            content = regular_file(path).read_bytes()
         except OSError:
             continue
         checksum, _, body = content.partition(b"\n")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gcahng.data import ImageFiles, LabeledImages
 from gcahng.errors import UserError
-from gcahng.files import lock, sync, write_json
+from gcahng.files import lock, regular_file, sync, write_json
 from gcahng.retrieval import checksums
 
 # Seconds between two notes of how many rows there are; a kill loses at most as much work.
@@ -212,9 +212,9 @@ class PartialRows:
 
     def _read_note(self) -> _Note:
         try:
-            about = json.loads(self._note_path.read_text())
+            about = json.loads(regular_file(self._note_path).read_text())
             note = _Note(**{"crc32": None} | about)
-        except (ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{self._note_path} is damaged; remove it and {self._path.name}") from error
         if note.key != self._key.of_first(note.images):
             raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,21 @@ def test_verify_writes_it(tmp_path: Path, request: pytest.FixtureRequest) -> Non
     assert not list(root.glob("*.tmp"))
     request.getfixturevalue("no_collecting")
     load_data(config_of("cub200", root))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_a_named_pipe_in_the_place_of_the_index_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(path: Path) -> bytes:
+        assert path.is_file(), "it would wait for a writer"
+        return real(path)
+
+    real = Path.read_bytes
+    root = trees.make_cub200(tmp_path)
+    os.mkfifo(root / INDEX)
+    monkeypatch.setattr(Path, "read_bytes", opened)
+    assert len(load_data(config_of("cub200", root)).train) == 12
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"half", b"one label", b"\xff\xfe\0"])
