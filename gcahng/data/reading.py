@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,8 +71,10 @@ def read_rgb(path: Path, *, exif_rotate: bool = False) -> PILImage:
 
     try:
         # PIL maps a file that it opens itself into memory, and then scrambles TIFF files that it turns.
-        with open(regular_file(path), "rb") as file, Image.open(file) as image:
-            return decode(image, exif_rotate=exif_rotate)
+        with open(regular_file(path), "rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # PIL's, of tags that nothing here looks at
+            with Image.open(file) as image:
+                return decode(image, exif_rotate=exif_rotate)
     except UnidentifiedImageError:
         raise UnreadableImage(path, "it is in no format that Pillow knows, or its beginning is damaged") from None
     except Exception as error:  # PIL raises what its codecs raise: OSError, SyntaxError, ValueError, struct.error …

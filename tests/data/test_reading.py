@@ -85,6 +85,18 @@ def test_pixels_of_32_bits_are_refused(tmp_path: Path) -> None:
         read_rgb(tmp_path / "image.tif")
 
 
+def test_what_pillow_warns_of_is_not_said(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """Pillow warns of metadata that it cannot read, in two lines for each image."""
+    path = tmp_path / "image.jpg"
+    cut_short = b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01"
+    Image.new("RGB", (20, 20)).save(path, exif=cut_short)
+    with pytest.warns(UserWarning, match="Corrupt EXIF data"), Image.open(path) as image:
+        image.getexif()
+    recwarn.clear()
+    assert read_rgb(path, exif_rotate=True).size == (20, 20)
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize("damage", ["missing", "empty", "text", "truncated", "folder"])
 def test_damaged_file_is_named(damage: str, tmp_path: Path) -> None:
     path = tmp_path / "image.jpg"
