@@ -43,7 +43,7 @@ def case(case: Case) -> str:
     from gcahng.data.reading import read_rgb
 
     found: list[Any] = []
-    if refused(lambda: found.append(read_rgb(path))):
+    if refused(lambda: found.append(read_rgb(path, exif_rotate=True))):
         if not damaged:
             raise Fault("wrong", "a whole image was refused")
         return REFUSED
@@ -180,14 +180,19 @@ def _palette(chance: random.Random) -> tuple[str, bytes, Any]:
 
 
 def _turned(chance: random.Random) -> tuple[str, bytes, Any]:
-    """A photograph that says how it was held. Single files are not turned unless that is asked for."""
+    """A photograph that says how it was held."""
+    import numpy as np
     from PIL import Image
 
-    colors = _smooth(chance)
+    image = Image.fromarray(_smooth(chance))
     exif = Image.Exif()
-    exif[0x0112] = chance.choice((1, *_TURNS, 0, 9, 65535))
-    image = Image.fromarray(colors)
-    return ".jpg", _saved(image, "JPEG", quality=95, subsampling=0, exif=exif.tobytes()), None
+    exif[0x0112] = orientation = chance.choice((1, *_TURNS, 0, 9, 65535))
+    upright = image.transpose(Image.Transpose[_TURNS[orientation]]) if orientation in _TURNS else image
+    return (
+        ".jpg",
+        _saved(image, "JPEG", quality=95, subsampling=0, exif=exif.tobytes()),
+        np.asarray(upright).astype(int),
+    )
 
 
 def _png16_transparent(chance: random.Random) -> tuple[str, bytes, Any]:
