@@ -16,14 +16,17 @@ are any.
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
+import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # forks, and cases that run side by side
-os.environ.setdefault("MPLCONFIGDIR", tempfile.mkdtemp(prefix="hostile-mpl-"))
+os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp(prefix="hostile-mpl-")
+atexit.register(shutil.rmtree, os.environ["MPLCONFIGDIR"], ignore_errors=True)  # forks leave by os._exit
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 if sys.path[2] == str(Path(__file__).parent):  # whose modules have the names of others

@@ -19,7 +19,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -102,8 +102,21 @@ class Runner:
         self._base = {line.split(":")[0]: int(line.split()[1]) << 10 for line in status if line.endswith(" kB")}
 
     def run(self, cases: Iterable[tuple[str, int]]) -> list[Result]:
-        """Run cases, named by group and number; the results come in the order in which cases end."""
-        waiting, running, results = iter(cases), {}, []
+        """Run cases, named by group and number; the results come in the order in which cases end.
+
+        Ctrl-C ends the cases that run; the results so far are returned.
+        """
+        results: list[Result] = []
+        running: dict[int, _Running] = {}
+        try:
+            self._run(iter(cases), running, results)
+        except KeyboardInterrupt:
+            for pid in running:
+                _kill_group(pid)
+                os.waitpid(pid, 0)
+        return results
+
+    def _run(self, waiting: Iterator[tuple[str, int]], running: dict[int, _Running], results: list[Result]) -> None:
         last = False
         while running or not last:
             while not last and len(running) < self._jobs:
@@ -126,7 +139,6 @@ class Runner:
                     results.append(self._result(running.pop(pid), status, usage))
                     _kill_group(pid)  # processes that the case left
             time.sleep(0.001)
-        return results
 
     def close(self) -> None:
         """Remove what cases left."""
