@@ -32,8 +32,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 if sys.path[2] == str(Path(__file__).parent):  # whose modules have the names of others
     del sys.path[2]
 
-from hostile import groups, runner, world
-from hostile.case import contents
+from hostile import groups, runner, world  # noqa: E402
+from hostile.case import contents  # noqa: E402
 
 
 def main() -> int:
