@@ -252,7 +252,11 @@ def _fields(cls: type, prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{field.name}", "path"
         elif field.name != "compile":  # which takes a compiler and minutes
             text = str(hint)
-            kind = "number" if "int" in text or "float" in text else tuple(getattr(hint, "__args__", ())) or "text"
+            kind = (
+                "number"
+                if "int" in text or "float" in text
+                else tuple(a for a in getattr(hint, "__args__", ()) if isinstance(a, str)) or "text"
+            )
             yield f"{prefix}{field.name}", kind
 
 
