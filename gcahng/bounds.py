@@ -53,24 +53,20 @@ class Bound(NamedTuple):
         return bool(low and (value < self.most if self.under else value <= self.most))  # type: ignore[operator]
 
 
-def _whole(least: int, most: int, meaning: str) -> Bound:
-    return Bound(least, most, meaning)
-
-
-_CHANNELS = _whole(1, 2**20, "embedding channels D")
-_CLASSES = _whole(2, 10**9, "classes M that train")
-_BATCH = _whole(4, 2**20, "samples n in a batch")
-_VIEWS = _whole(2, 2**20, "samples K of each class in a batch")
-_IMAGES = _whole(1, 2**20, "images that the network takes at once")
-_PIXELS = _whole(1, 2**14, "sides of images, in pixels")
-_SEED = _whole(0, 2**63 - 1, "seeds of training, of dropout and of mixing")
-_SEED_32 = _whole(0, 2**32 - 1, "seed of a report")
-_SEED_31 = _whole(0, _C_INT, "seeds of k-means and of an index")
-_STEPS = _whole(1, 10**12, "optimizer steps")
-_EPOCHS = _whole(1, 10**6, "epochs")
-_NEIGHBORS = _whole(1, 10**9, "ranks K, neighbors and queries that are shown")
-_EFFORT = _whole(1, _C_INT, "settings of an approximate index")
-_PROCESSES = _whole(1, 1024, "threads, and processes that share a batch")
+_CHANNELS = Bound(1, 2**20, "embedding channels D")
+_CLASSES = Bound(2, 10**9, "classes M that train")
+_BATCH = Bound(4, 2**20, "samples n in a batch")
+_VIEWS = Bound(2, 2**20, "samples K of each class in a batch")
+_IMAGES = Bound(1, 2**20, "images that the network takes at once")
+_PIXELS = Bound(1, 2**14, "sides of images, in pixels")
+_SEED = Bound(0, 2**63 - 1, "seeds of training, of dropout and of mixing")
+_SEED_32 = Bound(0, 2**32 - 1, "seed of a report")
+_SEED_31 = Bound(0, _C_INT, "seeds of k-means and of an index")
+_STEPS = Bound(1, 10**12, "optimizer steps")
+_EPOCHS = Bound(1, 10**6, "epochs")
+_NEIGHBORS = Bound(1, 10**9, "ranks K, neighbors and queries that are shown")
+_EFFORT = Bound(1, _C_INT, "settings of an approximate index")
+_PROCESSES = Bound(1, 1024, "threads, and processes that share a batch")
 _RATE = Bound(0, 1000, "learning rates and weight decay", whole=False)
 _WEIGHT = Bound(0, 10**6, "weights of the loss's terms", whole=False)
 _CHANCE = Bound(0, 1, "chances of dropout", whole=False, under=True)
@@ -80,27 +76,27 @@ _SPEED = Bound(0, 10**6, "speeds of the loss's schedules", whole=False, above=Tr
 BOUNDS: dict[str, Bound] = {
     "embedding_dim": _CHANNELS,
     "dim": _CHANNELS,
-    "num_classes": _whole(1, 10**9, "classes M of GCAHNGLoss"),
+    "num_classes": Bound(1, 10**9, "classes M of GCAHNGLoss"),
     "classes": _CLASSES,
     "train_classes": _CLASSES,
-    "val_classes": _whole(0, 10**9, "classes that validate"),
-    "classes_per_batch": _whole(2, 2**20, "classes C in a batch"),
+    "val_classes": Bound(0, 10**9, "classes that validate"),
+    "classes_per_batch": Bound(2, 2**20, "classes C in a batch"),
     "samples_per_class": _VIEWS,
     "num_per_class": _VIEWS,
     "views": _VIEWS,
     "batch": _BATCH,
     "batch_size": _IMAGES,
     "micro_batch": _IMAGES,
-    "layers": _whole(1, 1000, "layers L of the graph network"),
-    "heads": _whole(1, 2**20, "heads H of its node attention"),
-    "width": _whole(1, 4096, "channels of glyph_conv's first convolution"),
+    "layers": Bound(1, 1000, "layers L of the graph network"),
+    "heads": Bound(1, 2**20, "heads H of its node attention"),
+    "width": Bound(1, 4096, "channels of glyph_conv's first convolution"),
     "image_size": _PIXELS,
     "resize": _PIXELS,
     "crop": _PIXELS,
     "min_size": _PIXELS,
-    "max_shift": _whole(0, 1024, "shift of training images, in pixels"),
+    "max_shift": Bound(0, 1024, "shift of training images, in pixels"),
     "crop_scale_min": Bound(0, 1, "smallest part of an image that a crop takes", whole=False, above=True),
-    "workers": _whole(0, 1024, "processes that read image files"),
+    "workers": Bound(0, 1024, "processes that read image files"),
     "threads": _PROCESSES,
     "processes": _PROCESSES,
     "steps": _STEPS,
@@ -108,11 +104,11 @@ BOUNDS: dict[str, Bound] = {
     "eval_every": _STEPS,
     "log_every": _STEPS,
     "keep_every": _STEPS,
-    "skip_nonfinite": _whole(0, 10**12, "steps in a row that may be left out"),
+    "skip_nonfinite": Bound(0, 10**12, "steps in a row that may be left out"),
     "epochs": _EPOCHS,
     "eval_every_epochs": _EPOCHS,
     "step_epochs": _EPOCHS,
-    "warmup_epochs": _whole(0, 10**6, "epochs in which only the head trains"),
+    "warmup_epochs": Bound(0, 10**6, "epochs in which only the head trains"),
     "seed": _SEED,
     "lr": _RATE,
     "graph_lr": _RATE,
@@ -135,19 +131,19 @@ BOUNDS: dict[str, Bound] = {
     "precision_at": _NEIGHBORS,
     "map_at": _NEIGHBORS,
     "queries": _NEIGHBORS,
-    "rows": _whole(0, 10**12, "rows of embeddings, counted from 0"),
+    "rows": Bound(0, 10**12, "rows of embeddings, counted from 0"),
     "effort": _EFFORT,
     "lists": _EFFORT,
     "probes": _EFFORT,
     "code_bytes": _EFFORT,
-    "links": _whole(2, 4096, "neighbors of each node in hnsw's graph"),  # faiss crashes with one
+    "links": Bound(2, 4096, "neighbors of each node in hnsw's graph"),  # faiss crashes with one
     "build_breadth": _EFFORT,
     "search_breadth": _EFFORT,
     "index seed": _SEED_31,
     "k-means seed": _SEED_31,
     "report seed": _SEED_32,
-    "opset": _whole(18, 100, "ONNX operator sets"),  # from 18 on the exporter converts nothing
-    "reps": _whole(1, 10**6, "repetitions of a measurement"),
+    "opset": Bound(18, 100, "ONNX operator sets"),  # from 18 on the exporter converts nothing
+    "reps": Bound(1, 10**6, "repetitions of a measurement"),
     "rate": Bound(0, 10**12, "speed of matrix products, in GFLOP/s", whole=False, above=True),
 }
 
@@ -169,7 +165,7 @@ def check_number(name: str, value: object, *, none: str | None = None, key: str 
     bound = BOUNDS[key or name.rpartition(".")[2]]
     if not bound.holds(value):
         either = "" if none is None else f"{none} or "
-        raise UserError(f"{name} is {shown(value)}; it must be {either}{bound}")
+        raise UserError(f"{name} is {shown_value(value)}; it must be {either}{bound}")
 
 
 def check_fields(options: Any, prefix: str = "") -> None:
@@ -195,14 +191,14 @@ def check_fields(options: Any, prefix: str = "") -> None:
             continue
         elif all(isinstance(kind, str) for kind in kinds):
             if value not in kinds:
-                raise UserError(f"{name} is {shown(value)}; it must be one of {', '.join(kinds)}")
+                raise UserError(f"{name} is {shown_value(value)}; it must be one of {', '.join(kinds)}")
         elif int in kinds or float in kinds:
             check_number(name, value)
         elif bool in kinds:
             if not isinstance(value, bool):
-                raise UserError(f"{name} is {shown(value)}; it must be true or false")
+                raise UserError(f"{name} is {shown_value(value)}; it must be true or false")
         elif str in kinds and (not isinstance(value, (str, os.PathLike)) or not os.fspath(value)):
-            raise UserError(f"{name} is {shown(value)}; it must be text, and not empty")
+            raise UserError(f"{name} is {shown_value(value)}; it must be text, and not empty")
 
 
 def check_device(name: object) -> None:
@@ -213,10 +209,10 @@ def check_device(name: object) -> None:
     """
     # At most two digits more than any machine has devices: PyTorch holds the number in 8 bits.
     if not isinstance(name, str) or not re.fullmatch(r"auto|cpu|cuda|cuda:(0|[1-9][0-9]{0,2})", name):
-        raise UserError(f"device is {shown(name)}; it must be auto, cpu, cuda or cuda:N")
+        raise UserError(f"device is {shown_value(name)}; it must be auto, cpu, cuda or cuda:N")
 
 
-def shown(value: object, most: int = 80) -> str:
+def shown_value(value: object, most: int = 80) -> str:
     """A value as messages show it: its repr, of which the end is left out where it is long."""
     try:
         text = repr(value)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import gcahng
-from gcahng.bounds import BOUNDS, check_number, format_bytes, shown
+from gcahng.bounds import BOUNDS, check_number, format_bytes, shown_value
 from gcahng.cli import main
 from gcahng.commands.train import parse
 from gcahng.config import config_from_dict
@@ -318,6 +318,6 @@ def test_the_documentation_has_the_table() -> None:
 def test_numbers_and_values_in_words() -> None:
     assert str(BOUNDS["seed"]) == "a whole number of at least 0 and at most 2^63 - 1"
     assert str(BOUNDS["dropout"]) == "a number of at least 0 and under 1"
-    assert shown(json.loads("[" * 90 + "]" * 90)) == "[" * 80 + "…"
+    assert shown_value(json.loads("[" * 90 + "]" * 90)) == "[" * 80 + "…"
     assert [format_bytes(n) for n in (5, 1234, 99_949_000, 2 * 10**12)] == ["5 B", "1.23 kB", "99.9 MB", "2 TB"]
     check_number("k", torch.tensor([3]).numpy()[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from gcahng.bounds import format_bytes, shown
+from gcahng.bounds import format_bytes, shown_value
 from gcahng.commands.arguments import Parser
 from gcahng.errors import UserError
 
@@ -159,7 +159,7 @@ def parse_bytes(text: str) -> int:
     count = 0.0 if match is None else float(match[1]) * _UNITS[match[2] or ""]
     if not 1 <= count <= _MOST_BYTES:
         raise UserError(
-            f"--memory-limit is {shown(text)}; it must be a number of bytes such as 16GB or 24GiB, at most "
+            f"--memory-limit is {shown_value(text)}; it must be a number of bytes such as 16GB or 24GiB, at most "
             f"{format_bytes(_MOST_BYTES)}"
         )
     return int(count)

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
-from gcahng.bounds import shown
+from gcahng.bounds import shown_value
 from gcahng.commands.arguments import Parser, SourcePath, SourceText, truth
 from gcahng.errors import UserError
 from gcahng.extras import require
@@ -191,7 +191,7 @@ def _config_text(name: str) -> str:
         path = find(name)
     text = read_yaml(path, what)
     if not isinstance(values := load_yaml(text, what), dict | NoneType):
-        raise UserError(f"config must be a YAML file of options; it holds: {shown(values)}")
+        raise UserError(f"config must be a YAML file of options; it holds: {shown_value(values)}")
     return f"# {name!r}\n{text}" if values else "{}"  # a comment comes first, so that it is taken for no path
 
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from gcahng.paths import shown
+
 # The same as torchvision.datasets.folder.IMG_EXTENSIONS.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 # Thumbnails, snapshots and trash of network storage, of archives made on a Mac, and of Windows and Linux.
@@ -125,11 +127,6 @@ def entries_of(folder: Path, below: str, left_out: LeftOut, extensions: Sequence
         elif name.lower().endswith(_OTHER_FORMATS):
             left_out.add(OTHER_FORMAT, path)
     return Entries(files, folders, linked)
-
-
-def shown(path: str) -> str:
-    """A path as messages name it: as it is, or quoted where it would not be seen, such as a line end or a space."""
-    return path if path.isprintable() and path == path.strip() else ascii(path)
 
 
 def _kind(entry: os.DirEntry[str]) -> tuple[bool, bool]:

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
-from gcahng.data.folder_entries import LeftOut, shown
+from gcahng.data.folder_entries import LeftOut
 from gcahng.data.near_names import NearNames
 from gcahng.errors import UserError
 from gcahng.files import regular_file
+from gcahng.paths import shown
 
 SPLITS = ("train", "val", "test", "gallery")
 

@@ -15,11 +15,12 @@ import torch
 
 from gcahng.data import DataSplits, ImageFiles, LabeledImages, load_data
 from gcahng.data.config import DataConfig, DataName
-from gcahng.data.folder_entries import EXTENSIONS, LISTED_ALREADY, UNREADABLE, LeftOut, entries_of, shown
+from gcahng.data.folder_entries import EXTENSIONS, LISTED_ALREADY, UNREADABLE, LeftOut, entries_of
 from gcahng.data.listing import split_lines
 from gcahng.data.near_names import near_file
 from gcahng.errors import UserError, UserNote
 from gcahng.files import regular_file
+from gcahng.paths import shown
 from gcahng.retrieval.items import Items, Source
 
 SPLITS = ("test", "train", "val", "gallery")

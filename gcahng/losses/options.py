@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gcahng.bounds import check_number, shown
+from gcahng.bounds import check_number, shown_value
 from gcahng.errors import UserError
 
 _CHOICES = {
@@ -140,7 +140,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     """
     for name, allowed in _CHOICES.items():
         if options[name] not in allowed:
-            raise UserError(f"{name} is {shown(options[name])}; it must be one of {', '.join(allowed)}")
+            raise UserError(f"{name} is {shown_value(options[name])}; it must be one of {', '.join(allowed)}")
     for name in _NUMBERS:
         check_number(name, options[name])
     for name in _MAY_BE_NONE:

@@ -124,7 +124,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def check_fields(path: Path, state: dict[str, Any]) -> None:
+def check_contents(path: Path, state: dict[str, Any]) -> None:
     """Check that a checkpoint holds what a run continues from. Whether that fits a run is for the run to say.
 
     Args:

@@ -18,7 +18,7 @@ from gcahng.errors import UserError
 from gcahng.extras import require
 from gcahng.files import remove_temporaries, write_text, writing
 from gcahng.paths import check_source, check_utf8
-from gcahng.runs.checkpoint import FOLDER, check_fields, newest_checkpoint
+from gcahng.runs.checkpoint import FOLDER, check_contents, newest_checkpoint
 from gcahng.runs.log import check_wandb
 from gcahng.runs.run_folder import check_run_folder, make_run_folder, run_lock
 from gcahng.runs.summary import read_summary
@@ -232,7 +232,7 @@ def _take_up(run: Path, terminal: Terminal, open_now: ExitStack) -> tuple[TrainC
         remove_temporaries(folder)
     path, state, damaged = newest_checkpoint(run)
     if path is not None:
-        check_fields(path, state)
+        check_contents(path, state)
     for error in damaged:
         terminal.warning(f"{error}; the run continues from {path}, step {state['step']}")
     return config_of_run(state["config"]) if state else _read_config(run / CONFIG), state
