@@ -39,8 +39,9 @@ from _gpu_items import Item, describe, items  # noqa: E402
 from _gpu_tables import add_derived, report  # noqa: E402
 from _gpu_worker import Worker  # noqa: E402
 
-from gcahng.bench.rows import check_place  # noqa: E402
 from gcahng.dispatch import AUTO  # noqa: E402
+from gcahng.errors import UserError  # noqa: E402
+from gcahng.paths import check_target  # noqa: E402
 
 SECTIONS = ("ceilings", "plan", "step", "stages")
 CHECK_SECONDS, SUMMARY_SECONDS, CHECK_WORKERS, RETRIES = 120, 15, 8, 4
@@ -68,9 +69,9 @@ def main(argv: Sequence[str] | None = None, make_worker: Callable[[], Any] = Wor
         parser.error(f"--budget is {options.budget}; it must be seconds, at least 0")
     if options.json:
         try:
-            check_place(options.json)
-        except OSError as error:
-            parser.error(f"--json {options.json} cannot be written: {error.strerror or error}")
+            check_target("--json", options.json)
+        except UserError as error:
+            parser.error(str(error))
     import torch
 
     dry = options.dry or not torch.cuda.is_available()

@@ -1,12 +1,9 @@
-"""Prints and writes the rows that scripts in benchmarks/ measure, and checks that a result file can be written."""
+"""Prints and writes the rows that scripts in benchmarks/ measure."""
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -43,15 +40,3 @@ def show(
     if file:
         Path(file).write_text(json.dumps({"settings": settings(), "rows": shown}, indent=1) + "\n")
     return 0
-
-
-def check_place(path: Path) -> None:
-    """Check that a file can be written, before the minutes that measuring its content takes.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tempfile.TemporaryFile(dir=path.parent).close()

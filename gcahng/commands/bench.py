@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from gcahng.commands.arguments import Parser, TargetPath
-from gcahng.errors import UserError
 
 
 def run(arguments: list[str]) -> int:
@@ -87,7 +84,6 @@ def _step(options: argparse.Namespace) -> int:
     groups = _cases(options)
     for case in (case for group in groups for case in group):
         check_step(plan_size(case), case.device, case.memory)
-    _check_place(options.json)
     settings = system.settings()
     print(system.describe(settings))
     sizes, variants = [group[0] for group in groups], groups[0]
@@ -104,7 +100,6 @@ def _memory(options: argparse.Namespace) -> int:
     from gcahng.bench import memory, system
 
     groups = _cases(options)
-    _check_place(options.json)
     settings = system.settings()
     print(system.describe(settings))
     extra = []
@@ -117,29 +112,11 @@ def _memory(options: argparse.Namespace) -> int:
     return 0
 
 
-def _check_place(path: Path | None) -> None:
-    """Raise UserError if a file cannot be written, before measuring, which takes minutes."""
-    if path is None:
-        return
-    from gcahng.bench.rows import check_place
-
-    with _writing(path):
-        check_place(path)
-
-
 def _write(path: Path | None, values: dict[str, Any]) -> None:
     if path is None:
         return
-    from gcahng.files import write_text
+    from gcahng.files import write_text, writing
 
-    with _writing(path):
+    with writing(path):
         write_text(path, json.dumps(values, indent=1) + "\n")
     print(f"written {path}")
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"--json is {path}, which cannot be written: {error.strerror or error}") from None

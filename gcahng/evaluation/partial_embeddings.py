@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gcahng.data import ImageFiles, LabeledImages
 from gcahng.errors import UserError
-from gcahng.files import lock, regular_file, sync, write_json
+from gcahng.files import lock, regular_file, sync, write_json, writing
 from gcahng.retrieval import checksums
 
 # Seconds between two notes of how many rows there are; a kill loses at most as much work.
@@ -111,7 +111,7 @@ class PartialRows:
         return self._note.skipped
 
     def __enter__(self) -> PartialRows:
-        try:
+        with writing(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             file = open(self._path, "ab")  # closed below or by __exit__
             try:
@@ -128,8 +128,6 @@ class PartialRows:
                 file.close()
                 self._file = None
                 raise
-        except OSError as error:
-            raise UserError(f"{self._path} cannot be written: {error.strerror or error}") from error
         self._noted = time.monotonic()
         return self
 
@@ -147,11 +145,9 @@ class PartialRows:
             images: how many images are done then.
         """
         note = self._note
-        try:
+        with writing(self._path):
             values = np.ascontiguousarray(rows.numpy(), dtype="<f4")
             self._opened.write(values.data)
-        except OSError as error:
-            raise UserError(f"{self._path} cannot be written: {error.strerror or error}") from error
         if note.crc32 is not None:
             note.crc32 = checksums.with_rows(note.crc32, values)
         note.rows += len(rows)
@@ -163,13 +159,11 @@ class PartialRows:
 
     def note(self) -> str:
         """Bring the rows to the disk and note that they are there; returns the key of the images that are done."""
-        try:
+        with writing(self._path):
             self._opened.flush()
             sync(self._opened, self._path)
             self._note.key = self._key.of_first(self._note.images)
             write_json(self._note_path, asdict(self._note))
-        except OSError as error:
-            raise UserError(f"{self._path} cannot be written: {error.strerror or error}") from error
         self._noted = time.monotonic()
         return self._note.key
 

@@ -15,6 +15,7 @@ from gcahng.data.config import DataConfig
 from gcahng.data.reading import read_rgb
 from gcahng.errors import UserError
 from gcahng.evaluation.image_inputs import choose_split
+from gcahng.files import writing
 from gcahng.retrieval.items import Items
 from gcahng.runs.plots import draw_head, draw_picture, new_figure, save_png
 
@@ -133,10 +134,8 @@ def plot_search(
             _draw(figure.add_subplot(grid[row, column]), pictures.get(items, hit.row), caption, hit.right)
     known = [hit.right for hits_of_query in hits for hit in hits_of_query if hit.right is not None]
     draw_head(figure, head / height, "Search", _summary(metric, known), key=bool(known))
-    try:
+    with writing(out_png):
         save_png(figure, out_png)
-    except OSError as error:
-        raise UserError(f"{out_png} cannot be written: {error.strerror or error}") from error
 
 
 def _caption(items: Items, row: int, longest: int = 18) -> str:

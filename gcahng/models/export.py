@@ -26,7 +26,7 @@ from gcahng.data.glyphs import IMAGE_SIZE
 from gcahng.data.reading import INTERPOLATION
 from gcahng.errors import UserError
 from gcahng.extras import require
-from gcahng.files import atomic_write
+from gcahng.files import atomic_write, writing
 from gcahng.models.backbones import scaling
 from gcahng.models.model_file import FORMAT, Model, load_onnx
 from gcahng.models.onnx_network import INPUT, OUTPUT, OnnxNetwork
@@ -85,10 +85,8 @@ def export_model(model: Model, out: Path | str, *, opset: int | None = None, che
     if check:
         exported = OnnxNetwork(content) if onnx else torch.export.load(io.BytesIO(content)).module()
         worst = _difference(network, exported, model)
-    try:
+    with writing(out):
         atomic_write(out, lambda file: file.write(content))
-    except OSError as error:
-        raise UserError(f"out is {out}, which cannot be written: {error.strerror}") from None
     return worst
 
 

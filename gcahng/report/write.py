@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gcahng.errors import UserError
 from gcahng.extras import require
-from gcahng.files import write_text
+from gcahng.files import write_text, writing
 from gcahng.paths import check_source, check_target
 from gcahng.progress import Progress, no_progress
 from gcahng.report.contents import gather
@@ -51,8 +50,6 @@ def write_report(
     out = Path(out or (run / "report.html" if run.is_dir() else run.with_suffix(".report.html")))
     check_target("out", out)
     contents = gather(run, options, say, progress)
-    try:
+    with writing(out):
         write_text(out, page(contents))
-    except OSError as error:
-        raise UserError(f"out is {out}, which cannot be written: {error.strerror}") from None
     return out

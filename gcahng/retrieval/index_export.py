@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from gcahng.errors import UserError
 from gcahng.extras import require
-from gcahng.files import atomic_write
+from gcahng.files import atomic_write, writing
 from gcahng.progress import Progress
 from gcahng.retrieval.index_base import Index
 from gcahng.retrieval.index_faiss import FaissIndex
@@ -52,11 +52,12 @@ def export_faiss(index: Path | str, out: Path | str, progress: Progress | None =
     plain, same_as = _plain(contents.index), {}
     if contents.index.kind != "flat":
         same_as = contents.index.copies.originals()
-    try:
-        atomic_write(table, lambda file: _write_table(file, contents.items, same_as))
-        atomic_write(out, lambda file: _write(file, plain))
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror or error}") from error
+    for path, write in (
+        (table, lambda file: _write_table(file, contents.items, same_as)),
+        (out, lambda file: _write(file, plain)),
+    ):
+        with writing(path):
+            atomic_write(path, write)
     metric = {"cosine": "inner product of rows of norm 1", "euclidean": "squared Euclidean distance"}
     left_out = f", {len(same_as)} copies left out" if same_as else ""
     return f"{plain.ntotal} rows of {plain.d} channels, {metric[contents.index.metric]}{left_out}"

@@ -25,8 +25,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+from gcahng.bounds import check_number
 from gcahng.errors import UserError
-from gcahng.files import atomic_write, regular_file
+from gcahng.files import atomic_write, regular_file, writing
 from gcahng.progress import Progress
 from gcahng.retrieval.embeddings import EmbeddingSet
 from gcahng.retrieval.index import KINDS, METRICS, Index, IndexSettings, SearchResult, build_index, read_index
@@ -167,8 +168,7 @@ class IndexFile:
                 have no names.
         """
         self.check(what, queries)
-        if k < 1:
-            raise UserError(f"k is {k}; it must be at least 1")
+        check_number("k", k)
         if not leave_out_same:
             return self.index.search(queries.embeddings, min(k, len(self)), effort=effort, progress=progress)
         if any(map(queries.items.nameless, range(len(queries)))):
@@ -223,10 +223,8 @@ def save(path: Path | str, contents: IndexFile) -> None:
         "model": None if contents.model is None else asdict(contents.model),
         **items.header(),
     }
-    try:
+    with writing(path):
         atomic_write(path, lambda file: _write(file, json.dumps(header).encode(), items, index))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def load(

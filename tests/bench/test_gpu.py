@@ -92,8 +92,8 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys) -> None:
     mistakes = {
         ("--show", str(tmp_path / "none.json")): "none.json cannot be read: No such file or directory",
         ("--show", str(file)): "other.json is not a file that this command wrote",
-        ("--dry", "--json", str(tmp_path)): f"--json {tmp_path} cannot be written: Is a directory",
-        ("--dry", "--json", str(file / "x.json")): "x.json cannot be written: ",
+        ("--dry", "--json", str(tmp_path)): f"--json is {tmp_path}, a folder; it must be a file",
+        ("--dry", "--json", str(file / "x.json")): f"x.json; {file} is a file, not a folder",
         ("--dry", "--budget", "nan"): "--budget is nan; it must be seconds, at least 0",
         ("--dry", "--budget", "-1"): "--budget is -1.0; it must be seconds, at least 0",
     }

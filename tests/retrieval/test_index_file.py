@@ -89,7 +89,7 @@ def test_what_does_not_fit_is_refused(saved: Path) -> None:
                 use("queries", queries)
     nameless = replace(embeddings(5), model=None)
     assert contents.search("queries", nameless, 1).indices[:, 0].tolist() == [0, 1, 2, 3, 4]
-    with pytest.raises(UserError, match="k is 0; it must be at least 1"):
+    with pytest.raises(UserError, match="k is 0; it must be a whole number of at least 1"):
         contents.search("queries", nameless, 0)
     assert contents.search("queries", nameless, 50).indices.shape == (5, 20)
 
