@@ -17,7 +17,7 @@ try:
 except ImportError:  # on Windows nothing stops two processes from writing the same file
     fcntl = None  # type: ignore[assignment]
 
-from gcahng.errors import UserError
+from gcahng.errors import UserError, UserNote
 
 # What file systems answer that have no fsync, or none of folders: CIFS, 9p and several FUSE among them. The data may
 # well have reached the disk. EIO, ENOSPC and others say that it has not.
@@ -142,6 +142,7 @@ def _say_once(what: str, path: Path, error: OSError) -> None:
         warnings.warn(
             f"{path} cannot be flushed to the disk ({error.strerror}); it is written, but a power cut may lose it, and "
             f"so it is with other {what} on this file system",
+            UserNote,
             stacklevel=4,
         )
 
@@ -183,6 +184,8 @@ def lock(file: IO[Any], path: Path, done: str) -> bool:
     except (BlockingIOError, PermissionError):
         raise Held(f"{path} is being {done} by another process; wait for its end, or end it") from None
     except OSError as error:  # some network file systems
-        warnings.warn(f"{path} cannot be locked ({error.strerror}); let no second process use it", stacklevel=4)
+        warnings.warn(
+            f"{path} cannot be locked ({error.strerror}); let no second process use it", UserNote, stacklevel=4
+        )
         return False
     return True

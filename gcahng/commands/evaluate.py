@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gcahng.commands.arguments import Parser, SourcePath, TargetPath, data_options
 from gcahng.commands.progress_bar import progress_bar
-from gcahng.errors import UserError
+from gcahng.errors import UserError, UserNote
 
 if TYPE_CHECKING:
     from gcahng.evaluation.evaluate import EvalOptions
@@ -151,10 +151,7 @@ def _evaluate_network(options: argparse.Namespace) -> dict[str, Any]:
     if result["same_data"] is False:
         drawn = result["data"] == "glyphs"
         cause = "another version of matplotlib?" if drawn else "other files or sizes, or another data.exif_rotate"
-        print(
-            f"gcahng: note: these images differ from those of the training run ({cause})",
-            file=sys.stderr,
-        )
+        warnings.warn(f"these images differ from those of the training run ({cause})", UserNote, stacklevel=2)
     return result
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -28,9 +27,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gcahng.errors import UserError
+from gcahng.errors import UserError, UserNote
 from gcahng.extras import require
-from gcahng.files import atomic_write, regular_file, write_json
+from gcahng.files import atomic_write, regular_file, write_json, writing
 from gcahng.paths import check_utf8
 from gcahng.retrieval import checksums
 from gcahng.retrieval.items import (
@@ -52,7 +51,6 @@ _ANY_SUFFIX = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
 # Bytes that are written or checked at once. They stay in a core's cache.
 _BLOCK = 1 << 20
 
-_log = logging.getLogger("gcahng")
 _noted: set[str] = set()
 
 
@@ -133,7 +131,7 @@ def write_embeddings(path: Path | str, embeddings: EmbeddingSet) -> None:
     model = None if embeddings.model is None else asdict(embeddings.model)
     about = {"format": FORMAT, "model": model, "key": embeddings.key, **items.header()}
     about[checksums.KEY] = {"embeddings": checksums.of_embeddings(values), "rest": checksums.of_items(items, about)}
-    try:
+    with writing(path):
         if path.suffix == ".npy":
             write_json(path.with_suffix(".json"), about)
             atomic_write(path.with_suffix(".csv"), lambda file: _write_csv(file, items))
@@ -144,8 +142,6 @@ def write_embeddings(path: Path | str, embeddings: EmbeddingSet) -> None:
             atomic_write(path, lambda file: parquet.write(file, values, items, about))
         else:
             atomic_write(path, lambda file: _write_safetensors(file, values, items, about))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def read_embeddings(path: Path | str) -> EmbeddingSet:
@@ -365,8 +361,10 @@ def _compare(path: Path, items: Items, about: dict[str, Any], embeddings: str) -
     if written is None:
         if "no checksum" not in _noted:
             _noted.add("no checksum")
-            _log.warning(
-                "%s has no checksum, because an earlier version of gcahng wrote it; damage to it is not found", path
+            warnings.warn(
+                f"{path} has no checksum, because an earlier version of gcahng wrote it; damage to it is not found",
+                UserNote,
+                stacklevel=4,
             )
         return
     if not isinstance(written, dict) or set(written) != {"embeddings", "rest"}:
@@ -384,8 +382,9 @@ def _compare(path: Path, items: Items, about: dict[str, Any], embeddings: str) -
         raise UserError(
             f"{path} is damaged: the checksum of its names and labels is {rest}; it must be {written['rest']}"
         )
-    _log.warning(
-        "%s or %s was changed since it was written; names and labels are taken as they are there",
-        path.with_suffix(".csv"),
-        beside.name,
+    warnings.warn(
+        f"{path.with_suffix('.csv')} or {beside.name} was changed since it was written; names and labels are taken as "
+        "they are there",
+        UserNote,
+        stacklevel=4,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import BinaryIO, NamedTuple
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gcahng.bounds import check_number
-from gcahng.errors import UserError
+from gcahng.errors import UserError, UserNote
 from gcahng.progress import Progress
 from gcahng.retrieval.copies import Copies
 from gcahng.retrieval.rows import check_embeddings, check_norms, split
@@ -28,8 +28,6 @@ _MARGIN = 32
 _AT_ONCE = 1 << 24
 # A warning is due where so many rows are the same, and so large a part of all.
 _MANY_COPIES, _MANY_OF = 20, 100
-
-_log = logging.getLogger("gcahng")
 
 
 class SearchResult(NamedTuple):
@@ -152,8 +150,7 @@ class Index:
         """
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(self):
             raise UserError(f"k is {k!r}; it must be an integer from 1 to {len(self)}, the number of rows in the index")
-        if effort is not None and (isinstance(effort, bool) or not isinstance(effort, int) or effort < 1):
-            raise UserError(f"effort is {effort!r}; it must be a positive integer")
+        check_number("effort", effort, none="None")
         results, done = [], 0
         for rows in self._prepared("queries", queries, chunk):
             results.append(self._nearest(rows, k, effort))
@@ -206,12 +203,11 @@ class Index:
         row, size = self.copies.largest()
         if size >= max(_MANY_COPIES, len(self) // _MANY_OF):
             self._said_copies = True
-            _log.warning(
-                "%d of the %d rows of the index are the same as row %d, and a search that finds one finds all; if they "
-                "are of a placeholder image, leave it out",
-                size - 1,
-                len(self),
-                row,
+            warnings.warn(
+                f"{size - 1} of the {len(self)} rows of the index are the same as row {row}, and a search that finds "
+                "one finds all; if they are of a placeholder image, leave it out",
+                UserNote,
+                stacklevel=3,
             )
 
     def _prepared(self, name: str, embeddings: Tensor, chunk: int = ROWS) -> Iterator[Tensor]:

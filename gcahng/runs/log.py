@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from gcahng.config import TrainConfig, config_to_dict
-from gcahng.errors import UserError
+from gcahng.errors import UserError, UserNote
 from gcahng.extras import require
-from gcahng.files import atomic_write, sync, write_text, writing
+from gcahng.files import atomic_write, regular_file, sync, write_text, writing
 from gcahng.runs.records import parse_line, parse_record
 from gcahng.runs.run_folder import check_run_lock
 
@@ -124,7 +124,9 @@ class RunLog:
             if os.path.samestat(os.stat(path), os.fstat(self._file.fileno())):
                 return
         except FileNotFoundError:
-            warnings.warn(f"{path} was removed; the run goes on in a new one, without the lines so far", stacklevel=4)
+            warnings.warn(
+                f"{path} was removed; the run goes on in a new one, without the lines so far", UserNote, stacklevel=4
+            )
         self._file.close()
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  # closed by __exit__
 
@@ -183,7 +185,7 @@ def _cut(path: Path, step: int) -> None:
     """
     if not path.exists():
         return
-    lines = path.read_bytes().splitlines(keepends=True)
+    lines = regular_file(path).read_bytes().splitlines(keepends=True)
     parse = parse_record if path.name == METRICS else parse_line
     records = [parse(line) if line.endswith(b"\n") else None for line in lines]
     belongs = [record is not None and record["step"] <= step for record in records]

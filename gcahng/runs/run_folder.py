@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from gcahng.config import TrainConfig
-from gcahng.errors import UserError
+from gcahng.errors import UserError, UserNote
 from gcahng.files import Held, lock, writing
 from gcahng.paths import check_parent, check_source, check_utf8
 
@@ -95,6 +95,7 @@ def _take(file: IO[str], run: Path) -> dict[str, Any]:
         warnings.warn(
             f"process {before['pid']} on {before['host']} trained {run} and did not end its run; if it still does, end "
             "one of the two: the locks of some network file systems hold on one machine only",
+            UserNote,
             stacklevel=6,
         )
     elif before is not None and not locked and before["pid"] != own["pid"] and _runs(before["pid"]):

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Protocol
 
+from gcahng.errors import UserNote
 from gcahng.streams import nobody_reads
 
 _SHOWN = ("loss", "J_m", "J_syn", "J_gen")
@@ -47,7 +48,7 @@ class Silent:
     def status(self, text: str) -> None: ...
 
     def warning(self, text: str) -> None:
-        warnings.warn(text, stacklevel=2)
+        warnings.warn(text, UserNote, stacklevel=2)
 
     def nobody_reads(self) -> bool:
         return False

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from gcahng.cli import main
-from gcahng.errors import UserError
+from gcahng.errors import UserError, UserNote
 from gcahng.retrieval import checksums, parquet
 from gcahng.retrieval import embeddings as module
 from gcahng.retrieval.embeddings import SUFFIXES, EmbeddingSet, read_embeddings, write_embeddings
@@ -62,7 +62,7 @@ FILES += [("x.parquet", "x.parquet")]
 @pytest.mark.parametrize(("name", "read"), FILES)
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.thorough) for seed in range(1, 20))])
 def test_no_mutation_gives_another_answer_without_a_word(
-    name: str, read: str, seed: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    name: str, read: str, seed: int, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     written = example()
     write_embeddings(tmp_path / read, written)
@@ -73,7 +73,7 @@ def test_no_mutation_gives_another_answer_without_a_word(
         if damaged == content:
             continue
         (tmp_path / name).write_bytes(damaged)
-        caplog.clear()
+        recwarn.clear()
         module._noted.clear()
         try:
             found = read_embeddings(tmp_path / read)
@@ -81,7 +81,7 @@ def test_no_mutation_gives_another_answer_without_a_word(
             assert "\n" not in str(error) and str(tmp_path) in str(error)
             counts["refused"] += 1
             continue
-        if caplog.records:
+        if any(warning.category is UserNote for warning in recwarn):
             counts["noted"] += 1
             continue
         # Some bytes mean nothing: those of padding, or of an order of bytes that has two names.
@@ -133,7 +133,7 @@ def test_every_command_refuses_a_flipped_bit(suffix: str, tmp_path: Path, capsys
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_files_of_earlier_versions_are_read_and_this_is_said_once(
-    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     real = json.dumps
 
@@ -147,25 +147,25 @@ def test_files_of_earlier_versions_are_read_and_this_is_said_once(
     monkeypatch.setattr(module, "_noted", set())
     for _ in range(2):
         assert torch.equal(read_embeddings(tmp_path / f"x{suffix}").embeddings, example().embeddings)
-    assert [record.getMessage() for record in caplog.records] == [
+    assert [str(warning.message) for warning in recwarn if warning.category is UserNote] == [
         f"{tmp_path}/x{suffix} has no checksum, because an earlier version of gcahng wrote it; damage to it is not "
         "found"
     ]
 
 
-def test_what_other_programs_wrote_has_no_checksum(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_other_programs_wrote_has_no_checksum(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     np.save(tmp_path / "x.npy", example().embeddings.numpy())
     assert torch.equal(read_embeddings(tmp_path / "x.npy").embeddings, example().embeddings)
-    assert not caplog.records
+    assert not [warning for warning in recwarn if warning.category is UserNote]
 
 
-def test_names_and_labels_may_be_edited(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_names_and_labels_may_be_edited(tmp_path: Path) -> None:
     write_embeddings(tmp_path / "x.npy", example())
     table = tmp_path / "x.csv"
     table.write_text(table.read_text().replace("sub/ü1.png,y", "sub/ü1.png,z"))
-    found = read_embeddings(tmp_path / "x.npy")
+    with pytest.warns(UserNote, match=r"x\.csv or x\.json was changed since it was written"):
+        found = read_embeddings(tmp_path / "x.npy")
     assert found.items.labels.tolist() == [0, 2, 2, 0, 1, 2, 0, 1, 2]
-    assert "x.csv or x.json was changed since it was written" in caplog.text
 
 
 def test_embeddings_that_were_changed_on_purpose(tmp_path: Path) -> None:
