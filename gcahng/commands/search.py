@@ -51,8 +51,6 @@ def run(arguments: list[str]) -> int:
     from gcahng.devices import resolve_device
     from gcahng.retrieval.index_file import load
 
-    if options.k < 1:
-        raise UserError(f"--k is {options.k}; it must be at least 1")
     if options.picture is not None and options.picture.suffix != ".png":
         raise UserError(f"--picture is {options.picture}; its name must end in .png")
     with progress_bar("checking", unit="bytes") as bar:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from gcahng.bounds import check_number
 from gcahng.data.augment import drawing
 from gcahng.data.image_set import ImageFiles
 from gcahng.data.reading import UnreadableImage, read_image
@@ -61,8 +62,7 @@ class FileBatches:
         skip_unreadable: bool = False,
         part: slice = WHOLE,
     ) -> None:
-        if not 0 < crop_scale_min <= 1:
-            raise UserError(f"crop_scale_min is {crop_scale_min}; it must be above 0 and at most 1")
+        check_number("crop_scale_min", crop_scale_min)
         self._files, self._sampler, self._device, self._workers = files, sampler, device, workers
         self._part = part
         self._reader = _BatchReader(files, image_size, crop_scale_min, seed, skip_unreadable, part)

@@ -14,7 +14,7 @@ from typing import Any
 
 from gcahng.data.listing import SPLITS, DataSetFiles, Listing, SplitFiles, leaves_folder
 from gcahng.errors import UserNote
-from gcahng.files import regular_file
+from gcahng.files import atomic_write, regular_file
 
 _SCHEMA = 1
 
@@ -79,16 +79,9 @@ def write_index(name: str, data_files: DataSetFiles, listing: Listing) -> Path |
     body = json.dumps(values).encode()
     content = hashlib.sha256(body).hexdigest().encode() + b"\n" + body
     for path in _index_paths(name, data_files):
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
-            if path.parent != data_files.root:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
+        with suppress(OSError):  # a read-only folder or a full disk is no error, since an index only saves time
+            atomic_write(path, lambda file: file.write(content))
             return path
-        except OSError:  # A read-only folder or a full disk is no error, since an index only saves time.
-            with suppress(OSError):
-                temporary.unlink()
     return None
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gcahng.errors import UserError
+from gcahng.files import regular_file
 
 SUMMARY = "summary.json"
 # What other code takes from a summary.
@@ -27,7 +28,7 @@ def read_summary(run: Path) -> dict[str, Any] | None:
     """
     path = run / SUMMARY
     try:
-        content = path.read_bytes()
+        content = regular_file(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

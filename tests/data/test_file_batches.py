@@ -259,7 +259,7 @@ def test_close_ends_the_workers(tree: ImageFiles) -> None:
 
 @pytest.mark.parametrize("least", [0.0, 1.5])
 def test_crop_scale_out_of_range(least: float, tree: ImageFiles) -> None:
-    with pytest.raises(UserError, match=f"crop_scale_min is {least}; it must be above 0 and at most 1"):
+    with pytest.raises(UserError, match=f"crop_scale_min is {least}; it must be a number above 0 and at most 1"):
         batches_of(tree, crop_scale_min=least)
 
 

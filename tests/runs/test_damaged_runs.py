@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,10 @@ def test_a_damaged_summary(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
     path.unlink()
     path.mkdir()
     with pytest.raises(UserError, match="cannot be read: Is a directory; it must be a readable file"):
+        read_summary(run)
+    path.rmdir()
+    os.mkfifo(path)  # which nobody writes to
+    with pytest.raises(UserError, match="cannot be read: it is a named pipe, not a regular file; it must be"):
         read_summary(run)
 
 
