@@ -32,14 +32,27 @@ _OTHER_FORMATS = (
     ".gif", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".jfif", ".svg", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw",
 )  # fmt: skip
 
-HIDDEN = "hidden"
-LOOP = "loops of links"
-NOWHERE = "links that lead nowhere"
-SPECIAL = "neither files nor folders"
-OTHER_FORMAT = "of other image formats"
-NESTED = "folders inside class folders"
-LISTED_ALREADY = "links to folders that are listed anyway"
-UNREADABLE = "folders that cannot be read"
+
+class Reason(NamedTuple):
+    """Why something was left out.
+
+    Attributes:
+        one: what one such thing is called.
+        many: what several are called.
+    """
+
+    one: str
+    many: str
+
+
+HIDDEN = Reason("hidden", "hidden")
+LOOP = Reason("loop of links", "loops of links")
+NOWHERE = Reason("link that leads nowhere", "links that lead nowhere")
+SPECIAL = Reason("that is neither a file nor a folder", "that are neither files nor folders")
+OTHER_FORMAT = Reason("of another image format", "of other image formats")
+NESTED = Reason("folder inside a class folder", "folders inside class folders")
+LISTED_ALREADY = Reason("link to a folder that is listed anyway", "links to folders that are listed anyway")
+UNREADABLE = Reason("folder that cannot be read", "folders that cannot be read")
 
 _NAMED = 3
 
@@ -52,9 +65,9 @@ class LeftOut:
         paths: by the reason, which is one of the constants of this module.
     """
 
-    paths: dict[str, list[str]] = field(default_factory=dict)
+    paths: dict[Reason, list[str]] = field(default_factory=dict)
 
-    def add(self, reason: str, path: str) -> None:
+    def add(self, reason: Reason, path: str) -> None:
         """Note that `path` was left out for `reason`."""
         self.paths.setdefault(reason, []).append(path)
 
@@ -71,7 +84,8 @@ class LeftOut:
         parts = []
         for reason, paths in sorted(self.paths.items()):
             more = ", …" if len(paths) > _NAMED else ""
-            parts.append(f"{len(paths):,} {reason} ({', '.join(map(shown, paths[:_NAMED]))}{more})")
+            what = reason.one if len(paths) == 1 else reason.many
+            parts.append(f"{len(paths):,} {what} ({', '.join(map(shown, paths[:_NAMED]))}{more})")
         return "; ".join(parts)
 
 

@@ -170,17 +170,18 @@ def _files_of(path: Path, left_out: LeftOut, skip_unreadable: bool) -> list[Path
             but = f"; left out: {left_out}" if left_out else ""
             raise UserError(f"{path} holds no images; it must hold files that end in {', '.join(IMAGE_SUFFIXES)}{but}")
         return files
-    if path.suffix.lower() in IMAGE_SUFFIXES:
-        if not os.path.isfile(path):
-            raise UserError(f"{_missing(path)}; name an image, a folder or a list of paths")
-        return [Path(os.path.abspath(path))]
-    if path.suffix.lower() in LIST_SUFFIXES and os.path.isfile(path):
-        return _listed(path, skip_unreadable)
     if not os.path.exists(path):
         raise UserError(f"{_missing(path)}; name an image, a folder or a list of paths")
-    raise UserError(
-        f"{path} is neither an image ({', '.join(IMAGE_SUFFIXES)}) nor a list of paths ({', '.join(LIST_SUFFIXES)})"
-    )
+    suffix = path.suffix.lower()
+    if suffix not in (*IMAGE_SUFFIXES, *LIST_SUFFIXES):
+        raise UserError(
+            f"{path} is neither an image ({', '.join(IMAGE_SUFFIXES)}) nor a list of paths ({', '.join(LIST_SUFFIXES)})"
+        )
+    try:
+        regular_file(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; it must be an image or a list of paths") from None
+    return _listed(path, skip_unreadable) if suffix in LIST_SUFFIXES else [Path(os.path.abspath(path))]
 
 
 def _files_below(root: Path, left_out: LeftOut, skip_unreadable: bool) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import unicodedata
 import warnings
@@ -207,3 +208,10 @@ def test_a_file_of_embeddings_with_the_other_setting_is_not_gone_on_with(
     assert "was made from other images, another network or other options" in capsys.readouterr().err
     assert main([*embed, "--data.exif_rotate", "yes"]) == 2
     assert "'yes' is neither true nor false" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["x.jpg", "x.txt"])
+def test_a_named_pipe_is_named(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name} cannot be read: it is a named pipe, not a regular file; it must be"):
+        files_images([tmp_path / name])
