@@ -95,8 +95,10 @@ def embed_sources(
         check: called with what the images are before they are embedded; it may refuse them.
         normalize: whether the embeddings are scaled to norm 1; they are, too, where those of `like` are.
     """
+    from gcahng.devices import resolve_device
     from gcahng.evaluation.embed import EmbedOptions, embed_to_file
 
+    resolve_device(options.device)  # before images are listed or drawn, which takes a while
     images, items, preprocessing = load_images(options, model, sources, like)
     check(items)
     workers = data_options(options).get("workers")
