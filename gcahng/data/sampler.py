@@ -13,8 +13,8 @@ from torch.utils.data import Sampler
 
 from gcahng.errors import UserError
 
-# As in gcahng.retrieval.labels, which is above this package.
-_UNLABELED = -1
+# The label of a sample whose class is not known.
+UNLABELED = -1
 
 
 class BalancedBatchSampler(Sampler[list[int]]):
@@ -60,7 +60,7 @@ class BalancedBatchSampler(Sampler[list[int]]):
     ) -> None:
         labels = _checked(labels)
         # Not a class of their own: samples without a label need not have anything in common.
-        labeled = (labels != _UNLABELED).nonzero().squeeze(1)
+        labeled = (labels != UNLABELED).nonzero().squeeze(1)
         labels = labels[labeled]
         classes, counts = labels.unique(return_counts=True)
         if not 1 <= classes_per_batch <= len(classes):

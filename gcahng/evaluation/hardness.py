@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from gcahng.config import TrainConfig
 from gcahng.data import ImageFiles, LabeledImages, Preprocessing, UnreadableImage, evaluation_batches
+from gcahng.data.sampler import UNLABELED
 from gcahng.losses import GCAHNGLoss
-from gcahng.retrieval.labels import UNLABELED
 
 MAX_IMAGES = 64
 THETA_BINS = 25

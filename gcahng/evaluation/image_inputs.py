@@ -18,6 +18,7 @@ from gcahng.data.config import DataConfig, DataName
 from gcahng.data.folder_entries import EXTENSIONS, LISTED_ALREADY, UNREADABLE, LeftOut, entries_of
 from gcahng.data.listing import split_lines
 from gcahng.data.near_names import near_file
+from gcahng.data.sampler import UNLABELED
 from gcahng.errors import UserError, UserNote
 from gcahng.files import regular_file
 from gcahng.paths import shown
@@ -152,7 +153,7 @@ def files_images(
     root = Path(os.path.abspath(root))
     names = tuple(os.path.relpath(file, root).replace(os.sep, "/") for file in files)
     class_names: tuple[str, ...] = ()
-    labels = torch.full((len(files),), -1)
+    labels = torch.full((len(files),), UNLABELED)
     if labels_from_folders:
         folders = [file.parent.name for file in files]
         class_names = tuple(sorted(set(folders)))

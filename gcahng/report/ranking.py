@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from gcahng.data.sampler import UNLABELED
 from gcahng.errors import UserError
 from gcahng.retrieval import nearest
-from gcahng.retrieval.labels import UNLABELED, Classes
+from gcahng.retrieval.labels import Classes
 
 GATHERED = 2**24  # numbers of neighbors at once
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from gcahng.bounds import check_number
+from gcahng.data.sampler import UNLABELED
 from gcahng.errors import UserError
 from gcahng.extras import require
 from gcahng.retrieval.candidates import faiss_sees_gpus, warn_once_without_faiss
 from gcahng.retrieval.index_base import prepared
-from gcahng.retrieval.labels import UNLABELED, check_labels
+from gcahng.retrieval.labels import check_labels
 from gcahng.retrieval.rows import check_embeddings
 
 BACKENDS = ("auto", "faiss", "scikit-learn")

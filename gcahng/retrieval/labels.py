@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gcahng.data.sampler import UNLABELED
 from gcahng.errors import UserError
 from gcahng.retrieval.rows import dtype_name
-
-UNLABELED = -1
 
 _CURE = "numpy.unique(labels, return_inverse=True)[1] numbers labels of any other kind"
 

@@ -215,3 +215,14 @@ def test_a_named_pipe_is_named(name: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / name)
     with pytest.raises(UserError, match=f"{name} cannot be read: it is a named pipe, not a regular file; it must be"):
         files_images([tmp_path / name])
+
+
+@pytest.mark.parametrize("command", ["embed {run} --out {out}.npy", "index build --model {run} --out {out}.index"])
+def test_a_device_is_looked_for_before_images(
+    command: str, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed: list[object] = []
+    monkeypatch.setattr("gcahng.commands.image_options.load_images", lambda *arguments: listed.append(arguments))
+    words = command.format(run=run, out=tmp_path / "x").split()
+    assert main([*words, "--device", "cuda:999"]) == 2 and not listed
+    assert "device is 'cuda:999'; PyTorch finds" in capsys.readouterr().err
