@@ -10,4 +10,7 @@ class UserError(ValueError):
 
 
 class UserNote(UserWarning):
-    """A warning of what a user should know, such as files that were left out; the command line prints one line."""
+    """A warning of what a user should know about files and data, such as images that were left out.
+
+    The command line prints it in one line. Which code runs, and what would be faster, goes to the logger "gcahng".
+    """
