@@ -150,7 +150,8 @@ class Index:
         """
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(self):
             raise UserError(f"k is {k!r}; it must be an integer from 1 to {len(self)}, the number of rows in the index")
-        check_number("effort", effort, none="None")
+        if effort is not None and (isinstance(effort, bool) or not isinstance(effort, int) or effort < 1):
+            raise UserError(f"effort is {effort!r}; it must be a positive integer")
         results, done = [], 0
         for rows in self._prepared("queries", queries, chunk):
             results.append(self._nearest(rows, k, effort))

@@ -94,7 +94,7 @@ def test_rows_reach_the_disk_before_they_are_noted(
 ) -> None:
     events: list[tuple[str, int]] = []
     note = partial_embeddings.write_json
-    monkeypatch.setattr(partial_embeddings.os, "fsync", lambda file: events.append(("synced", os.fstat(file).st_size)))
+    monkeypatch.setattr(os, "fsync", lambda file: events.append(("synced", os.fstat(file).st_size)))
     monkeypatch.setattr(
         partial_embeddings,
         "write_json",

@@ -323,7 +323,7 @@ def test_errors_of_settings_and_search():
             (dict(k=0), "k is 0; it must be an integer from 1 to 1500, the number of rows in the index"),
             (dict(k=1501), "k is 1501; it must be an integer from 1 to 1500"),
             (dict(effort=3), 'effort is 3; it must be None for kind "flat", which compares all rows'),
-            (dict(effort=0), "effort is 0; it must be None or a whole number of at least 1"),
+            (dict(effort=0), "effort is 0; it must be a positive integer"),
             (dict(chunk=0), "chunk is 0; it must be a positive integer"),
             (dict(queries=QUERIES[:, :3]), "queries has 3 channels; it must have 16, like the embeddings"),
             (
