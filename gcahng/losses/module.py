@@ -140,13 +140,22 @@ class LossModule(RunningMeans):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LossModule:
         before, counters = list(self.parameters()), dict(self.named_buffers(recurse=False))
-        super()._apply(fn, recurse)
+        moves = False
+
+        def apply(tensor: Tensor) -> Tensor:
+            nonlocal moves
+            applied = fn(tensor)
+            moves |= applied is not tensor
+            return applied
+
+        super()._apply(apply, recurse)
         self._keep_counters(counters)
         # Most moves change the parameter objects in place, but to_empty, for one, replaces them.
         moved = dict(zip(before, self.parameters(), strict=True))
         for optimizer in (self.graph_optimizer, self.classifier_optimizer):
             move_state(optimizer, moved, fn)
-        self._pending = None
+        if moves:  # a loop may call .to() before each batch, with nothing to move
+            self._pending = None
         return self
 
     @contextmanager
