@@ -15,7 +15,7 @@ from gcahng.losses.base import Base, IndicesTuple, base_loss, check_base, check_
 from gcahng.losses.layout import ClassLayout
 from gcahng.losses.misuse import Trace, refuse_gathering, sample
 from gcahng.losses.module import LossModule, check_draws
-from gcahng.losses.optimizers import clipped_step, set_gradients
+from gcahng.losses.optimizers import check_holds, clipped_step, set_gradients
 from gcahng.losses.options import RATES, EngineOptions, check_options, engine_options, plain_numbers
 from gcahng.nn import GraphNetwork
 from gcahng.reference.npair import npair
@@ -250,8 +250,9 @@ class GCAHNGLoss(LossModule):
 
         Raises:
             RuntimeError: no training forward is pending, or its backward has not run.
-            UserError: something else has stepped the graph network, the loss's gradient was scaled by another scaler
-                than this one, or a deferred check found something wrong with the batch.
+            UserError: something else has stepped the graph network or replaced the loss's parameters, the loss's
+                gradient was scaled by another scaler than this one, or a deferred check found something wrong with the
+                batch.
         """
         pending = self._pending
         if pending is None:
@@ -259,7 +260,9 @@ class GCAHNGLoss(LossModule):
                 "generator_step: no training forward is pending; call gca(embeddings, labels) in training mode first"
             )
         z, layout, trace = pending.z, pending.layout, pending.trace
-        without_gradients = all(parameter.grad is None for parameter in self.graph_network.parameters())
+        check_holds(self.graph_optimizer, self.graph_network)
+        check_holds(self.classifier_optimizer, self.classifier)
+        without_gradients = self._has_no_gradients()
         if without_gradients and trace.upstream is None:
             raise RuntimeError(WITHOUT_GRADIENTS)
         check_draws(u, layout.views)
@@ -372,6 +375,9 @@ class GCAHNGLoss(LossModule):
         """The trace of the forward before, if the graph network trains and no generator step has followed."""
         trains = any(p.requires_grad for group in self.graph_optimizer.param_groups for p in group["params"])
         return self._pending.trace if self._pending is not None and trains else None
+
+    def _has_no_gradients(self) -> bool:
+        return all(parameter.grad is None for parameter in self.graph_network.parameters())
 
     def _generator_alone_trains(self) -> bool:
         """Whether all weights are frozen that have gradients in the caller's backward, and others are not."""

@@ -64,6 +64,24 @@ def set_gradients(loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
         parameter.grad = gradient
 
 
+def check_holds(optimizer: torch.optim.AdamW, module: nn.Module) -> None:
+    """Checks that an optimizer steps the parameters that a module has now.
+
+    Args:
+        optimizer: the optimizer.
+        module: its parameters were given to the optimizer, though not all need have been.
+
+    Raises:
+        UserError: other parameters have taken their place.
+    """
+    own = {id(parameter) for parameter in module.parameters()}
+    if not all(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+        raise UserError(
+            "the loss's parameters have been replaced (transformers' from_pretrained does so in a model that holds the "
+            "loss), and its optimizers hold the old ones; make the loss after that, or keep it out of the model"
+        )
+
+
 class OptimizerState(NamedTuple):
     """The state of one of the loss's optimizers.
 
