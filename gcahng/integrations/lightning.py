@@ -68,6 +68,8 @@ class GeneratorCallback(Callback):
         check_optimizers(self.loss, trainer.optimizers, CURE)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not (pl_module.automatic_optimization or self.loss.awaits_step):
+            return  # the backward was that of another loss
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         logs = self.loss.generator_step(scaler)
         if self.log:

@@ -234,6 +234,12 @@ class GCAHNGLoss(LossModule):
             self._pending = _Pending(z.detach(), layout, logs, _autocast_state(z.device), trace)
         return metric + synthetic + losses.node_entropy
 
+    @property
+    def awaits_step(self) -> bool:
+        """Whether a training forward and its backward wait for generator_step."""
+        pending = self._pending
+        return pending is not None and not (pending.trace.upstream is None and self._has_no_gradients())
+
     def generator_step(self, scaler: torch.amp.GradScaler | None = None, u: Tensor | None = None) -> dict[str, Tensor]:
         """Steps the graph network on the gradients that loss.backward() left, the classifier, and the graph network
         on J_gen.

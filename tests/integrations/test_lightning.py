@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,15 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    Callback,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from pytorch_metric_learning.losses import ProxyAnchorLoss
+from tiers import few
 from torch import Tensor, nn
 
 import gcahng
@@ -171,6 +179,57 @@ def test_validation_leaves_the_loss_alone(tmp_path: Path) -> None:
     make_trainer(tmp_path).fit(model, Points(), Points())
     plain = by_hand(8)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
+
+
+class TwoLosses(Model):
+    """Manual optimization with a backward for each of two losses."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor], step: int) -> None:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(1e-3 * self.network(batch[0]).square().mean())
+        if step % 2 == 0:
+            self.manual_backward(self.gca(self.network(batch[0]), batch[1]))
+        optimizer.step()
+
+
+def test_a_backward_of_another_loss_steps_no_generator(tmp_path: Path) -> None:
+    model = TwoLosses(manual=True)
+    make_trainer(tmp_path).fit(model, Points())
+    assert model.gca.draw == 8  # two for each of four steps
+
+
+AVERAGES = {
+    "ema": lambda: EMAWeightAveraging(decay=0.9),
+    "mean": WeightAveraging,
+    "swa": lambda: StochasticWeightAveraging(swa_lrs=1e-3, swa_epoch_start=2),
+}
+
+
+@pytest.mark.parametrize("kind", few(list(AVERAGES)))
+def test_averaged_weights_with_the_loss_among_them(kind: str, tmp_path: Path) -> None:
+    model, plain = Model(), by_hand(12)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*generator_step")
+        make_trainer(tmp_path, max_epochs=3, callbacks=[GeneratorCallback(), AVERAGES[kind]()]).fit(model, Points())
+    for name in ("mean_metric", "mean_generator"):
+        torch.testing.assert_close(getattr(model.gca, name), getattr(plain.gca, name), rtol=0.2, atol=0)
+    samples, labels = next(iter(Points()))
+    model.train()
+    model.gca(model.network(samples), labels).backward()  # and it can go on
+    assert all(value.isfinite() for value in model.gca.generator_step().values())
+
+
+def test_a_run_with_averaged_weights_continues_bit_for_bit(tmp_path: Path) -> None:
+    def fit(model: Model, *more: Callback, start: Path | None = None, **options: Any) -> Model:
+        callbacks = [GeneratorCallback(), AVERAGES["ema"](), *more]
+        trainer = make_trainer(tmp_path, callbacks=callbacks, **options)
+        trainer.fit(model, Points(), ckpt_path=start, weights_only=True if start else None)
+        return model
+
+    saved = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=3, save_top_k=-1)
+    fit(Model(), saved, enable_checkpointing=True, max_steps=3)
+    assert same(fit(Model(), start=tmp_path / "step=3.ckpt"), fit(Model()))
 
 
 TWO_PROCESSES = """
