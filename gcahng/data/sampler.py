@@ -48,6 +48,8 @@ class BalancedBatchSampler(Sampler[list[int]]):
         UserError: `labels` is not a non-empty (N,) integer tensor, or another argument is out of range.
     """
 
+    drop_last = True  # as of torch's BatchSampler, for those who ask: all batches are whole
+
     def __init__(
         self,
         labels: Tensor | Sequence[int],

@@ -132,7 +132,9 @@ class BalancedBatches:
                 f"the data set has the columns {', '.join(dataset.column_names)}; it must have a column `label` with "
                 "the class of each row"
             )
-        return BalancedBatchSampler(torch.as_tensor(list(dataset[names[0]])), batch_size // views, views, seed=seed)
+        labels = torch.as_tensor(list(dataset[names[0]]))
+        # Whole batches: in several processes it is the trainer that gives each its part.
+        return BalancedBatchSampler(labels, batch_size // views, views, seed=seed, num_replicas=1, rank=0)
 
 
 def _channels(model: SentenceTransformer) -> int:

@@ -113,7 +113,8 @@ class GeneratorCallback(TrainerCallback):
 
     Raises:
         UserError: (from trainer.train) an argument of the trainer does not fit, the optimizer holds the loss's
-            parameters or lacks those of its base, or there is no state of the loss for the checkpoint.
+            parameters or lacks those of its base, there is another such callback, or there is no state of the loss for
+            the checkpoint.
     """
 
     def __init__(self, loss: GCAHNGLoss | nn.Module, resume_from: str | Path | None = None) -> None:
@@ -126,6 +127,11 @@ class GeneratorCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **known: Any) -> None:
         check_arguments(args)
+        if vars(state).setdefault("_steps_a_generator", self) is not self:  # one state for all callbacks of a run
+            raise UserError(
+                "the trainer has two GeneratorCallbacks; it must have one, for one loss: their states would overwrite "
+                "each other in checkpoints"
+            )
         check_optimizers(self.gca, [known["optimizer"]], OUT_OF_THE_MODEL)
         self.gca.to(args.device)
         if state.global_step:

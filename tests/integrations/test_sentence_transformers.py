@@ -13,7 +13,8 @@ from pytorch_metric_learning.losses import ProxyAnchorLoss
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer, models, pre_tokenizers
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import TrainerCallback
 
 import gcahng
 from gcahng.engine.plan import StepSize, choose_memory
@@ -50,7 +51,7 @@ def pairs(count: int = 40) -> Dataset:
     return Dataset.from_dict({"query": texts[:count], "document": texts[count:], "label": list(range(count))})
 
 
-def make_trainer(folder: Path, data: Dataset, loss: GCAHNGSentenceLoss, **more: Any) -> SentenceTransformerTrainer:
+def make_trainer(folder: Path, data: Any, loss: nn.Module, **more: Any) -> SentenceTransformerTrainer:
     options = {"max_steps": 6, "save_steps": 3, "per_device_train_batch_size": 12, "learning_rate": 1e-2} | more
     evaluated = options.pop("eval_dataset", None)
     arguments = SentenceTransformerTrainingArguments(
@@ -129,6 +130,50 @@ def test_proxies_are_in_the_optimizer(tmp_path: Path) -> None:
     before = loss.base.proxies.clone()
     make_trainer(tmp_path, texts_by_label(), loss, batch_sampler=BalancedBatches(3)).train()
     assert not torch.equal(before, loss.base.proxies)
+
+
+class HoldsTheLoss(nn.Module):
+    """A loss of the user's own, whose parameters the trainer collects."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model, self.gca = make_model(), gcahng.GCAHNGLoss(CLASSES, DIM, layers=1, seed=0)
+
+    def forward(self, sentence_features: Any, labels: Tensor) -> Tensor:
+        return self.gca(torch.cat([self.model(f)["sentence_embedding"] for f in sentence_features]), labels)
+
+
+class StepsAfterwards(TrainerCallback):
+    """A callback of the user's own."""
+
+    def __init__(self, gca: gcahng.GCAHNGLoss) -> None:
+        self.gca = gca
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.gca.generator_step()
+
+
+def test_a_loss_whose_parameters_the_trainer_collects_is_refused(tmp_path: Path) -> None:
+    loss = HoldsTheLoss()
+    trainer = make_trainer(tmp_path, texts_by_label(), loss, batch_sampler=BalancedBatches(3))
+    with pytest.raises(gcahng.UserError, match="would be stepped twice; the loss must not be a part of the model"):
+        trainer.train()
+    trainer.remove_callback(GeneratorCallback)
+    trainer.add_callback(StepsAfterwards(loss.gca))
+    with pytest.raises(gcahng.UserError, match="only generator_step may step them.*but not gca.parameters"):
+        trainer.train()
+
+
+def test_several_data_sets(tmp_path: Path) -> None:
+    loss = GCAHNGSentenceLoss(make_model(), CLASSES, layers=1, seed=0)
+    data = {"long": texts_by_label(), "short": texts_by_label(48)}
+    make_trainer(tmp_path, data, loss, batch_sampler=BalancedBatches(3)).train()
+    assert loss.gca.draw == 12
+    two = {name: GCAHNGSentenceLoss(loss.model, CLASSES, layers=1, seed=0) for name in data}
+    trainer = make_trainer(tmp_path, data, two["long"], batch_sampler=BalancedBatches(3))
+    trainer.add_callback(GeneratorCallback(two["short"]))
+    with pytest.raises(gcahng.UserError, match="the trainer has two GeneratorCallbacks; it must have one"):
+        trainer.train()
 
 
 def test_it_moves_as_one() -> None:

@@ -10,7 +10,7 @@ import torch
 from pytorch_metric_learning.losses import ProxyAnchorLoss
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 import gcahng
 from gcahng.data import BalancedBatchSampler
@@ -147,7 +147,6 @@ def test_a_run_continues_bit_for_bit(tmp_path: Path) -> None:
 
 def stop_after(step: int) -> Any:
     """A callback that stops a trainer."""
-    from transformers import TrainerCallback
 
     class Stop(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -173,6 +172,77 @@ def test_a_checkpoint_elsewhere(tmp_path: Path) -> None:
     (folder / FILE).write_bytes(b"x" * 100)
     with pytest.raises(gcahng.UserError, match="is damaged"):
         make_trainer(tmp_path / "moved", make_loss())[0].train(resume_from_checkpoint=str(folder))
+
+
+class HoldsTheLoss(Network):
+    """A model that computes its loss itself. The optimizer must be the user's own then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gca = make_loss()
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return {"loss": self.gca(super().forward(x)["embeddings"], labels)}
+
+
+class StepsTheGenerator(TrainerCallback):
+    """A callback of the user's own."""
+
+    def on_pre_optimizer_step(self, *_: Any, model: HoldsTheLoss, **__: Any) -> None:
+        model.gca.generator_step()
+
+
+def test_a_model_that_holds_the_loss_continues_bit_for_bit(tmp_path: Path) -> None:
+    """The trainer writes it with safetensors, and loads it with strict=False."""
+
+    def train(folder: str, **options: Any) -> nn.Module:
+        model = HoldsTheLoss()
+        optimizer = torch.optim.AdamW(model.layers.parameters(), lr=1e-3)
+        trainer = BalancedTrainer(
+            model,
+            arguments(tmp_path / folder),
+            train_dataset=Points(),
+            callbacks=[StepsTheGenerator()],
+            optimizers=(optimizer, None),
+        )
+        trainer.train(**options)
+        return model
+
+    whole = train("a")
+    assert (tmp_path / "a" / "checkpoint-3" / "model.safetensors").exists()
+    rest = train("b", resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-3"))
+    assert same(rest.state_dict(), whole.state_dict())
+
+
+class Pretrained(PreTrainedModel):
+    """A model of transformers that holds the loss."""
+
+    config_class = PreTrainedConfig
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
+        self.network, self.gca = Network(), make_loss()
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Leaves all weights as they are."""
+
+
+def test_a_loss_whose_weights_from_pretrained_replaces_is_refused(tmp_path: Path) -> None:
+    Pretrained(PreTrainedConfig()).save_pretrained(tmp_path)
+    model, data = Pretrained.from_pretrained(tmp_path), Points()
+    model.train()
+    rows = next(iter(BalancedBatchSampler(data.labels, 4, VIEWS)))
+    model.gca(model.network(data.points[rows])["embeddings"], data.labels[rows]).backward()
+    with pytest.raises(gcahng.UserError, match="from_pretrained does so in a model that holds the loss"):
+        model.gca.generator_step()
+
+
+def test_without_the_callback_there_is_a_warning(tmp_path: Path) -> None:
+    trainer, callback = make_trainer(tmp_path, make_loss(), max_steps=2)
+    trainer.remove_callback(callback)
+    with pytest.warns(UserWarning, match=r"call gca\.generator_step\(\) after every loss\.backward\(\)"):
+        trainer.train()
 
 
 @pytest.mark.parametrize(
