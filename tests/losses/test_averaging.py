@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_avg_fn, update_bn
 
 import gcahng
-from gcahng.losses.misuse import FORWARDS_WITHOUT_STEP
+from gcahng.losses import misuse
 
 
 class ModelAndLoss(nn.Module):
@@ -151,12 +151,13 @@ def test_averaged_weights_put_in_place_leave_the_optimizers():
 
 
 @pytest.mark.parametrize("with_gradients", [False, True], ids=["update_bn", "lightning"])
-def test_a_pass_for_batch_norm_does_not_ask_for_generator_steps(with_gradients):
+def test_a_pass_for_batch_norm_does_not_ask_for_generator_steps(with_gradients, monkeypatch):
     """Lightning's is a training epoch without backward, torch's one without gradients. Both set momentum to None."""
+    monkeypatch.setattr(misuse, "FORWARDS_WITHOUT_STEP", 3)
     module = ModelAndLoss()
     for step in range(2):
         module.step(step)
-    batches = [[make_batch(seed)] for seed in range(FORWARDS_WITHOUT_STEP + 2)]
+    batches = [[make_batch(seed)] for seed in range(5)]
     weights = copy.deepcopy([*module.parameters()])
     with warnings.catch_warnings():
         warnings.simplefilter("error")

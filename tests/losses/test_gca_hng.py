@@ -98,6 +98,7 @@ def test_generator_step_without_recorded_gradients_around_it():
     assert same(*found)
 
 
+@pytest.mark.filterwarnings("ignore:a second training forward")
 def test_a_second_forward_forgets_the_first():
     """No accumulation over batches: only the last forward counts, though the first has moved draws and statistics."""
     assert "Gradient accumulation is not supported" in gcahng.GCAHNGLoss.__doc__

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from loss_cases import CLASSES, DIM, NUM_CLASSES, VIEWS, make_batch, make_loss, same, snapshot, train_step
+from tiers import few
 
 import gcahng
 
@@ -89,7 +90,7 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("call", ["training", "eval", "generate"])
+@pytest.mark.parametrize("call", few(["training", "eval", "generate"]))
 @pytest.mark.parametrize("case", [*VALUES, *SHAPES])
 def test_bad_batches_are_named_and_change_nothing(case, call):
     edit, message = (VALUES | SHAPES)[case]

@@ -11,16 +11,11 @@ import loss_cases
 import pytest
 import torch
 from loss_cases import make_batch, same, snapshot, train_step
-from pytorch_metric_learning.losses import ContrastiveLoss
-from pytorch_metric_learning.miners import MultiSimilarityMiner
-from pytorch_metric_learning.utils.distributed import DistributedLossWrapper, DistributedMinerWrapper
 from tiers import few
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import gcahng
-from gcahng.engine.ranks import Ranks
 
 FOREIGN = r"weights changed between the loss's forward and generator_step; .* give it model\.parameters\(\)"
 ACCUMULATED = r"a second training forward follows a backward without gca\.generator_step\(\)"
@@ -163,6 +158,19 @@ def test_the_base_losss_parameters_are_the_users():
     assert not torch.equal(base.proxies, before)
 
 
+def test_weights_that_others_have_replaced_are_not_trained_in_silence():
+    """As transformers' from_pretrained replaces them, and some tools for adapters. The optimizers hold the old ones."""
+    for name in ("graph_network.class_head", "classifier"):
+        gca, batch = make_loss(), make_batch()
+        module = gca.get_submodule(name)
+        module.bias = nn.Parameter(module.bias.detach().clone())
+        gca(*batch).backward()
+        before = snapshot(gca)
+        with pytest.raises(gcahng.UserError, match="parameters have been replaced .* its optimizers hold the old ones"):
+            gca.generator_step()
+        assert same(snapshot(gca), before)
+
+
 # -- what a loop may do with the weights
 
 
@@ -262,6 +270,17 @@ def test_check_off_looks_at_nothing():
     gca.generator_step()
 
 
+def test_a_move_to_where_everything_is_changes_nothing():
+    gca, batch = make_loss(), make_batch()
+    assert not gca.awaits_step
+    loss = gca(*batch)
+    assert not gca.to("cpu").awaits_step
+    loss.backward()
+    assert gca.to("cpu").double().awaits_step
+    gca.generator_step()
+    assert not gca.awaits_step
+
+
 # -- gradient accumulation
 
 
@@ -276,6 +295,13 @@ def test_a_batch_that_never_trains_the_graph_network_is_told_of_once():
         gca(*batches[2]).backward()
     gca.generator_step()
     train_step(gca, *batches[0])
+
+
+def test_though_the_loss_is_moved_to_its_device_before_each_batch():
+    gca, batch = make_loss(), make_batch()
+    gca(*batch).backward()
+    with pytest.warns(UserWarning, match=ACCUMULATED):
+        gca.to("cpu")(*batch)
 
 
 @pytest.mark.parametrize("clear", ["optimizer", "module"])
@@ -383,198 +409,3 @@ def test_a_graph_network_that_is_frozen_whole_has_no_step():
     scaler.scale(gca(z.requires_grad_(), labels)).backward()
     with pytest.raises(RuntimeError, match="or its parameters are frozen"):
         gca.generator_step(scaler)
-
-
-# -- several processes
-
-
-@pytest.fixture
-def two_processes() -> Iterator[None]:
-    """torch.distributed as in the first of two processes, whose collectives do nothing."""
-    distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
-    yield
-    distributed.destroy_process_group()
-
-
-def test_processes_that_share_nothing_are_told_of_once(two_processes):
-    gca, batch = make_loss(), make_batch()
-    gca.eval()(*batch)
-    gca.train()
-    with pytest.warns(UserWarning, match=r"process_group is None among 2 processes .* pass process_group='world'"):
-        train_step(gca, *batch)
-    train_step(gca, *batch)
-
-
-def test_alone_says_that_they_shall_share_nothing(two_processes):
-    batch = make_batch()
-    alone, usual = make_loss(process_group="alone"), make_loss()
-    result = train_step(alone, *batch)
-    distributed.destroy_process_group()
-    assert same(result, train_step(usual, *batch))
-    distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
-
-
-def test_no_word_of_processes_where_there_is_one(tmp_path):
-    assert train_step(make_loss(process_group="alone"), *make_batch())
-    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
-    try:
-        train_step(make_loss(), *make_batch())
-    finally:
-        distributed.destroy_process_group()
-
-
-def wrapped() -> nn.Module:
-    return DistributedLossWrapper(ContrastiveLoss())
-
-
-class Gathers(nn.Module):
-    """A base loss of the user's own, which gathers by itself."""
-
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        parts = [torch.zeros_like(embeddings) for _ in range(2)]
-        distributed.all_gather(parts, embeddings.detach())
-        return torch.cat(parts).square().mean() + embeddings.square().mean()
-
-
-class Averages(nn.Module):
-    """One that takes the mean over processes, which is no second gathering."""
-
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        distributed.all_reduce(torch.ones(3))
-        return embeddings.square().mean()
-
-
-@pytest.fixture
-def gathered(two_processes, monkeypatch) -> None:
-    """Batches enter as if they were gathered."""
-    monkeypatch.setattr(Ranks, "whole_batch", lambda ranks, embeddings, labels: (embeddings, labels))
-
-
-def test_a_base_that_gathers_by_itself_is_refused(gathered):
-    for base in (wrapped(), nn.Sequential(wrapped())):
-        with pytest.raises(gcahng.UserError, match=r"base gathers .* \(it holds a DistributedLossWrapper\)"):
-            make_loss(base=base, process_group="world")
-    hidden = wrapped()
-    with pytest.raises(gcahng.UserError, match=r"base gathers .* \(it holds a DistributedLossWrapper\)"):
-        make_loss(base=lambda embeddings, labels: hidden(embeddings, labels), process_group="world")
-    with pytest.raises(gcahng.UserError, match=r"miner gathers .* \(it holds a DistributedMinerWrapper\)"):
-        make_loss(base=ContrastiveLoss(), miner=DistributedMinerWrapper(MultiSimilarityMiner()), process_group="world")
-    gca = make_loss(base=Gathers(), process_group="world")
-    for _ in range(2):
-        with pytest.raises(gcahng.UserError, match=r"base gathers .* \(it calls c10d\.allgather"):
-            gca(*make_batch())
-
-
-def test_a_base_that_does_not_gather_is_called_as_ever(gathered):
-    gca = make_loss(base=Averages(), process_group="world")
-    for _ in range(2):
-        gca(*make_batch())
-    make_loss(base=wrapped(), process_group="alone")
-    make_loss(base=wrapped())
-
-
-# -- batches with equal rows
-
-
-def one_class(z: Tensor, labels: Tensor) -> Tensor:
-    return torch.where((labels == labels.min())[:, None], z[:1], z)
-
-
-def every_class(z: Tensor, labels: Tensor) -> Tensor:
-    firsts = {int(label): (labels == label).nonzero()[0, 0] for label in labels.unique()}
-    return z[torch.stack([firsts[int(label)] for label in labels])]
-
-
-def across_classes(z: Tensor, labels: Tensor) -> Tensor:
-    first, second = labels.unique()[:2]
-    z = z.clone()
-    z[labels == first] = z[labels == second]
-    return z
-
-
-def one_image(z: Tensor, labels: Tensor) -> Tensor:
-    return z[:1].expand_as(z).clone()
-
-
-def opposite(z: Tensor, labels: Tensor) -> Tensor:
-    first, second = labels.unique()[:2]
-    z = z.clone()
-    z[labels == first] = -z[labels == second]
-    return z
-
-
-@pytest.mark.parametrize("mean", few([2.0, 1e-2, 1e6]))
-@pytest.mark.parametrize("edit", [one_class, every_class, across_classes, one_image, opposite])
-@pytest.mark.parametrize("impl", ["reference", "torch", "cpp"])
-@pytest.mark.parametrize("dtype", few([torch.float32, torch.float64]))
-def test_equal_rows_give_finite_gradients(edit, impl, dtype, mean):
-    gca = make_loss(impl=impl, dtype=dtype)
-    gca.mean_metric = mean
-    z, labels = make_batch(dtype=dtype)
-    for _ in range(2):
-        loss, gradient, logs = train_step(gca, edit(z, labels), labels)
-        assert loss.isfinite() and gradient.isfinite().all()
-        assert all(value.isfinite() for value in logs.values())
-        assert all(parameter.isfinite().all() for parameter in gca.parameters())
-
-
-# -- tensors that are not where, or what, they seem
-
-
-@pytest.mark.parametrize("num_per_class", [None, 3])
-@pytest.mark.parametrize("impl", ["reference", "torch", "cpp"])
-def test_a_default_device_does_not_move_what_belongs_beside_the_loss(impl, num_per_class):
-    """Meta tensors stand for those of a GPU: whoever makes one where a CPU tensor belongs fails."""
-    gca, (z, labels) = make_loss(impl=impl, num_per_class=num_per_class, epochs=2), make_batch()
-    usual = copy.deepcopy(gca)
-    for one, device in ((usual, None), (gca, "meta")):
-        torch.set_default_device(device)
-        try:
-            train_step(one, z, labels)
-            train_step(one, z, labels, scaler=torch.amp.GradScaler("cpu"))
-            one.end_epoch()
-            one.mean_metric, one.mean_generator = 3.0, 5
-            one.generate(z, labels, anchors=[int(labels[0])])
-            one.load_state_dict(snapshot(one))
-            one.float().double()
-            train_step(one, z, labels)
-            gcahng.load_official_state_dict(one, gcahng.official_state_dict(one))
-            gcahng.npair_loss(z, labels)
-        finally:
-            torch.set_default_device(None)
-    assert same(snapshot(gca), snapshot(usual))
-
-
-@pytest.mark.parametrize("impl", ["reference", "torch", "cpp"])
-def test_vmap_is_refused_in_one_line(impl):
-    z, labels = make_batch()
-    several = z.expand(2, -1, -1)
-    gca = make_loss(impl=impl)
-    message = r"the engine supports .*, and a loop does what torch\.vmap would"
-    if impl == "reference":
-        message = r"the loss is called within torch\.vmap; it must be called in a loop"
-    stacked = {name: torch.stack([p, p]) for name, p in gca.named_parameters()}
-    calls = [
-        lambda: torch.vmap(lambda z: gca(z, labels))(several),
-        lambda: torch.vmap(gca)(several, labels.expand(2, -1)),
-        lambda: torch.vmap(torch.func.grad(gca), in_dims=(0, None))(several, labels),
-        lambda: torch.vmap(lambda z: gca.generate(z, labels))(several),
-        lambda: torch.vmap(lambda p: torch.func.functional_call(gca, p, (z, labels)))(stacked),
-    ]
-    for training in (True, False):
-        gca.train(training)
-        for call in calls:
-            with pytest.raises(gcahng.UserError, match=message):
-                call()
-    with pytest.raises(gcahng.UserError, match=r"npair_loss is called within torch\.vmap; .* check=False"):
-        torch.vmap(lambda z: gcahng.npair_loss(z, labels))(several)
-
-
-def test_what_vmap_can_do_it_still_does():
-    z, labels = make_batch()
-    several = torch.stack([z, z.flip(0)])
-    gca = make_loss(impl="reference", check="off", num_per_class=3).eval()
-    mapped = torch.vmap(lambda z: gca(z, labels))(several)
-    torch.testing.assert_close(mapped, torch.stack([gca(z, labels) for z in several]))
-    mapped = torch.vmap(lambda z: gcahng.npair_loss(z, labels, num_per_class=3, check=False))(several)
-    torch.testing.assert_close(mapped, torch.stack([gcahng.npair_loss(z, labels) for z in several]))

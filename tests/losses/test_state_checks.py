@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
 from loss_cases import DIM, NUM_CLASSES, make_batch, same, snapshot, train_step
 from pytorch_metric_learning.losses import ProxyAnchorLoss
-from test_state_savers import as_version_1, go_on, held, trained
+from test_state_savers import as_version_1, go_on, held
+from test_state_savers import trained as newly_trained
 from tiers import few
 from torch import Tensor, nn
 
 import gcahng
 from gcahng.losses.state import EXTRA
+
+
+@functools.cache
+def kept(steps: int, **options: int) -> gcahng.GCAHNGLoss:
+    return newly_trained(steps, **options)
+
+
+def trained(steps: int, base: nn.Module | None = None, **options: int) -> gcahng.GCAHNGLoss:
+    """A trained loss. Copies of one are quicker than as many trainings."""
+    return copy.deepcopy(kept(steps, **options)) if base is None else newly_trained(steps, base=base, **options)
 
 
 def refused(gca: gcahng.GCAHNGLoss, state: dict, message: str, strict: bool = True) -> None:

@@ -13,7 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 import gcahng
-from gcahng.losses.misuse import FORWARDS_WITHOUT_STEP
+from gcahng.losses import misuse
+
+FORWARDS = 4
 
 pytestmark = pytest.mark.usefixtures("implementation")
 
@@ -62,20 +64,22 @@ def test_data_parallel_around_model_and_loss(process_group):
     assert same(snapshot(wrapped), snapshot(plain))
 
 
-def test_a_loss_that_never_steps_says_so_once():
+def test_a_loss_that_never_steps_says_so_once(monkeypatch):
+    assert misuse.FORWARDS_WITHOUT_STEP == 20
+    monkeypatch.setattr(misuse, "FORWARDS_WITHOUT_STEP", FORWARDS)
     gca, batch = make_loss(), make_batch()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for _ in range(FORWARDS_WITHOUT_STEP):  # the generator step begins the count anew
+        for _ in range(FORWARDS):  # the generator step begins the count anew
             gca(*batch)
             train_step(gca, *batch)
-        for _ in range(FORWARDS_WITHOUT_STEP - 1):
+        for _ in range(FORWARDS - 1):
             gca(*batch)
         gca.eval()(*batch)
         with torch.no_grad():
             gca.train()(*batch)
-    with pytest.warns(UserWarning, match=r"20 forwards in training mode without generator_step\(\)") as caught:
-        for _ in range(FORWARDS_WITHOUT_STEP):
+    with pytest.warns(UserWarning, match=r"4 forwards in training mode without generator_step\(\)") as caught:
+        for _ in range(FORWARDS):
             gca(*batch)
     assert [warning.filename for warning in caught] == [__file__]
 
