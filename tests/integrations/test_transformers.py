@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -286,6 +289,58 @@ def test_evaluation_changes_nothing_and_says_where_it_has_no_loss(tmp_path: Path
     with pytest.warns(UserWarning, match="the evaluation loss is NaN"):
         assert torch.tensor(trainer.evaluate()["eval_loss"]).isnan()
     assert same(before, everything(trainer, loss))
+
+
+TWO_PROCESSES = """
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+from gcahng.data import BalancedBatchSampler
+from integrations.test_transformers import VIEWS, BalancedTrainer, everything, make_loss, make_trainer
+
+class WholeBatches(BalancedTrainer):
+    # the trainer gives each process its part
+    def get_train_dataloader(self):
+        data = self.train_dataset
+        batches = BalancedBatchSampler(data.labels, 4, VIEWS, seed=0, num_replicas=1, rank=0)
+        return self.accelerator.prepare(DataLoader(data, batch_sampler=batches))
+
+folder, rank = Path(sys.argv[1]), os.environ["RANK"]
+torch.distributed.init_process_group("gloo")
+loss = make_loss(process_group="world")
+trainer, _ = make_trainer(
+    folder, loss, WholeBatches, average_tokens_across_devices=False, accelerator_config={"split_batches": True},
+    ddp_backend="gloo",
+)
+trainer.train()
+torch.save(everything(trainer, loss), folder / f"{rank}.pt")
+"""
+
+
+@pytest.mark.processes
+def test_two_processes_are_as_one(tmp_path: Path) -> None:
+    (tmp_path / "two.py").write_text(TWO_PROCESSES)
+    root = Path(gcahng.__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": f"{root}:{root / 'tests'}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run = subprocess.run(
+        [*command, tmp_path / "two.py", tmp_path], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "draw the same batches" not in run.stderr
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert same(first, second)
+    loss = make_loss()
+    trainer, _ = make_trainer(tmp_path / "one", loss)
+    trainer.train()
+    one = everything(trainer, loss)
+    for name, value in first.items():
+        if value.is_floating_point():  # the optimizers lie in bytes
+            torch.testing.assert_close(value, one[name], atol=1e-5, rtol=1e-4, msg=name)
 
 
 def test_embeddings_are_found() -> None:
