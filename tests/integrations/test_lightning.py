@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from integrations.examples import check_example
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     Callback,
@@ -282,3 +283,8 @@ def test_two_processes_are_as_one(tmp_path: Path) -> None:
     for name, value in first.items():
         if value.is_floating_point():  # the optimizers lie in bytes
             torch.testing.assert_close(value, one[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.processes
+def test_the_example_prints_what_the_page_says() -> None:
+    check_example("with_lightning.py", "lightning.md")
