@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from pytorch_metric_learning.losses import ProxyAnchorLoss
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer, models, pre_tokenizers
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import TrainerCallback
 
 import gcahng
@@ -162,6 +164,18 @@ def test_a_loss_whose_parameters_the_trainer_collects_is_refused(tmp_path: Path)
     trainer.add_callback(StepsAfterwards(loss.gca))
     with pytest.raises(gcahng.UserError, match="only generator_step may step them.*but not gca.parameters"):
         trainer.train()
+
+
+def test_in_several_processes_the_trainer_splits_the_batches() -> None:
+    """So each draws whole ones, and the sampler does not warn that all draw the same."""
+    distributed.init_process_group("fake", store=FakeStore(), rank=1, world_size=2)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            batches = list(BalancedBatches(3)(texts_by_label(), 12, drop_last=True))
+    finally:
+        distributed.destroy_process_group()
+    assert [len(rows) for rows in batches] == [12] * 5
 
 
 def test_several_data_sets(tmp_path: Path) -> None:
