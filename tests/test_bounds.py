@@ -230,7 +230,7 @@ def main_raises(*options: str) -> None:
 
 
 def test_tensors_without_memory_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gcahng.engine.free_memory.Path.read_text", lambda self: "MemAvailable: 1 kB")
+    monkeypatch.setattr("gcahng.machine.Path.read_text", lambda self: "MemAvailable: 1 kB")
     with torch.device("meta"):
         assert GraphNetwork(4096, 10).node_input.weight.is_meta
 

@@ -14,6 +14,7 @@ import torch
 from gcahng import native
 from gcahng.bench.cases import PRECISIONS
 from gcahng.engine.schedule import default_tile_rows
+from gcahng.machine import usable_cpus
 
 _VARIABLES = (
     "OMP_NUM_THREADS",
@@ -38,8 +39,8 @@ def settings() -> dict[str, str | int]:
     Variables that are not set are left out.
     """
     facts: dict[str, str | int] = {
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 0,
+        "cpu": cpu_model(),
+        "cores": usable_cpus(),
         "threads": torch.get_num_threads(),
         "instruction set": native.cpu_arch() or "none: no native library",
         "torch": torch.__version__,
@@ -129,7 +130,7 @@ def seconds(call: Callable[[], object], device: str = "cpu") -> float:
     return time.perf_counter() - start
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
     lines = _read("/proc/cpuinfo").splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()

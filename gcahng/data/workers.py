@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from gcahng.errors import UserError
+from gcahng.machine import usable_cpus
 
 # The status of a process that was started as a worker, and found itself doing the work of the script instead.
 _NO_MAIN_GUARD = 86
@@ -32,13 +33,12 @@ def usual_workers(workers: int | None) -> int:
     """The number of worker processes to use.
 
     Args:
-        workers: returned as it is, unless it is None. Then the result is one less than the cores of this process, at
-            most 8. Processes that torchrun started on this machine share its cores.
+        workers: returned as it is, unless it is None. Then the result is one less than this process's processors, at
+            most 8. Processes that torchrun started on this machine share them.
     """
     if workers is not None:
         return workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(0, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1))
+    return max(0, min(8, usable_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1))
 
 
 def leave_if_starting() -> None:
