@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from importlib.metadata import PackageNotFoundError, version
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the processors: threads would only wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,7 +15,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is imported
 
-pytest_plugins = ["small_runs"]  # fixtures
+pytest_plugins = ["small_runs", "installs"]  # fixtures
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
@@ -30,6 +31,27 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     yield
     torch.set_num_threads(before)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    """A test that fails for nothing but a Triton whose interpreter the installed numpy breaks is skipped."""
+    try:
+        return (yield)
+    except Exception as error:
+        reason = _interpreter_fails()
+        if reason and (reason in str(error) or "only 0-dimensional arrays can be converted" in str(error)):
+            pytest.skip(reason)
+        raise
+
+
+def _interpreter_fails() -> str | None:
+    from gcahng.availability import interpreter_fails
+
+    try:
+        return interpreter_fails(version("triton"), version("numpy"))
+    except PackageNotFoundError:
+        return None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
