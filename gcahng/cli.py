@@ -37,6 +37,8 @@ COMMANDS = {
     "plan": ("gcahng.commands.plan", "memory and arithmetic of a step by its sizes, and the largest batch that fits"),
 }
 
+NEEDED = {"torch": "torch>=2.10", "numpy": "numpy"}
+
 # Of the messages of PyTorch, of CUDA and of the C++ library.
 _NO_MEMORY = r"can't allocate memory|not enough memory|out of memory|bad_alloc|Storage size calculation overflowed"
 
@@ -138,7 +140,12 @@ def _run(arguments: list[str]) -> int:
         meant = get_close_matches(name, COMMANDS, n=1)
         hint = f"; did you mean {meant[0]}?" if meant else f"; the commands are {', '.join(COMMANDS)}"
         raise UserError(f"{name} is not a command{hint}")
-    return import_module(COMMANDS[name][0]).run(rest)
+    try:
+        return import_module(COMMANDS[name][0]).run(rest)
+    except ModuleNotFoundError as error:
+        if error.name not in NEEDED:
+            raise
+        raise UserError(f"{error.name} is not installed; pip install {NEEDED[error.name]!r} brings it") from None
 
 
 def _help() -> str:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from gcahng import installed
 from gcahng.errors import UserError
 
 Name = Literal["_C_cpu", "_C_cuda"]
 NAMES: tuple[Name, ...] = ("_C_cpu", "_C_cuda")
 CPU_ARCHES = ("base", "avx2", "avx512")
-FOLDER = Path(__file__).resolve().parent
+TORCH_FLOOR = (2, 10)  # the first with all of the stable ABI that the libraries use
 
 
 @dataclass(frozen=True)
@@ -46,16 +47,17 @@ def load(name: Name) -> Library:
     Raises:
         UserError: GCAHNG_CPU_ARCH names an instruction set that is unknown, or that this processor lacks.
     """
-    path = FOLDER / f"{name}.so"
+    path = installed.FOLDER / f"{name}.so"
     if not path.exists():
-        return Library(None, f"{name} was not built ({_why_not_built(name)})")
-    if name == "_C_cuda" and torch.version.cuda is None:
-        return Library(None, f"torch {torch.__version__} is built without CUDA; install a CUDA build of torch")
+        return Library(None, f"{name} was not built ({installed.why_missing(name)})")
+    if reason := _unfit_torch(name):
+        return Library(None, reason)
+    if reason := installed.damage(path):
+        return Library(None, f"{path} {reason}; run: {installed.build_command()}")
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
-        first_line = str(error).splitlines()[0]
-        return Library(None, f"{path} does not load ({first_line}); install gcahng again beside this torch")
+        return Library(None, _not_loaded(path, str(error.__cause__ or error)))
     if name == "_C_cpu" and (wanted := os.environ.get("GCAHNG_CPU_ARCH")):
         _set_cpu_arch(path, wanted, "GCAHNG_CPU_ARCH")
     return Library(path, None)
@@ -97,12 +99,21 @@ def _set_cpu_arch(path: Path, name: str, argument: str) -> None:
         raise UserError(f"{argument} is {name!r}; it must be one of {', '.join(CPU_ARCHES)}")
 
 
-def _why_not_built(name: Name) -> str:
-    """What the build said about a library that is missing."""
-    try:
-        reason = json.loads((FOLDER / "_native_build.json").read_text()).get(name)
-    except FileNotFoundError:
-        return "run `pip install .`, or `python setup.py build_ext --inplace` in a source folder"
-    return (
-        f"at build time: {reason}" if reason else "the file was there after the build and is gone; install gcahng again"
-    )
+def _unfit_torch(name: Name) -> str | None:
+    """Why a library cannot run with this torch, or None."""
+    version = re.match(r"(\d+)\.(\d+)", torch.__version__)
+    if version and (int(version[1]), int(version[2])) < TORCH_FLOOR:
+        return f"torch is {torch.__version__}; it must be >= 2.10: pip install --upgrade 'torch>=2.10'"
+    if name == "_C_cuda" and torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA; install a CUDA build of torch"
+    return None
+
+
+def _not_loaded(path: Path, said: str) -> str:
+    """What the loader said about a library, in one line, and the remedy."""
+    said = " ".join(said.removeprefix(f"{path}: ").split())
+    if re.search(r"undefined symbol: (aoti_)?torch_", said):
+        remedy = f"torch {torch.__version__} lacks this function; install an official build of torch >= 2.10"
+    else:
+        remedy = f"run: {installed.build_command()}"
+    return f"{path} does not load ({said}); {remedy}"

@@ -96,6 +96,21 @@ sys.exit(main(sys.argv[1:]))
     assert result.stdout
 
 
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_need_no_torch(option: str) -> None:
+    """Importing it takes ten times as long as all the rest; and who asks for the version may have none."""
+    code = "import sys; sys.modules.update(torch=None, numpy=None)\n"
+    result = run(option, code=f"{code}from gcahng.cli import main; sys.exit(main(sys.argv[1:]))")
+    assert result.returncode == 0 and "gcahng" in result.stdout, result.stderr
+
+
+def test_without_torch_one_line_says_so() -> None:
+    code = "import sys; sys.modules['torch'] = None; from gcahng.cli import main; sys.exit(main(sys.argv[1:]))"
+    result = run("env", code=code)
+    assert result.returncode == 2
+    assert result.stderr == "gcahng: error: torch is not installed; pip install 'torch>=2.10' brings it\n"
+
+
 def test_without_jsonargparse_one_line_names_the_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -51,6 +51,7 @@ def run(code: str) -> str:
 def test_import_with_everything_optional_blocked() -> None:
     loaded = run(
         "import gcahng, gcahng.ops, gcahng.env\n"
+        "from gcahng import *\n"
         "print(gcahng.__version__)\n"
         "print(*sorted(m for m in sys.modules if m.startswith('gcahng.kernels')))"
     ).splitlines()

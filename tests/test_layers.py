@@ -16,7 +16,7 @@ ROOT = Path(gcahng.__file__).parent
 # From the bottom up. A room is a folder of gcahng/ or a module beside them; it imports from its own layer and from
 # those above it in this list. "gcahng" is the package itself: its version and its loss.
 LAYERS = [
-    ["errors"],
+    ["errors", "machine", "installed"],
     ["bounds"],
     ["extras", "progress", "paths", "files", "streams", "yaml_files", "devices", "native"],
     ["reference"],

@@ -78,7 +78,10 @@ def test_a_choice_says_why_no_better_one_runs(no_libraries: None) -> None:
 
 @pytest.mark.usefixtures("no_libraries")
 def test_env_says_what_auto_takes_and_why() -> None:
-    found = [line.split(maxsplit=3) for line in report().partition("impl='auto' chooses\n")[2].splitlines()]
+    found = [
+        line.split(maxsplit=3)
+        for line in report().partition("impl='auto' chooses\n")[2].partition("\n\n")[0].splitlines()
+    ]
     reason = "torch; not cpp: it was not built (no C++ compiler)"
     assert [line for line in found if line[2] == "cpu"] == [[what, "on", "cpu", reason] for what in dispatch.WHATS]
 
@@ -225,16 +228,6 @@ def test_ops_come_from_where_they_are_asked_for(implementation: str, op: str, na
 
 
 # -- the native library
-
-
-def test_a_library_that_does_not_load_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "FOLDER", tmp_path)
-    load = native.load.__wrapped__
-    assert "python setup.py build_ext --inplace" in (load("_C_cpu").reason or "")
-    (tmp_path / "_native_build.json").write_text('{"_C_cpu": "no cmake"}')
-    assert load("_C_cpu").reason == "_C_cpu was not built (at build time: no cmake)"
-    (tmp_path / "_C_cpu.so").write_bytes(b"not a library")
-    assert "_C_cpu.so does not load" in (load("_C_cpu").reason or "")
 
 
 def test_cpu_arch_is_checked() -> None:
