@@ -5,12 +5,14 @@ gcahng.dispatch asks before it decides. Triton counts as available only where it
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import shutil
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from gcahng import native
@@ -68,8 +70,21 @@ def _interpreter_missing(compute: torch.dtype | None) -> str | None:
         return reason
     if os.environ.get("TRITON_INTERPRET") != "1":
         return "it runs on CUDA tensors; only TRITON_INTERPRET=1, for tests, interprets the kernels on the CPU"
+    if reason := interpreter_fails(importlib.metadata.version("triton"), np.__version__):
+        return reason
     if compute == torch.bfloat16:
         return "Triton's interpreter computes bfloat16 wrongly; use float32 or float16"
+    return None
+
+
+def interpreter_fails(triton: str, numpy: str) -> str | None:
+    """Why Triton's interpreter fails with these versions, or None. It converts arrays that numpy 2.4 no longer does."""
+
+    def older(version: str, than: tuple[int, int]) -> bool:
+        return tuple(map(int, version.split(".")[:2])) < than
+
+    if older(triton, (3, 7)) and not older(numpy, (2, 4)):
+        return f"the interpreter of Triton {triton} fails with numpy {numpy}; install triton >= 3.7, or numpy < 2.4"
     return None
 
 

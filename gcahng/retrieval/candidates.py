@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gcahng.errors import UserError
-from gcahng.extras import require
+from gcahng.extras import faiss_missing, require_faiss
 from gcahng.retrieval.rows import Rows
 
 BACKENDS = ("auto", "torch", "faiss")
@@ -179,12 +178,12 @@ def choose_backend(backend: str, device: torch.device) -> str:
     if backend not in BACKENDS:
         raise UserError(f"backend is {backend!r}; it must be one of {', '.join(BACKENDS)}")
     if backend == "auto":
-        if importlib.util.find_spec("faiss") is None:
-            warn_once_without_faiss()
+        if reason := faiss_missing():
+            warn_once_without_faiss(reason)
             return "torch"
         return "faiss" if device.type == "cpu" or (device.type == "cuda" and faiss_sees_gpus()) else "torch"
     if backend == "faiss":
-        require("faiss", extra="faiss-cpu", purpose='backend="faiss"')
+        require_faiss('backend="faiss"')
     return backend
 
 
@@ -206,11 +205,8 @@ def to_gpu(index: Any, device: torch.device) -> Any:
     return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device.index or 0, index)
 
 
-def warn_once_without_faiss() -> None:
-    """Log, once in a process, that faiss would be faster."""
+def warn_once_without_faiss(reason: str) -> None:
+    """Log, once in a process, that faiss would be faster, and why it is not used."""
     if "faiss" not in _warned:
         _warned.add("faiss")
-        _log.warning(
-            "retrieval searches in torch; faiss would be faster in large galleries: "
-            'pip install "gcahng[faiss-cpu]" or "gcahng[faiss-gpu]"'
-        )
+        _log.warning("retrieval searches without faiss, which would be faster in large galleries: %s", reason)

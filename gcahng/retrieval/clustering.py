@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,7 +9,7 @@ from torch import Tensor
 from gcahng.bounds import check_number
 from gcahng.data.sampler import UNLABELED
 from gcahng.errors import UserError
-from gcahng.extras import require
+from gcahng.extras import faiss_missing, require, require_faiss
 from gcahng.retrieval.candidates import faiss_sees_gpus, warn_once_without_faiss
 from gcahng.retrieval.index_base import prepared
 from gcahng.retrieval.labels import check_labels
@@ -89,12 +87,12 @@ def _choose(backend: str) -> str:
         raise UserError(f"backend is {backend!r}; it must be one of {', '.join(BACKENDS)}")
     require("sklearn", extra="train", purpose="clustering_metrics")
     if backend == "auto":
-        if importlib.util.find_spec("faiss") is not None:
+        if (reason := faiss_missing()) is None:
             return "faiss"
-        warn_once_without_faiss()
+        warn_once_without_faiss(reason)
         return "scikit-learn"
     if backend == "faiss":
-        require("faiss", extra="faiss-cpu", purpose='backend="faiss"')
+        require_faiss('backend="faiss"')
     return backend
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gcahng.errors import UserError
-from gcahng.extras import require
+from gcahng.extras import require_faiss
 from gcahng.progress import Progress
 from gcahng.retrieval.candidates import choose_backend
 from gcahng.retrieval.index_base import KINDS, METRICS, Index, IndexSettings, SearchResult
@@ -181,7 +181,7 @@ def _choose(kind: str, backend: str, device: torch.device) -> str:
         raise UserError(
             f'backend is "torch" and kind is {kind!r}; it must be "faiss" or "auto", because torch has only "flat"'
         )
-    require("faiss", extra="faiss-cpu", purpose=f"kind={kind!r}")
+    require_faiss(f"kind={kind!r}")
     return "faiss"
 
 

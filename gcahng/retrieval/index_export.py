@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from gcahng.errors import UserError
-from gcahng.extras import require
+from gcahng.extras import require_faiss
 from gcahng.files import atomic_write, writing
 from gcahng.progress import Progress
 from gcahng.retrieval.index_base import Index
@@ -47,7 +47,7 @@ def export_faiss(index: Path | str, out: Path | str, progress: Progress | None =
     for path in (out, table):
         if path.exists():
             raise UserError(f"out is {out}, and {path} exists; both must be new files")
-    require("faiss", extra="faiss-cpu", purpose="exporting to faiss")
+    require_faiss("exporting to faiss")
     contents = load(index, progress=progress)
     plain, same_as = _plain(contents.index), {}
     if contents.index.kind != "flat":

@@ -260,8 +260,8 @@ def test_without_faiss(monkeypatch, caplog):
         nearest(GALLERY[:20], 2)
     assert (
         [record.message for record in caplog.records].count(
-            "retrieval searches in torch; faiss would be faster in large galleries: "
-            'pip install "gcahng[faiss-cpu]" or "gcahng[faiss-gpu]"'
+            "retrieval searches without faiss, which would be faster in large galleries: "
+            'faiss is not installed; pip install "gcahng[faiss-cpu]" or "gcahng[faiss-gpu]" brings it'
         )
         == len(caplog.records)
         == 1
