@@ -1,8 +1,6 @@
 """Draws overview.svg, the picture of the README: how a synthetic hard negative is made.
 
-    python docs/images/make_overview.py
-
-The picture brings its own background, and follows the reader's light or dark setting.
+python docs/images/make_overview.py
 """
 
 from __future__ import annotations
@@ -10,6 +8,8 @@ from __future__ import annotations
 import math
 from itertools import combinations
 from pathlib import Path
+
+from drawing import circle, diamond, frame, line, square, text
 
 PICTURE = Path(__file__).with_name("overview.svg")
 WIDTH, HEIGHT = 960, 348
@@ -20,49 +20,6 @@ PANEL_WIDTH = 300
 # third panel's axes. None is below POSITIVE / NEGATIVE, the ratio of the two distances from the anchor.
 SHARES = (0.58, 0.88, 0.70, 0.52, 0.82, 0.62)
 POSITIVE, NEGATIVE = 74, (160, -112)
-
-STYLE = """
-  svg { font-family: 'DejaVu Sans', Verdana, Arial, sans-serif; font-size: 13px;
-        --paper: #ffffff; --frame: #d0d7de; --ink: #1f2328; --quiet: #59636e; --faint: #c4ccd4;
-        --anchor: #0969da; --negative: #8250df; --synthetic: #bc4c00; --other: #57606a; }
-  @media (prefers-color-scheme: dark) {
-    svg { --paper: #0d1117; --frame: #3d444d; --ink: #f0f6fc; --quiet: #9198a1; --faint: #3d444d;
-          --anchor: #58a6ff; --negative: #bc8cff; --synthetic: #f0883e; --other: #8b949e; }
-  }
-  text { fill: var(--ink); }
-  .title { font-size: 15px; font-weight: bold; }
-  .quiet { fill: var(--quiet); }
-  .paper { fill: var(--paper); stroke: var(--frame); }
-  .faint { stroke: var(--faint); fill: none; }
-  .axis { stroke: var(--faint); stroke-width: 2; stroke-linecap: round; }
-  .anchor { fill: var(--anchor); } .negative { fill: var(--negative); }
-  .synthetic { fill: var(--synthetic); } .other { fill: var(--other); }
-  .edge { stroke: var(--synthetic); stroke-width: 3; }
-  .pull { stroke: var(--synthetic); stroke-width: 2; fill: none; }
-  .dashed { stroke: var(--quiet); stroke-dasharray: 4 4; fill: none; }
-"""
-
-
-def circle(x: float, y: float, radius: float, kind: str) -> str:
-    return f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"/>'
-
-
-def square(x: float, y: float, half: float, kind: str) -> str:
-    return f'<rect class="{kind}" x="{x - half:.1f}" y="{y - half:.1f}" width="{2 * half}" height="{2 * half}"/>'
-
-
-def diamond(x: float, y: float, half: float, kind: str) -> str:
-    points = f"{x:.1f},{y - half:.1f} {x + half:.1f},{y:.1f} {x:.1f},{y + half:.1f} {x - half:.1f},{y:.1f}"
-    return f'<polygon class="{kind}" points="{points}"/>'
-
-
-def line(x1: float, y1: float, x2: float, y2: float, kind: str, end: str = "") -> str:
-    marker = f' marker-end="url(#{end})"' if end else ""
-    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"{marker}/>'
-
-
-def text(x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{words}</text>'
 
 
 def heading(left: float, number: int, title: str, *lines: str) -> list[str]:
@@ -127,28 +84,17 @@ def harder(left: float) -> list[str]:
 
 def picture() -> str:
     """The whole picture, as SVG."""
-    tip = (
-        '<marker id="tip" viewBox="0 0 10 10" refX="8" refY="5" markerWidth="6" markerHeight="6" orient="auto">'
-        '<path class="synthetic" d="M 0 0 L 10 5 L 0 10 z"/></marker>'
-    )
-    opening = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
-        'role="img" aria-labelledby="title">'
+    title = (
+        "A graph network over the batch learns a vector for each pair of samples; with it a real negative is pulled "
+        "toward the anchor, channel by channel, which makes a harder negative."
     )
     drawn = [
-        opening,
-        '<title id="title">A graph network over the batch learns a vector for each pair of samples; with it a real '
-        "negative is pulled toward the anchor, channel by channel, which makes a harder negative.</title>",
-        f"<style>{STYLE}</style>",
-        f"<defs>{tip}</defs>",
-        f'<rect class="paper" x="0.5" y="0.5" width="{WIDTH - 1}" height="{HEIGHT - 1}" rx="8"/>',
         *(line(left - 15, 24, left - 15, HEIGHT - 24, "faint") for left in PANELS[1:]),
         *graph(PANELS[0]),
         *channels(PANELS[1]),
         *harder(PANELS[2]),
-        "</svg>",
     ]
-    return "\n".join(drawn) + "\n"
+    return frame(WIDTH, HEIGHT, title, drawn)
 
 
 if __name__ == "__main__":
