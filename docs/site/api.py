@@ -65,7 +65,7 @@ def public_names(root: Path, module: str) -> list[str]:
 
 def origin(root: Path, module: str, name: str) -> str:
     """The dotted name under which something is defined, which may be in another module than the one that offers it."""
-    for node in tree(root, module).body:
+    for node in ast.walk(tree(root, module)):  # imports for annotations lie deeper
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("gcahng"):
             for alias in node.names:
                 if (alias.asname or alias.name) == name:

@@ -33,6 +33,8 @@ PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGEL
 SHOWN = "source"  # the site's folder for files of the repository that are no pages
 FENCE = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(\[[^\]]*\]\()([^)\s]+)(\))")
+TABLE_ROW = re.compile(r"^\|.*$", re.MULTILINE)
+CODE = re.compile(r"`[^`]+`")  # GitHub needs a backslash before a bar in a table's code, and MkDocs would show it
 LANGUAGES = {".cpp": "cpp", ".h": "cpp", ".cu": "cuda", ".json": "json", ".py": "python", ".yaml": "yaml"}
 
 
@@ -184,6 +186,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         relative = posixpath.relpath(site_place(place[0]), posixpath.dirname(source) or ".")
         return f"{found[1]}{relative}{place[1]}{found[3]}"
 
+    markdown = TABLE_ROW.sub(lambda row: CODE.sub(lambda code: code[0].replace("\\|", "|"), row[0]), markdown)
     parts = FENCE.split(markdown)  # every second part is a fenced block
     parts[::2] = [LINK.sub(rewritten, part) for part in parts[::2]]
     return "".join(parts)

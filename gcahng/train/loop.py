@@ -107,8 +107,14 @@ def resume(
 
     Args:
         run: the run folder.
-        device, threads, root, csv, workers, skip_nonfinite, skip_unreadable: options that replace the run's own; None:
-            the run's own. Another device or another number of threads changes the last bits.
+        device: replaces the run's own device; None: the run's own, as for the other options. Another device changes
+            the last bits.
+        threads: number of threads; another one changes the last bits.
+        root: where the data set lies now.
+        csv: where its CSV file lies now.
+        workers: processes that read images.
+        skip_nonfinite: steps in a row that may be left out.
+        skip_unreadable: whether unreadable images are replaced.
         verbose: whether progress is printed on standard output, with a progress bar if it is a terminal; None: in a
             notebook.
 

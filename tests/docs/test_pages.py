@@ -1,73 +1,27 @@
-"""README and docs say what is so: examples run, links lead somewhere, options and files exist."""
+"""README and docs say what is so: links lead somewhere, and files, commands and options exist."""
 
 import contextlib
-import importlib.util
 import inspect
 import io
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import torch
-import torch.distributed as dist
+from doc_pages import LINK, PAGES, README, ROOT, anchors, blocks, indented, name_of, prose, section, table
 
 import gcahng
 from gcahng.cli import COMMANDS, main
 from gcahng.dispatch import NAMES, ORDER
 
-ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
 LOSS_PAGE = ROOT / "docs" / "loss.md"
 COMMANDS_PAGE = ROOT / "docs" / "commands.md"
-OP_PAGES = [ROOT / "docs" / "edge_update.md", ROOT / "docs" / "channel_mix.md"]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 FOLDERS = ("benchmarks", "csrc", "docs", "examples", "gcahng", "kernels", "tests")
-
-
-def name_of(page: Path) -> str:
-    return str(page.relative_to(ROOT))
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    return [text for found, text in FENCE.findall(page.read_text(encoding="utf-8")) if found == language]
-
-
-def prose(page: Path) -> str:
-    """A page without its fenced blocks and comments."""
-    return re.sub(r"<!--.*?-->", "", FENCE.sub("", page.read_text(encoding="utf-8")), flags=re.DOTALL)
-
-
-def anchors(page: Path) -> set[str]:
-    """The headings' anchors, as GitHub makes them."""
-    titles = re.findall(r"^#+ +(.+?) *$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
-
-
-def section(page: Path, title: str) -> str:
-    """The text of a page's section, without its heading."""
-    found = re.search(
-        rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
-    )
-    assert found, title
-    return found[1]
-
-
-def table(text: str) -> list[list[str]]:
-    """The cells of a section's first table, heading first."""
-    rows = [line for line in text.splitlines() if line.startswith("|")]
-    cells = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]
-    return [cells[0], *cells[2:]]
 
 
 def gcahng_commands(page: Path) -> list[list[str]]:
     """The words of every `gcahng COMMAND ...` in a page's shell blocks, fenced or indented, and inline code."""
-    shown = [*blocks(page, "sh"), *blocks(page, ""), *re.findall(r"(?:^ {4}.*\n)+", prose(page), re.MULTILINE)]
+    shown = [*blocks(page, "sh"), *blocks(page, ""), *indented(page)]
     lines = [line for block in shown for line in re.sub(r"\\\n *", "", block).splitlines()]
     lines += re.findall(r"`([^`\n]+)`", prose(page))
     commands = []
@@ -94,74 +48,8 @@ def help_of_words(*words: str) -> str:
     return output.getvalue()
 
 
-def run_example(text: str, name: str, names: dict) -> None:
-    """Execute a block of Python with these names, which it may add to."""
-    with torch.random.fork_rng():
-        exec(compile(text, name, "exec"), names)
-
-
-def check_logs(names: dict) -> None:
-    assert {name: bool(value.isfinite()) for name, value in names["logs"].items()} == dict.fromkeys(
-        ("J_m", "J_syn", "J_gce", "J_cls", "J_soft", "J_sim", "J_div", "J_gen"), True
-    )
-
-
-def test_the_readmes_loop_runs_before_and_after() -> None:
-    before, after = blocks(README, "python")
-    names: dict = {"__name__": "example"}
-    run_example(before, "README, before", names)
-    assert "logs" not in names and names["loss"].isfinite()
-    run_example(after, "README, after", names)
-    check_logs(names)
-    assert len(before.splitlines()) + len(after.splitlines()) <= 25
-
-
-@pytest.mark.parametrize("number", range(len(blocks(LOSS_PAGE, "python"))))
-def test_examples_run(
-    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    names: dict = {"__name__": "example"}
-    run_example(blocks(LOSS_PAGE, "python")[number], f"docs/loss.md, example {number}", names)
-    check_logs(names)
-    assert re.search(r"\d\.\d{3}$", capsys.readouterr().out)
-
-
-@pytest.mark.parametrize("page", OP_PAGES, ids=name_of)
-def test_examples_of_ops_run(page: Path, capsys: pytest.CaptureFixture) -> None:
-    (text,) = blocks(page, "python")
-    run_example(text, name_of(page), {"__name__": "example"})
-    assert re.search(r"^\([\d, ]+\), gradient of the \w+ \d+\.\d+$", capsys.readouterr().out)
-    assert len([line for line in text.splitlines() if line]) <= 10
-
-
-@pytest.mark.processes
-@pytest.mark.skipif(not dist.is_gloo_available(), reason="torch has no gloo")
-def test_the_example_for_several_processes_runs(tmp_path: Path) -> None:
-    (text,) = blocks(LOSS_PAGE, "py")
-    script = tmp_path / "shared.py"
-    script.write_text(text, encoding="utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"J_m \d\.\d{3}, J_gen \d+\.\d{3}\n", done.stdout), done.stdout
-
-
-def test_there_are_examples() -> None:
-    assert len(blocks(LOSS_PAGE, "python")) == 2
-
-
 def test_the_readme_is_short() -> None:
     assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
-
-
-def test_the_picture_is_what_its_script_draws() -> None:
-    script = ROOT / "docs" / "images" / "make_overview.py"
-    spec = importlib.util.spec_from_file_location("make_overview", script)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.PICTURE.read_text(encoding="utf-8") == module.picture(), "run python docs/images/make_overview.py"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
