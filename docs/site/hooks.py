@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+BOOSTS = {"troubleshooting.md": 100, "api/": 0.5}  # in search: who pastes a message looks for this page
 SHOWN = "source"  # the site's folder for files of the repository that are no pages
 FENCE = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(\[[^\]]*\]\()([^)\s]+)(\))")
@@ -175,6 +176,9 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Turns links within the repository into links within the site."""
     source = page.file.src_uri
+    for place, boost in BOOSTS.items():
+        if source.startswith(place):
+            page.meta["search"] = {"boost": boost}
     if source.startswith("api/") or (source.startswith(f"{SHOWN}/") and not (ROOT / repository_place(source)).exists()):
         return markdown  # written for the site
     origin = repository_place(source)
