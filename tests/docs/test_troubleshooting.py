@@ -15,7 +15,7 @@ GAP = "…"
 
 def quoted() -> list[str]:
     """The messages in the first column of the page's tables."""
-    return re.findall(r"^\| `([^`]+)` \|", prose(PAGE), re.MULTILINE)
+    return [quote for _, quote in re.findall(r"^\| (`+)(.+?)\1 \|", prose(PAGE), re.MULTILINE)]
 
 
 @cache
