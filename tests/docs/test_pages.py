@@ -77,6 +77,19 @@ def test_every_page_is_in_the_index() -> None:
     assert not [name_of(page) for page in PAGES if page.is_relative_to(index.parent) and page not in {*linked, index}]
 
 
+def test_every_page_is_in_the_sites_navigation() -> None:
+    docs = ROOT / "docs"
+    pages = {page.relative_to(docs).as_posix() for page in PAGES if page.is_relative_to(docs)}
+    named = set(re.findall(r"^ +- (?:[\w ]+: )?([\w/*]+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE))
+    whole = {f"{name.rpartition('/')[0]}/" for name in named if name.endswith("/*.md")}
+    assert not [page for page in pages - named if not page.startswith(tuple(whole))]
+    assert {name for name in named if not name.endswith("/*.md")} <= pages | {
+        "index.md",
+        "contributing.md",
+        "changelog.md",
+    }
+
+
 def test_every_command_has_an_example() -> None:
     assert {words[0] for words in gcahng_commands(COMMANDS_PAGE)} == set(COMMANDS)
 
