@@ -52,6 +52,8 @@ def load(name: Name) -> Library:
         return Library(None, f"{name} was not built ({installed.why_missing(name)})")
     if reason := _unfit_torch(name):
         return Library(None, reason)
+    if name == "_C_cuda" and (reason := _old_driver()):
+        return Library(None, reason)
     if reason := installed.damage(path):
         return Library(None, f"{path} {reason}; run: {installed.build_command()}")
     try:
@@ -107,6 +109,31 @@ def _unfit_torch(name: Name) -> str | None:
     if name == "_C_cuda" and torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA; install a CUDA build of torch"
     return None
+
+
+def _old_driver() -> str | None:
+    """Why NVIDIA's driver cannot run _C_cuda, or None. The CUDA runtime in it needs a driver of its own major version.
+
+    A newer driver will do, and a newer minor version of the runtime, too. Without the check, every launch would fail.
+    """
+    built = re.match(r"NVIDIA (\d+)\.(\d+)", installed.record().get("_C_cuda", {}).get("compiler", ""))
+    if built and 0 < (driver := _driver_cuda()) < int(built[1]) * 1000:
+        return (
+            f"_C_cuda is built with CUDA {built[1]}.{built[2]}, and NVIDIA's driver knows CUDA up to "
+            f"{driver // 1000}.{driver % 1000 // 10}; update it, or build with a CUDA {driver // 1000} toolkit: "
+            f"{installed.build_command()}"
+        )
+    return None
+
+
+def _driver_cuda() -> int:
+    """The newest CUDA that the driver knows, 13020 for 13.2; 0 without a driver."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    version = ctypes.c_int()
+    return version.value if driver.cuDriverGetVersion(ctypes.byref(version)) == 0 else 0
 
 
 def _not_loaded(path: Path, said: str) -> str:

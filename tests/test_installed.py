@@ -185,3 +185,25 @@ def test_pure_python_is_told_once_and_only_where_it_helps(
         say()
     (line,) = caplog.messages
     assert line.startswith("gcahng runs without its C++ library, slower: nothing was built")
+
+
+@pytest.mark.parametrize(("driver", "fits"), [(12080, False), (13000, True), (13020, True), (14000, True), (0, True)])
+def test_the_driver_must_know_the_cuda_of_the_build(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, driver: int, fits: bool
+) -> None:
+    """Without a driver (0) something else is amiss, which says so itself."""
+
+    class Driver:
+        @staticmethod
+        def cuDriverGetVersion(version: object) -> int:
+            version._obj.value = driver
+            return 0
+
+    monkeypatch.setattr(native.ctypes, "CDLL", lambda name: Driver())
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    (folder / "_C_cuda.so").write_bytes(b"")
+    (folder / installed.RECORD).write_text(json.dumps({"_C_cuda": {"compiler": "NVIDIA 13.0.88 with GNU 12.2.0"}}))
+    said = (
+        "_C_cuda is built with CUDA 13.0, and NVIDIA's driver knows CUDA up to 12.8; update it, or build with a CUDA 12"
+    )
+    assert (said in reason("_C_cuda")) == (not fits)
