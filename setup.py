@@ -361,7 +361,24 @@ class Wheel(bdist_wheel):
         super().write_wheelfile(*arguments, **options)  # type: ignore[arg-type]
 
 
+def long_description() -> str:
+    """README.md with absolute links, since an index shows it alone. They lead to the files of this version."""
+    readme, project, package = (
+        (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "pyproject.toml", "gcahng/__init__.py")
+    )
+    repository = re.search(r'^Repository = "(.+?)"', project, re.MULTILINE)
+    version = re.search(r'^__version__ = "(.+?)"', package, re.MULTILINE)
+    assert repository and version
+
+    def absolute(link: re.Match[str]) -> str:
+        return f"{link[0]}{repository[1]}/{'raw' if link[1] else 'blob'}/v{version[1]}/"
+
+    return re.sub(r"(!?)\[[^\]]*\]\((?![a-z]+:|#)", absolute, readme)
+
+
 setup(
+    long_description=long_description(),
+    long_description_content_type="text/markdown",
     packages=sorted({*find_packages(include=["gcahng", "gcahng.*"]), "gcahng.kernels"}),
     package_dir={"gcahng.kernels": "kernels"},
     package_data={
