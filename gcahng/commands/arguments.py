@@ -69,10 +69,32 @@ _DATA_OPTIONS: dict[str, tuple[Callable[[str], Any], str, str]] = {
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that takes no abbreviations, and raises `UserError` instead of printing its usage."""
+    """An ArgumentParser that takes no abbreviations, and raises `UserError` instead of printing its usage.
+
+    `--help` lists the options that matter first, and `--help-all` those that `leave_to_help_all` names as well.
+    """
 
     def __init__(self, **options: object) -> None:
         super().__init__(allow_abbrev=False, **options)  # type: ignore[arg-type]
+        self._later: list[tuple[argparse.Action, str | None]] = []
+        self._groups_left: list[str] = []
+        self._help_all = self.add_argument(
+            "--help-all", action=_HelpAll, nargs=0, dest=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
+
+    def leave_to_help_all(self, group: Any) -> None:
+        """Leave the options of a group, all of which have been added, out of `--help`."""
+        for action in group._group_actions:
+            self._later.append((action, action.help))
+            action.help = argparse.SUPPRESS
+        self._groups_left.append(group.title)
+        self._help_all.help = f"show all options, those of these groups too: {', '.join(self._groups_left)}"
+
+    def show_all(self) -> None:
+        """Let `--help` list every option."""
+        for action, text in self._later:
+            action.help = text
+        self._help_all.help = argparse.SUPPRESS
 
     def add_number(self, option: str, help: str, *, key: str | None = None, group: Any = None, **how: Any) -> None:
         """Add an option that takes a number, or several, which must be in their range in `gcahng.bounds`.
@@ -110,6 +132,17 @@ class Parser(argparse.ArgumentParser):
             else:
                 how: dict[str, Any] = {"action": SourceText} if kind is Path else {"type": kind}
                 group.add_argument(f"--data.{name}", metavar=metavar, help=meaning, **how)
+        self.leave_to_help_all(group)
+
+
+class _HelpAll(argparse.Action):
+    """Prints the help with all options, and exits."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        assert isinstance(parser, Parser)
+        parser.show_all()
+        parser.print_help()
+        parser.exit()
 
 
 class _Number(argparse.Action):

@@ -58,8 +58,11 @@ def _build(arguments: list[str]) -> int:
     parser.add_argument(
         "--metric", choices=("cosine", "euclidean"), default="cosine", help="cosine normalizes the rows (cosine)"
     )
+    settings_of_kinds = parser.add_argument_group("settings of --kind")
     for name, meaning in _SETTINGS.items():
-        parser.add_number(f"--{name}", meaning, key="index seed" if name == "seed" else None, metavar="N")
+        key = "index seed" if name == "seed" else None
+        parser.add_number(f"--{name}", meaning, key=key, group=settings_of_kinds, metavar="N")
+    parser.leave_to_help_all(settings_of_kinds)
     options = _parse_sources(parser, arguments)
 
     from gcahng.retrieval.index import IndexSettings

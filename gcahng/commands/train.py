@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gcahng.bounds import shown_value
 from gcahng.commands.arguments import Parser, SourcePath, SourceText, truth
+from gcahng.commands.train_help import asked_for, help_text
 from gcahng.errors import UserError
 from gcahng.extras import require
 from gcahng.paths import check_source
@@ -137,7 +138,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
 
 
 def parse(arguments: list[str]) -> TrainConfig:
-    """The config that command line arguments describe; `--help` and `--print_config` print and exit.
+    """The config that command line arguments describe; `--help`, `--help-all` and `--print_config` print and exit.
 
     Raises:
         UserError: an option is unknown or a value has the wrong type, on the command line or in a YAML file.
@@ -156,6 +157,9 @@ def parse(arguments: list[str]) -> TrainConfig:
     parser = ArgumentParser(prog="gcahng train", description=run.__doc__, exit_on_error=False)
     parser.add_argument("--config", action="config", help="a YAML file of these options, or the name of a recipe")
     parser.add_class_arguments(TrainConfig)
+    if what := asked_for(arguments):
+        print(help_text(parser, what), end="")
+        raise SystemExit(0)
     try:
         values = parser.parse_args(_with_configs(arguments)).as_dict()
     except ArgumentError as error:
@@ -209,7 +213,8 @@ def _one_line(message: str, parser: ArgumentParser) -> str:
         message,
     )
     message = re.sub(  # an option that may be null
-        r"Does not validate against any of the Union subtypes\s+Subtypes: \[(\w+), NoneType\].*Given value: (.*)",
+        r"Does not validate against any of the Union subtypes\s+"
+        r"Subtypes: [\[(](?:NoneType, )?(\w+)(?:, NoneType)?[\])].*Given value: (.*)",
         r"Expected a \1 or null. Got value: \2",
         message,
         flags=re.DOTALL,

@@ -33,7 +33,7 @@ def gcahng_commands(page: Path) -> list[list[str]]:
 
 
 def help_of(command: str, *words: str) -> str:
-    """The help of a command, or of its own sub-command where the first word names one."""
+    """All options of a command, or of its own sub-command where the first word names one."""
     text = help_of_words(command)
     choices = re.search(r"\{([\w,]+)\}", text)
     if words and choices and words[0] in choices[1].split(","):
@@ -44,7 +44,7 @@ def help_of(command: str, *words: str) -> str:
 def help_of_words(*words: str) -> str:
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
-        assert main([*words, "--help"]) == 0
+        assert main([*words, "--help-all"]) == 0
     return output.getvalue()
 
 
