@@ -68,15 +68,10 @@ def test_the_first_options_are_options(capsys: pytest.CaptureFixture[str]) -> No
         assert str((config[group] if group else config)[key]) == value
 
 
-COMMAND_LINES = [[name] for name in COMMANDS if name != "train"] + [
-    ["index", "build"],
-    ["index", "add"],
-    ["bench", "step"],
-    ["data", "verify"],
-]
+PARTS = [["index", "build"], ["index", "add"], ["bench", "step"], ["data", "verify"]]
 
 
-@pytest.mark.parametrize("command", COMMAND_LINES, ids=" ".join)
+@pytest.mark.parametrize("command", [*([name] for name in COMMANDS if name != "train"), *PARTS], ids=" ".join)
 def test_every_help_fits_on_a_screen(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     short, long = help_of(capsys, *command, "--help"), help_of(capsys, *command, "--help-all")
     assert len(short.splitlines()) <= LONG
