@@ -212,9 +212,9 @@ def _one_line(message: str, parser: ArgumentParser) -> str:
         lambda match: f"Expected one of {match[1].replace(chr(39), '')}",
         message,
     )
-    message = re.sub(  # an option that may be null
+    message = re.sub(  # an option that may be null; the order of its types is that in which Python first saw them
         r"Does not validate against any of the Union subtypes\s+"
-        r"Subtypes: [\[(](?:NoneType, )?(\w+)(?:, NoneType)?[\])].*Given value: (.*)",
+        r"Subtypes: \[(?:NoneType, )?(\w+)(?:, NoneType)?\].*Given value: (.*)",
         r"Expected a \1 or null. Got value: \2",
         message,
         flags=re.DOTALL,

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from jsonargparse import ArgumentParser
 
 import gcahng
 from gcahng.cli import main
-from gcahng.commands.train import parse
+from gcahng.commands.train import _one_line, parse
 from gcahng.config import config_to_dict
 from gcahng.errors import UserNote
 from gcahng.runs.checkpoint import load_checkpoint
@@ -279,3 +280,11 @@ def test_recipes_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / "plain").write_text("steps: 8\n")
     assert parse(["--config", "plain"]).steps == 8
     assert asked == ["a_recipe"] * 3
+
+
+def test_the_order_of_an_options_types_is_not_in_its_message() -> None:
+    """It is the one in which the process first saw them, as typing caches unions."""
+    for types in ("int, NoneType", "NoneType, int"):
+        said = f'Parser key "epochs":\n  Does not validate against any of the Union subtypes\n  Subtypes: [{types}]\n'
+        message = _one_line(f"{said}  Errors:\n    - Expected a NoneType\n  Given value: x", ArgumentParser())
+        assert message == "epochs: Expected an int or null. Got value: x; see gcahng train --help"
