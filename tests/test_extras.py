@@ -15,11 +15,12 @@ tomllib = pytest.importorskip("tomllib", reason="tomllib came with Python 3.11")
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-PACKAGE, REST = ("gcahng", "kernels"), ("tests", "benchmarks", "examples", "setup.py")
+PACKAGE, REST = ("gcahng", "kernels"), ("tests", "benchmarks", "docs", "examples", "setup.py")
 # Packages that are imported under another name than they are installed.
 NAMES = {
     "PIL": "pillow",
     "faiss": "faiss-cpu",
+    "markdown_it": "markdown-it-py",
     "pytorch_lightning": "lightning",  # which brings it
     "sklearn": "scikit-learn",
     "umap": "umap-learn",
@@ -33,6 +34,9 @@ UNIMPORTED = {
     "cmake",
     "datasets",  # by sentence-transformers
     "faiss-gpu",  # as faiss
+    "mkdocs",
+    "mkdocs-material",
+    "mkdocstrings",
     "ninja",
     "onnxscript",  # by torch.onnx
     "pytest-benchmark",
@@ -77,7 +81,7 @@ def nodes(place: str) -> list[tuple[str, ast.Import | ast.ImportFrom | ast.Call]
 
 
 def own_names() -> set[str]:
-    paths = [path for place in ("tests", "benchmarks") for path in (ROOT / place).rglob("*")]
+    paths = [path for place in ("tests", "benchmarks", "docs") for path in (ROOT / place).rglob("*")]
     return {path.stem for path in paths if path.is_dir() or path.suffix == ".py"} | {"gcahng", "kernels"}
 
 
