@@ -35,7 +35,8 @@ MISUSES = (
 
 # pytorch-metric-learning's losses and miners that gather the other processes' embeddings, by module and class. They are
 # known by name so that the library need not be imported.
-_GATHERING = ("pytorch_metric_learning.utils.distributed", ("DistributedLossWrapper", "DistributedMinerWrapper"))
+_GATHERING_MODULES = ("pytorch_metric_learning.utils.distributed", "pytorch_metric_learning.distributed")  # 2 and 3
+_GATHERING = ("DistributedLossWrapper", "DistributedMinerWrapper")
 _GATHERS = ("gather", "alltoall", "all_to_all", "send")  # in the names of torch.distributed's operators
 
 
@@ -233,11 +234,10 @@ def refuse_gathering(base: Any, miner: Any) -> None:
     Raises:
         UserError: one of them does.
     """
-    module, names = _GATHERING
     for argument, value in (("base", base), ("miner", miner)):
         for part in (part for held in held_modules(value) for part in held.modules()):
             for cls in type(part).__mro__:
-                if cls.__module__ == module and cls.__name__ in names:
+                if cls.__module__.startswith(_GATHERING_MODULES) and cls.__name__ in _GATHERING:
                     raise UserError(_gathers_twice(argument, f"holds a {cls.__name__}"))
 
 
