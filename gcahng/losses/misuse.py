@@ -104,6 +104,22 @@ def misuses(trace: Trace, now: Tensor, scale: Tensor | None) -> Tensor:
     return torch.stack((changed, factor >= LARGEST_WEIGHT * scale, (factor == 1) & (scale >= LARGEST_WEIGHT)))
 
 
+def raise_for_misuse(found: list[bool], trace: Trace | None) -> None:
+    """Reports the first misuse, if there is one.
+
+    Args:
+        found: what `misuses` found.
+        trace: of the last training forward that it looked at, if it is known.
+
+    Raises:
+        UserError: there is one.
+    """
+    for text, present in zip(MISUSES, found, strict=True):
+        if present:
+            upstream = None if trace is None else trace.upstream
+            raise UserError(text.format(factor="much" if upstream is None else f"{float(upstream):g}"))
+
+
 @dataclass
 class Watch:
     """What a loss remembers of the loop that it is in.
@@ -111,7 +127,7 @@ class Watch:
     Attributes:
         forwards: training forwards since the last generator step.
         said: the warnings that were given. Each is given once.
-        trace: of the last generator step's forward.
+        trace: of the last generator step's forward, until its checks are read.
         base_is_known: whether a base loss was seen not to gather by itself.
     """
 
@@ -180,20 +196,6 @@ class Watch:
         if again or name not in self.said:
             self.said.add(name)
             warnings.warn(text, stacklevel=frames)
-
-    def raise_for(self, found: list[bool]) -> None:
-        """Reports the first misuse, if there is one.
-
-        Args:
-            found: what `misuses` found.
-
-        Raises:
-            UserError: there is one.
-        """
-        for text, present in zip(MISUSES, found, strict=True):
-            if present:
-                upstream = None if self.trace is None else self.trace.upstream
-                raise UserError(text.format(factor="much" if upstream is None else f"{float(upstream):g}"))
 
     def around_base(self, rows: int, shared: bool) -> AbstractContextManager[Any]:
         """The context in which the base loss is called. It refuses one that gathers by itself.

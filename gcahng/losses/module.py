@@ -28,7 +28,7 @@ from gcahng.losses.layout import (
     value_problems,
 )
 from gcahng.losses.means import RunningMeans
-from gcahng.losses.misuse import MISUSES, Trace, Watch, misuses, refuse_vmap, sample
+from gcahng.losses.misuse import MISUSES, Trace, Watch, misuses, raise_for_misuse, refuse_vmap, sample
 from gcahng.losses.optimizers import (
     CapturableAdamW,
     adamw,
@@ -231,6 +231,7 @@ class LossModule(RunningMeans):
 
     def _raise_deferred(self) -> None:
         """Raises for what deferred checks have found."""
+        trace, self._watch.trace = self._watch.trace, None
         if self.check == "off" or (
             self.check == "auto" and self._problems.device.type == "cpu" and not self._problems.any()
         ):
@@ -240,7 +241,7 @@ class LossModule(RunningMeans):
         if any(problems):
             self._pending = None
         raise_for_problems(problems[: len(PROBLEMS)], self.num_classes, self.num_per_class)
-        self._watch.raise_for(problems[len(PROBLEMS) :])
+        raise_for_misuse(problems[len(PROBLEMS) :], trace)
 
     def _note_misuse(self, trace: Trace, scale: Tensor | None) -> None:
         """Notes what a training loop does wrong, for _raise_deferred.

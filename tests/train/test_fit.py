@@ -220,7 +220,7 @@ def test_out_must_be_a_folder_that_can_be_made(small_config: MakeConfig, tmp_pat
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="a file; it must be a folder"):
         fit(small_config(out=str(tmp_path / "file")))
-    with pytest.raises(UserError, match="cannot be made"):
+    with pytest.raises(UserError, match="is a file, not a folder"):
         fit(small_config(out=str(tmp_path / "file" / "below")))
 
 
