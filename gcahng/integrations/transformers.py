@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from gcahng.errors import UserError
+from gcahng.files import atomic_write
 from gcahng.integrations.optimizers import check_optimizers
 from gcahng.losses.gca_hng import GCAHNGLoss
 
@@ -209,9 +210,7 @@ def save(gca: GCAHNGLoss, folder: Path, model: str) -> None:
         model: fingerprint of the model that the checkpoint holds.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in gca.state_dict().items()}
-    partial = folder / (FILE + ".partial")
-    save_file(tensors, partial, metadata={"model": model})
-    partial.replace(folder / FILE)
+    atomic_write(folder / FILE, lambda file: file.write(serialize(tensors, metadata={"model": model})))
 
 
 def restore(gca: GCAHNGLoss, folder: Path, model: str) -> None:
