@@ -80,11 +80,12 @@ class Launch:
     def tile(self) -> int:
         """The values that a program works on in one pass, from its constants BLOCK_…
 
-        BLOCK_V rows come one after the other in a loop, and BLOCK_K is along the sum of a product.
+        BLOCK_V rows come one after the other in a loop, and BLOCK_K and BLOCK_H are along the sum of a product.
         """
         names = self.function.arg_names
         blocks = {names[place]: value for (place, *_), value in self.constants.items()}
-        sizes = [n for name, n in blocks.items() if name.startswith("BLOCK_") and name not in ("BLOCK_V", "BLOCK_K")]
+        inside = ("BLOCK_V", "BLOCK_K", "BLOCK_H")
+        sizes = [n for name, n in blocks.items() if name.startswith("BLOCK_") and name not in inside]
         return prod(n for n in sizes if n)
 
 
