@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     limits = budget.load(arguments.budget) if arguments.budget.exists() else []
     if "triton" in arguments.by:
         dims = sorted({limit.dim for limit in limits if limit.by == "triton"} or DIMS, reverse=True)
-        compiled += budget.compile_triton(arguments.arch, dims)
+        compiled += budget.compile_triton(arguments.arch, dims, arguments.kernel)
     if "cuda" in arguments.by:
         compiled += budget.compile_cuda(arguments.arch, arguments.source)
     compiled = [c for c in compiled if arguments.kernel in c.kernel.name]

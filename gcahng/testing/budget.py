@@ -156,14 +156,16 @@ class Compiled(NamedTuple):
     threads: int | None = None
 
 
-def compile_triton(archs: Iterable[int], dims: Iterable[int]) -> list[Compiled]:
-    """Each Triton kernel as training steps launch it most often, compiled."""
+def compile_triton(archs: Iterable[int], dims: Iterable[int], name: str = "") -> list[Compiled]:
+    """Each Triton kernel with this in its name as training steps launch it most often, compiled."""
     from gcahng.testing import aot
 
     found = []
     for arch in archs:
         for dim in dims:
             for launch in aot.most_frequent(aot.record(aot.Case(dim, DTYPE, arch))):
+                if name not in launch.name:
+                    continue
                 built = aot.compile_launch(launch)
                 (kernel,) = sass.kernels_of(built.asm["cubin"])
                 threads = built.metadata.num_warps * sass.WARP
