@@ -173,8 +173,8 @@ def compile_triton(archs: Iterable[int], dims: Iterable[int], name: str = "") ->
     return found
 
 
-def compile_cuda(archs: Iterable[int], sources: Sequence[Path] = ()) -> list[Compiled]:
-    """The kernels of CUDA C++, compiled by nvcc.
+def compile_cuda(archs: Iterable[int], sources: Sequence[Path] = (), flags: Sequence[str] = ()) -> list[Compiled]:
+    """The kernels of CUDA C++, compiled by nvcc, with further flags.
 
     Raises:
         LookupError: there is no nvcc.
@@ -185,13 +185,14 @@ def compile_cuda(archs: Iterable[int], sources: Sequence[Path] = ()) -> list[Com
         source, arch = job
         with tempfile.TemporaryDirectory() as folder:
             cubin = Path(folder) / f"{source.stem}.cubin"
-            command = [nvcc, "-std=c++20", "-O3", "-cubin", f"-arch={TARGETS[arch]}", "-o", cubin, source]
+            command = [nvcc, "-std=c++20", "-O3", "-cubin", f"-arch={TARGETS[arch]}", *flags, "-o", cubin, source]
             done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
             if done.returncode:
                 raise RuntimeError(f"{source.name} does not compile: {done.stderr}")
             return sass.kernels_of(cubin)
 
-    jobs = [(source, arch) for arch in archs for source in sources or sorted(SOURCES.glob("*.cu"))]
+    stems = [path for path in sorted(SOURCES.glob("*.cu")) if SOURCES.with_name(f"{path.stem}.h").exists()]
+    jobs = [(source, arch) for arch in archs for source in sources or stems]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         built = [kernel for kernels in pool.map(build, jobs) for kernel in kernels]
     unique = {(kernel.name, kernel.arch): kernel for kernel in built}  # what several sources share
