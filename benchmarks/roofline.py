@@ -1,12 +1,13 @@
 """Writes benchmarks/results/roofline.md: what the engine's stages do in a training step on a GPU, and the least time
-that it can take.
+that it can take; and the table of docs/roofline.md.
 
     python benchmarks/roofline.py
 
 docs/roofline.md says how it is counted and what follows. Everything is derived, nothing is measured. The modules of
 gcahng/engine give the numbers: graph.py, metric_pass.py and generator_pass.py those of sweeps, plan.py those of
-products, and schedule.py the tiles. A kernel takes as long as its products at the chip's rate or its bytes at the
-memory's, whichever is longer.
+products, and schedule.py the tiles; benchmarks/budget.txt gives the instructions of kernels. A kernel takes as long as
+its products at the chip's rate, its bytes at the memory's, or its instructions at the rate at which multiprocessors
+issue them, whichever is longest.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,17 +24,23 @@ import torch
 from gcahng.engine.generator_pass import LOGITS_AT_ONCE
 from gcahng.engine.plan import StepSize, work
 from gcahng.engine.schedule import Schedule, default_tile_rows, make_schedule
+from gcahng.testing import budget
 
 RESULTS = Path(__file__).parent / "results" / "roofline.md"
+PAGE = Path(__file__).parents[1] / "docs" / "roofline.md"
 
 # Assumptions, as docs/roofline.md states them.
 RATE = {"bf16": 790e12, "fp32": 54e12}  # FLOP/s
 BANDWIDTH = 3e12  # bytes/s
+CLOCK, MULTIPROCESSORS, SCHEDULERS, SHARE = 1.755e9, 132, 4, 0.8
+ISSUE = CLOCK * MULTIPROCESSORS * SCHEDULERS * SHARE  # instructions of a warp/s
 LAUNCH = 3e-6  # s
+ARCH, WARP = 90, 32
 BATCHES, VIEWS, DIM, CLASSES = (255, 1023, 4095), 3, 512, 100
 NODE_LAUNCHES = {"pass": 80, "layer": 132}  # node side, forward and backward
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-AIMS = {1: 32e-3, 2: 75e-3}
+LAYERS = (1, 2)
+ENDS = 2  # how often sums at both ends of edges read their vectors
 A = 4  # bytes of a number outside products: fp32
 
 
@@ -40,16 +48,14 @@ class Step(NamedTuple):
     """One training step.
 
     batch is n and layers is L. dtype is that of the products. epilogues: the products do their neighbors' work.
-    The last two are what the engine does not do yet. gathered: J_div is formed within the kernels of head and mix,
-    which hold θ anyway. narrow: edges and their gradients are stored in the products' dtype everywhere.
+    narrow: edges and their gradients are in the products' dtype wherever they are stored.
     """
 
     batch: int
     layers: int
     dtype: str
     epilogues: bool
-    memory: str
-    gathered: bool = False
+    memory: str = "store"
     narrow: bool = False
 
     @property
@@ -79,10 +85,78 @@ class Kernel(NamedTuple):
 
 
 class Cost(NamedTuple):
+    """seconds: those of kernels, without launches; `without`: were no instruction issued but those of products."""
+
     flops: float
     bytes: float
     seconds: float
     launches: float
+    instructions: float = 0
+    without: float = 0
+
+    @property
+    def step(self) -> float:
+        """Seconds with launches."""
+        return self.seconds + LAUNCH * self.launches
+
+
+# The kernels of each stage, by what their names in the budget begin with, and the values that a thread works on for
+# each edge and channel. Stages that are left out run in the library or in torch.
+SUMS = ("node_sums_kernel", "anchor_sums_kernel")  # at both ends of edges
+KERNELS: dict[str, tuple[tuple[str, float], ...]] = {
+    "edge_start": (("edge_start_forward_kernel<", 1),),
+    "N of stored sums": (("norm_gelu_forward_kernel<", 1),),
+    "edge_to_node: GELU, sums": tuple((f"{name}<Activated", 1.0) for name in SUMS),
+    "gate": (("gate_forward_kernel<", 1),),
+    "mlp_in: product, GELU, moments": (("mlp_in_product_forward_kernel", 4),),
+    "mlp_out: product, fold, residual": (("mlp_out_product_forward_kernel", 1),),
+    "mlp_out: N": (("norm_gelu_forward_kernel<", 1),),
+    "mlp_in: GELU, moments": (("mlp_in_forward_kernel<", 4),),
+    "mlp_out: fold, residual, N": (("mlp_out_forward_kernel<", 1),),
+    "head: BatchNorm's moments": (("head_moments_kernel<", 1),),
+    "head: sigmoid": (("head_forward_kernel<", 1),),
+    "mix: J_syn's logits": (("mix_forward_kernel<", 1 / VIEWS),),
+    "mix: backward to z": (("mix_backward_kernel<", 1 / VIEWS), *((f"{name}<Mix", 1.0) for name in SUMS)),
+    "mix: negatives": (("mix_forward_kernel<", 1 / VIEWS),),
+    "mix: backward to θ": (("mix_backward_theta_kernel<", 1),),
+    "J_soft, J_sim": (("similarity_kernel<", 1 / VIEWS), ("cross_entropy_kernel<", CLASSES / DIM / VIEWS)),
+    "J_div: sums": tuple((f"{name}<Spread", 1.0) for name in SUMS),
+    "J_div: gradient": (("diversity_backward_kernel<", 1),),
+    "head: backward, row-wise": (("head_backward_kernel<", 1), ("head_sums_kernel<", 1)),
+    "head: BatchNorm backward": (("head_norm_kernel<", 1),),
+    "mlp_out: backward": (("mlp_out_backward_kernel<", 1),),
+    "mlp_in: backward product, GELU'": (("mlp_in_product_backward_kernel", 4),),
+    "mlp_in: backward, row-wise": (("mlp_in_backward_kernel<", 4),),
+    "gate: backward": (("gate_backward_kernel<", 1), *((f"{name}<TokenGradient", 1.0) for name in SUMS)),
+    "edge_to_node: backward, row-wise": (("edge_to_node_backward_kernel<", 1),),
+    "edge_start: backward": tuple((f"{name}<NodeGradient", 1.0) for name in SUMS),
+}
+
+
+class Issued(NamedTuple):
+    """What a stage issues: instructions of a thread for each edge and channel, and whether its blocks overlap."""
+
+    instructions: float
+    overlaps: bool
+
+
+@cache
+def issued(stage: str, file: Path = budget.FILE) -> Issued:
+    """What a stage issues by a budget, on sm_90.
+
+    Raises:
+        LookupError: the budget has no such kernel.
+    """
+    lines = [limit for limit in budget.load(file) if (limit.dim, limit.arch) == (DIM, ARCH)]
+    instructions, overlaps = 0.0, True
+    for name, values in KERNELS.get(stage, ()):
+        by = "cuda" if "<" in name else "triton"
+        found = [limit for limit in lines if limit.by == by and limit.kernel.startswith(name)]
+        if not found:
+            raise LookupError(f"{file} has no kernel whose name begins with {name}, as the stage {stage} needs")
+        instructions += values * max(limit.each for limit in found)
+        overlaps = overlaps and all(limit.ctas > 1 for limit in found)
+    return Issued(instructions, overlaps)
 
 
 def kernels(step: Step) -> Iterator[Kernel]:
@@ -104,7 +178,7 @@ def _forward(step: Step) -> Iterator[Kernel]:
     yield Kernel("edge_start", 7 + (below > 0), 0, e + low)
     yield Kernel("N of stored sums", (2 * below + max(0, below - 1) + 1) + 3 * top, 0, 2 * e + low)
     yield Kernel("edge_to_node: product", 2 * top, 1, 2 * c)
-    yield Kernel("edge_to_node: GELU, sums", 2 * top, 0, c, 2)
+    yield Kernel("edge_to_node: GELU, sums", 2 * top, 0, ENDS * c, 2)
     yield Kernel("gate", 2 * top + below + top, 0, 2 * e + low)
     saved = 4 * c if step.memory == "hidden" else 0
     if step.epilogues:
@@ -131,19 +205,15 @@ def _losses(step: Step) -> Iterator[Kernel]:
     stored = step.layers  # θ or dy once, and each gradient of edges that the next sweep reads
     yield Kernel("θ and edges' gradients, stored", 2 * stored, 0, 2 * e)
     yield Kernel("mix: J_syn's logits", 1, 0, e, 20)
-    yield Kernel("mix: backward to z", 1, 0, e, 24)
+    yield Kernel("mix: backward to z", 1, 0, ENDS * e, 24)
     yield Kernel("mix: negatives", 1, 0, e + mixes * A)
     moved = mixes * (cast + 3 * c + A + 2 * logits * c)
     yield Kernel("J_soft: products", 1, 2 * mixes * logits, moved, 4 * chunks)
     yield Kernel("J_soft, J_sim", 1, 0, mixes * (2 * logits * c + 3 * A), 17 + 3 * chunks)
-    if step.gathered:
-        yield Kernel("mix, J_div, head: backward to what the sigmoid takes", 1, 0, mixes * A + e + c, 2)
-        yield Kernel("head: BatchNorm's sums", 1, 0, c + 2 * e, 2)
-    else:
-        yield Kernel("mix: backward to θ", 1, 0, mixes * A + e)
-        yield Kernel("J_div: sums", 1, 0, e, 2)
-        yield Kernel("J_div: gradient", 1, 0, 3 * e)
-        yield Kernel("head: backward, row-wise", 1, 0, 2 * e + c + (c + 2 * e), 4)
+    yield Kernel("mix: backward to θ", 1, 0, mixes * A + e)
+    yield Kernel("J_div: sums", 1, 0, ENDS * e, 2)
+    yield Kernel("J_div: gradient", 1, 0, 3 * e)
+    yield Kernel("head: backward, row-wise", 1, 0, 2 * e + c + (c + 2 * e), 4)
     yield Kernel("head: backward, products", 1, 2, 4 * c, 3)
     yield Kernel("head: BatchNorm backward", 1, 0, 3 * e)
 
@@ -162,28 +232,36 @@ def _backward(step: Step) -> Iterator[Kernel]:
         yield Kernel("mlp_in: backward, row-wise", sweeps, 0, 16 * c, 2)
     yield Kernel("edge MLP: weights' gradients", sweeps, 8, 10 * c, 2 if c == A else 4)
     yield Kernel("edge MLP: edges' gradient", sweeps, 4, 4 * c + add, adds)
-    yield Kernel("gate: backward", sweeps, 0, 3 * e, 6)
+    yield Kernel("gate: backward", sweeps, 0, 3 * e if ENDS == 1 else 4 * e + ENDS * 2 * e, 6)
     yield Kernel("edge_to_node: product again", 2 * top, 1, 2 * c)
     yield Kernel("edge_to_node: backward, row-wise", 2 * top, 0, 2 * c, 2)
     yield Kernel("edge_to_node: weights' gradient", 2 * top, 1, 2 * c, 1 if c == A else 2)
     yield Kernel("edge_to_node: edges' gradient", 2 * top - 1, 1, c + add, adds)
-    yield Kernel("edge_start: backward", 1, 0, e, 2)
+    yield Kernel("edge_start: backward", 1, 0, ENDS * e, 2)
 
 
 def cost(step: Step, kernel: Kernel) -> Cost:
-    """The cost of all sweeps of a kernel."""
+    """The cost of all sweeps of a kernel.
+
+    Where only one block fits into a multiprocessor, what follows a product waits for it.
+    """
     size, tiles = step.size, step.schedule.tiles
     channels = kernel.times * size.rows * DIM
     flops, moved = 2 * channels * DIM * kernel.products, channels * kernel.bytes
-    seconds = max(flops / RATE[step.dtype], moved / BANDWIDTH)
-    return Cost(flops, moved, seconds, kernel.times * len(tiles) * kernel.launches)
+    each, overlaps = issued(kernel.stage)
+    instructions = channels * each / WARP
+    product, memory, issue = flops / RATE[step.dtype], moved / BANDWIDTH, instructions / ISSUE
+    seconds = max(product, memory, issue) if overlaps else max(product + issue, memory)
+    launches = kernel.times * len(tiles) * kernel.launches
+    return Cost(flops, moved, seconds, launches, instructions, max(product, memory))
 
 
 def nodes(step: Step) -> Cost:
     """The cost of the node side, with its arithmetic at the full rate."""
     flops = 2 * work(step.size, step.memory).nodes
     launches = 2 * (NODE_LAUNCHES["pass"] + step.layers * NODE_LAUNCHES["layer"])
-    return Cost(flops, 0, flops / RATE[step.dtype], launches)
+    seconds = flops / RATE[step.dtype]
+    return Cost(flops, 0, seconds, launches, 0, seconds)
 
 
 def total(step: Step) -> Cost:
@@ -201,13 +279,28 @@ file.
 """
 
 
+class Version(NamedTuple):
+    """A way to run the engine: products with epilogues (Triton) or not, and what the edges are stored in."""
+
+    name: str
+    epilogues: bool
+    narrow: bool = False
+
+    def of(self, batch: int, layers: int, dtype: str, memory: str = "store") -> Step:
+        return Step(batch, layers, dtype, self.epilogues, memory, narrow=self.narrow and dtype == "bf16")
+
+
+VERSIONS = (
+    Version("cuda", False),
+    Version("cuda+triton", True),
+    Version("cuda+triton, bf16 edges", True, True),
+)
+
+
 def tables() -> str:
     """All of them, as Markdown."""
-    parts = [HEADING, whole_steps(), aims()]
-    for layers in AIMS:
-        for dtype in RATE:
-            for epilogues in (False, True):
-                parts.append(stages(layers, dtype, epilogues))
+    parts = [HEADING, whole_steps()]
+    parts += [stages(layers, version) for layers in LAYERS for version in VERSIONS]
     return "\n".join(parts)
 
 
@@ -215,10 +308,6 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
     aligned = ["---:" if cell[:1].isdigit() or cell == "–" else "---" for cell in rows[0]]
     lines = [f"| {' | '.join(row)} |" for row in (columns, aligned, *rows)]
     return "\n".join([f"## {title} (derived)", "", *lines, ""])
-
-
-def _version(epilogues: bool) -> str:
-    return "products with epilogues" if epilogues else "row-wise stages beside library products"
 
 
 def _number(x: float) -> str:
@@ -229,77 +318,67 @@ def _ms(seconds: float) -> str:
     return _number(1e3 * seconds)
 
 
-def whole_steps() -> str:
-    columns = ("L", "dtype", "edge_memory", "n", "TFLOP", "GB row-wise", "GB epilogues", "ms row-wise")
-    columns += ("ms epilogues", "launches row-wise", "launches epilogues", "ms of launches")
+def whole_steps(dtypes: Sequence[str] = tuple(RATE)) -> str:
+    columns = ("L", "dtype", "version", "n", "TFLOP", "GB", "10⁹ instructions", "products alone, ms")
+    columns += ("products or bytes, ms", "and instructions, ms", "launches", "launches, ms", "all, ms")
     rows = []
-    for layers in AIMS:
-        for dtype in RATE:
-            for memory in ("store", "hidden"):
+    for layers in LAYERS:
+        for dtype in dtypes:
+            for version in VERSIONS[: None if dtype == "bf16" else -1]:
                 for n in BATCHES:
-                    apart, fused = (total(Step(n, layers, dtype, version, memory)) for version in (False, True))
-                    cells = [_number(apart.flops / 1e12), _number(apart.bytes / 1e9), _number(fused.bytes / 1e9)]
-                    cells += [
-                        _ms(apart.seconds),
-                        _ms(fused.seconds),
-                        f"{apart.launches:,.0f}",
-                        f"{fused.launches:,.0f}",
-                    ]
-                    cells += [f"{1e3 * LAUNCH * apart.launches:.1f}"]
-                    rows.append([str(layers), dtype, memory, str(n), *cells])
+                    found = total(version.of(n, layers, dtype))
+                    cells = [_number(found.flops / 1e12), _number(found.bytes / 1e9)]
+                    cells += [_number(found.instructions / 1e9), _ms(found.flops / RATE[dtype]), _ms(found.without)]
+                    cells += [_ms(found.seconds), f"{found.launches:,.0f}", _ms(LAUNCH * found.launches)]
+                    rows.append([str(layers), dtype, version.name, str(n), *cells, _ms(found.step)])
     return _table("Whole steps", columns, rows)
 
 
-def aims() -> str:
-    columns = ("L", "version", "edge_memory", "GB", "products alone, ms", "all, ms", "launches, ms", "aim, ms")
-    columns += ("share of the ceilings that the aim asks for",)
+def stages(layers: int, version: Version) -> str:
+    """One table: what each stage takes at the middle size, and what bounds it."""
+    n = BATCHES[1]
+    columns = ["stage", "sweeps", "launches a tile", "products an edge", "bytes", "instructions", "TFLOP", "GB"]
+    columns += ["10⁹ instructions", "ms", "bound by"]
+    step = version.of(n, layers, "bf16")
     rows = []
-    for layers, aim in AIMS.items():
-        plain = Step(1023, layers, "bf16", True, "store")
-        ladder = {
-            _version(False): plain._replace(epilogues=False),
-            _version(True): plain,
-            "that, and J_div within head and mix": plain._replace(gathered=True),
-            "that, and edges and gradients in bf16": plain._replace(gathered=True, narrow=True),
-        }
-        for name, chosen in ladder.items():
-            for memory in ("store", "hidden"):
-                step = chosen._replace(memory=memory)
-                found = total(step)
-                cells = [_number(found.bytes / 1e9), _ms(found.flops / RATE["bf16"]), _ms(found.seconds)]
-                cells += [
-                    f"{1e3 * LAUNCH * found.launches:.1f}",
-                    f"{1e3 * aim:.0f}",
-                    f"{100 * found.seconds / aim:.0f} %",
-                ]
-                rows.append([str(layers), name, memory, *cells])
-    return _table("The aims at n = 1,024, in bf16", columns, rows)
+    for kernel in kernels(step):
+        if kernel.times:
+            c, each = cost(step, kernel), issued(kernel.stage)
+            cells = [kernel.stage, str(kernel.times), f"{kernel.launches:.0f}", f"{kernel.products:.3g}"]
+            cells += [f"{kernel.bytes:.3g}", f"{each.instructions:.3g}", *_amounts(c), _bound(c, each.overlaps)]
+            rows.append(cells)
+    for name, c in (("node side", nodes(step)), ("all", total(step))):
+        rows.append([name, "", "", "", "", "", *_amounts(c), ""])
+    title = f"L = {layers}, n = {n:,}, bf16, {version.name}"
+    return _table(title, columns, rows) + f"\nTiles: {len(step.schedule.tiles)}.\n"
 
 
-def stages(layers: int, dtype: str, epilogues: bool) -> str:
-    columns = ["stage", "sweeps", "launches a tile", "products an edge", "bytes an edge and channel"]
-    for n in BATCHES:
-        columns += [f"TFLOP, {n}", f"GB, {n}", f"ms, {n}"]
-    steps = [Step(n, layers, dtype, epilogues, "store") for n in BATCHES]
-    rows = []
-    for same in zip(*(kernels(step) for step in steps), strict=True):
-        k = same[-1]
-        if k.times:
-            cells = [k.stage, str(k.times), f"{k.launches:.0f}", f"{k.products:.3g}", f"{k.bytes:.3g}"]
-            rows.append(cells + _at(cost(step, kernel) for step, kernel in zip(steps, same, strict=True)))
-    rows.append(["node side", "", "", "", "", *_at(map(nodes, steps))])
-    rows.append(["all", "", "", "", "", *_at(map(total, steps))])
-    launches = ", ".join(f"{total(step).launches:,.0f} at {step.batch:,}" for step in steps)
-    tiles = ", ".join(f"{len(step.schedule.tiles)} at {step.batch:,}" for step in steps)
-    text = _table(f"L = {layers}, {dtype}, {_version(epilogues)}, store", columns, rows)
-    return f"{text}\nTiles: {tiles}. Launches: {launches}.\n"
+def _amounts(c: Cost) -> list[str]:
+    return [
+        _number(c.flops / 1e12) if c.flops else "–",
+        _number(c.bytes / 1e9) if c.bytes else "–",
+        _number(c.instructions / 1e9) if c.instructions else "–",
+        _ms(c.seconds),
+    ]
 
 
-def _at(costs: Iterator[Cost]) -> list[str]:
-    cells = []
-    for c in costs:
-        cells += [_number(c.flops / 1e12) if c.flops else "–", _number(c.bytes / 1e9), _ms(c.seconds)]
-    return cells
+def _bound(c: Cost, overlaps: bool) -> str:
+    """What a stage waits for."""
+    times = {
+        "products": c.flops / RATE["bf16"],
+        "bytes": c.bytes / BANDWIDTH,
+        "instructions": c.instructions / ISSUE,
+    }
+    if not overlaps and c.flops and times["products"] + times["instructions"] > times["bytes"]:
+        return "products, then instructions"
+    return max(times, key=times.__getitem__)
+
+
+def page(text: str) -> str:
+    """docs/roofline.md with its table, the whole steps in bf16, as it follows now."""
+    shown = [line for line in whole_steps(("bf16",)).splitlines() if line.startswith("|")]
+    before, _, after = text.partition("\n| L |")
+    return f"{before}\n" + "\n".join(shown) + "\n\n" + after.partition("\n\n")[2]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -307,7 +386,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args(argv)
     RESULTS.write_text(tables(), encoding="utf-8")
-    print(f"wrote {RESULTS}")
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    print(f"wrote {RESULTS} and the table in {PAGE}")
     return 0
 
 

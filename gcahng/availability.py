@@ -43,7 +43,9 @@ def available(impl: str, device: torch.device | str, compute: torch.dtype | None
             return reason
     if device.type == "cuda" and not torch.cuda.is_available():
         return "torch sees no CUDA device"
-    return _too_old(device) if impl in ("cuda", "triton") else None
+    if impl not in ("cuda", "triton"):
+        return None
+    return _too_old(device) or (native.unfit_device(device) if impl == "cuda" else None)
 
 
 def _too_old(device: torch.device) -> str | None:

@@ -70,7 +70,7 @@ def collect() -> dict[str, Any]:
         "machine": _machine(),
         "packages": {name: _version(name) for name in PACKAGES},
         "libraries": {name: _library(name) for name in native.NAMES},
-        "implementations": {device: _implementations(device) for device in ("cpu", "cuda")},
+        "implementations": {device: _implementations(device) for device in ("cpu", *_gpus())},
         "auto": _choices(),
         "environment": _variables(),
         "notes": _notes(),
@@ -83,10 +83,9 @@ def report() -> str:
     packages = {name: version or "not installed" for name, version in found["packages"].items()}
     lines = [*_table(found["versions"] | packages), "", "Machine", *_table(found["machine"])]
     lines += ["", "Native libraries", *_table(_library_rows(found["libraries"]))]
-    for device, title in (("cpu", "CPU"), ("cuda", "CUDA")):
-        reasons = found["implementations"][device].items()
-        rows = {name: "available" if reason is None else f"not available: {reason}" for name, reason in reasons}
-        lines += ["", f"Implementations on {title}", *_table(rows)]
+    for device, reasons in found["implementations"].items():
+        rows = {name: "available" if reason is None else f"not available: {reason}" for name, reason in reasons.items()}
+        lines += ["", f"Implementations on {device.upper()}", *_table(rows)]
     lines += ["", "impl='auto' chooses", *_table(found["auto"])]
     if found["environment"]:
         lines += ["", "Environment variables", *_table(found["environment"])]
@@ -159,7 +158,7 @@ def _library(name: native.Name) -> dict[str, Any]:
     built = installed.record().get(name, {})
     if "sha256" in built:
         facts["as built"] = facts.get("sha256") == built["sha256"]
-    return facts | {key: built[key] for key in ("compiler", "flags", "system", "cmake") if key in built}
+    return facts | {key: built[key] for key in ("compiler", "flags", "system", "cmake", "cuda") if key in built}
 
 
 def _library_rows(libraries: dict[str, dict[str, Any]]) -> dict[str, str]:
@@ -170,29 +169,35 @@ def _library_rows(libraries: dict[str, dict[str, Any]]) -> dict[str, str]:
             same = {True: ", as built", False: ", not as built", None: ""}[facts.get("as built")]
             rows[f"{name} file"] = f"{facts['size']} bytes, sha256 {facts['sha256'][:16]}…{same}"
         if "compiler" in facts:
+            cuda = f"CUDA {facts['cuda']}, torch's is {torch.version.cuda or 'none'}, " if "cuda" in facts else ""
             rows[f"{name} build"] = (
-                f"{facts['compiler']} on {facts['system']}, CMake {facts['cmake']}: {facts['flags']}"
+                f"{cuda}{facts['compiler']} on {facts['system']}, CMake {facts['cmake']}: {facts['flags']}"
             )
     return rows
 
 
-def _implementations(device_type: str) -> dict[str, str | None]:
+def _gpus() -> list[str]:
+    """CUDA as one device, or each GPU where they differ: what runs on one need not run on another."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    capabilities = {torch.cuda.get_device_capability(k) for k in range(count)}
+    return ["cuda"] if len(capabilities) < 2 else [f"cuda:{k}" for k in range(count)]
+
+
+def _implementations(device: str) -> dict[str, str | None]:
     """Why each implementation is not available; None where it is."""
-    return {name: dispatch.available(name, device_type) for name in dispatch.NAMES}
+    return {name: dispatch.available(name, device) for name in dispatch.NAMES}
 
 
 def _choices() -> dict[str, str]:
-    has_some = [d for d in dispatch.ORDER if any(dispatch.available(name, d) is None for name in dispatch.NAMES)]
-    return {
-        f"{what} on {device_type}": _choice(what, device_type) for device_type in has_some for what in dispatch.WHATS
-    }
+    has_some = [d for d in ("cpu", *_gpus()) if any(dispatch.available(name, d) is None for name in dispatch.NAMES)]
+    return {f"{what} on {device}": _choice(what, device) for device in has_some for what in dispatch.WHATS}
 
 
-def _choice(what: str, device_type: str) -> str:
+def _choice(what: str, device: str) -> str:
     """What "auto" takes, and why nothing better runs."""
     try:
-        found, passed = dispatch.choose("auto", device_type, what=what)
-        asked = device_type == "cuda" and dispatch.auto_asks()
+        found, passed = dispatch.choose("auto", device, what=what)
+        asked = device != "cpu" and dispatch.auto_asks()
     except UserError as error:
         return f"none ({error})"
     return "; not ".join([f"{found} (as {dispatch.AUTO} asks)" if asked else found, *passed])

@@ -116,14 +116,61 @@ def _old_driver() -> str | None:
 
     A newer driver will do, and a newer minor version of the runtime, too. Without the check, every launch would fail.
     """
-    built = re.match(r"NVIDIA (\d+)\.(\d+)", installed.record().get("_C_cuda", {}).get("compiler", ""))
-    if built and 0 < (driver := _driver_cuda()) < int(built[1]) * 1000:
+    built = _cuda_of_build()
+    if built and 0 < (driver := _driver_cuda()) < built[0] * 1000:
         return (
-            f"_C_cuda is built with CUDA {built[1]}.{built[2]}, and NVIDIA's driver knows CUDA up to "
-            f"{driver // 1000}.{driver % 1000 // 10}; update it, or build with a CUDA {driver // 1000} toolkit: "
-            f"{installed.build_command()}"
+            f"_C_cuda is built with CUDA {built[0]}.{built[1]}, and NVIDIA's driver knows CUDA up to "
+            f"{_written(driver)}; update it, or build with a CUDA {driver // 1000} toolkit: {installed.build_command()}"
         )
     return None
+
+
+def unfit_device(device: torch.device) -> str | None:
+    """Says why the kernels of _C_cuda do not run on a GPU, or None, by one launch when it is first asked for.
+
+    So a library without code for this GPU, or with code that its driver does not take, is noticed before a stage fails.
+
+    Args:
+        device: a CUDA device that torch sees.
+    """
+    if torch.cuda.is_current_stream_capturing():
+        return None  # a launch beside it could end the capture; the pass before the capture has asked
+    return _probed(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@functools.cache
+def _probed(index: int) -> str | None:
+    """What `unfit_device` says of a GPU by its number."""
+    path = load("_C_cuda").path
+    try:
+        function = ctypes.CDLL(str(path)).gcahng_cuda_probe
+    except AttributeError:
+        return f"{path} is older than this gcahng; run: {installed.build_command()}"
+    function.argtypes, function.restype = [ctypes.c_int, ctypes.POINTER(ctypes.c_char_p)], ctypes.c_int
+    said = ctypes.c_char_p()
+    if (error := function(index, ctypes.byref(said))) == 0:
+        return None
+    built, driver = _cuda_of_build(), _driver_cuda()
+    architectures = installed.record().get("_C_cuda", {}).get("architectures", "unknown")
+    have = ".".join(map(str, torch.cuda.get_device_capability(index)))
+    return (
+        f"a first launch on cuda:{index} ({torch.cuda.get_device_name(index)}, compute capability {have}) failed: "
+        f"{(said.value or b'').decode()} ({error}). _C_cuda is built with CUDA "
+        f"{'.'.join(map(str, built)) if built else 'unknown'} for {architectures}, torch with CUDA "
+        f"{torch.version.cuda}, and NVIDIA's driver knows CUDA up to {_written(driver) if driver else 'unknown'}; "
+        f"build it on this machine: {installed.build_command()}"
+    )
+
+
+def _cuda_of_build() -> tuple[int, int] | None:
+    """The CUDA that _C_cuda was built with, if its build says so."""
+    version = re.match(r"(\d+)\.(\d+)", installed.record().get("_C_cuda", {}).get("cuda", ""))
+    return (int(version[1]), int(version[2])) if version else None
+
+
+def _written(version: int) -> str:
+    """A version of CUDA as it is written: 13.2 for 13020."""
+    return f"{version // 1000}.{version % 1000 // 10}"
 
 
 def _driver_cuda() -> int:

@@ -202,7 +202,7 @@ def test_the_driver_must_know_the_cuda_of_the_build(
     monkeypatch.setattr(native.ctypes, "CDLL", lambda name: Driver())
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     (folder / "_C_cuda.so").write_bytes(b"")
-    (folder / installed.RECORD).write_text(json.dumps({"_C_cuda": {"compiler": "NVIDIA 13.0.88 with GNU 12.2.0"}}))
+    (folder / installed.RECORD).write_text(json.dumps({"_C_cuda": {"cuda": "13.0.88"}}))
     said = (
         "_C_cuda is built with CUDA 13.0, and NVIDIA's driver knows CUDA up to 12.8; update it, or build with a CUDA 12"
     )

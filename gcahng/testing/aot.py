@@ -23,6 +23,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
+from math import prod
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +35,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
+
+from gcahng.testing.sass import tool
 
 DTYPES = {
     "bf16": torch.bfloat16,
@@ -72,6 +75,18 @@ class Launch:
     @property
     def name(self) -> str:
         return self.function.__name__
+
+    @property
+    def tile(self) -> int:
+        """The values that a program works on in one pass, from its constants BLOCK_…
+
+        BLOCK_V rows come one after the other in a loop, and BLOCK_K and BLOCK_H are along the sum of a product.
+        """
+        names = self.function.arg_names
+        blocks = {names[place]: value for (place, *_), value in self.constants.items()}
+        inside = ("BLOCK_V", "BLOCK_K", "BLOCK_H")
+        sizes = [n for name, n in blocks.items() if name.startswith("BLOCK_") and name not in inside]
+        return prod(n for n in sizes if n)
 
 
 @dataclass(frozen=True)
@@ -220,12 +235,27 @@ def _reached(function: JITFunction) -> tuple[JITFunction, ...]:
 # -- compiling
 
 
+def compile_launch(launch: Launch) -> Any:
+    """What triton.compile returns of a launch."""
+    source = ASTSource(launch.function, launch.signature, launch.constants, launch.attributes)
+    return triton.compile(source, target=GPUTarget("cuda", launch.case.arch, 32), options=launch.options)
+
+
+def most_frequent(launches: Iterable[Launch]) -> list[Launch]:
+    """Of each kernel's launches in a case that differ for Triton, the one that happens most often."""
+    most: dict[tuple[str, Case], Launch] = {}
+    for launch in launches:
+        best = most.setdefault((launch.name, launch.case), launch)
+        if launch.times > best.times:
+            most[launch.name, launch.case] = launch
+    return list(most.values())
+
+
 def build(launch: Launch) -> Build:
     """Compiles a launch and reads its machine code."""
     result = Build(launch.name, launch.case, launch.times)
-    source = ASTSource(launch.function, launch.signature, launch.constants, launch.attributes)
     try:
-        built = triton.compile(source, target=GPUTarget("cuda", launch.case.arch, 32), options=launch.options)
+        built = compile_launch(launch)
     except Exception as error:  # whatever a compiler throws
         lines = [line for line in str(error).splitlines() if line.strip()] or [""]
         return replace(result, error=f"does not compile: {type(error).__name__}: {lines[0]} … {lines[-1]}")
@@ -249,12 +279,13 @@ def build(launch: Launch) -> Build:
 
 def _disassembled(cubin: bytes) -> tuple[str, str]:
     """Resource usage and instructions."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
         usage, code = (
-            subprocess.run([str(tool), option, str(path)], capture_output=True, text=True, check=True).stdout
+            subprocess.run(
+                [str(tool("cuobjdump")), option, str(path)], capture_output=True, text=True, check=True
+            ).stdout
             for option in ("-res-usage", "-sass")
         )
     return usage, code
@@ -293,12 +324,7 @@ def build_all(
         raise LookupError(f"no kernel that these cases launch is called {', '.join(sorted(unknown))}")
     chosen = [launch for launch in recorded if not kernels or launch.name in kernels]
     if once:
-        most: dict[tuple[str, Case], Launch] = {}
-        for launch in chosen:
-            best = most.setdefault((launch.name, launch.case), launch)
-            if launch.times > best.times:
-                most[launch.name, launch.case] = launch
-        chosen = list(most.values())
+        chosen = most_frequent(chosen)
     _launches[:] = chosen
     builds = []
     with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("fork")) as pool:

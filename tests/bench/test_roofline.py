@@ -88,24 +88,44 @@ def test_the_tables_are_what_the_script_writes() -> None:
     assert roofline.RESULTS.read_text(encoding="utf-8") == roofline.tables(), "run python benchmarks/roofline.py"
 
 
-def test_the_page_repeats_rows_of_the_tables() -> None:
-    page = (SCRIPT.parents[1] / "docs" / "roofline.md").read_text(encoding="utf-8")
-    shown = [line for line in page.splitlines() if line.startswith("|")]
-    assert len(shown) == 10
-    assert set(shown) <= set(roofline.tables().splitlines())
+def test_the_page_has_the_whole_steps() -> None:
+    text = roofline.PAGE.read_text(encoding="utf-8")
+    assert roofline.page(text) == text, "run python benchmarks/roofline.py"
+    assert sum(line.startswith("|") for line in text.splitlines()) == 2 + 2 * 3 * 3
 
 
 def test_the_page_states_the_assumptions() -> None:
-    page = " ".join((SCRIPT.parents[1] / "docs" / "roofline.md").read_text(encoding="utf-8").split())
+    text = " ".join(roofline.PAGE.read_text(encoding="utf-8").split())
     rates = [f"{roofline.RATE[dtype] / 1e12:.0f} TFLOP/s in {dtype}" for dtype in ("bf16", "fp32")]
-    for stated in (*rates, f"{roofline.BANDWIDTH / 1e12:.0f} TB/s", f"{1e6 * roofline.LAUNCH:.0f} µs"):
-        assert stated in page
-    found = [
-        roofline.total(roofline.Step(1023, layers, "bf16", True, memory, True, True)).seconds / aim
-        for layers, aim in roofline.AIMS.items()
-        for memory in ("store", "hidden")
-    ]
-    assert f"{100 * min(found):.0f} to {100 * max(found):.0f} %" in page
+    rates += [f"{roofline.BANDWIDTH / 1e12:.0f} TB/s", f"{1e6 * roofline.LAUNCH:.0f} µs", f"sm_{roofline.ARCH}"]
+    rates += [f"{roofline.MULTIPROCESSORS} multiprocessors", f"up to {roofline.SCHEDULERS} of a warp in a cycle"]
+    rates += [f"a clock of {roofline.CLOCK / 1e9:g} GHz", f"{roofline.SHARE} of all slots"]
+    for stated in rates:
+        assert stated in text
+
+
+def test_every_kernel_is_in_the_budget(tmp_path: Path) -> None:
+    stages = {
+        k.stage for epilogues in (False, True) for k in roofline.kernels(roofline.Step(255, 2, "bf16", epilogues))
+    }
+    assert set(roofline.KERNELS) == {stage for stage in stages if roofline.issued(stage).instructions}
+    (empty := tmp_path / "budget.txt").write_text("# none\n")
+    with pytest.raises(LookupError, match="has no kernel whose name begins with gate_forward_kernel<"):
+        roofline.issued("gate", empty)
+
+
+def test_a_stage_takes_the_longest_of_its_times_and_adds_those_that_do_not_overlap(monkeypatch) -> None:
+    step = roofline.Step(255, 1, "bf16", True)
+    channels = step.size.rows * roofline.DIM
+
+    def seconds(products: float, moved: float, instructions: float, overlaps: bool) -> float:
+        monkeypatch.setattr(roofline, "issued", lambda _: roofline.Issued(instructions, overlaps))
+        return roofline.cost(step, roofline.Kernel("some", 1, products, moved)).seconds / channels
+
+    flop, byte, issue = 2 * 512 / 790e12, 1 / 3e12, 1 / 32 / roofline.ISSUE
+    assert seconds(4, 10, 40, True) == pytest.approx(max(4 * flop, 10 * byte, 40 * issue))
+    assert seconds(4, 10, 40, False) == pytest.approx(max(4 * flop + 40 * issue, 10 * byte))
+    assert seconds(4, 100, 40, False) == pytest.approx(100 * byte)
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from gcahng import UserError, availability, dispatch, native
+from gcahng import UserError, availability, dispatch, env, native
 from gcahng.dispatch import NAMES, Sizes, available, choose
 from gcahng.engine.schema import NATIVE, TRITON
 from gcahng.engine.stages import ops_of
@@ -110,6 +112,7 @@ def test_a_gpu_that_no_kernel_is_built_for(
     monkeypatch.setattr(native, "load", lambda name: native.Library(Path("_C_cuda.so"), None))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(native, "unfit_device", lambda device: None)
     monkeypatch.setattr(dispatch, "_said", set())
     monkeypatch.setattr(availability, "_compiler_missing", lambda: None)
     assert chosen_on("cuda") == chosen
@@ -138,6 +141,82 @@ def test_what_fused_stages_do_not_take(
     monkeypatch.delenv("GCAHNG_AUTO")
     found = choose("auto", "cuda", Sizes(3, 1025))
     assert found.implementation == "triton" and "cuda+triton: it takes up to 1024 channels" in found.passed[0]
+
+
+# -- a library that does not fit the GPU, its driver or torch
+
+
+@pytest.fixture
+def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A newer GPU and an older one, and a _C_cuda whose first launch fails on any but the first."""
+    source, library = tmp_path / "probe.c", tmp_path / "_C_cuda.so"
+    source.write_text(
+        'int gcahng_cuda_probe(int device, const char** said) { *said = device ? "no kernel image is available" : ""; '
+        "return device ? 209 : 0; }"
+    )
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    record = {"_C_cuda": {"cuda": "13.0.88", "architectures": "90a-real"}}
+    capabilities, names = [(9, 0), (8, 6)], ["NVIDIA H100", "NVIDIA A10"]
+    monkeypatch.setattr(native, "load", lambda name: native.Library(library, None))
+    monkeypatch.setattr(native.installed, "record", lambda: record)
+    monkeypatch.setattr(native, "_driver_cuda", lambda: 12080)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda k: capabilities[getattr(k, "index", k) or 0])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda k: names[k])
+    monkeypatch.setattr(availability, "_compiler_missing", lambda: None)
+    monkeypatch.setattr(dispatch, "_said", set())
+    native._probed.cache_clear()
+    yield
+    native._probed.cache_clear()
+
+
+UNFIT = (
+    "a first launch on cuda:1 (NVIDIA A10, compute capability 8.6) failed: no kernel image is available (209). "
+    "_C_cuda is built with CUDA 13.0 for 90a-real, torch with CUDA"
+)
+
+
+def test_the_device_of_the_tensors_decides(two_gpus: None) -> None:
+    """Not the current one, and not another that is in the machine."""
+    for device in ("cuda", "cuda:0"):
+        assert chosen_on(device) == "cuda+triton"
+    assert chosen_on("cuda:1") == "triton"
+    assert available("triton", "cuda:1") is None and UNFIT in (available("cuda", "cuda:1") or "")
+    assert "and NVIDIA's driver knows CUDA up to 12.8; build it on this machine" in (available("cuda", "cuda:1") or "")
+
+
+def test_a_library_that_does_not_fit_is_said_once(two_gpus: None, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(UserError, match="impl is 'cuda', which is not available for loss on cuda: a first launch"):
+        choose("cuda", "cuda:1")
+    for _ in range(3):
+        chosen_on("cuda:1")
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and UNFIT in record.message and "uses impl='triton'" in record.message
+
+
+def test_env_shows_each_gpu_where_they_differ(two_gpus: None) -> None:
+    found = env._implementations("cuda:1")
+    assert env._gpus() == ["cuda:0", "cuda:1"] and UNFIT in found["cuda"] and found["triton"] is None
+    assert env._implementations("cuda:0")["cuda"] is None
+    choices = env._choices()
+    assert choices["loss on cuda:0"] == "cuda+triton" and choices["loss on cuda:1"].startswith("triton; not cuda+tri")
+
+
+def test_nothing_is_launched_beside_a_capture(two_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert native.unfit_device(torch.device("cuda:1")) is None
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    assert UNFIT in (native.unfit_device(torch.device("cuda:1")) or "")
+
+
+def test_a_library_without_the_probe_is_older(two_gpus: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other.c").write_text("int other;")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "other.so", tmp_path / "other.c"], check=True)
+    monkeypatch.setattr(native, "load", lambda name: native.Library(tmp_path / "other.so", None))
+    assert "other.so is older than this gcahng; run: " in (native.unfit_device(torch.device("cuda:0")) or "")
 
 
 # -- Triton counts as available only where it can compile

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import subprocess
 from pathlib import Path
@@ -55,3 +56,13 @@ def test_shared_arrays_are_aligned_for_wide_accesses(library: Path) -> None:
     code = listing(library, "-ptx")
     assert "ld.shared.v4" in code
     assert set(re.findall(r"\.shared \.align (\d+)", code)) == {"16"}
+
+
+def test_the_probe_says_what_is_wrong(library: Path) -> None:
+    """Here that there is no GPU, without a crash."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    function = ctypes.CDLL(str(library)).gcahng_cuda_probe
+    said = ctypes.c_char_p()
+    assert function(0, ctypes.byref(said)) != 0
+    assert b"driver" in said.value or b"device" in said.value
