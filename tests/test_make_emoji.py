@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "make_emoji.py"
 spec = importlib.util.spec_from_file_location("make_emoji", SCRIPT)
@@ -73,8 +74,15 @@ def test_pictures_that_a_vendor_has_for_two_classes_are_left_out():
     assert make_emoji.distinct(classes, pictures) == {1: {v: "one" for v in (*FIVE[1:], "f")}}
 
 
+def test_a_drawing_becomes_a_square_picture_on_white():
+    wide = make_emoji.svg_of({}, {"body": '<path fill="currentColor" d="M0 0h8v4H0z"/>', "width": 16, "height": 4})
+    picture = Image.open(io.BytesIO(make_emoji.render_one(wide)))
+    assert (picture.size, picture.mode) == ((96, 96), "RGB")
+    white, black = (255, 255, 255), (0, 0, 0)
+    assert [picture.getpixel(at) for at in ((2, 48), (45, 48), (60, 48), (2, 2))] == [black, black, white, white]
+
+
 def test_a_folder_is_made_and_is_never_replaced(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "resvg_py", object())
     monkeypatch.setattr(make_emoji, "VERSIONS", dict.fromkeys(FIVE, "1"))
     monkeypatch.setattr(make_emoji, "render", lambda drawings, classes, processes: {
         (v, n): f"{v} {n}".encode() for names in classes.values() for v, n in names.items()
