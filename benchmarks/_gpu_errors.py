@@ -42,9 +42,9 @@ def kept(failed: dict[str, str], name: str, doing: Doing) -> Iterator[None]:
 
 def release() -> None:
     """Give unused memory back, including the engine's workspace."""
-    from gcahng.engine import operators
+    from gcahng.engine import prepare
 
-    operators._workspace.clear()
+    prepare._workspace.clear()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -65,9 +65,9 @@ def _alone(case: Case) -> tuple[Problem, int | None]:
 
     The peak includes weights and optimizers, but nothing of other cases. It is None on the CPU.
     """
-    from gcahng.engine import operators
+    from gcahng.engine import prepare
 
-    operators._workspace.clear()
+    prepare._workspace.clear()
     gc.collect()
     cuda = case.device == "cuda"
     before = torch.cuda.memory_allocated() if cuda else 0

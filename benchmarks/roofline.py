@@ -21,9 +21,9 @@ from typing import NamedTuple
 
 import torch
 
-from gcahng.engine.generator_pass import LOGITS_AT_ONCE
 from gcahng.engine.plan import StepSize, work
 from gcahng.engine.schedule import Schedule, default_tile_rows, make_schedule
+from gcahng.engine.stages.cross_entropy import LOGITS_AT_ONCE
 from gcahng.testing import budget
 
 RESULTS = Path(__file__).parent / "results" / "roofline.md"

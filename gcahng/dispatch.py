@@ -20,14 +20,19 @@ from __future__ import annotations
 
 import logging
 import os
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 
 from gcahng.availability import available
+from gcahng.engine.engine import Engine, PassOptions
+from gcahng.engine.precision import compute_dtype
 from gcahng.engine.schema import OPS
 from gcahng.engine.stages import split
 from gcahng.errors import UserError
+from gcahng.reference import training_step as reference
+from gcahng.reference.training_step import Batch
 
 NAMES = ("reference", "torch", "cpp", "cuda", "triton")
 WHATS = ("loss", "edge_update", "channel_mix")
@@ -103,6 +108,32 @@ def choose(impl: str, device: torch.device | str, sizes: Sizes = Sizes(), what: 
     if reason := _unavailable(impl, device, sizes):
         raise UserError(f"impl is {impl!r}, which is not available for {what} on {device.type}: {reason}")
     return Choice(impl)
+
+
+def passes(impl: str, batch: Batch, options: PassOptions) -> Engine | ModuleType:
+    """Decides which code runs the passes of a training step: metric_pass, generator_pass and generate.
+
+    Args:
+        impl: "auto" or one of NAMES.
+        batch: what they run on.
+        options: how the engine runs them.
+
+    Returns:
+        The engine with one of its implementations, or the module gcahng.reference.training_step.
+
+    Raises:
+        UserError: as of `choose`; or passes are to be captured as CUDA graphs and cannot be.
+    """
+    device, captures = batch.z.device, options.graphs is not None
+    if captures and device.type != "cuda":
+        raise UserError(f"cuda_graph is True and the embeddings are on {device}; CUDA graphs need a CUDA device")
+    compute = compute_dtype(device, batch.z.dtype)
+    implementation = chosen("loss", impl, device, batch.views, batch.z.shape[1], compute)
+    if implementation != "reference":
+        return Engine(implementation, options)
+    if captures:
+        raise UserError("cuda_graph is True and impl is 'reference'; the engine alone captures its passes")
+    return reference
 
 
 def chosen(what: str, impl: str, device: torch.device, views: int | None, dim: int, compute: torch.dtype | None) -> str:

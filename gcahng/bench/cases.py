@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -14,7 +15,8 @@ from torch import Tensor
 import gcahng
 from gcahng import dispatch
 from gcahng.engine.engine import Engine, PassOptions
-from gcahng.engine.operators import PassInputs, graph_pass
+from gcahng.engine.operands import PassInputs
+from gcahng.engine.prepare import graph_pass
 from gcahng.engine.weights import buffer_list, parameter_list
 from gcahng.errors import UserError
 from gcahng.reference import training_step as reference
@@ -146,9 +148,10 @@ class Problem:
             ).to(device=case.device, dtype=self.dtype)
         self.gca.mean_metric, self.gca.mean_generator = MEAN_METRIC, MEAN_GENERATOR
         self.embeddings, self.labels = self.batch(case.batch)
+        self._compiled = None
         if case.compiled:
             compiled = {name: torch.compile(getattr(reference, name)) for name in ("metric_pass", "generator_pass")}
-            self.gca._passes = lambda batch: SimpleNamespace(**compiled)
+            self._compiled = SimpleNamespace(**compiled)
 
     def batch(self, size: int) -> tuple[Tensor, Tensor]:
         """Embeddings (size, D), which require gradients, and labels (size,), with each class in consecutive rows."""
@@ -180,6 +183,15 @@ class Problem:
         with self.autocast():
             return self.gca(self.embeddings, self.labels)
 
+    @contextmanager
+    def passes(self) -> Iterator[None]:
+        """Within the block, the loss runs the reference's compiled passes if the case asks for them."""
+        if self._compiled is None:
+            yield
+            return
+        with patch.object(dispatch, "passes", lambda *_: self._compiled):
+            yield
+
     def step(self) -> dict[str, Tensor]:
         """Run a whole training step: the loss, its backward pass and the generator's step.
 
@@ -187,7 +199,7 @@ class Problem:
             The loss and the logs.
         """
         self.embeddings.grad = None
-        with self.products():
+        with self.products(), self.passes():
             loss = self.loss()
             loss.backward()
             return {"loss": loss.detach(), **self.gca.generator_step()}

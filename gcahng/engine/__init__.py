@@ -6,12 +6,12 @@ Nothing of size n² · D is held unless `edge_memory` says so. To learn how it w
     stages/gate     one stage whole: its arguments, plain torch forward and backward, and the fused ops;
                     every other file in stages/ has the same form
     graph           sweeps over all tiles, layer by layer, forward and then backward
-    metric_pass     phase 1 of a training step: losses that train the embedding
-    generator_pass  phase 3: losses that train the generator
-    operators       the two passes as operators that autograd and torch.compile know
+    prepare         what comes before a pass: memory mode, schedule and stages of a batch
+    metric_pass     phase 1 of a training step, as an operator: losses that train the embedding
+    generator_pass  phase 3, as a function for autograd: losses that train the generator
     engine          what GCAHNGLoss calls
 
-A call goes the other way: GCAHNGLoss → engine → operators → metric_pass or generator_pass → graph → nodes and stages.
+A call goes the other way: GCAHNGLoss → engine → metric_pass or generator_pass → graph → nodes and stages.
 
 Each of the other files has one task.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gcahng.engine.differentiable_once import differentiable_once
-from gcahng.engine.operators import workspace_for
+from gcahng.engine.prepare import workspace_for
 from gcahng.engine.schedule import NodeSum, Schedule, Tile, default_tile_rows, make_schedule
 from gcahng.engine.schema import define_operator, differentiate_operator
 from gcahng.engine.stages import Stages, make_stages, ops_of
@@ -84,27 +84,36 @@ class _Call:
         return grid.permute(0, 2, 1, 3, 4).reshape(tile.rows, self.dim)
 
 
-def forward_op(*flat: Any) -> Tensor:
-    """The operator: its flat arguments are those of MixTensors and MixSettings."""
-    tensors, s = MixTensors(*flat[:4]), MixSettings(*flat[4:])
+def _forward(tensors: MixTensors, s: MixSettings) -> Tensor:
+    """The negatives (K, C, C, D)."""
     with torch.autocast(tensors.z.device.type, enabled=False):
         call = _Call(tensors, s)
-        out = _forward_fake(*flat)
+        out = _forward_fake(tensors, s)
         for tile, index in call.tiles():
             theta = call.theta(tensors.coefficients, tile)
             out[index.place] = call.stages.mix.negatives(call.mixing, tile, theta)
         return out
 
 
-def _forward_fake(*flat: Any) -> Tensor:
-    z, views = flat[0], flat[4]
+def _forward_fake(tensors: MixTensors, s: MixSettings) -> Tensor:
+    z, views = tensors.z, s.views
     classes = z.shape[0] // views
     return z.new_empty(views, classes, classes, z.shape[1])
 
 
-def backward_op(upstream: Tensor, *flat: Any) -> tuple[Tensor, Tensor]:
-    """The operator of the backward: the gradient of the negatives (K, C, C, D), and the forward's flat arguments."""
-    tensors, s = MixTensors(*flat[:4]), MixSettings(*flat[4:])
+class _Upstream(NamedTuple):
+    """What the backward takes beside the forward's arguments.
+
+    Attributes:
+        upstream: gradient of the negatives (K, C, C, D).
+    """
+
+    upstream: Tensor
+
+
+def _backward(given: _Upstream, tensors: MixTensors, s: MixSettings) -> tuple[Tensor, Tensor]:
+    """The gradients of embeddings (n, D) and coefficients (n, n, D)."""
+    upstream = given.upstream
     with torch.autocast(upstream.device.type, enabled=False):
         call = _Call(tensors, s)
         d_coefficients = torch.empty_like(tensors.coefficients)
@@ -119,8 +128,8 @@ def backward_op(upstream: Tensor, *flat: Any) -> tuple[Tensor, Tensor]:
         return into.total() + call.mixing.positive_backward(into_positive.total()), d_coefficients
 
 
-def _backward_fake(upstream: Tensor, *flat: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(flat[0]), torch.empty_like(flat[1])
+def _backward_fake(_: _Upstream, tensors: MixTensors, s: MixSettings) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(tensors.z), torch.empty_like(tensors.coefficients)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -138,19 +147,11 @@ def _grad(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
     return dz, d_coefficients, *[None] * (len(MixTensors._fields) - 2 + len(MixSettings._fields))
 
 
-class _Upstream(NamedTuple):
-    """What the backward takes beside the forward's arguments.
-
-    Attributes:
-        upstream: gradient of the negatives (K, C, C, D).
-    """
-
-    upstream: Tensor
-
-
 _STRUCTS = (MixTensors, MixSettings)
-define_operator("channel_mix", _STRUCTS, "Tensor", forward_op, _forward_fake)
-define_operator("channel_mix_backward", (_Upstream, *_STRUCTS), "(Tensor, Tensor)", backward_op, _backward_fake)
+define_operator("channel_mix", _STRUCTS, "Tensor", _forward, _forward_fake)
+MIX_BACKWARD = define_operator(
+    "channel_mix_backward", (_Upstream, *_STRUCTS), "(Tensor, Tensor)", _backward, _backward_fake
+)
 differentiate_operator("channel_mix", _grad, _setup)
 
 

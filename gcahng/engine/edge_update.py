@@ -6,7 +6,7 @@ on one tile of edges at a time, and `edge_memory` says what it saves for the bac
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -15,11 +15,11 @@ from torch import Tensor
 from gcahng.engine.differentiable_once import differentiable_once
 from gcahng.engine.free_memory import free_memory
 from gcahng.engine.masks import EdgeDropout
-from gcahng.engine.operators import workspace_for
 from gcahng.engine.plan import COMFORTABLE, FULL
 from gcahng.engine.precision import DTYPES
+from gcahng.engine.prepare import workspace_for
 from gcahng.engine.schedule import Band, Schedule, Tile, default_tile_rows, make_schedule
-from gcahng.engine.schema import define_operator, differentiate_operator, unflatten
+from gcahng.engine.schema import define_operator, differentiate_operator
 from gcahng.engine.stages import Stages, make_stages, ops_of
 from gcahng.engine.stages.common import Edges, RowMoments, StageContext
 from gcahng.engine.stages.edge_update import EdgeRecord, Saving
@@ -258,19 +258,12 @@ def _backward(upstream: Tensor, tensors: UpdateTensors, saved: UpdateOutputs, s:
 # -- as operators
 
 
-def _arguments(flat: Sequence[Any]) -> tuple[UpdateTensors, UpdateSettings]:
-    """The operator's flat arguments, by name."""
-    rest = iter(flat)
-    return unflatten(UpdateTensors, rest), unflatten(UpdateSettings, rest)
+def _forward_op(tensors: UpdateTensors, s: UpdateSettings) -> list[Tensor]:
+    with torch.autocast(tensors.edges.device.type, enabled=False):
+        return list(_forward(tensors, s))
 
 
-def _forward_op(*flat: Any) -> list[Tensor]:
-    with torch.autocast(flat[0].device.type, enabled=False):
-        return list(_forward(*_arguments(flat)))
-
-
-def _forward_fake(*flat: Any) -> list[Tensor]:
-    tensors, s = _arguments(flat)
+def _forward_fake(tensors: UpdateTensors, s: UpdateSettings) -> list[Tensor]:
     (n, dim), edges = tensors.u.shape, tensors.edges
     rows = (n * (n + 1) // 2 if s.symmetric else n * n) if s.record and s.edge_memory != "recompute" else 0
     like, hidden = tensors.u, rows if s.edge_memory == "hidden" else 0
@@ -296,15 +289,13 @@ class _BackwardTensors(NamedTuple):
     h: Tensor
 
 
-def _backward_op(*flat: Any) -> list[Tensor]:
-    upstream, *saved = flat[:5]
-    tensors, s = _arguments(flat[5:])
+def _backward_op(given: _BackwardTensors, tensors: UpdateTensors, s: UpdateSettings) -> list[Tensor]:
+    upstream, *saved = given
     with torch.autocast(upstream.device.type, enabled=False):
         return _backward(upstream.contiguous(), tensors, UpdateOutputs(upstream, *saved), s)
 
 
-def _backward_fake(*flat: Any) -> list[Tensor]:
-    tensors, _ = _arguments(flat[5:])
+def _backward_fake(_: _BackwardTensors, tensors: UpdateTensors, s: UpdateSettings) -> list[Tensor]:
     return [torch.empty_like(x) for x in (tensors.edges, tensors.u, tensors.c, tensors.v)] + [
         x.new_empty(x.shape) for x in tensors.weights
     ]
@@ -312,7 +303,7 @@ def _backward_fake(*flat: Any) -> list[Tensor]:
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     ctx.set_materialize_grads(False)  # which would be zeros, as large as all that is saved
-    tensors, ctx.settings = _arguments(inputs)
+    tensors, ctx.settings = _FORWARD.values(inputs)
     *plain, weights = tensors
     ctx.save_for_backward(*output[1:], *plain, *weights)
 
@@ -332,7 +323,7 @@ def _grad(ctx: Any, upstream: list[Tensor | None]) -> tuple[Any, ...]:
 
 
 _STRUCTS = (UpdateTensors, UpdateSettings)
-define_operator("edge_update", _STRUCTS, "Tensor[]", _forward_op, _forward_fake)
+_FORWARD = define_operator("edge_update", _STRUCTS, "Tensor[]", _forward_op, _forward_fake)
 define_operator("edge_update_backward", (_BackwardTensors, *_STRUCTS), "Tensor[]", _backward_op, _backward_fake)
 differentiate_operator("edge_update", _grad, _setup)
 

@@ -10,10 +10,11 @@ from torch.autograd import forward_ad
 
 from gcahng.engine.coefficients import coefficients
 from gcahng.engine.cuda_graph import GraphCache
-from gcahng.engine.generator_pass import GeneratorTargets
-from gcahng.engine.operands import PassInputs, Settings, Wanted, metric_outputs
-from gcahng.engine.operators import GeneratorPass, graph_pass
+from gcahng.engine.generator_pass import GeneratorPass, GeneratorTask
+from gcahng.engine.metric_pass import run_metric_pass
+from gcahng.engine.operands import PassInputs, Settings, Wanted
 from gcahng.engine.precision import compute_dtype, name_of, note_bf16
+from gcahng.engine.prepare import graph_pass
 from gcahng.engine.ranks import Ranks
 from gcahng.engine.weights import buffer_list, parameter_list
 from gcahng.errors import UserError
@@ -60,7 +61,7 @@ class Engine:
         record = torch.is_grad_enabled()
         want_z = record and batch.z.requires_grad
         want_parameters = record and any(p.requires_grad for p in inputs.parameters)
-        out = metric_outputs(torch.ops.gcahng.metric_pass(*inputs, *s, *Wanted(want_z, want_parameters)))
+        out = run_metric_pass(inputs, s, Wanted(want_z, want_parameters))
         if s.training:
             _store_statistics(network, out.statistics)
         return MetricLosses(out.synthetic, out.entropy)
@@ -77,8 +78,8 @@ class Engine:
         s, inputs = self._settings(network, batch), _inputs(network, batch, batch.z.detach())
         zeroed = None if official_order is None else official_own_entries(batch.views, official_order)
         fixed = (classifier.weight.detach().contiguous(), classifier.bias.detach().contiguous())
-        targets = GeneratorTargets(batch.classes, fixed, zeroed, weights)
-        total, *out = GeneratorPass.apply(inputs._replace(parameters=[]), s, targets, *inputs.parameters)
+        task = GeneratorTask(*fixed, zeroed, weights, record=True)
+        total, *out = GeneratorPass.apply(inputs._replace(parameters=[]), s, task, *inputs.parameters)
         if s.training:
             _store_statistics(network, out[3:])
         return GeneratorLosses(total, *out[:3])

@@ -6,68 +6,60 @@ The losses and their gradients are formed together, one tile at a time.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from gcahng.engine.differentiable_once import differentiable_once
 from gcahng.engine.graph import GraphPass
+from gcahng.engine.operands import GeneratorOutputs, PassInputs, Settings, generator_outputs
+from gcahng.engine.prepare import prepare, replayable
 from gcahng.engine.schedule import Band, Tile
 from gcahng.engine.stages.common import Edges
-from gcahng.engine.stages.cross_entropy import CrossEntropyInputs
+from gcahng.engine.stages.cross_entropy import LOGITS_AT_ONCE, CrossEntropyInputs
 from gcahng.engine.stages.diversity import DiversitySums
 from gcahng.engine.stages.head import HeadGradients
 from gcahng.engine.stages.mix import Mixing, mix_index
 from gcahng.engine.stages.similarity import SimilarityInputs
+from gcahng.engine.weights import generator_names, parameter_names
+from gcahng.engine.workspace import Workspace
 from gcahng.reference.training_step import GeneratorWeights
 
-LOGITS_AT_ONCE = 1 << 22
 
-
-class GeneratorTargets(NamedTuple):
-    """What the generator's losses compare with, and how they are weighted.
+class GeneratorTask(NamedTuple):
+    """What the pass is to compute.
 
     Attributes:
-        classes: (C,) labels of the batch's classes.
-        classifier: the classifier's weight (M, D) and bias (M,).
+        weight: the classifier's weight (M, D).
+        bias: its bias (M,).
         zeroed: similarities that do not count, (K, C, C) bool; None stands for those with a = c.
         weights: weights of the three losses.
+        record: whether the gradients of the generator's parameters are wanted.
     """
 
-    classes: Tensor
-    classifier: tuple[Tensor, Tensor]
+    weight: Tensor
+    bias: Tensor
     zeroed: Tensor | None
     weights: GeneratorWeights
+    record: bool
 
 
-class GeneratorResult(NamedTuple):
-    """What the phase returns.
-
-    Attributes:
-        negative_entropy: cross entropy on the negatives before its factor, 0-dim.
-        dissimilarity: J_sim, 0-dim.
-        diversity: J_div, 0-dim.
-        parameters: gradients of J_gen, by the parameters' names; empty if the pass records none.
-    """
-
-    negative_entropy: Tensor
-    dissimilarity: Tensor
-    diversity: Tensor
-    parameters: dict[str, Tensor]
-
-
-def generator_pass(graph: GraphPass, mixing: Mixing, targets: GeneratorTargets) -> GeneratorResult:
-    """Forms J_gen's parts, and the gradients of the generator's parameters if the pass records them.
+@replayable
+def generator_pass(inputs: PassInputs, s: Settings, task: GeneratorTask, workspace: Workspace) -> GeneratorOutputs:
+    """Forms J_gen's parts, and the gradients of the generator's parameters if they are wanted.
 
     Args:
-        graph: a pass that has not run yet.
-        mixing: how the batch's negatives are mixed.
-        targets: what the losses compare with.
+        inputs: the pass's tensors.
+        s: everything else.
+        task: what the losses compare with, how they are weighted, and whether gradients are wanted.
+        workspace: memory for the stages.
     """
+    graph, mixing, statistics = prepare(inputs, s, workspace, record=task.record, update=s.training)
     schedule, z = graph.schedule, graph.z
     graph.node_statistics(graph.forward())
-    diversity = _DiversityLoss(graph, targets.weights.diversity)
-    losses = _Losses(_NegativeLosses(graph, targets), diversity, mixing)
+    diversity = _DiversityLoss(graph, task.weights.diversity)
+    losses = _Losses(_NegativeLosses(graph, task, inputs.classes), diversity, mixing)
     negatives = losses.negatives
     sums = HeadGradients(graph.dim, z)
     for tile in schedule.tiles:
@@ -75,15 +67,20 @@ def generator_pass(graph: GraphPass, mixing: Mixing, targets: GeneratorTargets) 
         if graph.record and graph.stored:
             graph.rows(graph.gradient_buffer(), tile).copy_(dy)
     schedule.complete(negatives.entropy, negatives.dissimilarity)
+    gradients = []
     if graph.record:
         schedule.complete(*sums.parts())
         graph.gradients |= sums.named(graph.head_weights)
         negatives.counting = False
         top = _top_gradient(graph, losses, sums if graph.options.training else None)
         graph.backward(None, graph.layers - 1, top, want_z=False)
+        gradients = [graph.gradients[name] for name in generator_names(s.layers)]
     count = schedule.views * schedule.classes**2
     values = (negatives.entropy / count, negatives.dissimilarity / count, diversity.value)
-    return GeneratorResult(*(value.to(z.dtype) for value in values), graph.gradients)
+    return GeneratorOutputs([value.to(z.dtype) for value in values], statistics, gradients)
+
+
+# -- the losses
 
 
 class _Losses(NamedTuple):
@@ -162,13 +159,13 @@ class _NegativeLosses:
         counting: whether `add` adds to these sums; a second sweep must not count them again.
     """
 
-    def __init__(self, graph: GraphPass, targets: GeneratorTargets) -> None:
-        self._stages, self._schedule, self._targets = graph.stages, graph.schedule, targets
+    def __init__(self, graph: GraphPass, task: GeneratorTask, classes: Tensor) -> None:
+        self._stages, self._schedule, self._zeroed, self._classes = graph.stages, graph.schedule, task.zeroed, classes
         self._nodes = graph.z.contiguous()
         self._want, self._compute = graph.record, graph.options.compute
-        self._weight, self._bias = targets.classifier[0].to(self._compute), targets.classifier[1]
+        self._weight, self._bias = task.weight.to(self._compute), task.bias
         count = graph.schedule.views * graph.schedule.classes**2
-        self._soft, self._similarity = targets.weights.soft / count, targets.weights.similarity / count
+        self._soft, self._similarity = task.weights.soft / count, task.weights.similarity / count
         self.entropy = torch.zeros((), dtype=torch.float64, device=graph.z.device)
         self.dissimilarity = torch.zeros_like(self.entropy)
         self.counting = True
@@ -183,8 +180,8 @@ class _NegativeLosses:
         Returns:
             dN (mixes, D), or None if no gradient is recorded.
         """
-        index, zeroed = mix_index(self._schedule, tile, negatives.device), self._targets.zeroed
-        dn = self._entropy(negatives, self._targets.classes[index.negative])
+        index, zeroed = mix_index(self._schedule, tile, negatives.device), self._zeroed
+        dn = self._entropy(negatives, self._classes[index.negative])
         counted = ~zeroed[index.place] if zeroed is not None else index.anchor != index.negative
         inputs = SimilarityInputs(self._nodes, index.node, negatives, counted, self._similarity)
         losses = self._stages.similarity.forward(inputs, dn)
@@ -206,3 +203,43 @@ class _NegativeLosses:
             if dn is not None:
                 dn[start : start + step] = torch.mm(d, self._weight)
         return dn
+
+
+# -- for autograd, which has it run eagerly
+
+
+class GeneratorPass(torch.autograd.Function):
+    """J_gen, its parts and the running statistics, as a function of the graph network's parameters."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: PassInputs, s: Settings, task: GeneratorTask, *parameters: Tensor) -> Any:
+        """Runs phase 3.
+
+        Args:
+            ctx: of autograd.
+            inputs: the pass's tensors, without parameters: autograd needs those as arguments of their own.
+            s: everything else.
+            task: what is to be computed; autograd says whether gradients are wanted.
+            parameters: the graph network's parameters (see parameter_list).
+        """
+        task = task._replace(record=any(ctx.needs_input_grad))
+        out = generator_outputs(generator_pass(inputs._replace(parameters=list(parameters)), s, task))
+        ctx.layers, ctx.gradients = s.layers, out.gradients
+        ctx.mark_non_differentiable(*out.values, *out.statistics)
+        weights, (entropy, dissimilarity, diversity) = task.weights, out.values
+        total = weights.soft * entropy + weights.similarity * dissimilarity + weights.diversity * diversity
+        return total, *out.values, *out.statistics
+
+    @staticmethod
+    def backward(ctx: Any, d_total: Tensor, *_: Any) -> Any:
+        """Scales the parameters' gradients in place, which saves their memory but allows one backward only."""
+        if ctx.gradients is None:
+            raise RuntimeError(
+                "the generator pass has run its backward already, which scales its gradients in place; run it anew"
+            )
+        scaled = differentiable_once(
+            "the engine", lambda *g: tuple(x.mul_(g[-1]) for x in g[:-1]), *ctx.gradients, d_total
+        )
+        ctx.gradients = None
+        named = dict(zip(generator_names(ctx.layers), scaled, strict=False))
+        return None, None, None, *(named.get(name) for name in parameter_names(ctx.layers))

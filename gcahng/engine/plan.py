@@ -11,8 +11,8 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
-from gcahng.engine.generator_pass import LOGITS_AT_ONCE
 from gcahng.engine.masks import MASKS_AT_ONCE
+from gcahng.engine.stages.cross_entropy import LOGITS_AT_ONCE
 from gcahng.engine.step_size import StepSize, tiling
 from gcahng.errors import UserError
 

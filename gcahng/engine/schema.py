@@ -15,7 +15,7 @@ import functools
 import importlib
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
@@ -185,6 +185,12 @@ def unflatten(struct: type, flat: Iterator[Any]) -> Any:
     return struct(*values)
 
 
+def unflatten_all(structs: tuple[type, ...], flat: Iterable[Any]) -> list[Any]:
+    """NamedTuples of these types, from all their leaves."""
+    rest = iter(flat)
+    return [unflatten(struct, rest) for struct in structs]
+
+
 # -- ops
 
 
@@ -209,9 +215,7 @@ class Op:
     def launch(self, *flat: Any) -> None:
         """Puts the NamedTuples together again and calls the Triton launcher with them."""
         stem, function = self.launcher.split(".")
-        rest = iter(flat)
-        values = [unflatten(struct, rest) for struct in self.structs]
-        getattr(importlib.import_module(f"gcahng.kernels.{stem}"), function)(*values)
+        getattr(importlib.import_module(f"gcahng.kernels.{stem}"), function)(*unflatten_all(self.structs, flat))
 
 
 OPS: dict[str, Op] = {}
@@ -234,23 +238,44 @@ def declare(name: str, launcher: str, *structs: type) -> Op:
     return op
 
 
+class Operator(NamedTuple):
+    """An operator that returns new tensors.
+
+    Attributes:
+        structs: the types of the NamedTuples that it takes.
+        run: what it does; called with the NamedTuples.
+    """
+
+    structs: tuple[type, ...]
+    run: Callable[..., Any]
+
+    def values(self, flat: Iterable[Any]) -> list[Any]:
+        """Puts the NamedTuples together again."""
+        return unflatten_all(self.structs, flat)
+
+    def __call__(self, *flat: Any) -> Any:
+        """Runs it on flat arguments, as torch's dispatcher has them."""
+        return self.run(*self.values(flat))
+
+
 def define_operator(
     name: str, structs: tuple[type, ...], returns: str, run: Callable[..., Any], fake: Callable[..., Any]
-) -> None:
+) -> Operator:
     """Defines an operator that returns new tensors; see `differentiate_operator` for its backward.
 
     Args:
         name: the operator's name in the namespace `gcahng`.
         structs: the types of the NamedTuples that it takes.
         returns: the type of its result, as torch.library.define reads it.
-        run: what it does on CPU and CUDA tensors; called with the flat arguments.
+        run: what it does on CPU and CUDA tensors; called with the NamedTuples.
         fake: the same for tensors without data.
     """
-    library = _libraries[NATIVE]
+    library, operator = _libraries[NATIVE], Operator(structs, run)
     library.define(f"{name}({schema_of(*structs)}) -> {returns}", tags=(torch.Tag.pt2_compliant_tag,))
     for key in ("CPU", "CUDA"):
-        library.impl(name, run, key)
-    torch.library.register_fake(f"{NATIVE}::{name}", fake, lib=library)
+        library.impl(name, operator, key)
+    torch.library.register_fake(f"{NATIVE}::{name}", Operator(structs, fake), lib=library)
+    return operator
 
 
 def differentiate_operator(name: str, backward: Callable[..., Any], setup: Callable[..., Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gcahng import dispatch
 from gcahng.engine.cuda_graph import capturing
 from gcahng.engine.weights import metric_names
 from gcahng.errors import UserError
@@ -223,7 +224,8 @@ class GCAHNGLoss(LossModule):
             if not (torch.compiler.is_compiling() or self._only_takes_statistics()):
                 self._watch.forward(self._trace_without_step(), self.engine.process_group)
             self._pending = None
-        losses = self._passes(batch).metric_pass(self.graph_network, batch)
+        passes = dispatch.passes(self.impl, batch, self._pass_options)
+        losses = passes.metric_pass(self.graph_network, batch)
         if self.training:
             self.draw.add_(1)
         synthetic = (1 - torch.exp(-self.beta / self.mean_generator)) * losses.synthetic
@@ -297,7 +299,8 @@ class GCAHNGLoss(LossModule):
             batch = self._batch(z, layout, u)
             order = layout.appearance if self.compat == "official" else None
             weights = GeneratorWeights(*(0.5 * w for w in (self.softmax_factor, self.dot_weight, self.div_weight)))
-            losses = self._passes(batch).generator_pass(self.graph_network, self.classifier, batch, order, weights)
+            passes = dispatch.passes(self.impl, batch, self._pass_options)
+            losses = passes.generator_pass(self.graph_network, self.classifier, batch, order, weights)
             generator = losses.total
         self.draw.add_(1)
         set_gradients(generator if scale is None else generator * scale, self.graph_network.parameters())
@@ -363,7 +366,8 @@ class GCAHNGLoss(LossModule):
                 raise UserError(
                     f"anchors holds class {absent[0].item()}, which is not in labels; it must hold labels of the batch"
                 )
-        negatives, coefficients = self._passes(batch).generate(self.graph_network, batch, places)
+        passes = dispatch.passes(self.impl, batch, self._pass_options)
+        negatives, coefficients = passes.generate(self.graph_network, batch, places)
         place_of_row = torch.argsort(layout.order)
         coefficients = coefficients[:, place_of_row]
         if places is None:
@@ -381,9 +385,6 @@ class GCAHNGLoss(LossModule):
         """The trace of the forward before, if the graph network trains and no generator step has followed."""
         trains = any(p.requires_grad for group in self.graph_optimizer.param_groups for p in group["params"])
         return self._pending.trace if self._pending is not None and trains else None
-
-    def _has_no_gradients(self) -> bool:
-        return all(parameter.grad is None for parameter in self.graph_network.parameters())
 
     def _generator_alone_trains(self) -> bool:
         """Whether all weights are frozen that have gradients in the caller's backward, and others are not."""

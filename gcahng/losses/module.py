@@ -12,10 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gcahng import dispatch
 from gcahng.engine.cuda_graph import GraphCache
-from gcahng.engine.engine import Engine, PassOptions, refuse_transforms
-from gcahng.engine.precision import compute_dtype
+from gcahng.engine.engine import PassOptions, refuse_transforms
 from gcahng.engine.ranks import ranks_for
 from gcahng.errors import UserError
 from gcahng.losses.layout import (
@@ -41,7 +39,6 @@ from gcahng.losses.options import EngineOptions
 from gcahng.losses.sharding import check_whole
 from gcahng.losses.state import LossState, pack, prepare, read_extra_state
 from gcahng.nn import GraphNetwork
-from gcahng.reference import training_step as reference
 from gcahng.reference.edge_update import Dropout
 from gcahng.reference.philox import mixing_draws
 from gcahng.reference.training_step import Batch
@@ -273,20 +270,15 @@ class LossModule(RunningMeans):
         """Clamps labels. The checks report one out of range, and it must not crash a device before they are read."""
         return labels.clamp(0, self.num_classes - 1)
 
-    def _passes(self, batch: Batch) -> Any:
-        """What runs the passes of a step: an Engine, or the module gcahng.reference.training_step."""
-        device, graphs = batch.z.device, self._graphs
-        if graphs is not None and device.type != "cuda":
-            raise UserError(f"cuda_graph is True and the embeddings are on {device}; CUDA graphs need a CUDA device")
-        compute = compute_dtype(device, batch.z.dtype)
-        chosen = dispatch.chosen("loss", self.impl, device, batch.views, self.embedding_dim, compute)
-        if chosen != "reference":
-            return Engine(chosen, PassOptions(self.edge_memory, self.edge_dtype, graphs, self._ranks))
-        if graphs is not None:
-            raise UserError("cuda_graph is True and impl is 'reference'; the engine alone captures its passes")
-        return reference
+    @property
+    def _pass_options(self) -> PassOptions:
+        """How the engine runs a pass."""
+        return PassOptions(self.edge_memory, self.edge_dtype, self._graphs, self._ranks)
 
     # -- gradients and rates
+
+    def _has_no_gradients(self) -> bool:
+        return all(parameter.grad is None for parameter in self.graph_network.parameters())
 
     def _agree_on_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Gives all processes the same gradients, whose rounding may differ: their weights would drift apart."""

@@ -13,9 +13,10 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from gcahng.engine import channel_mix, engine, operators
-from gcahng.engine.channel_mix import MixSettings, MixTensors
+from gcahng.engine import channel_mix, engine, prepare
+from gcahng.engine.channel_mix import MIX_BACKWARD, MixSettings, MixTensors
 from gcahng.engine.engine import Engine, PassOptions
+from gcahng.engine.metric_pass import METRIC_PASS
 from gcahng.engine.plan import MODES
 from gcahng.engine.schema import NATIVE, OPS, TRITON, Ops
 from gcahng.nn import GraphNetwork
@@ -47,7 +48,7 @@ def launch_all(dim: int, compute: torch.dtype) -> None:
         for memory in MODES:
             meta_step("triton", dim, compute, memory)
         meta_step("triton", dim, compute, "store", edge_dtype=torch.bfloat16)
-        with patch.object(operators, "ops_of", lambda implementation: Ops(implementation)):
+        with patch.object(prepare, "ops_of", lambda implementation: Ops(implementation)):
             meta_step("triton", dim, compute, "store")
             meta_step("triton", dim, compute, "recompute")
         meta_mix_backward("triton", dim, torch.float64 if compute == torch.float64 else torch.float32)
@@ -89,26 +90,26 @@ def meta_mix_backward(implementation: str, dim: int, dtype: torch.dtype, sizes: 
         shapes = ((views, classes, classes, dim), (n, dim), (n, n, dim), (views, views - 1), ())
         upstream, *tensors = (torch.empty(shape, dtype=dtype) for shape in shapes)
     with _on_meta(dtype):
-        channel_mix.backward_op(upstream, *MixTensors(*tensors), *MixSettings(views, implementation))
+        MIX_BACKWARD(upstream, *MixTensors(*tensors), *MixSettings(views, implementation))
 
 
 @contextmanager
 def _on_meta(compute: torch.dtype) -> Iterator[None]:
     """Inside it the engine takes meta tensors for a GPU's."""
-    tile_rows = operators.default_tile_rows
+    tile_rows = prepare.default_tile_rows
 
     def on_cuda(dim: int, products: torch.dtype, memory: str, _: str) -> int:
         return tile_rows(dim, products, memory, "cuda")
 
     library = torch.library.Library(NATIVE, "IMPL")
-    library.impl("metric_pass", operators.metric_op, "Meta", allow_override=True)  # else its fake
+    library.impl("metric_pass", METRIC_PASS, "Meta", allow_override=True)  # else its fake
     try:
         with (
-            patch.object(operators, "default_tile_rows", on_cuda),
+            patch.object(prepare, "default_tile_rows", on_cuda),
             patch.object(channel_mix, "default_tile_rows", on_cuda),
             patch.object(engine, "compute_dtype", lambda *_: compute),
             # The kernels know fp16, which the loss does not offer.
-            patch.dict(operators.DTYPES, {"float16": torch.float16}),
+            patch.dict(prepare.DTYPES, {"float16": torch.float16}),
             patch.object(torch, "autocast", lambda *_, **__: nullcontext()),  # it does not know meta tensors
         ):
             yield

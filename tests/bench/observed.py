@@ -11,11 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from gcahng.bench.cases import Problem
-from gcahng.engine import operators
+from gcahng.engine import prepare
 from gcahng.engine.engine import Engine, PassOptions
-from gcahng.engine.generator_pass import GeneratorTargets, generator_pass
+from gcahng.engine.generator_pass import GeneratorTask, generator_pass
 from gcahng.engine.metric_pass import metric_pass
-from gcahng.engine.operators import PassInputs
+from gcahng.engine.operands import PassInputs, Wanted
 from gcahng.engine.weights import buffer_list, parameter_list
 from gcahng.reference.edge_update import Dropout
 from gcahng.reference.philox import mixing_draws
@@ -80,17 +80,16 @@ def observe(problem: Problem) -> tuple[list[int], list[tuple[int, int, int]]]:
         settings = Engine(case.implementation, PassOptions(case.memory, case.edge_dtype))._settings(network, batch)
     inputs = PassInputs(batch.z, classes, pull, u, gca.draw, parameter_list(network), buffer_list(network))
     head = (gca.classifier.weight.detach(), gca.classifier.bias.detach())
-    operators._workspace.clear()
+    prepare._workspace.clear()
     gc.collect()
 
     def phase(number: int) -> int:
         observed.peak = observed.live
-        run = operators._prepare(inputs, settings, operators._workspace, record=True, update=True)
         if number == 1:
-            metric_pass(run.graph, run.mixing, classes, True)
+            metric_pass(inputs, settings, Wanted(True, True))
         else:
-            targets = GeneratorTargets(classes, head, None, GeneratorWeights(10.0, 5.0, 5.0))
-            generator_pass(run.graph, run.mixing, targets)
+            task = GeneratorTask(*head, None, GeneratorWeights(10.0, 5.0, 5.0), record=True)
+            generator_pass(inputs, settings, task)
         return observed.peak
 
     with torch.no_grad(), Observed() as observed:

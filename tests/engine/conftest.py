@@ -24,7 +24,7 @@ def tiles(monkeypatch):
 
     def use(case: Case) -> None:
         if case.tile_rows is not None:
-            monkeypatch.setattr("gcahng.engine.operators.default_tile_rows", lambda *_: case.tile_rows)
+            monkeypatch.setattr("gcahng.engine.prepare.default_tile_rows", lambda *_: case.tile_rows)
 
     return use
 
@@ -55,7 +55,7 @@ def recorded(monkeypatch, tiles):
 
     def record(case: Case, at_most: int, autocast: torch.dtype | None = None) -> dict[str, list[tuple]]:
         ops = RecordedOps(at_most)
-        monkeypatch.setattr("gcahng.engine.operators.ops_of", lambda implementation: ops)
+        monkeypatch.setattr("gcahng.engine.prepare.ops_of", lambda implementation: ops)
         tiles(case)
         z, labels = case.batch(dtype=torch.float32)
         run_step(case.loss("cpp", torch.float32), z, labels, autocast=autocast)

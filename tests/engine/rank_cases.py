@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from gcahng import GCAHNGLoss, UserError
-from gcahng.engine import operators
+from gcahng.engine import prepare
 from gcahng.engine.plan import MODES
 from gcahng.testing import seeded
 
@@ -130,10 +130,10 @@ def process(rank: int, count: int, folder: str) -> None:
     """One process: every case, what was found in a file."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=count)
-    operators.free_memory = lambda device: 10**12 if rank else 0
+    prepare.free_memory = lambda device: 10**12 if rank else 0
     found = {}
     for case in CASES:
-        operators.default_tile_rows = lambda *_, rows=case.tile_rows: rows
+        prepare.default_tile_rows = lambda *_, rows=case.tile_rows: rows
         found[case.name] = train(case, SEED + rank, rank, count)
     torch.save((found, refused(rank)), Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()

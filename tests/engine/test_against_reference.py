@@ -20,6 +20,7 @@ from engine_cases import (
 )
 from tiers import few
 
+from gcahng import dispatch
 from gcahng.reference.training_step import GeneratorWeights
 
 # C odd and even, K and D over their ranges, one class a tile, tiles that end anywhere, each way to keep edges.
@@ -120,7 +121,9 @@ def test_both_losses_of_the_first_phase_have_gradients_of_their_own(impl, tiles)
         for name in (impl, "reference"):
             gca, batch = canonical_batch(OWN_TILES, name, training=True)
             z = batch.z.requires_grad_()
-            losses = gca._passes(batch).metric_pass(gca.graph_network, batch._replace(z=z))
+            losses = dispatch.passes(gca.impl, batch, gca._pass_options).metric_pass(
+                gca.graph_network, batch._replace(z=z)
+            )
             sum(w * loss for w, loss in zip(weights, losses, strict=True)).backward()
             values = {n: value.detach() for n, value in losses._asdict().items()}
             found.append(values | {"dz": z.grad} | gradients(gca, 1))
@@ -232,7 +235,7 @@ def test_generator_pass(impl, memory, training, official, tiles):
         found = []
         for name in (impl, "reference"):
             gca, batch = canonical_batch(case, name, training=training)
-            losses = gca._passes(batch).generator_pass(
+            losses = dispatch.passes(gca.impl, batch, gca._pass_options).generator_pass(
                 gca.graph_network, gca.classifier, batch, order, GeneratorWeights(*weights)
             )
             (-1.5 * losses.total).backward()

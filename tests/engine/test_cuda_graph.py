@@ -22,8 +22,9 @@ from gcahng import GCAHNGLoss, UserError
 from gcahng.engine import cuda_graph
 from gcahng.engine.cuda_graph import GraphCache
 from gcahng.engine.engine import Engine, PassOptions
-from gcahng.engine.generator_pass import GeneratorTargets
-from gcahng.engine.operators import PassInputs, Wanted, _run_generator, _run_metric
+from gcahng.engine.generator_pass import GeneratorTask, generator_pass
+from gcahng.engine.metric_pass import metric_pass
+from gcahng.engine.operands import PassInputs, Wanted
 from gcahng.engine.weights import buffer_list, parameter_list
 from gcahng.engine.workspace import Workspace
 from gcahng.nn import GraphNetwork
@@ -92,7 +93,7 @@ def test_what_auto_stands_for_is_captured_anew(captures: list[int], monkeypatch:
     batch = [(seeded(len(LABELS), 16, seed=1), LABELS)]
     gca, other = make(True, edge_memory="auto"), make(False)
     for count, memory in ((2, "store"), (4, "recompute"), (4, "store")):
-        monkeypatch.setattr("gcahng.engine.operators.choose_memory", lambda size, free, memory=memory: memory)
+        monkeypatch.setattr("gcahng.engine.prepare.choose_memory", lambda size, free, memory=memory: memory)
         found, wanted = train(gca, batch), train(other, batch)
         torch.testing.assert_close(found, wanted)
         assert len(captures) == count
@@ -222,9 +223,9 @@ def test_a_pass_neither_waits_nor_depends_on_data(stages: str, memory: str, monk
         s = Engine(stages, PassOptions(memory))._settings(network, batch)
         parameters, buffers = parameter_list(network), buffer_list(network)
         inputs = PassInputs(batch.z, batch.classes, batch.pull, batch.u, draw, parameters, buffers)
-        _run_metric(inputs, s, Wanted(True, True), Workspace())
+        metric_pass.__wrapped__(inputs, s, Wanted(True, True), Workspace())
         head = (classifier.weight.detach(), classifier.bias.detach())
-        targets = GeneratorTargets(batch.classes, head, None, GeneratorWeights(1.0, 1.0, 1.0))
-        found = _run_generator(inputs, s, targets, True, Workspace())
+        task = GeneratorTask(*head, None, GeneratorWeights(1.0, 1.0, 1.0), record=True)
+        found = generator_pass.__wrapped__(inputs, s, task, Workspace())
         with pytest.raises(DataDependentOutputException):
             bool(found.values[0] > 0)

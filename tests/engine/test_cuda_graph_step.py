@@ -11,8 +11,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from gcahng import GCAHNGLoss, UserError
-from gcahng.engine import operators
-from gcahng.engine.engine import Engine, PassOptions
+from gcahng.engine import prepare
+from gcahng.engine.engine import Engine
 from gcahng.engine.workspace import Workspace
 from gcahng.testing import seeded
 
@@ -105,14 +105,14 @@ def test_inside_a_capture_passes_are_part_of_it(captures: list[int], monkeypatch
     wanted = train(plain, batches(0, 3))
     for place in ("gcahng.engine.cuda_graph", "gcahng.losses.gca_hng", "gcahng.losses.optimizers"):
         monkeypatch.setattr(f"{place}.capturing", lambda: True)
-    prepare = operators._prepare
 
     def prepared(inputs, settings, workspace: Workspace, **named):
         assert isinstance(workspace, Workspace)
-        return prepare(inputs, settings, workspace, **named)
+        return prepare.prepare(inputs, settings, workspace, **named)
 
-    monkeypatch.setattr(operators, "_prepare", prepared)
-    monkeypatch.setattr(operators, "_workspace", None)
+    for phase in ("metric_pass", "generator_pass"):
+        monkeypatch.setattr(f"gcahng.engine.{phase}.prepare", prepared)
+    monkeypatch.setattr(prepare, "_workspace", None)
     monkeypatch.setattr(gca, "_raise_deferred", None)
     assert same(train(gca, batches(0, 3)), wanted)
     gca.generate(*batches(3, 4)[0])
@@ -121,9 +121,7 @@ def test_inside_a_capture_passes_are_part_of_it(captures: list[int], monkeypatch
 
 def test_a_whole_step_neither_waits_nor_depends_on_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """On tensors without data: loss, backward, the generator's step and the caller's own; checks wait for end_epoch."""
-    monkeypatch.setattr(
-        GCAHNGLoss, "_passes", lambda gca, batch: Engine(gca.impl, PassOptions(gca.edge_memory, gca.edge_dtype))
-    )
+    monkeypatch.setattr("gcahng.dispatch.passes", lambda impl, _, options: Engine(impl, options._replace(graphs=None)))
     monkeypatch.setattr("gcahng.losses.optimizers.capturing", lambda: True)
     with FakeTensorMode():
         gca = make_whole(True, num_per_class=2, check="deferred", edge_memory="store")

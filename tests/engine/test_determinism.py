@@ -12,7 +12,7 @@ from torch import Tensor
 
 import gcahng
 from gcahng import native
-from gcahng.engine.operators import _workspace
+from gcahng.engine.prepare import _workspace
 from gcahng.engine.workspace import _MOST_VIEWS, Workspace, _Slot
 from gcahng.testing import seeded
 

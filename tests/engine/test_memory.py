@@ -147,9 +147,9 @@ def test_auto_asks_by_the_size_of_the_step_and_the_memory_there_is(impl, chosen,
         used.append(memory)
         return 96
 
-    monkeypatch.setattr("gcahng.engine.operators.free_memory", lambda device: 12345 if device.type == "cpu" else None)
-    monkeypatch.setattr("gcahng.engine.operators.choose_memory", choose)
-    monkeypatch.setattr("gcahng.engine.operators.default_tile_rows", rows)
+    monkeypatch.setattr("gcahng.engine.prepare.free_memory", lambda device: 12345 if device.type == "cpu" else None)
+    monkeypatch.setattr("gcahng.engine.prepare.choose_memory", choose)
+    monkeypatch.setattr("gcahng.engine.prepare.default_tile_rows", rows)
     case = CASE.but(memory="auto", symmetric=False, layers=3)
     run_step(
         case.loss(impl, torch.float32, edge_dtype=torch.bfloat16),

@@ -33,7 +33,7 @@ def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_processes_that_share_a_batch_train_as_one(
     group: list[tuple[dict, list[str]]], case: RankCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gcahng.engine.operators.default_tile_rows", lambda *_: case.tile_rows)
+    monkeypatch.setattr("gcahng.engine.prepare.default_tile_rows", lambda *_: case.tile_rows)
     wanted = train(case, SEED, 0, 1)
     for rank, (found, _) in enumerate(group):
         mine = found[case.name]

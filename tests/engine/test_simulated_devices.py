@@ -19,12 +19,12 @@ from gcahng.testing import seeded
 def emulated(monkeypatch) -> None:
     """Makes the implementation "cuda" run in the emulator, with warps in random order."""
     compile_all()
-    monkeypatch.setattr("gcahng.engine.operators.ops_of", lambda implementation: EMULATED.ordered(0))
+    monkeypatch.setattr("gcahng.engine.prepare.ops_of", lambda implementation: EMULATED.ordered(0))
 
 
 def train(passes, monkeypatch, steps: int) -> list[torch.Tensor]:
     """Losses, the embeddings' gradient and the trained weights, in fp64."""
-    monkeypatch.setattr(GCAHNGLoss, "_passes", lambda gca, batch: passes)
+    monkeypatch.setattr("gcahng.dispatch.passes", lambda *_: passes)
     torch.manual_seed(0)
     gca, found, labels = GCAHNGLoss(5, 12, layers=2, heads=2, seed=1).double(), [], torch.arange(4).repeat(2)
     for step in range(steps):

@@ -10,7 +10,7 @@ from loss_cases import CLASSES, MEAN_GENERATOR, MEAN_METRIC, VIEWS, make_batch, 
 from torch.nn import functional as F
 
 import gcahng
-from gcahng.engine import operators
+from gcahng.engine import prepare
 from gcahng.engine.workspace import WorkspaceOfThread
 from gcahng.reference.diversity import diversity
 from gcahng.reference.edge_update import Dropout
@@ -223,7 +223,7 @@ def test_eval_forward_between_forward_and_step_changes_nothing():
 
 def test_inference_mode_leaves_nothing_behind(monkeypatch):
     """Memory that is kept from batch to batch must not be made as inference tensors, which training cannot write."""
-    monkeypatch.setattr(operators, "_workspace", WorkspaceOfThread())
+    monkeypatch.setattr(prepare, "_workspace", WorkspaceOfThread())
     batch = make_batch()
     gca = make_loss()
     twin = copy.deepcopy(gca)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gcahng import dispatch
 from gcahng.cli import main
 from gcahng.data import DataSplits
 from gcahng.runs.checkpoint import load_checkpoint
@@ -118,11 +119,11 @@ def test_a_term_is_named(
         with torch.no_grad():
             gca.classifier.weight.fill_(NAN)
     else:
-        passes = gca._passes
+        passes = dispatch.passes
 
         class Spoiled:
-            def __init__(self, device: torch.device) -> None:
-                self._passes = passes(device)
+            def __init__(self, *arguments: Any) -> None:
+                self._passes = passes(*arguments)
 
             def metric_pass(self, *arguments: Any) -> Any:
                 found = self._passes.metric_pass(*arguments)
@@ -132,7 +133,7 @@ def test_a_term_is_named(
                 found = self._passes.generator_pass(*arguments)
                 return found._replace(**{field: found.diversity * math.inf}) if hasattr(found, field) else found
 
-        monkeypatch.setattr(gca, "_passes", Spoiled)
+        monkeypatch.setattr(dispatch, "passes", Spoiled)
     with pytest.raises(NonFinite, match=rf"^{term} is -?(inf|nan) at step 1"):
         trainer.train_step()
 

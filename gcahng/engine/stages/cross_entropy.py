@@ -10,6 +10,8 @@ from torch import Tensor
 from gcahng.engine.schema import Written, declare
 from gcahng.engine.stages.common import Stage
 
+LOGITS_AT_ONCE = 1 << 22  # so many of the negatives' logits exist at once
+
 
 class CrossEntropyInputs(NamedTuple):
     """What the loss is formed of.
