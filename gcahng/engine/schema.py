@@ -1,8 +1,8 @@
 """How the engine's stages become torch ops: a stage's arguments are NamedTuples, and its schema is read off them.
 
 The same NamedTuples travel from the engine to the Triton launcher. They are flattened where torch's dispatcher is
-called (`Op.__call__`) and put together again where a Triton launcher is. Schemas and fakes are made here, in Python, so
-that they exist without a native library.
+called (`Ops`) and put together again where a Triton launcher is. Schemas and fakes are made here, in Python, so that
+they exist without a native library.
 
 Every op exists in two namespaces: `gcahng`, which the native libraries implement (C++ on the CPU, CUDA C++ on CUDA
 devices), and `gcahng_triton`, which runs the Triton launchers of `gcahng.kernels`. They are bare forwards and backwards
@@ -221,7 +221,7 @@ class Op:
 OPS: dict[str, Op] = {}
 
 
-def declare(name: str, launcher: str, *structs: type) -> Op:
+def declare(name: str, launcher: str, *structs: type) -> None:
     """Defines an op in both namespaces. It writes into its arguments and returns nothing.
 
     Args:
@@ -235,7 +235,6 @@ def declare(name: str, launcher: str, *structs: type) -> Op:
         torch.library.register_fake(f"{namespace}::{name}", lambda *_: None, lib=library)
     for key in ("CUDA", "CPU"):  # on the CPU under TRITON_INTERPRET=1
         _libraries[TRITON].impl(name, op.launch, key)
-    return op
 
 
 class Operator(NamedTuple):
@@ -290,7 +289,7 @@ def differentiate_operator(name: str, backward: Callable[..., Any], setup: Calla
 
 
 class Ops:
-    """The ops of one implementation: `ops(op, *values)` runs an op on NamedTuples.
+    """The ops of one implementation: `ops.gate_fwd_(inputs, outputs)` runs the torch op gate_fwd_ on NamedTuples.
 
     Args:
         base: the implementation of every op that `routes` does not name: cpp, cuda or triton.
@@ -301,8 +300,16 @@ class Ops:
     def __init__(self, base: str, routes: dict[str, str] | None = None, *, triton_products: bool = False) -> None:
         self._base, self._routes, self.triton_products = base, routes or {}, triton_products
 
-    def __call__(self, op: Op, *values: Any) -> None:
-        self.overload(op.name)(*op.flat(*values))
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        if name not in OPS:
+            raise AttributeError(f"there is no op {name}")
+        op, run = OPS[name], self.overload(name)
+
+        def call(*values: Any) -> None:
+            run(*op.flat(*values))
+
+        setattr(self, name, call)  # the next call finds it without this function
+        return call
 
     def overload(self, name: str) -> Any:
         """The torch op of this name that runs."""

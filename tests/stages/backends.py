@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from stages.cases import Setup, Some
 
 from gcahng import UserError, native
 from gcahng.dispatch import available
-from gcahng.engine.schema import Op, Ops
+from gcahng.engine.schema import OPS, Ops
 from gcahng.engine.stages import ops_of
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class Backend:
 
     @property
     def ops(self) -> Any:
-        """The ops, which are called with an op and NamedTuples like gcahng.engine.schema.Ops."""
+        """The ops, which are called with NamedTuples like those of gcahng.engine.schema.Ops."""
         return Ops(self.implementation) if self.library_products else ops_of(self.implementation)
 
     def precisions(self, stage: Stage, *, of_bits: bool = False) -> tuple[str, ...]:
@@ -204,11 +204,14 @@ class Emulated(Backend):
     def ops(self) -> Emulated:
         return self
 
-    def __call__(self, op: Op, *values: Any) -> None:
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        """An op, which is called with NamedTuples."""
+        if name not in OPS:
+            raise AttributeError(name)
         from emulator.ops import EmulatedOps
 
-        emulator = EmulatedOps(self.seed, self.offset, *self.defines, only=self.only)
-        getattr(emulator, op.name)(*op.flat(*values))
+        run = getattr(EmulatedOps(self.seed, self.offset, *self.defines, only=self.only), name)
+        return lambda *values: run(*OPS[name].flat(*values))
 
     def ordered(self, seed: int) -> Emulated:
         """The same with warps in another order."""

@@ -11,7 +11,7 @@ from stages.test_mix import parts
 from torch import Tensor
 from torch.nn import functional as F
 
-from gcahng.engine.stages.cross_entropy import FORWARD, CrossEntropyInputs, CrossEntropyOutputs
+from gcahng.engine.stages.cross_entropy import CrossEntropyInputs, CrossEntropyOutputs
 from gcahng.engine.stages.mix import mix_index
 from gcahng.testing import seeded
 
@@ -47,7 +47,7 @@ def entropy_of(backend: Backend, logits: Tensor, bias: Tensor, labels: Tensor) -
     """Loss and half of its gradient, on the CPU."""
     logits, bias, labels = (x.to(backend.device) for x in (logits, bias, labels))
     loss = bias.new_full((len(logits),), torch.nan)
-    backend.ops(FORWARD, CrossEntropyInputs(logits, bias, labels, 0.5), CrossEntropyOutputs(loss, logits))
+    backend.ops.cross_entropy_(CrossEntropyInputs(logits, bias, labels, 0.5), CrossEntropyOutputs(loss, logits))
     return loss.cpu(), logits.cpu()
 
 
@@ -89,7 +89,7 @@ def test_a_gradient_apart_from_the_logits(emulator):
     for one, _, precision in emulator.unaligned(forward):
         if precision == "float32":
             loss, d = torch.full((7,), torch.nan), torch.full_like(logits, torch.nan)
-            one(FORWARD, CrossEntropyInputs(logits, bias, labels, 1.0), CrossEntropyOutputs(loss, d))
+            one.cross_entropy_(CrossEntropyInputs(logits, bias, labels, 1.0), CrossEntropyOutputs(loss, d))
             with case(one):
                 torch.testing.assert_close((loss, d), (wanted.detach(), exact.grad))
 
@@ -98,8 +98,8 @@ def test_a_gradient_apart_from_the_logits(emulator):
 def test_a_missing_barrier_is_caught(emulator):
     inputs = CrossEntropyInputs(seeded(7, 300, seed=0), seeded(300, seed=1), torch.arange(7), 1.0)
     right, broken = torch.empty(2, 7).unbind()
-    emulator.ordered(0)(FORWARD, inputs, CrossEntropyOutputs(right, None))
-    emulator.without_barriers(0)(FORWARD, inputs, CrossEntropyOutputs(broken, None))
+    emulator.ordered(0).cross_entropy_(inputs, CrossEntropyOutputs(right, None))
+    emulator.without_barriers(0).cross_entropy_(inputs, CrossEntropyOutputs(broken, None))
     wanted = F.cross_entropy(inputs.logits + inputs.bias, inputs.labels, reduction="none")
     torch.testing.assert_close(right, wanted)
     assert not torch.equal(broken, right)

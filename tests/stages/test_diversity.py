@@ -8,7 +8,7 @@ from stages.cases import Collected, Results, Run
 from stages.checks import check_same_bits, check_stage, check_unaligned, stage
 
 from gcahng.engine.schema import TileNumbers
-from gcahng.engine.stages.diversity import FORWARD, DiversityInputs, DiversityOutputs, DiversitySums
+from gcahng.engine.stages.diversity import DiversityInputs, DiversityOutputs, DiversitySums
 
 
 @stage("tiles", products=False)
@@ -58,4 +58,4 @@ def test_sums_of_bfloat16_are_an_error(cpp):
     x, theta = torch.zeros(2, 4).bfloat16(), torch.zeros(4, 4).bfloat16()
     inputs = DiversityInputs(TileNumbers(1, 2, 1, first=0, offset=0, mirrored=0, classes=1), theta)
     with pytest.raises(RuntimeError, match="gcahng::diversity_fwd_: .* must be float32 or float64"):
-        cpp.ops(FORWARD, inputs, DiversityOutputs(x, x.clone()))
+        cpp.ops.diversity_fwd_(inputs, DiversityOutputs(x, x.clone()))

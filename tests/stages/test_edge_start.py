@@ -15,7 +15,7 @@ from stages.checks import (
 
 from gcahng.engine.schema import TileNumbers
 from gcahng.engine.stages.common import EdgesOut
-from gcahng.engine.stages.edge_start import BACKWARD, FORWARD, EdgeStartGradients, EdgeStartInputs
+from gcahng.engine.stages.edge_start import EdgeStartGradients, EdgeStartInputs
 from gcahng.testing import seeded
 
 ONE_EDGE = TileNumbers(1, 1, 1, first=0, offset=1, mirrored=1, classes=2)
@@ -66,7 +66,7 @@ def test_outputs_on_their_own(backend):
     x = seeded(5, 2, 9, seed=9).to(backend.device)
     inputs = EdgeStartInputs(TileNumbers(2, 2, 3, first=1, offset=0, mirrored=1, classes=3), x)
     check_outputs_on_their_own(
-        lambda full, low: backend.ops(FORWARD, inputs, EdgesOut(full, low)), x.new_empty(24, 9), backend.low
+        lambda full, low: backend.ops.edge_start_fwd_(inputs, EdgesOut(full, low)), x.new_empty(24, 9), backend.low
     )
 
 
@@ -76,14 +76,14 @@ def test_rounding_to_bfloat16(cpp):
     exact, rounded = torch.empty(500, 3), torch.empty(500, 3, dtype=torch.bfloat16)
     for row, pair in enumerate(x):  # one edge each: the product of its two nodes
         inputs = EdgeStartInputs(ONE_EDGE, pair.contiguous())
-        cpp.ops(FORWARD, inputs, EdgesOut(exact[row : row + 1], rounded[row : row + 1]))
+        cpp.ops.edge_start_fwd_(inputs, EdgesOut(exact[row : row + 1], rounded[row : row + 1]))
     bits = exact.view(torch.int32)
     assert all(bool((bits & 0x1FFFF == tie).any()) for tie in (0x08000, 0x18000))
     assert torch.equal(rounded, exact.bfloat16())
 
     nan = torch.tensor([0x7FFFFFFF, -1], dtype=torch.int32).view(torch.float32).view(1, 2)
     low = torch.zeros(1, 2, dtype=torch.bfloat16)
-    cpp.ops(FORWARD, EdgeStartInputs(ONE_EDGE, torch.cat((nan, torch.ones(1, 2)))), EdgesOut(None, low))
+    cpp.ops.edge_start_fwd_(EdgeStartInputs(ONE_EDGE, torch.cat((nan, torch.ones(1, 2)))), EdgesOut(None, low))
     assert bool(low.isnan().all())
 
 
@@ -91,10 +91,10 @@ def test_sums_of_bfloat16_are_an_error(cpp):
     x, square = torch.zeros(2, 4).bfloat16(), torch.zeros(4, 4).bfloat16()
     tile = TileNumbers(1, 2, 1, first=0, offset=0, mirrored=0, classes=1)
     with pytest.raises(RuntimeError, match="gcahng::edge_start_bwd_: .* must be float32 or float64"):
-        cpp.ops(BACKWARD, EdgeStartInputs(tile, x), EdgeStartGradients(square, x.clone()))
+        cpp.ops.edge_start_bwd_(EdgeStartInputs(tile, x), EdgeStartGradients(square, x.clone()))
 
 
 def test_more_views_than_the_ops_take(cpp):
     tile = TileNumbers(1, 65, 1, first=0, offset=1, mirrored=1, classes=2)
     with pytest.raises(RuntimeError, match="tile has 65 samples a class; it must have 64 at most"):
-        cpp.ops(FORWARD, EdgeStartInputs(tile, torch.zeros(65 * 2, 4)), EdgesOut(torch.zeros(65 * 65, 4), None))
+        cpp.ops.edge_start_fwd_(EdgeStartInputs(tile, torch.zeros(65 * 2, 4)), EdgesOut(torch.zeros(65 * 65, 4), None))

@@ -10,8 +10,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gcahng.engine.stages.mlp_in import (
-    BACKWARD,
-    FORWARD,
     MlpInGradients,
     MlpInInputs,
     MlpInOutputs,
@@ -39,7 +37,7 @@ def slope_of(ops, x: Tensor) -> tuple[Tensor, Tensor]:
     gelu, slope = (torch.full_like(x, torch.nan) for _ in range(2))
     zero, one = torch.zeros(len(x), 1).to(x), torch.ones(len(x), 1).to(x)
     inputs, rows = MlpInInputs(x, x.new_zeros(x.shape[1])), NormRows(zero, one, zero, zero)
-    ops(BACKWARD, inputs, MlpInUpstream(torch.ones_like(x)), rows, MlpInGradients(gelu, slope, None))
+    ops.mlp_in_bwd_(inputs, MlpInUpstream(torch.ones_like(x)), rows, MlpInGradients(gelu, slope, None))
     return gelu, slope
 
 
@@ -47,7 +45,7 @@ def gelu_of(ops, x: Tensor) -> tuple[Tensor, Tensor]:
     """The same of x (N,), and by the forward."""
     rows = x.view(-1, 1000)
     g, moments = torch.full_like(rows, torch.nan), torch.zeros(2, len(rows), 1).to(x)
-    ops(FORWARD, MlpInInputs(rows, x.new_zeros(1000)), MlpInOutputs(g, *moments))
+    ops.mlp_in_fwd_(MlpInInputs(rows, x.new_zeros(1000)), MlpInOutputs(g, *moments))
     again, slope = slope_of(ops, rows)
     assert torch.equal(g, again), "the backward forms the same GELU"
     return g.view(-1), slope.view(-1)

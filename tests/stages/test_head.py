@@ -20,7 +20,7 @@ from stages.checks import (
 )
 
 from gcahng.engine.stages.common import Edges
-from gcahng.engine.stages.head import BACKWARD, HeadBackward, HeadGradients
+from gcahng.engine.stages.head import HeadBackward, HeadGradients
 from gcahng.testing import seeded
 
 
@@ -153,6 +153,6 @@ def test_partial_sums_of_more_rows_than_a_block_takes_at_least(emulator):
     rows = 33_000
     theta, dtheta = torch.sigmoid(seeded(rows, 1, seed=1)), seeded(rows, 1, seed=2)
     dpre, total = torch.full((rows, 1), torch.nan), torch.zeros(1)
-    emulator(BACKWARD, HeadBackward(theta, dtheta, dpre, total))
+    emulator.head_bwd_(HeadBackward(theta, dtheta, dpre, total))
     torch.testing.assert_close(dpre, dtheta * theta * (1 - theta))
     check_sum(total, dpre)

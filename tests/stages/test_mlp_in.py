@@ -13,8 +13,6 @@ from torch.nn import functional as F
 
 from gcahng.engine.stages.common import RowMoments
 from gcahng.engine.stages.mlp_in import (
-    BACKWARD,
-    FORWARD,
     MlpInGradients,
     MlpInInputs,
     MlpInOutputs,
@@ -88,14 +86,14 @@ def test_hidden_values_as_they_are_stored(backend):
     rows, width, device = 40, 300, backend.device
     h, b = seeded(rows, width, seed=1).to(device, backend.low), seeded(width, seed=2).to(device)
     inputs, outputs = MlpInInputs(h, b), outputs_for(h)
-    backend.ops(FORWARD, inputs, outputs)
+    backend.ops.mlp_in_fwd_(inputs, outputs)
     mean, rstd = moments_of(outputs.g)
     torch.testing.assert_close(outputs.mean.double(), mean, rtol=2e-6, atol=2e-7)
     torch.testing.assert_close(outputs.rstd.double(), rstd, rtol=2e-6, atol=0)
 
     zero, one = torch.zeros(rows, 1, device=device), torch.ones(rows, 1, device=device)
     gradients = MlpInGradients(*(torch.full_like(h, torch.nan) for _ in range(2)), torch.zeros(width, device=device))
-    backend.ops(BACKWARD, inputs, MlpInUpstream(torch.zeros_like(h)), NormRows(zero, one, zero, one), gradients)
+    backend.ops.mlp_in_bwd_(inputs, MlpInUpstream(torch.zeros_like(h)), NormRows(zero, one, zero, one), gradients)
     assert torch.equal(outputs.g, gradients.g)
     x = (h.double() + b.double()).requires_grad_()
     F.gelu(x).backward(-outputs.g.double())  # dn = -g
@@ -107,7 +105,7 @@ def test_long_sums(cpp):
     width = 1 << 17
     h = seeded(2, width, seed=1).abs()
     outputs = outputs_for(h)
-    cpp.ops(FORWARD, MlpInInputs(h, torch.zeros(width)), outputs)
+    cpp.ops.mlp_in_fwd_(MlpInInputs(h, torch.zeros(width)), outputs)
     for found, wanted in zip(outputs[1:], moments_of(outputs.g), strict=True):
         torch.testing.assert_close(found.double(), wanted, rtol=5e-7, atol=0)
 
@@ -171,7 +169,7 @@ def test_blocks_that_take_several_rows(emulator):
     """Warps meet at barriers that several rows share: none may run ahead into places that others still read."""
     h = seeded(4110, 264, seed=1)
     outputs = outputs_for(h)
-    emulator.ordered(0)(FORWARD, MlpInInputs(h, torch.zeros(264)), outputs)
+    emulator.ordered(0).mlp_in_fwd_(MlpInInputs(h, torch.zeros(264)), outputs)
     mean, rstd = moments_of(F.gelu(h.double()))
     torch.testing.assert_close(outputs.mean.double(), mean, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(outputs.rstd.double(), rstd, rtol=1e-6, atol=0)
@@ -182,7 +180,7 @@ def test_blocks_that_take_several_rows(emulator):
 def test_the_widest_rows(emulator, low):
     h, b = seeded(2, 4096, seed=4, dtype=low), seeded(4096, seed=5)
     outputs = outputs_for(h)
-    emulator(FORWARD, MlpInInputs(h, b), outputs)
+    emulator.mlp_in_fwd_(MlpInInputs(h, b), outputs)
     assert_close_to_truth(outputs.g, F.gelu(h.float() + b).to(low), F.gelu(h.double() + b))
     mean, rstd = moments_of(outputs.g)
     torch.testing.assert_close(outputs.mean.double(), mean, rtol=1e-6, atol=1e-7)
@@ -193,16 +191,16 @@ def test_the_widest_rows(emulator, low):
 def test_wider_rows_are_an_error(emulator):
     h = torch.zeros(1, 4097)
     with pytest.raises(RuntimeError, match="cudaError_t 1"):
-        emulator(FORWARD, MlpInInputs(h, h[0].clone()), outputs_for(h))
+        emulator.mlp_in_fwd_(MlpInInputs(h, h[0].clone()), outputs_for(h))
 
 
 @pytest.mark.simulated
 def test_a_missing_barrier_is_caught(emulator):
     h, b = seeded(4, 2048, seed=1), torch.zeros(2048)
     right = outputs_for(h)
-    emulator(FORWARD, MlpInInputs(h, b), right)
+    emulator.mlp_in_fwd_(MlpInInputs(h, b), right)
     for seed in range(3):
         found = outputs_for(h)
-        emulator.without_barriers(seed)(FORWARD, MlpInInputs(h, b), found)
+        emulator.without_barriers(seed).mlp_in_fwd_(MlpInInputs(h, b), found)
         assert torch.equal(found.g, right.g)  # no thread waits for another
         assert not torch.equal(found.mean, right.mean) and bool(found.mean.isnan().any() and found.rstd.isnan().any())

@@ -20,8 +20,6 @@ from stages.checks import (
 
 from gcahng.engine.stages.common import RowMoments
 from gcahng.engine.stages.mlp_out import (
-    BACKWARD,
-    FORWARD,
     MlpOutGradients,
     MlpOutInputs,
     MlpOutOutputs,
@@ -104,7 +102,9 @@ def test_outputs_on_their_own(backend):
     moments = RowMoments(seeded(24, 1, seed=3).to(e1), torch.ones_like(e1[:, :1]))
     inputs = MlpOutInputs(product.to(backend.low), e1, moments, Fold(w, d), NormWeights(gamma, beta))
     check_outputs_on_their_own(
-        lambda full, low: backend.ops(FORWARD, inputs, MlpOutOutputs(torch.empty_like(e1), full, low)), e1, backend.low
+        lambda full, low: backend.ops.mlp_out_fwd_(inputs, MlpOutOutputs(torch.empty_like(e1), full, low)),
+        e1,
+        backend.low,
     )
 
 
@@ -135,7 +135,7 @@ def test_blocks_that_take_several_rows(emulator):
     ds, scaled, mean_dn, mean_n_dn = (torch.full((rows, 1), torch.nan) for _ in range(4))
     replay = MlpOutReplay(s, s, dy, RowMoments(column, column), Fold(zero, zero), torch.ones(1))
     sums = torch.zeros(4, 1)
-    emulator(BACKWARD, replay, MlpOutGradients(ds, ds, scaled, mean_dn, mean_n_dn, sums))
+    emulator.mlp_out_bwd_(replay, MlpOutGradients(ds, ds, scaled, mean_dn, mean_n_dn, sums))
     for constant in (ds, scaled, mean_dn, mean_n_dn, *(sums[k] for k in (0, 2, 3))):
         assert not constant.any()  # one channel: its norm is constant
     check_sum(sums[1], dy)

@@ -9,7 +9,7 @@ from stages.checks import check_outputs_on_their_own, check_same_bits, check_sta
 from torch.nn import functional as F
 
 from gcahng.engine.stages.common import EdgesOut
-from gcahng.engine.stages.norm_gelu import FORWARD, NormGeluInputs
+from gcahng.engine.stages.norm_gelu import NormGeluInputs
 from gcahng.engine.weights import NormWeights
 from gcahng.testing import assert_close_to_truth, seeded
 
@@ -43,7 +43,9 @@ def inputs(rows: int, dim: int, device: torch.device) -> NormGeluInputs:
 
 def test_outputs_on_their_own(backend):
     given = inputs(24, 9, backend.device)
-    check_outputs_on_their_own(lambda full, low: backend.ops(FORWARD, given, EdgesOut(full, low)), given.t, backend.low)
+    check_outputs_on_their_own(
+        lambda full, low: backend.ops.norm_gelu_(given, EdgesOut(full, low)), given.t, backend.low
+    )
 
 
 @pytest.mark.simulated
@@ -51,7 +53,7 @@ def test_outputs_on_their_own(backend):
 def test_the_widest_rows(emulator, low):
     given = inputs(3, 1024, emulator.device)
     y, y_low = torch.full_like(given.t, torch.nan), torch.full_like(given.t, torch.nan, dtype=low)
-    emulator(FORWARD, given, EdgesOut(y, y_low))
+    emulator.norm_gelu_(given, EdgesOut(y, y_low))
 
     def norm_gelu(dtype: torch.dtype) -> torch.Tensor:
         gamma, beta = (x.to(dtype) for x in given.norm)
@@ -66,7 +68,7 @@ def test_what_the_kernels_do_not_take_is_an_error(emulator):
     def norm_gelu(dim: int, low: torch.dtype, dtype: torch.dtype = torch.float32) -> None:
         t = torch.zeros(1, dim, dtype=dtype)
         norm = NormWeights(t[0].clone(), t[0].clone())
-        emulator(FORWARD, NormGeluInputs(t, norm), EdgesOut(t.clone(), torch.zeros(1, dim, dtype=low)))
+        emulator.norm_gelu_(NormGeluInputs(t, norm), EdgesOut(t.clone(), torch.zeros(1, dim, dtype=low)))
 
     norm_gelu(8, torch.float16)
     for wrong in ((1025, torch.float32), (8, torch.float64), (8, torch.bfloat16, torch.float64)):

@@ -69,7 +69,7 @@ class StageContext:
         layers: layers L, each of which has dropout masks of its own.
         workspace: memory that fused stages use again from tile to tile. Without it, and in plain torch, every result
             gets memory of its own.
-        ops: the fused ops; None if stages are plain torch.
+        ops: the fused ops by name, torch.ops.gcahng's or torch.ops.gcahng_triton's; None if stages are plain torch.
     """
 
     schedule: Schedule

@@ -41,7 +41,7 @@ class CrossEntropyOutputs(NamedTuple):
     d: Written | None
 
 
-FORWARD = declare("cross_entropy_", "cross_entropy.forward", CrossEntropyInputs, CrossEntropyOutputs)
+declare("cross_entropy_", "cross_entropy.forward", CrossEntropyInputs, CrossEntropyOutputs)
 
 
 class CrossEntropy(Stage):
@@ -82,5 +82,5 @@ class FusedCrossEntropy(CrossEntropy):
     def forward(self, inputs: CrossEntropyInputs, want: bool) -> tuple[Tensor, Tensor | None]:
         loss = inputs.bias.new_empty(len(inputs.logits))
         d = inputs.logits if want else None
-        self.ops(FORWARD, inputs, CrossEntropyOutputs(loss, d))
+        self.ops.cross_entropy_(inputs, CrossEntropyOutputs(loss, d))
         return loss, d

@@ -49,8 +49,8 @@ class DiversityGradient(NamedTuple):
     dtheta: Written
 
 
-FORWARD = declare("diversity_fwd_", "diversity.forward", DiversityInputs, DiversityOutputs)
-BACKWARD = declare("diversity_bwd_", "diversity.backward", DiversityInputs, DiversityGradient)
+declare("diversity_fwd_", "diversity.forward", DiversityInputs, DiversityOutputs)
+declare("diversity_bwd_", "diversity.backward", DiversityInputs, DiversityGradient)
 
 
 class DiversitySums:
@@ -108,8 +108,8 @@ class FusedDiversity(Diversity):
 
     def forward(self, tile: Tile, theta: Tensor, into: DiversitySums) -> None:
         outputs = DiversityOutputs(into.sum.wrapped, into.square.wrapped)
-        self.ops(FORWARD, DiversityInputs(self.context.numbers(tile), theta), outputs)
+        self.ops.diversity_fwd_(DiversityInputs(self.context.numbers(tile), theta), outputs)
 
     def backward(self, tile: Tile, theta: Tensor, mean: Band, scale: Tensor, into: Tensor) -> None:
         inputs = DiversityInputs(self.context.numbers(tile), theta)
-        self.ops(BACKWARD, inputs, DiversityGradient(mean.wrapped, scale, into))
+        self.ops.diversity_bwd_(inputs, DiversityGradient(mean.wrapped, scale, into))

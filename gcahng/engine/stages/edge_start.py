@@ -35,8 +35,8 @@ class EdgeStartGradients(NamedTuple):
     dx: Written
 
 
-FORWARD = declare("edge_start_fwd_", "edge_start.forward", EdgeStartInputs, EdgesOut)
-BACKWARD = declare("edge_start_bwd_", "edge_start.backward", EdgeStartInputs, EdgeStartGradients)
+declare("edge_start_fwd_", "edge_start.forward", EdgeStartInputs, EdgesOut)
+declare("edge_start_bwd_", "edge_start.backward", EdgeStartInputs, EdgeStartGradients)
 
 
 class EdgeStart(Stage):
@@ -72,9 +72,9 @@ class FusedEdgeStart(EdgeStart):
 
     def forward(self, tile: Tile, x: Band, slot: str) -> Edges:
         e = self.context.edge_room(slot, tile.rows)
-        self.ops(FORWARD, EdgeStartInputs(self.context.numbers(tile), x.wrapped), self.context.out(e))
+        self.ops.edge_start_fwd_(EdgeStartInputs(self.context.numbers(tile), x.wrapped), self.context.out(e))
         return e
 
     def backward(self, tile: Tile, x: Band, de: Tensor, into: NodeSum) -> None:
         inputs = EdgeStartInputs(self.context.numbers(tile), x.wrapped)
-        self.ops(BACKWARD, inputs, EdgeStartGradients(de, into.wrapped))
+        self.ops.edge_start_bwd_(inputs, EdgeStartGradients(de, into.wrapped))

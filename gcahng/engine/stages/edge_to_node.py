@@ -52,8 +52,8 @@ class EdgeToNodeGradients(NamedTuple):
     db: Written | None
 
 
-FORWARD = declare("edge_to_node_fwd_", "edge_to_node.forward", EdgeToNodeInputs, EdgeToNodeSum)
-BACKWARD = declare("edge_to_node_bwd_", "edge_to_node.backward", EdgeToNodeInputs, EdgeToNodeGradients)
+declare("edge_to_node_fwd_", "edge_to_node.forward", EdgeToNodeInputs, EdgeToNodeSum)
+declare("edge_to_node_bwd_", "edge_to_node.backward", EdgeToNodeInputs, EdgeToNodeGradients)
 
 
 class EdgeToNode(Stage):
@@ -109,14 +109,14 @@ class FusedEdgeToNode(EdgeToNode):
     """The product is the math library's; what follows it is one fused op each way."""
 
     def forward(self, tile: Tile, w: ToNodeWeights, e: Edges, into: NodeSum) -> None:
-        self.ops(FORWARD, self._inputs(tile, w, e), EdgeToNodeSum(into.wrapped))
+        self.ops.edge_to_node_fwd_(self._inputs(tile, w, e), EdgeToNodeSum(into.wrapped))
 
     def backward(
         self, tile: Tile, w: ToNodeWeights, e: Edges, ds: Band, into: ToNodeSums | None, de: Tensor | None
     ) -> None:
         inputs = self._inputs(tile, w, e)
         dp = inputs.product
-        self.ops(BACKWARD, inputs, EdgeToNodeGradients(ds.wrapped, dp, None if into is None else into.bias))
+        self.ops.edge_to_node_bwd_(inputs, EdgeToNodeGradients(ds.wrapped, dp, None if into is None else into.bias))
         self._products(w, dp, e, into, de)
 
     def _inputs(self, tile: Tile, w: ToNodeWeights, e: Edges) -> EdgeToNodeInputs:

@@ -214,8 +214,8 @@ class GateGradients(NamedTuple):
     sums: GateSums | None
 
 
-FORWARD = declare("gate_fwd_", "gate.forward", GateInputs, GateOutputs)
-BACKWARD = declare("gate_bwd_", "gate.backward", GateInputs, GateUpstream, GateGradients)
+declare("gate_fwd_", "gate.forward", GateInputs, GateOutputs)
+declare("gate_bwd_", "gate.backward", GateInputs, GateUpstream, GateGradients)
 
 
 # -- implementations
@@ -344,7 +344,7 @@ class FusedGate(Gate):
     def forward(self, layer: Layer, tile: Tile, e: Edges, slot: str) -> tuple[Edges, GateSaved]:
         e1, saved = self.room(slot, tile.rows)
         outputs = GateOutputs(e1.full, self.context.low(e1), saved.weight_i, saved.weight_j)
-        self.ops(FORWARD, self.inputs(layer, tile, e), outputs)
+        self.ops.gate_fwd_(self.inputs(layer, tile, e), outputs)
         return e1, saved
 
     def backward(
@@ -356,5 +356,5 @@ class FusedGate(Gate):
             sums = GateSums(tokens.u.wrapped, tokens.c.wrapped, tokens.v.wrapped, norm.gamma, norm.beta)
         de = de1 if want_edge else None
         upstream = GateUpstream(de1, saved.weight_i, saved.weight_j)
-        self.ops(BACKWARD, self.inputs(layer, tile, e), upstream, GateGradients(de, sums))
+        self.ops.gate_bwd_(self.inputs(layer, tile, e), upstream, GateGradients(de, sums))
         return de

@@ -220,11 +220,11 @@ class HeadNorm(NamedTuple):
     de: Written
 
 
-MOMENTS = declare("head_moments_", "head.moments", HeadMoments)
-FORWARD = declare("head_fwd_", "head.forward", HeadForward)
-BACKWARD = declare("head_bwd_", "head.backward", HeadBackward)
-SUMS = declare("head_sums_", "head.sums", HeadSums)
-NORM = declare("head_norm_", "head.norm", HeadNorm)
+declare("head_moments_", "head.moments", HeadMoments)
+declare("head_fwd_", "head.forward", HeadForward)
+declare("head_bwd_", "head.backward", HeadBackward)
+declare("head_sums_", "head.sums", HeadSums)
+declare("head_norm_", "head.norm", HeadNorm)
 
 
 # -- implementations
@@ -314,30 +314,30 @@ class FusedHead(Head):
     """The products are the math library's; what is row-wise are fused ops."""
 
     def add_moments(self, tile: Tile, e: Edges, into: Tensor) -> None:
-        self.ops(MOMENTS, HeadMoments(self.context.numbers(tile), e.full, into))
+        self.ops.head_moments_(HeadMoments(self.context.numbers(tile), e.full, into))
 
     def forward(self, w: HeadWeights, e: Edges, out: Tensor | None = None) -> Tensor:
         rows, dim = e.full.shape
         product = torch.mm(e.low, w.weight.T, out=self.context.scratch("head p", rows, dim))
         theta = self.context.wide("head theta", rows, dim) if out is None else out
-        self.ops(FORWARD, HeadForward(product, w.bias, theta))
+        self.ops.head_fwd_(HeadForward(product, w.bias, theta))
         return theta
 
     def backward(self, w: HeadWeights, e: Edges, theta: Tensor, dtheta: Tensor, into: HeadGradients | None) -> Tensor:
         rows, dim = theta.shape
         dpre = self.context.scratch("head p", rows, dim)
-        self.ops(BACKWARD, HeadBackward(theta, dtheta, dpre, None if into is None else into.pre))
+        self.ops.head_bwd_(HeadBackward(theta, dtheta, dpre, None if into is None else into.pre))
         dy = torch.mm(dpre, w.weight_fc, out=self.context.scratch("head dy", rows, dim))
         if into is None:
             return dy.to(theta.dtype)
         into.pre_e += torch.mm(dpre.T, e.low)
         wide = self.context.wide("head theta", rows, dim)
-        self.ops(SUMS, HeadSums(dy, e.full, wide, into.sums))
+        self.ops.head_sums_(HeadSums(dy, e.full, wide, into.sums))
         return wide
 
     def norm_backward(self, tile: Tile, w: HeadWeights, e: Edges, dy: Tensor, sums: HeadGradients | None) -> Tensor:
         if sums is None:
             return dy * w.scale
         a, b = sums.sums / self.schedule.nodes**2
-        self.ops(NORM, HeadNorm(self.context.numbers(tile), dy, e.full, w.scale, a, b, dy))
+        self.ops.head_norm_(HeadNorm(self.context.numbers(tile), dy, e.full, w.scale, a, b, dy))
         return dy

@@ -222,9 +222,9 @@ class MixNodeGradients(NamedTuple):
     dd_plus: Written
 
 
-FORWARD = declare("mix_fwd_", "mix.forward", MixInputs, MixOutputs)
-BACKWARD_THETA = declare("mix_bwd_theta_", "mix.backward_theta", MixInputs, MixThetaGradient)
-BACKWARD_Z = declare("mix_bwd_z_", "mix.backward_z", MixInputs, MixUpstream, MixNodeGradients)
+declare("mix_fwd_", "mix.forward", MixInputs, MixOutputs)
+declare("mix_bwd_theta_", "mix.backward_theta", MixInputs, MixThetaGradient)
+declare("mix_bwd_z_", "mix.backward_z", MixInputs, MixUpstream, MixNodeGradients)
 
 
 # -- implementations
@@ -349,22 +349,22 @@ class FusedMix(Mix):
 
     def negatives(self, m: Mixing, tile: Tile, theta: Tensor) -> Tensor:
         out = self.context.wide("negatives", self._mixes(tile), theta.shape[1])
-        self.ops(FORWARD, self._inputs(m, tile), MixOutputs(theta, out, None, None))
+        self.ops.mix_fwd_(self._inputs(m, tile), MixOutputs(theta, out, None, None))
         return out
 
     def logits(self, m: Mixing, tile: Tile, theta: Tensor) -> tuple[Tensor, Tensor]:
         logits, squares = theta.new_empty(2, self._mixes(tile))
-        self.ops(FORWARD, self._inputs(m, tile), MixOutputs(theta, None, logits, squares))
+        self.ops.mix_fwd_(self._inputs(m, tile), MixOutputs(theta, None, logits, squares))
         return logits, squares
 
     def backward_theta(self, m: Mixing, tile: Tile, dn: Tensor) -> Tensor:
         out = self.context.wide("dtheta", tile.rows, dn.shape[1])
-        self.ops(BACKWARD_THETA, self._inputs(m, tile), MixThetaGradient(dn, out))
+        self.ops.mix_bwd_theta_(self._inputs(m, tile), MixThetaGradient(dn, out))
         return out
 
     def backward_z(self, m: Mixing, tile: Tile, upstream: MixUpstream, into: NodeSum, into_positive: NodeSum) -> None:
         gradients = MixNodeGradients(into.wrapped, into_positive.wrapped)
-        self.ops(BACKWARD_Z, self._inputs(m, tile), upstream, gradients)
+        self.ops.mix_bwd_z_(self._inputs(m, tile), upstream, gradients)
 
     def _inputs(self, m: Mixing, tile: Tile) -> MixInputs:
         return MixInputs(self.context.numbers(tile), m.z.wrapped, m.d_plus.wrapped, m.kappa, m.pull)

@@ -79,8 +79,8 @@ class MlpInGradients(NamedTuple):
     db: Written | None
 
 
-FORWARD = declare("mlp_in_fwd_", "mlp_in.forward", MlpInInputs, MlpInOutputs)
-BACKWARD = declare("mlp_in_bwd_", "mlp_in.backward", MlpInInputs, MlpInUpstream, NormRows, MlpInGradients)
+declare("mlp_in_fwd_", "mlp_in.forward", MlpInInputs, MlpInOutputs)
+declare("mlp_in_bwd_", "mlp_in.backward", MlpInInputs, MlpInUpstream, NormRows, MlpInGradients)
 
 
 class MlpIn(Stage):
@@ -164,14 +164,14 @@ class FusedMlpIn(MlpIn):
     def _forward(self, w: EdgeWeights, e1: Edges, h: Tensor | None, outputs: MlpInOutputs) -> None:
         """Forms the product, in `h` if it is to be saved, and what follows from it."""
         h = torch.mm(e1.low, w.w1.T, out=outputs.g if h is None else h)
-        self.ops(FORWARD, MlpInInputs(h, w.b1), outputs)
+        self.ops.mlp_in_fwd_(MlpInInputs(h, w.b1), outputs)
 
     def _backward(
         self, w: EdgeWeights, ds: Tensor, inputs: MlpInInputs, rows: NormRows, gradients: MlpInGradients
     ) -> None:
         """Forms the gradient of the normalized rows, and what follows from it."""
         torch.mm(ds, w.w2, out=gradients.dh)
-        self.ops(BACKWARD, inputs, MlpInUpstream(gradients.dh), rows, gradients)
+        self.ops.mlp_in_bwd_(inputs, MlpInUpstream(gradients.dh), rows, gradients)
 
 
 class TritonMlpIn(FusedMlpIn):

@@ -90,8 +90,8 @@ class MlpOutGradients(NamedTuple):
     sums: Written | None
 
 
-FORWARD = declare("mlp_out_fwd_", "mlp_out.forward", MlpOutInputs, MlpOutOutputs)
-BACKWARD = declare("mlp_out_bwd_", "mlp_out.backward", MlpOutReplay, MlpOutGradients)
+declare("mlp_out_fwd_", "mlp_out.forward", MlpOutInputs, MlpOutOutputs)
+declare("mlp_out_bwd_", "mlp_out.backward", MlpOutReplay, MlpOutGradients)
 
 
 class OutGradient(NamedTuple):
@@ -202,14 +202,14 @@ class FusedMlpOut(MlpOut):
         means = tuple(context.wide(f"mean {k}", count, 1) for k in range(2))
         replay = MlpOutReplay(s, e1.full, dy, moments, w.fold, w.gamma)
         gradients = MlpOutGradients(dy, low, scaled, *means, None if into is None else into.mlp_out_sums)
-        self.ops(BACKWARD, replay, gradients)
+        self.ops.mlp_out_bwd_(replay, gradients)
         return OutGradient(dy, low, scaled, NormRows(*moments, *means))
 
     def _forward(self, w: EdgeWeights, e1: Edges, g: Tensor, moments: RowMoments, s: Tensor, e: Edges | None) -> None:
         """Writes the pre-norm sums, and the edges that leave unless e is None."""
         product = torch.mm(g, w.w2.T, out=self.context.scratch("product", len(g), self.dim))
         outputs = MlpOutOutputs(s, None, None) if e is None else MlpOutOutputs(s, e.full, self.context.low(e))
-        self.ops(FORWARD, MlpOutInputs(product, e1.full, moments, w.fold, w.norm), outputs)
+        self.ops.mlp_out_fwd_(MlpOutInputs(product, e1.full, moments, w.fold, w.norm), outputs)
 
 
 class TritonMlpOut(FusedMlpOut):

@@ -25,7 +25,7 @@ class NormGeluInputs(NamedTuple):
     norm: NormWeights
 
 
-FORWARD = declare("norm_gelu_", "norm_gelu.forward", NormGeluInputs, EdgesOut)
+declare("norm_gelu_", "norm_gelu.forward", NormGeluInputs, EdgesOut)
 
 
 class NormGelu(Stage):
@@ -52,7 +52,7 @@ class FusedNormGelu(NormGelu):
 
     def write(self, norm: NormWeights, t: Tensor, e: Edges) -> None:
         """Does what `forward` does, and writes the result to e."""
-        self.ops(FORWARD, NormGeluInputs(t, norm), self.context.out(e))
+        self.ops.norm_gelu_(NormGeluInputs(t, norm), self.context.out(e))
 
 
 def norm_gelu_backward(norm: NormWeights, t: Tensor, dy: Tensor, into: NormWeights | None) -> Tensor:

@@ -42,7 +42,7 @@ class SimilarityOutputs(NamedTuple):
     dn: Written | None
 
 
-FORWARD = declare("similarity_", "similarity.forward", SimilarityInputs, SimilarityOutputs)
+declare("similarity_", "similarity.forward", SimilarityInputs, SimilarityOutputs)
 
 
 class Similarity(Stage):
@@ -72,5 +72,5 @@ class FusedSimilarity(Similarity):
 
     def forward(self, inputs: SimilarityInputs, dn: Tensor | None) -> Tensor:
         loss = inputs.negatives.new_empty(len(inputs.negatives))
-        self.ops(FORWARD, inputs, SimilarityOutputs(loss, dn))
+        self.ops.similarity_(inputs, SimilarityOutputs(loss, dn))
         return loss
