@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -90,8 +91,13 @@ def is_type_checking(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
-def imports(root: Path) -> Iterator[Import]:
+@functools.cache
+def imports(root: Path) -> list[Import]:
     """Every import of one of the package's modules by another, in functions and under TYPE_CHECKING too."""
+    return list(_imports(root))
+
+
+def _imports(root: Path) -> Iterator[Import]:
     known = modules(root)
     for importer, path in known.items():
         tree = ast.parse(path.read_text(encoding="utf-8"))

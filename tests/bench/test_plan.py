@@ -23,7 +23,7 @@ SIZE = StepSize(batch=129, dim=512, layers=2, views=3, classes=100)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("layers", few([2, 1, 3]))
 @pytest.mark.parametrize("memory", MODES)
 def test_every_product_is_counted(memory: str, layers: int, symmetric: bool) -> None:
     case = Case(15, 3, 16, layers, classes=37, impl="cpp", memory=memory, symmetric=symmetric)

@@ -20,11 +20,14 @@ _SCRATCH = tempfile.TemporaryDirectory(prefix="gcahng-emulator-")  # before thre
 
 
 @functools.cache
-def compiled(stem: str, *defines: str) -> ctypes.CDLL:
-    """The stem's kernels as a host library. A compiler that is missing or fails is an error."""
-    library = Path(_SCRATCH.name) / ("-".join((stem, *defines)) + ".so")
+def compiled(stem: str, *flags: str) -> ctypes.CDLL:
+    """The stem's kernels as a host library, compiled with these further flags.
+
+    A compiler that is missing or fails is an error.
+    """
+    library = Path(_SCRATCH.name) / ("".join((stem, *flags)) + ".so")
     options = ["-std=c++20", "-O1", "-fPIC", "-shared", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
-    command = [os.environ.get("CXX", "c++"), *options, *(f"-D{name}" for name in defines)]
+    command = [os.environ.get("CXX", "c++"), *options, *flags]
     done = subprocess.run([*command, str(FOLDER / f"{stem}.cpp"), "-o", str(library)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return ctypes.CDLL(str(library))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -76,17 +76,13 @@ OPS = {
 STEMS = tuple(dict.fromkeys(op.stem for op in OPS.values()))
 
 
-def compile_all(*stems: str) -> None:
-    """Compiles these stems' libraries (all, without arguments), as many at once as there are processors. A stem that is
-    not compiled here is when it is used."""
+def compile_all(*flags: str) -> None:
+    """Compiles all stems' libraries with these further flags, as many at once as there are processors.
+
+    A stem that is not compiled here is when it is used.
+    """
     with ThreadPoolExecutor(torch.multiprocessing.cpu_count()) as pool:
-        list(pool.map(compiled, stems or STEMS))
-
-
-def each_unaligned() -> Iterator[EmulatedOps]:
-    """Once for each tensor of the op that has most, which then misses its alignment."""
-    for only in range(16):
-        yield EmulatedOps(-1, 1, only=only)
+        list(pool.map(lambda stem: compiled(stem, *flags), STEMS))
 
 
 class EmulatedOps:
@@ -98,12 +94,12 @@ class EmulatedOps:
     Args:
         seed: the order of warps (tests/emulator/cuda_emulator.h).
         offset: values by which tensors miss their alignment: all of them, or the `only`-th of each call.
-        defines: such as CUDA_EMULATOR_DROP_BARRIERS.
+        flags: of the compiler, such as -DCUDA_EMULATOR_DROP_BARRIERS.
         only: see offset.
     """
 
-    def __init__(self, seed: int = -1, offset: int = 0, *defines: str, only: int | None = None) -> None:
-        self._seed, self._offset, self._defines, self._only = seed, offset, defines, only
+    def __init__(self, seed: int = -1, offset: int = 0, *flags: str, only: int | None = None) -> None:
+        self._seed, self._offset, self._flags, self._only = seed, offset, flags, only
 
     def run(self, name: str, *flat: Any) -> None:
         """Runs the op of this name. Raises RuntimeError for what the launcher reports."""
@@ -115,7 +111,7 @@ class EmulatedOps:
         sizes = shape[-1:] if "tile" in op.inputs else (shape.numel() // shape[-1], shape[-1])
         copies = _Copies(self._offset, self._only)
         slots = [DTYPES.index(dtype), *map(DTYPES.index, low), *map(copies.passed, flat), *sizes]
-        library = compiled(op.stem, *self._defines)
+        library = compiled(op.stem, *self._flags)
         count = _function(library, f"scratch_{name}", ctypes.c_int64)(_packed(slots))
         scratch = torch.full((count,), torch.nan, dtype=op.scratch or dtype) if count else None
         place = ctypes.c_void_p(copies.passed(scratch))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from emulator.ops import STEMS, EmulatedOps, compile_all
@@ -18,8 +20,9 @@ from gcahng.testing import seeded
 @pytest.fixture
 def emulated(monkeypatch) -> None:
     """Makes the implementation "cuda" run in the emulator, with warps in random order."""
-    compile_all()
-    monkeypatch.setattr("gcahng.engine.prepare.ops_of", lambda implementation: EMULATED.ordered(0))
+    flags = ("-O0",)  # compiling takes far longer than these steps
+    compile_all(*flags)
+    monkeypatch.setattr("gcahng.engine.prepare.ops_of", lambda implementation: replace(EMULATED, seed=0, flags=flags))
 
 
 def train(passes, monkeypatch, steps: int) -> list[torch.Tensor]:

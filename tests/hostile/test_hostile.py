@@ -1,4 +1,5 @@
-"""Hostile inputs are taken rightly or refused in one line: some of each group, and over a thousand in the slow tier.
+"""Hostile inputs are taken rightly or refused in one line: some of each group in the tier of
+processes, and over a thousand in the slow one.
 
 They run in a process of their own, from which each case is forked: this one has computed already.
 """
@@ -32,6 +33,7 @@ def counts(printed: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+@pytest.mark.processes
 def test_a_few() -> None:
     cases, faults = counts(hostile("--cases", "40", "--seed", "1", "--only", *QUICK))
     assert cases >= 35 and faults == 0
@@ -43,6 +45,7 @@ def test_more_than_a_thousand() -> None:
     assert cases >= 1000 and faults == 0
 
 
+@pytest.mark.processes
 def test_each_kind_of_fault_is_seen() -> None:
     """Where a case commits it."""
     printed = hostile("--plant")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from loss_cases import DIM, NUM_CLASSES, VIEWS, learning_rate, make_batch, make_loss, same, train_step
 from pytorch_metric_learning.losses import ProxyAnchorLoss, SupConLoss
+from tiers import few
 from torch import nn
 
 import gcahng
@@ -116,7 +117,7 @@ def test_warns_once_without_end_epoch(monkeypatch):
     assert len(caught) == 1
 
 
-@pytest.mark.parametrize("steps_per_epoch", [None, 2])
+@pytest.mark.parametrize("steps_per_epoch", few([None, 2]))
 def test_does_not_warn_when_epochs_end(monkeypatch, steps_per_epoch):
     monkeypatch.setattr(module, "STEPS_WITHOUT_EPOCH", 2)
     gca, batch = make_loss(steps_per_epoch=steps_per_epoch), make_batch()

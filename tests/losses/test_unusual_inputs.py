@@ -66,7 +66,7 @@ def test_equal_rows_give_finite_gradients(edit, impl, dtype, mean):
 # -- tensors that are not where, or what, they seem
 
 
-@pytest.mark.parametrize("num_per_class", [None, 3])
+@pytest.mark.parametrize("num_per_class", few([None, 3]))
 @pytest.mark.parametrize("impl", ["reference", "torch", "cpp"])
 def test_a_default_device_does_not_move_what_belongs_beside_the_loss(impl, num_per_class):
     """Meta tensors stand for those of a GPU: whoever makes one where a CPU tensor belongs fails."""

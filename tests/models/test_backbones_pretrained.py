@@ -200,6 +200,7 @@ def test_the_hubs_weights_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert holds(build_backbone(BackboneConfig(name="timm:vit_small_patch16_224.dino", embedding_dim=16)), vit)
 
 
+@pytest.mark.thorough
 def test_efficientnet_lite0_knows_imagenet() -> None:
     """Two photographs of scikit-learn, through the converted weights with their own classifier."""
     from sklearn.datasets import load_sample_images

@@ -115,6 +115,7 @@ def test_a_file_says_how_images_are_prepared() -> None:
     torch.testing.assert_close(fed[0][0], (images / 255 - mean) / deviation)
 
 
+@pytest.mark.thorough
 def test_color_and_another_operator_set(tmp_path: Path) -> None:
     import onnx
 

@@ -13,6 +13,7 @@ import timm
 import torch
 import torchvision
 from safetensors.torch import load_file, save_file
+from tiers import few
 from torch import Tensor, nn
 
 from gcahng import recipes
@@ -94,7 +95,7 @@ def authors_embeddings(backbone: str, state: State, images: Tensor) -> Tensor:
     return head.eval()(features)
 
 
-@pytest.mark.parametrize("backbone", list(NETWORKS))
+@pytest.mark.parametrize("backbone", few(list(NETWORKS)))
 @torch.no_grad()
 def test_a_full_checkpoint(backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = checkpoint(backbone)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiers import few
 from torch import Tensor
 
 from gcahng.errors import UserError, UserNote
@@ -43,7 +44,7 @@ def queries(gallery: Tensor, copies: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("kind", "backend"), EVERY)
-@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("metric", few(["cosine", "euclidean"]))
 @pytest.mark.parametrize("rows", [4000, pytest.param(20000, marks=pytest.mark.slow)])
 def test_copies_hide_no_other_row_and_keep_their_order(kind: str, backend: str, metric: str, rows: int) -> None:
     gallery, copies = with_placeholder(rows)
@@ -161,7 +162,7 @@ def test_a_list_of_copies_that_ends_early(cut: int) -> None:
 
 
 @pytest.mark.parametrize("backend", ["torch", "faiss"])
-@pytest.mark.parametrize("at_once", [1 << 24, 3000])
+@pytest.mark.parametrize("at_once", few([3000, 1 << 24]))
 def test_different_rows_at_one_distance_are_in_order(
     backend: str, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from killed_runs import FileStandIn, differences, outcome
 from stopped_runs import full_disk_after, interrupted
+from tiers import few
 
 from gcahng import files
 from gcahng.cli import main
@@ -41,7 +42,7 @@ class FullDisk(FileStandIn):
         return self._file.write(data)
 
 
-@pytest.mark.parametrize("where", ["write", "fsync", "open", "metrics", "tensorboard", "summary"])
+@pytest.mark.parametrize("where", few(["write", "open", "fsync", "metrics", "tensorboard", "summary"], 2))
 def test_a_full_disk_or_a_read_only_folder(
     where: str, config_of_whole: TrainConfig, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

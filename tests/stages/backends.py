@@ -186,13 +186,13 @@ class Emulated(Backend):
         seed: the seed of the order of warps; -1: threads run in order.
         offset: by how many values tensors miss their alignment.
         only: which tensor of each call misses it; None: all of them.
-        defines: macros that the kernels are compiled with.
+        flags: further ones that the kernels are compiled with.
     """
 
     seed: int = -1
     offset: int = 0
     only: int | None = None
-    defines: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
     triton_products = False
     emulated = True
 
@@ -210,7 +210,7 @@ class Emulated(Backend):
             raise AttributeError(name)
         from emulator.ops import EmulatedOps
 
-        run = getattr(EmulatedOps(self.seed, self.offset, *self.defines, only=self.only), name)
+        run = getattr(EmulatedOps(self.seed, self.offset, *self.flags, only=self.only), name)
         return lambda *values: run(*OPS[name].flat(*values))
 
     def ordered(self, seed: int) -> Emulated:
@@ -219,7 +219,7 @@ class Emulated(Backend):
 
     def without_barriers(self, seed: int) -> Emulated:
         """The same as if __syncthreads did nothing."""
-        return replace(self, seed=seed, defines=("CUDA_EMULATOR_DROP_BARRIERS",))
+        return replace(self, seed=seed, flags=("-DCUDA_EMULATOR_DROP_BARRIERS",))
 
     def setups_twice(self, stage: Stage) -> list[Setup]:
         return CUDA_BITS[stage.kind]
