@@ -3,13 +3,37 @@
 from __future__ import annotations
 
 import sys
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gcahng.errors import UserError
 
 FSDP = "torch.distributed.fsdp"
+
+
+class _Seen(NamedTuple):
+    """What a loss looked like when it was found whole. Sharding changes some of it.
+
+    Attributes:
+        kind: its class.
+        weight: its classifier's weight.
+        modules: the modules in it, and the class of each.
+    """
+
+    kind: type
+    weight: Tensor
+    modules: list[tuple[nn.Module, type]]
+
+    def still_holds(self, loss: nn.Module) -> bool:
+        """Whether nothing has changed. It takes a few microseconds, since every batch asks."""
+        same = type(loss) is self.kind and loss.classifier.weight is self.weight
+        return same and all(type(module) is kind for module, kind in self.modules)
+
+
+_whole: WeakKeyDictionary[nn.Module, _Seen] = WeakKeyDictionary()
 
 
 def check_whole(loss: nn.Module) -> None:
@@ -26,6 +50,8 @@ def check_whole(loss: nn.Module) -> None:
     """
     if torch.compiler.is_compiling() or FSDP not in sys.modules:
         return
+    if (seen := _whole.get(loss)) is not None and seen.still_holds(loss):
+        return
     fsdp = sys.modules[FSDP]
     sharded = any(isinstance(module, (fsdp.FSDPModule, fsdp.FullyShardedDataParallel)) for module in loss.modules())
     plain = all(isinstance(parameter, nn.Parameter) for parameter in (loss.classifier.weight, loss.classifier.bias))
@@ -35,3 +61,5 @@ def check_whole(loss: nn.Module) -> None:
             "FSDP shards the loss's parameters, and the loss steps its weights itself and needs them whole in every "
             'process; shard the network alone, and give the loss process_group="world"'
         )
+    parts = [(module, type(module)) for module in loss.modules() if module is not loss]  # else it would never be freed
+    _whole[loss] = _Seen(type(loss), loss.classifier.weight, parts)
