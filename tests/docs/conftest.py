@@ -2,24 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from doc_pages import ROOT
-
-
-@pytest.fixture(scope="session")
-def screenshots() -> ModuleType:
-    """docs/site/screenshots.py: it builds the site and drives a browser."""
-    folder = str(ROOT / "docs" / "site")
-    sys.path.insert(0, folder)
-    try:
-        import screenshots
-    finally:
-        sys.path.remove(folder)
-    return screenshots
 
 
 @pytest.fixture(scope="session")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from browsers import Open
 
 pytestmark = [pytest.mark.browser, pytest.mark.processes]
-SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 SEARCHES = {  # words, and the page that must be among the answers
     "edge_memory recompute": "engine.html",
     "no cmake": "troubleshooting.html",
@@ -19,29 +18,11 @@ SEARCHES = {  # words, and the page that must be among the answers
 }
 
 
-@pytest.fixture(scope="module")
-def browser(screenshots: ModuleType) -> Iterator[Any]:
-    if screenshots.chromium() is None:
-        pytest.skip("no Chromium; apt-get install chromium, or name one in GCAHNG_BROWSER")
-    pytest.importorskip("playwright.sync_api", reason="playwright is not installed; pip install playwright")
-    with screenshots.browser() as started:
-        yield started
-
-
-@pytest.fixture(params=SIZES)
-def opened(request: pytest.FixtureRequest, browser: Any, site: Path) -> Iterator[Any]:
-    """A tab at a size; at the end its console is empty, and it asked for nothing but files of the site."""
-    width, height = SIZES[request.param]
-    page = browser.new_page(viewport={"width": width, "height": height}, has_touch=request.param == "phone")
-    said: list[str] = []
-    asked: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda wanted: asked.append(wanted.url))
-    yield page
-    page.close()
-    assert said == []
-    assert not [url for url in asked if not url.startswith((site.as_uri(), "data:", "blob:"))]
+@pytest.fixture
+def opened(tab: Open, site: Path) -> Iterator[Any]:
+    """A tab that loads nothing but files of the site."""
+    with tab(site.as_uri()) as page:
+        yield page
 
 
 def test_every_page_fits(opened: Any, site: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from integrations.clouds import CLASSES, DIM, VIEWS, clouds
 from integrations.examples import check_example
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import (
@@ -30,7 +31,6 @@ import gcahng
 from gcahng.data import BalancedBatchSampler
 from gcahng.integrations.lightning import GeneratorCallback
 
-CLASSES, DIM, VIEWS = 6, 16, 3
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*`IterableDataset`")
 
@@ -39,10 +39,7 @@ class Points:
     """A loader of balanced batches that can be continued: clouds of points, one for each class."""
 
     def __init__(self) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.labels = torch.arange(CLASSES).repeat_interleave(8)
-        self.points = torch.randn(CLASSES, 8, generator=generator)[self.labels]
-        self.points += 0.3 * torch.randn(self.points.shape, generator=generator)
+        self.points, self.labels = clouds()
         self.batches = BalancedBatchSampler(self.labels, 4, VIEWS, seed=0)
 
     def __len__(self) -> int:
@@ -236,6 +233,7 @@ def test_a_run_with_averaged_weights_continues_bit_for_bit(tmp_path: Path) -> No
 TWO_PROCESSES = """
 import sys
 import torch
+from integrations.clouds import CLASSES, DIM, VIEWS, clouds
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from integrations.clouds import CLASSES, DIM, VIEWS, clouds
 from pytorch_metric_learning.losses import ProxyAnchorLoss
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -19,17 +20,12 @@ import gcahng
 from gcahng.data import BalancedBatchSampler
 from gcahng.integrations.transformers import FILE, EmbeddingLoss, GeneratorCallback
 
-CLASSES, DIM, VIEWS = 6, 16, 3
-
 
 class Points(Dataset):
     """Clouds of points, one for each class."""
 
     def __init__(self) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.labels = torch.arange(CLASSES).repeat_interleave(8)
-        self.points = torch.randn(CLASSES, 8, generator=generator)[self.labels]
-        self.points += 0.3 * torch.randn(self.points.shape, generator=generator)
+        self.points, self.labels = clouds()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -297,6 +293,7 @@ import sys
 from pathlib import Path
 
 import torch
+from integrations.clouds import CLASSES, DIM, VIEWS, clouds
 from torch.utils.data import DataLoader
 
 from gcahng.data import BalancedBatchSampler

@@ -8,34 +8,18 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browsers import Open
 from PIL import Image
 
 from gcahng.report import write_report
 
 pytestmark = [pytest.mark.browser, pytest.mark.processes]
 PARTS = ("results", "curves", "negatives", "queries", "confused", "map", "options")
-SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    program = os.environ.get("GCAHNG_BROWSER") or shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no Chromium; apt-get install chromium, or name one in GCAHNG_BROWSER")
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed; pip install playwright"
-    )
-    with playwright.sync_playwright() as driver:
-        # Containers have no user namespaces for the sandbox; the page is our own.
-        started = driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
@@ -46,22 +30,12 @@ def report(runs: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         return write_report(runs.run, out, baselines=[runs.baseline], map_method="pca", queries=2, device="cpu")
 
 
-@pytest.fixture(params=SIZES)
-def opened(request: pytest.FixtureRequest, browser: Any, report: Path) -> Iterator[Any]:
-    """The page at a size; at the end its console is empty, and nothing but the file was asked for."""
-    width, height = SIZES[request.param]
-    page = browser.new_page(viewport={"width": width, "height": height}, has_touch=request.param == "phone")
-    said: list[str] = []
-    asked: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("dialog", lambda dialog: (said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-    page.on("request", lambda wanted: asked.append(wanted.url))
-    page.goto(report.as_uri())
-    yield page
-    page.close()
-    assert said == []
-    assert [url for url in asked if not url.startswith("data:")] == [report.as_uri()]
+@pytest.fixture
+def opened(tab: Open, report: Path) -> Iterator[Any]:
+    """The page, which loads nothing but itself."""
+    with tab(report.as_uri()) as page:
+        page.goto(report.as_uri())
+        yield page
 
 
 def colors(screenshot: bytes) -> int:
