@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import gcahng
 
@@ -64,3 +64,14 @@ def same(a, b) -> bool:
 def learning_rate(optimizer: torch.optim.Optimizer) -> float:
     (group,) = optimizer.param_groups
     return group["lr"]
+
+
+def one_layer(**options) -> gcahng.GCAHNGLoss:
+    return make_loss(**({"layers": 1} | options))
+
+
+def model_and_loss(**options) -> tuple[nn.Linear, gcahng.GCAHNGLoss]:
+    """A user's network, and a loss of one layer."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return nn.Linear(8, 8, dtype=torch.float64), one_layer(**options)

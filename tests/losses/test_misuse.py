@@ -4,38 +4,20 @@ from __future__ import annotations
 
 import copy
 import pickle
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import loss_cases
 import pytest
 import torch
-from loss_cases import make_batch, same, snapshot, train_step
+from loss_cases import make_batch, model_and_loss, same, snapshot, train_step
+from loss_cases import one_layer as make_loss
 from tiers import few
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 import gcahng
 
+pytestmark = pytest.mark.usefixtures("no_other_warning")
 FOREIGN = r"weights changed between the loss's forward and generator_step; .* give it model\.parameters\(\)"
-ACCUMULATED = r"a second training forward follows a backward without gca\.generator_step\(\)"
-
-
-def make_loss(**options) -> gcahng.GCAHNGLoss:
-    return loss_cases.make_loss(**({"layers": 1} | options))
-
-
-@pytest.fixture(autouse=True)
-def no_other_warning() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
-
-
-def model_and_loss(**options) -> tuple[nn.Linear, gcahng.GCAHNGLoss]:
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        return nn.Linear(8, 8, dtype=torch.float64), make_loss(**options)
 
 
 def weights(gca: gcahng.GCAHNGLoss) -> list[Tensor]:
@@ -279,58 +261,6 @@ def test_a_move_to_where_everything_is_changes_nothing():
     assert gca.to("cpu").double().awaits_step
     gca.generator_step()
     assert not gca.awaits_step
-
-
-# -- gradient accumulation
-
-
-def test_a_batch_that_never_trains_the_graph_network_is_told_of_once():
-    gca, batches = make_loss(), [make_batch(seed) for seed in range(3)]
-    gca(*batches[0])  # without a backward: a measurement
-    gca(*batches[0]).backward()
-    with pytest.warns(UserWarning, match=ACCUMULATED) as caught:
-        gca(*batches[1]).backward()
-    assert [warning.filename for warning in caught] == [__file__]
-    for _ in range(30):
-        gca(*batches[2]).backward()
-    gca.generator_step()
-    train_step(gca, *batches[0])
-
-
-def test_though_the_loss_is_moved_to_its_device_before_each_batch():
-    gca, batch = make_loss(), make_batch()
-    gca(*batch).backward()
-    with pytest.warns(UserWarning, match=ACCUMULATED):
-        gca.to("cpu")(*batch)
-
-
-@pytest.mark.parametrize("clear", ["optimizer", "module"])
-def test_though_the_gradients_were_cleared(clear):
-    model, gca = model_and_loss()
-    optimizer = torch.optim.AdamW([*model.parameters(), *gca.parameters()])
-    x, labels = make_batch()
-    gca(model(x), labels).backward()
-    (optimizer if clear == "optimizer" else gca).zero_grad()
-    with pytest.warns(UserWarning, match=ACCUMULATED):
-        gca(model(x), labels)
-
-
-def test_accumulation_is_not_told_of_where_nothing_is_lost():
-    gca, (z, labels) = make_loss(), make_batch()
-    z.requires_grad_()
-    for _ in range(2):
-        first, second = gca(z, labels), gca(z, labels)  # two forwards before their backward
-        (first + second).backward()
-        gca.generator_step()
-    gca(z, labels).backward()
-    gca.eval()(z, labels)
-    with torch.no_grad():
-        gca.train()(z, labels)
-    gca.load_state_dict(snapshot(gca))  # as a loop does that takes a bad batch back
-    train_step(gca, z, labels)
-    gca.graph_network.requires_grad_(False)
-    for _ in range(3):
-        gca(z, labels).backward()
 
 
 # -- a GradScaler
