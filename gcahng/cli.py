@@ -16,7 +16,7 @@ from difflib import get_close_matches
 from importlib import import_module
 
 from gcahng.errors import UserError, UserNote
-from gcahng.paths import shown
+from gcahng.paths import shown_path
 from gcahng.streams import standard_streams
 
 _python_format = warnings.formatwarning
@@ -83,7 +83,7 @@ def _run_or_explain(arguments: list[str]) -> int:
         if error.strerror is None or isinstance(error, ConnectionError):
             raise
         named = isinstance(error.filename, str | bytes)
-        where = f"{shown(os.fsdecode(error.filename))} cannot be used: " if named else ""
+        where = f"{shown_path(os.fsdecode(error.filename))} cannot be used: " if named else ""
         _explain(f"error: {where}{error.strerror}")
         return 2
 

@@ -25,7 +25,7 @@ def check_source(name: str, path: Path | str) -> None:
     _check_name(name, path)
     rights = os.R_OK | os.X_OK if os.path.isdir(path) else os.R_OK
     if os.path.exists(path) and not os.access(path, rights):
-        raise UserError(f"{name} is {shown(path)}, which cannot be read: Permission denied")
+        raise UserError(f"{name} is {shown_path(path)}, which cannot be read: Permission denied")
 
 
 def check_target(name: str, path: Path | str) -> None:
@@ -43,9 +43,11 @@ def check_target(name: str, path: Path | str) -> None:
     _check_name(name, path)
     path = Path(path)
     if path.is_dir():
-        raise UserError(f"{name} is {shown(path)}, a folder; it must be a file")
+        raise UserError(f"{name} is {shown_path(path)}, a folder; it must be a file")
     if path.exists() and not path.is_file():
-        raise UserError(f"{name} is {shown(path)}, which is no regular file; it must be a new file or one to replace")
+        raise UserError(
+            f"{name} is {shown_path(path)}, which is no regular file; it must be a new file or one to replace"
+        )
     _check_name(name, path.with_name(path.name + _TEMPORARY))
     check_parent(name, path)
 
@@ -65,7 +67,7 @@ def check_parent(name: str, path: Path) -> None:
     elif not path.exists() and not os.access(parent, os.W_OK | os.X_OK):
         problem = "cannot be written to: Permission denied"
     if problem is not None:
-        raise UserError(f"{name} is {shown(path)}; {shown(parent)} {problem}")
+        raise UserError(f"{name} is {shown_path(path)}; {shown_path(parent)} {problem}")
 
 
 def check_utf8(name: str, path: Path | str, library: str) -> None:
@@ -78,11 +80,11 @@ def check_utf8(name: str, path: Path | str, library: str) -> None:
         os.fspath(path).encode()
     except UnicodeEncodeError:
         raise UserError(
-            f"{name} is {shown(path)}, which is not UTF-8; it must be, because {library} takes no other name"
+            f"{name} is {shown_path(path)}, which is not UTF-8; it must be, because {library} takes no other name"
         ) from None
 
 
-def shown(path: Path | str) -> str:
+def shown_path(path: Path | str) -> str:
     """A path as messages show it: the middle of a long one is left out, and what cannot be printed is escaped."""
     text = os.fspath(path)
     if not text.isprintable() or text != text.strip():
@@ -95,16 +97,16 @@ def _check_name(name: str, path: Path | str) -> None:
     if not text:
         raise UserError(f"{name} is empty; it must name a file or a folder")
     if "\0" in text:
-        raise UserError(f"{name} is {shown(path)}, which has a zero byte; no path can have one")
+        raise UserError(f"{name} is {shown_path(path)}, which has a zero byte; no path can have one")
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         if os.path.islink(path):
-            raise UserError(f"{name} is {shown(path)}, a link to {_target(path)}, which does not exist") from None
+            raise UserError(f"{name} is {shown_path(path)}, a link to {_target(path)}, which does not exist") from None
     except (OSError, UnicodeError) as error:  # too long a name, a loop of links, a folder that may not be searched
         reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{name} is {shown(path)}, which cannot be used: {reason}") from None
+        raise UserError(f"{name} is {shown_path(path)}, which cannot be used: {reason}") from None
 
 
 def _target(link: Path | str) -> str:
-    return shown(os.readlink(link))
+    return shown_path(os.readlink(link))

@@ -15,7 +15,7 @@ from gcahng.data.csv_file import SPEC as CSV
 from gcahng.data.listing import collect
 from gcahng.data.load import find_files
 from gcahng.errors import UserError
-from gcahng.paths import check_source, check_target, check_utf8, shown
+from gcahng.paths import check_source, check_target, check_utf8, shown_path
 from gcahng.runs.run_folder import check_run_folder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has other names and links")
@@ -197,8 +197,8 @@ def test_names_with_spaces_and_line_breaks(tmp_path: Path) -> None:
         check_target("out", tmp_path / name)
         (tmp_path / name).mkdir()
         check_source("root", tmp_path / name)
-        assert shown(name) == repr(name)
-    assert shown("a b") == "a b" and shown("n" * 300) == f"{'n' * 100}…{'n' * 50}"
+        assert shown_path(name) == repr(name)
+    assert shown_path("a b") == "a b" and shown_path("n" * 300) == f"{'n' * 100}…{'n' * 50}"
 
 
 def test_a_home_that_nobody_has(tmp_path: Path) -> None:

@@ -64,12 +64,13 @@ def help_text(parser: ArgumentParser, what: str) -> str:
     text = "a run folder, whose run stopped before its end and goes on"
     parser.add_argument("--resume", metavar="RUN", default=SUPPRESS, help=text)
     for action in parser._actions:
-        if not _shown(action.dest, what):
+        if not _is_listed(action.dest, what):
             action.help = SUPPRESS
     return parser.format_help()
 
 
-def _shown(name: str, what: str) -> bool:
+def _is_listed(name: str, what: str) -> bool:
+    """Whether the help that was asked for lists an option."""
     if what == "all":
         return True
     if what == "first":

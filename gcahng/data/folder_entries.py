@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from gcahng.paths import shown
+from gcahng.paths import shown_path
 
 # The same as torchvision.datasets.folder.IMG_EXTENSIONS.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -85,7 +85,7 @@ class LeftOut:
         for reason, paths in sorted(self.paths.items()):
             more = ", …" if len(paths) > _NAMED else ""
             what = reason.one if len(paths) == 1 else reason.many
-            parts.append(f"{len(paths):,} {what} ({', '.join(map(shown, paths[:_NAMED]))}{more})")
+            parts.append(f"{len(paths):,} {what} ({', '.join(map(shown_path, paths[:_NAMED]))}{more})")
         return "; ".join(parts)
 
 

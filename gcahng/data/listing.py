@@ -15,7 +15,7 @@ from gcahng.data.folder_entries import LeftOut
 from gcahng.data.near_names import NearNames
 from gcahng.errors import UserError
 from gcahng.files import regular_file
-from gcahng.paths import shown
+from gcahng.paths import shown_path
 
 SPLITS = ("train", "val", "test", "gallery")
 
@@ -133,7 +133,7 @@ def collect(data_files: DataSetFiles, note: NoteDifference) -> Listing:
         if entry.path in first_listed:
             note(
                 Difference(
-                    f"{entry.where}: {shown(entry.path)} is listed twice, first in {first_listed[entry.path]}",
+                    f"{entry.where}: {shown_path(entry.path)} is listed twice, first in {first_listed[entry.path]}",
                     "an image belongs to one class and one split: keep one of the lines",
                 )
             )
@@ -281,7 +281,8 @@ def _without_linked_twice(
             continue
         note(
             Difference(
-                f"{entry.where}: {shown(entry.path)} is the same file as {shown(first.path)} (listed in {first.where})",
+                f"{entry.where}: {shown_path(entry.path)} is the same file as {shown_path(first.path)} "
+                f"(listed in {first.where})",
                 "an image belongs to one class and one split: keep one of the two names",
             )
         )
@@ -306,13 +307,13 @@ def _note_missing(root: Path, missing: list[Entry], listed: Counter[str], note: 
                 noted.add(parent)
                 note(
                     Difference(
-                        f"{shown(parent)}/: all {missing_in[parent]:,} files listed there are missing, "
+                        f"{shown_path(parent)}/: all {missing_in[parent]:,} files listed there are missing, "
                         f"the first in {entry.where}{instead(entry.path)}",
                         remedy,
                     )
                 )
         else:
-            what = f"{shown(entry.path)} is missing (listed in {entry.where}){instead(entry.path)}"
+            what = f"{shown_path(entry.path)} is missing (listed in {entry.where}){instead(entry.path)}"
             note(Difference(what, remedy))
 
 

@@ -21,7 +21,7 @@ from gcahng.data.near_names import near_file
 from gcahng.data.sampler import UNLABELED
 from gcahng.errors import UserError, UserNote
 from gcahng.files import regular_file
-from gcahng.paths import shown
+from gcahng.paths import shown_path
 from gcahng.retrieval.items import Items, Source
 
 SPLITS = ("test", "train", "val", "gallery")
@@ -242,7 +242,7 @@ def _listed(path: Path, skip_unreadable: bool) -> list[Path]:
 def _missing(path: Path) -> str:
     name = str(path)
     near = near_file(path) if "\0" not in name else None
-    return f"{shown(name)} does not exist{f', but {near}' if near else ''}"
+    return f"{shown_path(name)} does not exist{f', but {near}' if near else ''}"
 
 
 def _note_repeated(files: list[Path]) -> None:
@@ -251,8 +251,8 @@ def _note_repeated(files: list[Path]) -> None:
     repeated = [name for name, times in count.items() if times > 1]
     if repeated:
         warnings.warn(
-            f"{len(repeated):,} of {len(count):,} images are named more than once, such as {shown(repeated[0])}; each "
-            "of their names has a row of its own",
+            f"{len(repeated):,} of {len(count):,} images are named more than once, such as {shown_path(repeated[0])}; "
+            "each of their names has a row of its own",
             UserNote,
             stacklevel=3,
         )
