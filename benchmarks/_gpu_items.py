@@ -1,4 +1,8 @@
-"""What is measured, the most important first. An item is one piece of work of one section, as plain values."""
+"""What is measured, the most important first. An item is one piece of work of one section, as plain values.
+
+Items belong to parts. Each part has a share of the time; what one leaves over goes to those after it, and what did not
+fit into its part is tried again in the end.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,11 @@ STAGE_CLASSES = 119  # 64,260 edges, about what the engine takes for a tile on a
 GUESSED_RATES = {"bf16": 1.5e14, "tf32": 1e14, "fp32": 2.5e13}
 START, CASE = 8.0, 4.0
 
+# The parts in their order, and the share of the time by which each must be done.
+PARTS = {"ceilings": 0.06, "choices": 0.3, "stages": 0.5, "sizes": 0.75, "reference": 0.88, "rest": 1.0}
+# What benchmarks/_gpu_products.py tries in several configurations.
+PRODUCTS = ("mlp_in", "mlp_out", "mlp_backward")
+
 Item = dict[str, Any]
 
 
@@ -29,7 +38,7 @@ def items(impls: list[str], ops: list[str], dry: str | None, graphs: bool) -> li
     """
     if dry:
         return _dry_items(impls, ops, dry)
-    made = [
+    ceilings = [
         {"section": "ceilings", "dim": DIM, "rows": [4096, 16384, 65536], "precisions": ["bf16", "tf32", "fp32"]}
         | {"copy_bytes": 2**30, "device": "cuda", "seconds": 0.3, "guess": 12},
         {"section": "plan", "dim": DIM, "views": VIEWS, "layers": [1, 2], "precisions": ["bf16", "fp32"]}
@@ -37,25 +46,34 @@ def items(impls: list[str], ops: list[str], dry: str | None, graphs: bool) -> li
     ]
 
     def steps(batches: tuple[int, ...], layers: int, precision: str, **more: Any) -> list[Item]:
-        shared = {"impls": impls, "graphs": graphs and layers == 2 and precision == "bf16"}
-        return [step(nearest(n, VIEWS), layers, precision, **shared, **more) for n in batches]
+        first = layers == 2 and precision == "bf16"
+        shared = {"impls": impls, "graphs": graphs and first, "narrow": first}
+        return [step(nearest(n, VIEWS), layers, precision, **shared | more) for n in batches]
 
-    return [
-        *made,
-        *steps((512,), 2, "bf16"),
-        *(stages(stage, "bf16", impls, ops) for stage in STAGES),
-        *steps((1024, 2048, 256, 81), 2, "bf16"),
-        *steps((512,), 2, "fp32"),
-        *(stages(stage, "fp32", impls, ops) for stage in STAGES),
-        *steps((4096,), 2, "bf16"),
-        *steps((256, 81, 1024), 2, "fp32"),
-        *steps(BATCHES, 1, "bf16"),
-        *steps((2048,), 2, "fp32"),
-        *steps((512,), 2, "bf16", compiled=["bf16", "tf32"]),
-        *steps(BATCHES[:-1], 1, "fp32"),
-        *steps((4096,), 2, "fp32"),
-        *steps((4096,), 1, "fp32"),
-    ]
+    def all_stages(precision: str) -> list[Item]:
+        return [stages(stage, precision, impls, ops) for stage in STAGES]
+
+    parts = {
+        "ceilings": ceilings,
+        "choices": [
+            *steps((1024,), 2, "bf16"),
+            *(products(stage, "bf16") for stage in PRODUCTS if "triton" in impls),
+            *steps((256,), 2, "bf16"),
+        ],
+        "stages": all_stages("bf16"),
+        "sizes": [*steps((4096, 2048, 512, 81), 2, "bf16"), *steps((1024,), 1, "bf16")],
+        "reference": [*steps((512,), 2, "bf16", compiled=["bf16", "tf32"], impls=["auto"]), *steps((512,), 2, "fp32")],
+        "rest": [
+            *all_stages("fp32"),
+            *steps((256, 81, 1024), 2, "fp32"),
+            *steps((81, 256, 512, 2048, 4096), 1, "bf16"),
+            *steps((2048,), 2, "fp32"),
+            *steps(BATCHES[:-1], 1, "fp32"),
+            *steps((4096,), 2, "fp32"),
+            *steps((4096,), 1, "fp32"),
+        ],
+    }
+    return [item | {"part": part} for part in PARTS for item in parts[part]]
 
 
 def nearest(n: int, views: int) -> int:
@@ -69,19 +87,22 @@ def step(
     precision: str,
     impls: list[str],
     graphs: bool = False,
+    narrow: bool = False,
     compiled: list[str] | None = None,
     dim: int = DIM,
     device: str = "cuda",
 ) -> Item:
+    """One size of whole steps. graphs: captured, too; narrow: with bf16 edges, too."""
     baselines = ["bf16", "tf32", "fp32"] if precision == "bf16" else ["tf32", "fp32"]
     if device == "cpu":
         baselines = [name for name in baselines if name != "tf32"]
     flops = 2 * edge_products(layers, "store") * dim**2 * n**2 / 2
-    count = len(impls) * (2 if graphs else 1) + len(compiled or [])
+    count = len(impls) * (2 if graphs else 1) + narrow + len(compiled or [])
     guess = START + CASE * count + 6 * count * flops / GUESSED_RATES[precision] + 40 * len(compiled or [])
     return {
         "section": "step", "n": n, "views": VIEWS, "dim": dim, "layers": layers, "classes": max(100, n // VIEWS),
         "precision": precision, "impls": impls, "baselines": baselines, "compiled": compiled or [], "graphs": graphs,
+        "narrow": narrow,
         "device": device, "seconds": 6.0, "largest_check": 513, "guess": guess,
     }  # fmt: skip
 
@@ -102,6 +123,14 @@ def stages(
     }  # fmt: skip
 
 
+def products(stage: str, precision: str, dim: int = DIM, classes: int = STAGE_CLASSES, device: str = "cuda") -> Item:
+    """One stage with its products in Triton, in several configurations."""
+    return {
+        "section": "products", "stage": stage, "precision": precision, "dim": dim, "classes": classes, "views": VIEWS,
+        "device": device, "seconds": 0.4, "guess": 6.0,
+    }  # fmt: skip
+
+
 def _dry_items(impls: list[str], ops: list[str], device: str) -> list[Item]:
     def usable(names: list[str], precision: str) -> list[str]:
         # Triton's interpreter computes bf16 wrongly.
@@ -115,10 +144,13 @@ def _dry_items(impls: list[str], ops: list[str], device: str) -> list[Item]:
     ]
     for precision in ("bf16", "fp32"):
         n, layers = (6, 1) if precision == "bf16" else (12, 2)
-        made.append(step(n, layers, precision, usable(impls, precision), dim=8, device=device))
+        narrow = precision == "bf16"
+        made.append(step(n, layers, precision, usable(impls, precision), narrow=narrow, dim=8, device=device))
         for stage in STAGES if precision == "fp32" else ("mlp_in",):
             names = usable(impls, precision), usable(ops, precision)
             made.append(stages(stage, precision, *names, dim=8, classes=3, device=device))
+    if "triton" in impls:
+        made += [products(stage, "fp32", dim=16, classes=3, device=device) for stage in PRODUCTS]
     return [item | {"seconds": 0.01, "guess": 0.5} for item in made]
 
 
@@ -129,4 +161,6 @@ def describe(item: Item) -> str:
         return f"step n = {item['n']}, L = {item['layers']}, {item['precision']}{compiled}"
     if item["section"] == "stages":
         return f"stage {item['stage']}, {item['precision']}"
+    if item["section"] == "products":
+        return f"configurations of {item['stage']}, {item['precision']}"
     return item["section"]

@@ -57,7 +57,7 @@ def measure(item: dict[str, Any], doing: Doing) -> list[dict[str, Any]]:
     stage, limit, device = item["stage"], item["seconds"], item["device"]
     size = Size(item["classes"], item["views"], item["dim"], *PRECISIONS[item["precision"]], device)
     failed: dict[str, str] = {}
-    allowed = _Allowed(size, stage)
+    allowed = Allowed(size, stage)
     calls: dict[str, Callable[[], object]] = {}
     disagrees: dict[str, str | None] = {}
     for impl in item["impls"]:
@@ -82,7 +82,7 @@ def _timed(tile: Tile, stage: str) -> Callable[[], object]:
     return call
 
 
-def _ops(item: dict[str, Any], size: Size, allowed: _Allowed, doing: Doing) -> list[dict[str, Any]]:
+def _ops(item: dict[str, Any], size: Size, allowed: Allowed, doing: Doing) -> list[dict[str, Any]]:
     stage, failed, rows = item["stage"], {}, []
     recorded: dict[str, dict[str, tuple]] = {}
     for impl in item["ops"]:
@@ -145,7 +145,7 @@ def _add_times(
             row["time_s"], row["all_s"] = spread(group[row["impl"]]), group[row["impl"]]
 
 
-class _Allowed:
+class Allowed:
     """Compares results of a stage with plain torch in fp64. At most twice plain torch's error plus one rounding is
     allowed."""
 

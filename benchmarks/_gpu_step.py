@@ -32,7 +32,9 @@ def cases_of(item: dict[str, Any]) -> list[Case]:
     baselines += [replace(size, impl="reference", precision=p, compiled=True) for p in item["compiled"]]
     engines = [replace(size, impl=impl, precision=item["precision"]) for impl in item["impls"]]
     graphs = [replace(case, cuda_graph=True) for case in engines] if item["graphs"] else []
-    return [case for case in (*baselines, *engines, *graphs) if case.name not in item["without"]]
+    # What "auto" takes, or else the fastest, with edges in the products' dtype.
+    narrow = [replace(engines[0], edge_dtype=torch.bfloat16)] if item.get("narrow") and engines else []
+    return [case for case in (*baselines, *engines, *graphs, *narrow) if case.name not in item["without"]]
 
 
 def measure(item: dict[str, Any], doing: Doing) -> list[dict[str, Any]]:
@@ -160,7 +162,8 @@ def _row(
     return {
         "n": case.batch, "D": case.dim, "L": case.layers, "K": case.views, "M": case.classes,
         "case": case.name, "impl": case.impl, "precision": case.precision, "memory": case.memory if engine else None,
-        "compiled": case.compiled, "graph": case.cuda_graph, "failed": failed.get(case.name),
+        "compiled": case.compiled, "graph": case.cuda_graph, "narrow": case.edge_dtype is not None,
+        "failed": failed.get(case.name),
         "step_s": times, "host_s": spread(host) if times else None, "all_s": device or [],
         "peak_bytes": peaks.get(case.name),
         "expected_bytes": expected_bytes(fused_size(case), case.memory) if engine else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from _gpu_ceilings import best
+from _gpu_derived import stage_seconds, step_seconds
 from _gpu_stages import add_shares
 from _gpu_step import add_ratios
 
@@ -24,6 +25,10 @@ def add_derived(found: dict[str, Any]) -> None:
         groups.setdefault(row["item"], []).append(row)
     for rows in groups.values():
         add_ratios(rows, rates)
+    for row in found["step"]:
+        row["derived_s"] = step_seconds(row)
+    for row in found["stages"]:
+        row["derived_s"] = stage_seconds(row)
 
 
 def report(found: dict[str, Any]) -> str:
@@ -34,6 +39,7 @@ def report(found: dict[str, Any]) -> str:
         parts.append(f"## {name}{title}\n\n{_TABLES[section](found[section])}")
     parts.append(f"## Whole steps{title}\n\n{_steps(found['step'])}")
     parts.append(f"## Stages, products included{title}\n\n{_stages(found['stages'], 'stage')}")
+    parts.append(f"## Triton's products in several configurations{title}\n\n{_products(found.get('products', []))}")
     parts.append(f"## Row-wise ops alone{title}\n\n{_stages(found['stages'], 'op')}")
     if (advice := best_auto(found["step"], found["stages"])) is not None:
         parts.append(f"## What auto should take here{title}\n\n    export {AUTO}={advice}")
@@ -100,7 +106,7 @@ def _plan(rows: Rows) -> str:
 
 def _steps(rows: Rows) -> str:
     baselines = list(dict.fromkeys(row["case"] for row in rows if row["impl"] == "reference"))
-    head = ["n", "L", "case", "step, ms", "host, ms", "peak, GB", "planned, GB", "share"]
+    head = ["n", "L", "case", "step, ms", "derived, ms", "host, ms", "peak, GB", "planned, GB", "share"]
     head += [f"× {name.removeprefix('reference ')}" for name in baselines]
     lines = [_line([*head, "checked at n"]), f"|---:|---:|---|{'---:|' * (len(head) - 2)}"]
     notes = []
@@ -110,7 +116,12 @@ def _steps(rows: Rows) -> str:
             cells.append(row["failed"])
         else:
             cells.append(_spread(row["step_s"], 1e3))
-        cells += [_spread(row["host_s"], 1e3, brief=True), _giga(row["peak_bytes"]), _giga(row["expected_bytes"])]
+        cells += [
+            _seconds(row.get("derived_s"), 1e3),
+            _spread(row["host_s"], 1e3, brief=True),
+            _giga(row["peak_bytes"]),
+            _giga(row["expected_bytes"]),
+        ]
         ratios = row.get("ratios", {})
         cells.append(_percent(row.get("share_of_floor")))
         cells += [f"{ratios[name]:.2f}" if name in ratios else "–" for name in baselines]
@@ -118,7 +129,8 @@ def _steps(rows: Rows) -> str:
         if row["disagrees"]:
             notes.append(f"No ratio for {row['case']} at n = {row['n']}, L = {row['L']}: {row['disagrees']}.")
     legend = (
-        "Median (20th–80th percentile) of whole steps: loss, backward, generator_step. host: the time after which the "
+        "Median (20th–80th percentile) of whole steps: loss, backward, generator_step. derived: by "
+        "benchmarks/roofline.py, for an H100. host: the time after which the "
         "host was free again; if it is as long as the step, launches bound the step. peak: the most that torch's "
         "allocator held, weights and optimizers included; planned: without these. share: the time that the products "
         "which a step cannot do without take at the best rate measured, divided by the step's time. ×: the reference's "
@@ -130,7 +142,16 @@ def _steps(rows: Rows) -> str:
 
 def _stages(rows: Rows, kind: str) -> str:
     what = "op" if kind == "op" else "stage"
-    head = [what, "precision", "impl", "µs", "share", "TB/s" if kind == "op" else "TFLOP/s", "Triton / CUDA C++"]
+    head = [
+        what,
+        "precision",
+        "impl",
+        "µs",
+        *(["derived, µs"] if kind == "stage" else []),
+        "share",
+        "TB/s" if kind == "op" else "TFLOP/s",
+        "Triton / CUDA C++",
+    ]
     lines = [_line(head), f"|---|---|---|{'---:|' * (len(head) - 3)}"]
     notes = []
     for row in (row for row in rows if row["kind"] == kind):
@@ -140,6 +161,7 @@ def _stages(rows: Rows, kind: str) -> str:
         over = row.get("triton_over_cuda")
         name = row["name"] if row["name"] == row["stage"] else f"{row['name']} in {row['stage']}"
         cells = [name, row["precision"], row["impl"], row["failed"] or _spread(times, 1e6)]
+        cells += [_seconds(row.get("derived_s"), 1e6)] if kind == "stage" else []
         lines.append(_line([*cells, _percent(row.get("share")), rate, f"{over:.2f}" if over else "–"]))
         if row["disagrees"]:
             notes.append(f"No share for {row['name']}, {row['impl']} {row['precision']}: {row['disagrees']}.")
@@ -152,6 +174,24 @@ def _stages(rows: Rows, kind: str) -> str:
     sizes = sorted({(row["rows"], row["D"]) for row in rows})
     tiles = "; ".join(f"{count:,} edges, D = {dim}" for count, dim in sizes)
     return "\n".join([*lines, "", *notes, f"{legend} Launching is not counted. One tile: {tiles}."])
+
+
+def _products(rows: Rows) -> str:
+    lines = ["| stage | precision | configuration | µs | in use | fastest |", "|---|---|---|---:|---|---|"]
+    notes = []
+    for row in rows:
+        same = [r for r in rows if (r["stage"], r["precision"]) == (row["stage"], row["precision"])]
+        sound = [r["time_s"]["median"] for r in same if r["time_s"] and not r["disagrees"]]
+        fastest = row["time_s"] and not row["disagrees"] and row["time_s"]["median"] == min(sound)
+        cells = [row["stage"], row["precision"], row["config"], row["failed"] or _spread(row["time_s"], 1e6)]
+        lines.append(_line([*cells, "yes" if row["chosen"] else "", "yes" if fastest else ""]))
+        if row["disagrees"]:
+            notes.append(f"{row['stage']} in {row['config']}: {row['disagrees']}.")
+    return "\n".join([*lines, "", *notes, "kernels/configs.py holds the configuration in use."])
+
+
+def _seconds(seconds: float | None, scale: float) -> str:
+    return "–" if seconds is None else f"{seconds * scale:.4g}"
 
 
 _TABLES = {"ceilings": _ceilings, "plan": _plan}

@@ -103,6 +103,7 @@ class Worker:
 def measure(item: dict[str, Any], doing: Any) -> list[dict[str, Any]]:
     """The rows of an item."""
     import _gpu_ceilings
+    import _gpu_products
     import _gpu_stages
     import _gpu_step
 
@@ -111,6 +112,7 @@ def measure(item: dict[str, Any], doing: Any) -> list[dict[str, Any]]:
         "plan": _gpu_step.plan,
         "step": _gpu_step.measure,
         "stages": _gpu_stages.measure,
+        "products": _gpu_products.measure,
     }
     return sections[item["section"]](item, doing)
 

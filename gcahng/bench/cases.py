@@ -94,11 +94,12 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Implementation, precision and edge memory, separated by spaces."""
+        """Implementation, precision, edge memory and the dtype of edges if it is given, separated by spaces."""
         # On CUDA "auto" takes the stages from two implementations.
         chosen = self.impl if self.device == "cuda" else self.implementation
         words = [chosen, self.precision] + ([] if chosen == "reference" else [self.memory])
-        return " ".join(words + ["compiled"] * self.compiled + ["graph"] * self.cuda_graph)
+        words += ["" if self.edge_dtype is None else f"{str(self.edge_dtype).removeprefix('torch.')} edges"]
+        return " ".join(filter(None, words + ["compiled"] * self.compiled + ["graph"] * self.cuda_graph))
 
     @property
     def compute(self) -> torch.dtype:

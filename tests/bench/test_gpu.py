@@ -166,7 +166,7 @@ def test_the_wanted_items_of_a_gpu() -> None:
     pairs = {(item["n"], item["layers"], item["precision"]) for item in steps}
     for n in (81, 255, 513, 1023, 2049, 4095):
         assert {(n, layers, precision) for layers in (1, 2) for precision in ("bf16", "fp32")} <= pairs
-    assert [item["section"] for item in items[:4]] == ["ceilings", "plan", "step", "stages"]
+    assert [item["section"] for item in items[:4]] == ["ceilings", "plan", "step", "products"]
     for item in steps:
         assert item["classes"] >= item["n"] // 3
     names = [case.name for case in _gpu_step.cases_of(steps[0] | {"impls": [], "without": ["reference tf32"]})]
@@ -174,3 +174,38 @@ def test_the_wanted_items_of_a_gpu() -> None:
     compiled = next(item for item in steps if item["compiled"])
     names = [case.name for case in _gpu_step.cases_of(compiled | {"impls": [], "without": []})]
     assert names[3:] == ["reference bf16 compiled", "reference tf32 compiled"]
+
+
+def test_a_part_ends_with_its_share_and_the_rest_comes_last() -> None:
+    def item(n: int, part: str) -> dict[str, Any]:
+        return _gpu_items.step(n, 1, "fp32", [], dim=8) | {"guess": 10, "part": part}
+
+    items = [item(12, "choices"), item(15, "choices"), item(18, "choices"), item(21, "stages"), item(24, "rest")]
+    clock, found = Clock(), empty()
+    worker = Scripted(clock, 10.0)
+    gpu.measure(items, worker, 70.0, found, lambda: None, clock)
+    assert [x["n"] for x in worker.items] == [12, 15, 21, 24, 18] and not found["dropped"]
+    clock, found = Clock(), empty()
+    worker = Scripted(clock, 10.0)
+    gpu.measure(items, worker, 45.0, found, lambda: None, clock)
+    assert [x["n"] for x in worker.items] == [12, 21, 24, 15]
+    assert found["dropped"] == ["step n = 18, L = 1, fp32"]
+
+
+def test_every_choice_is_measured_within_its_part() -> None:
+    impls = ["auto", "cuda", "triton", "torch"]
+    made = _gpu_items.items(impls, ["cuda", "triton"], None, True)
+    parts = list(_gpu_items.PARTS)
+    assert [parts.index(item["part"]) for item in made] == sorted(parts.index(item["part"]) for item in made)
+    first = [item for item in made if item["part"] == "choices"]
+    whole = first[0]
+    names = [case.name for case in _gpu_step.cases_of(whole | {"without": [], "device": "cuda"})]
+    assert {"auto bf16 store", "cuda bf16 store", "triton bf16 store", "torch bf16 store"} < set(names)
+    assert "auto bf16 store graph" in names and "auto bf16 store bfloat16 edges" in names
+    assert {item["stage"] for item in first if item["section"] == "products"} == set(_gpu_items.PRODUCTS)
+    assert any(item.get("compiled") for item in made if item["part"] == "reference")
+    sizes = {
+        item["n"] for item in made if item["section"] == "step" and (item["layers"], item["precision"]) == (2, "bf16")
+    }
+    assert {255, 1023, 4095} <= sizes
+    assert all(sum(x["guess"] for x in made if x["part"] == part) < 480 for part in ("choices", "stages"))
