@@ -5,7 +5,8 @@
     python benchmarks/budget.py --by triton --write      # sets the limits to what the kernels take now
 
 gcahng/testing/budget.py says what the columns of the file mean. Limits are set with triton 3.8 and nvcc 13.0; others
-count a little differently. The exit status is 1 if a kernel goes beyond its limits.
+count a little differently. A run for all kernels and architectures also writes its table to
+benchmarks/results/budget.md. The exit status is 1 if a kernel goes beyond its limits.
 """
 
 from __future__ import annotations
@@ -21,7 +22,16 @@ os.environ.pop("TRITON_INTERPRET", None)  # before a kernel is imported
 from gcahng.testing import budget
 from gcahng.testing.budget import Compiled, Limit
 
+OUT = Path(__file__).parent / "results" / "budget.md"
 DIMS = (512, 128)  # at 128 some kernels run that do not at 512
+
+HEADING = """# What GPU kernels cost in machine code
+
+Counted without a GPU by `python benchmarks/budget.py`, and held to [benchmarks/budget.txt](../budget.txt). Products are
+in bf16. counted: the instructions that work on a thread's values: those of the main loop, the rest around a product's
+main loop, or all. calls: of subroutines, for rare numbers. blocks at once: on a multiprocessor. Behind a slash: the
+limit, where it is another number.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         checked = budget.check([limit for limit in limits if limit.kernel in names], compiled)
     else:
         checked = budget.check(limits, compiled)
-    print(budget.table(checked.rows))
+    table = budget.table(checked.rows)
+    print(table)
+    if not partial and set(arguments.by) == {"triton", "cuda"} and set(arguments.arch) == set(budget.TARGETS):
+        OUT.write_text(f"{HEADING}\n{table}\n", encoding="utf-8")
     for failure in checked.failures:
         print(failure)
     if arguments.write:

@@ -25,7 +25,7 @@ def test_a_dry_run_goes_through_everything(tmp_path: Path, monkeypatch, capsys) 
     found = json.loads(path.read_text())
     assert found["dry"] is True and found["dropped"] == found["failed"] == []
     assert out.startswith("Dry run on the CPU in tiny sizes (as asked)")
-    assert out.count("(dry run on the CPU: the numbers mean nothing)") == 5
+    assert out.count("(dry run on the CPU: the numbers mean nothing)") == 6
     measured = {row["stage"] for row in found["stages"] if row["time_s"]}
     assert measured == set(_gpu_items.STAGES)
     ops = {row["name"] for row in found["stages"] if row["kind"] == "op"}
