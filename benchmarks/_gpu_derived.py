@@ -46,25 +46,28 @@ STAGES = {
     "diversity": ["J_div: sums"],
     "diversity_backward": ["J_div: gradient"],
 }
-EPILOGUES = {"cuda": False, "cuda+triton": True, "auto": True}
+# By implementation: whether products have epilogues, and what is row-wise.
+KINDS = {"cuda": (False, "cuda"), "cuda+triton": (True, "cuda"), "auto": (True, "cuda"), "triton": (True, "triton")}
 
 
 def step_seconds(row: dict[str, Any]) -> float | None:
     """The derived time of a row of whole steps, without launches in a graph; None for what is not derived."""
     size = (roofline.DIM, roofline.VIEWS)
-    if row["impl"] not in EPILOGUES or row["precision"] not in roofline.RATE or (row["D"], row["K"]) != size:
+    if row["impl"] not in KINDS or row["precision"] not in roofline.RATE or (row["D"], row["K"]) != size:
         return None
-    narrow = bool(row.get("narrow"))
-    step = roofline.Step(row["n"], row["L"], row["precision"], EPILOGUES[row["impl"]], row["memory"], narrow)
+    epilogues, rows = KINDS[row["impl"]]
+    sizes = (row["n"], row["L"], row["precision"])
+    step = roofline.Step(*sizes, epilogues, row["memory"], bool(row.get("narrow")), rows)
     found = roofline.total(step)
     return found.seconds if row["graph"] else found.step
 
 
 def stage_seconds(row: dict[str, Any]) -> float | None:
     """The derived time of a row of stages on one tile, without launches; None for what is not derived."""
-    known = row["kind"] == "stage" and row["impl"] in EPILOGUES and row["stage"] in STAGES
+    known = row["kind"] == "stage" and row["impl"] in KINDS and row["stage"] in STAGES
     if not known or row["precision"] not in roofline.RATE or row["D"] != roofline.DIM:
         return None
-    step = roofline.Step(1023, 2, row["precision"], EPILOGUES[row["impl"]])
+    epilogues, rows = KINDS[row["impl"]]
+    step = roofline.Step(1023, 2, row["precision"], epilogues, rows=rows)
     of_one = [k._replace(times=1) for k in roofline.kernels(step) if k.stage in STAGES[row["stage"]]]
     return sum(roofline.cost(step, kernel).seconds for kernel in of_one) * row["rows"] / step.size.rows

@@ -15,16 +15,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from _roofline_kernels import CLASSES, DIM, VIEWS, issued
 
 from gcahng.engine.plan import StepSize, work
 from gcahng.engine.schedule import Schedule, default_tile_rows, make_schedule
 from gcahng.engine.stages.cross_entropy import LOGITS_AT_ONCE
-from gcahng.testing import budget
 
 RESULTS = Path(__file__).parent / "results" / "roofline.md"
 PAGE = Path(__file__).parents[1] / "docs" / "roofline.md"
@@ -35,12 +34,12 @@ BANDWIDTH = 3e12  # bytes/s
 CLOCK, MULTIPROCESSORS, SCHEDULERS, SHARE = 1.755e9, 132, 4, 0.8
 ISSUE = CLOCK * MULTIPROCESSORS * SCHEDULERS * SHARE  # instructions of a warp/s
 LAUNCH = 3e-6  # s
-ARCH, WARP = 90, 32
-BATCHES, VIEWS, DIM, CLASSES = (255, 1023, 4095), 3, 512, 100
+WARP = 32
+BATCHES = (255, 1023, 4095)
 NODE_LAUNCHES = {"pass": 80, "layer": 132}  # node side, forward and backward
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 LAYERS = (1, 2)
-ENDS = 2  # how often sums at both ends of edges read their vectors
+ENDS = {"cuda": 2, "triton": 1}  # how often sums at both ends of edges read their vectors
 A = 4  # bytes of a number outside products: fp32
 
 
@@ -48,7 +47,8 @@ class Step(NamedTuple):
     """One training step.
 
     batch is n and layers is L. dtype is that of the products. epilogues: the products do their neighbors' work.
-    narrow: edges and their gradients are in the products' dtype wherever they are stored.
+    rows: cuda or triton, for what is row-wise. narrow: edges and their gradients are in the products' dtype wherever
+    they are stored.
     """
 
     batch: int
@@ -57,6 +57,7 @@ class Step(NamedTuple):
     epilogues: bool
     memory: str = "store"
     narrow: bool = False
+    rows: str = "cuda"
 
     @property
     def size(self) -> StepSize:
@@ -100,65 +101,6 @@ class Cost(NamedTuple):
         return self.seconds + LAUNCH * self.launches
 
 
-# The kernels of each stage, by what their names in the budget begin with, and the values that a thread works on for
-# each edge and channel. Stages that are left out run in the library or in torch.
-SUMS = ("node_sums_kernel", "anchor_sums_kernel")  # at both ends of edges
-KERNELS: dict[str, tuple[tuple[str, float], ...]] = {
-    "edge_start": (("edge_start_forward_kernel<", 1),),
-    "N of stored sums": (("norm_gelu_forward_kernel<", 1),),
-    "edge_to_node: GELU, sums": tuple((f"{name}<Activated", 1.0) for name in SUMS),
-    "gate": (("gate_forward_kernel<", 1),),
-    "mlp_in: product, GELU, moments": (("mlp_in_product_forward_kernel", 4),),
-    "mlp_out: product, fold, residual": (("mlp_out_product_forward_kernel", 1),),
-    "mlp_out: N": (("norm_gelu_forward_kernel<", 1),),
-    "mlp_in: GELU, moments": (("mlp_in_forward_kernel<", 4),),
-    "mlp_out: fold, residual, N": (("mlp_out_forward_kernel<", 1),),
-    "head: BatchNorm's moments": (("head_moments_kernel<", 1),),
-    "head: sigmoid": (("head_forward_kernel<", 1),),
-    "mix: J_syn's logits": (("mix_forward_kernel<", 1 / VIEWS),),
-    "mix: backward to z": (("mix_backward_kernel<", 1 / VIEWS), *((f"{name}<Mix", 1.0) for name in SUMS)),
-    "mix: negatives": (("mix_forward_kernel<", 1 / VIEWS),),
-    "mix: backward to θ": (("mix_backward_theta_kernel<", 1),),
-    "J_soft, J_sim": (("similarity_kernel<", 1 / VIEWS), ("cross_entropy_kernel<", CLASSES / DIM / VIEWS)),
-    "J_div: sums": tuple((f"{name}<Spread", 1.0) for name in SUMS),
-    "J_div: gradient": (("diversity_backward_kernel<", 1),),
-    "head: backward, row-wise": (("head_backward_kernel<", 1), ("head_sums_kernel<", 1)),
-    "head: BatchNorm backward": (("head_norm_kernel<", 1),),
-    "mlp_out: backward": (("mlp_out_backward_kernel<", 1),),
-    "mlp_in: backward product, GELU'": (("mlp_in_product_backward_kernel", 4),),
-    "mlp_in: backward, row-wise": (("mlp_in_backward_kernel<", 4),),
-    "gate: backward": (("gate_backward_kernel<", 1), *((f"{name}<TokenGradient", 1.0) for name in SUMS)),
-    "edge_to_node: backward, row-wise": (("edge_to_node_backward_kernel<", 1),),
-    "edge_start: backward": tuple((f"{name}<NodeGradient", 1.0) for name in SUMS),
-}
-
-
-class Issued(NamedTuple):
-    """What a stage issues: instructions of a thread for each edge and channel, and whether its blocks overlap."""
-
-    instructions: float
-    overlaps: bool
-
-
-@cache
-def issued(stage: str, file: Path = budget.FILE) -> Issued:
-    """What a stage issues by a budget, on sm_90.
-
-    Raises:
-        LookupError: the budget has no such kernel.
-    """
-    lines = [limit for limit in budget.load(file) if (limit.dim, limit.arch) == (DIM, ARCH)]
-    instructions, overlaps = 0.0, True
-    for name, values in KERNELS.get(stage, ()):
-        by = "cuda" if "<" in name else "triton"
-        found = [limit for limit in lines if limit.by == by and limit.kernel.startswith(name)]
-        if not found:
-            raise LookupError(f"{file} has no kernel whose name begins with {name}, as the stage {stage} needs")
-        instructions += values * max(limit.each for limit in found)
-        overlaps = overlaps and all(limit.ctas > 1 for limit in found)
-    return Issued(instructions, overlaps)
-
-
 def kernels(step: Step) -> Iterator[Kernel]:
     """Everything that a step does to edges."""
     yield from _forward(step)
@@ -178,7 +120,7 @@ def _forward(step: Step) -> Iterator[Kernel]:
     yield Kernel("edge_start", 7 + (below > 0), 0, e + low)
     yield Kernel("N of stored sums", (2 * below + max(0, below - 1) + 1) + 3 * top, 0, 2 * e + low)
     yield Kernel("edge_to_node: product", 2 * top, 1, 2 * c)
-    yield Kernel("edge_to_node: GELU, sums", 2 * top, 0, ENDS * c, 2)
+    yield Kernel("edge_to_node: GELU, sums", 2 * top, 0, ENDS[step.rows] * c, 2)
     yield Kernel("gate", 2 * top + below + top, 0, 2 * e + low)
     saved = 4 * c if step.memory == "hidden" else 0
     if step.epilogues:
@@ -205,13 +147,13 @@ def _losses(step: Step) -> Iterator[Kernel]:
     stored = step.layers  # θ or dy once, and each gradient of edges that the next sweep reads
     yield Kernel("θ and edges' gradients, stored", 2 * stored, 0, 2 * e)
     yield Kernel("mix: J_syn's logits", 1, 0, e, 20)
-    yield Kernel("mix: backward to z", 1, 0, ENDS * e, 24)
+    yield Kernel("mix: backward to z", 1, 0, ENDS[step.rows] * e, 24)
     yield Kernel("mix: negatives", 1, 0, e + mixes * A)
     moved = mixes * (cast + 3 * c + A + 2 * logits * c)
     yield Kernel("J_soft: products", 1, 2 * mixes * logits, moved, 4 * chunks)
     yield Kernel("J_soft, J_sim", 1, 0, mixes * (2 * logits * c + 3 * A), 17 + 3 * chunks)
     yield Kernel("mix: backward to θ", 1, 0, mixes * A + e)
-    yield Kernel("J_div: sums", 1, 0, ENDS * e, 2)
+    yield Kernel("J_div: sums", 1, 0, ENDS[step.rows] * e, 2)
     yield Kernel("J_div: gradient", 1, 0, 3 * e)
     yield Kernel("head: backward, row-wise", 1, 0, 2 * e + c + (c + 2 * e), 4)
     yield Kernel("head: backward, products", 1, 2, 4 * c, 3)
@@ -232,12 +174,12 @@ def _backward(step: Step) -> Iterator[Kernel]:
         yield Kernel("mlp_in: backward, row-wise", sweeps, 0, 16 * c, 2)
     yield Kernel("edge MLP: weights' gradients", sweeps, 8, 10 * c, 2 if c == A else 4)
     yield Kernel("edge MLP: edges' gradient", sweeps, 4, 4 * c + add, adds)
-    yield Kernel("gate: backward", sweeps, 0, 3 * e if ENDS == 1 else 4 * e + ENDS * 2 * e, 6)
+    yield Kernel("gate: backward", sweeps, 0, 3 * e if ENDS[step.rows] == 1 else 8 * e, 6)
     yield Kernel("edge_to_node: product again", 2 * top, 1, 2 * c)
     yield Kernel("edge_to_node: backward, row-wise", 2 * top, 0, 2 * c, 2)
     yield Kernel("edge_to_node: weights' gradient", 2 * top, 1, 2 * c, 1 if c == A else 2)
     yield Kernel("edge_to_node: edges' gradient", 2 * top - 1, 1, c + add, adds)
-    yield Kernel("edge_start: backward", 1, 0, ENDS * e, 2)
+    yield Kernel("edge_start: backward", 1, 0, ENDS[step.rows] * e, 2)
 
 
 def cost(step: Step, kernel: Kernel) -> Cost:
@@ -248,7 +190,7 @@ def cost(step: Step, kernel: Kernel) -> Cost:
     size, tiles = step.size, step.schedule.tiles
     channels = kernel.times * size.rows * DIM
     flops, moved = 2 * channels * DIM * kernel.products, channels * kernel.bytes
-    each, overlaps = issued(kernel.stage)
+    each, overlaps = issued(kernel.stage, step.rows)
     instructions = channels * each / WARP
     product, memory, issue = flops / RATE[step.dtype], moved / BANDWIDTH, instructions / ISSUE
     seconds = max(product, memory, issue) if overlaps else max(product + issue, memory)
@@ -280,20 +222,22 @@ file.
 
 
 class Version(NamedTuple):
-    """A way to run the engine: products with epilogues (Triton) or not, and what the edges are stored in."""
+    """A way to run the engine: products with epilogues (Triton) or not, what is row-wise, and bf16 edges or not."""
 
     name: str
     epilogues: bool
+    rows: str = "cuda"
     narrow: bool = False
 
-    def of(self, batch: int, layers: int, dtype: str, memory: str = "store") -> Step:
-        return Step(batch, layers, dtype, self.epilogues, memory, narrow=self.narrow and dtype == "bf16")
+    def of(self, batch: int, layers: int, dtype: str) -> Step:
+        return Step(batch, layers, dtype, self.epilogues, narrow=self.narrow and dtype == "bf16", rows=self.rows)
 
 
 VERSIONS = (
     Version("cuda", False),
     Version("cuda+triton", True),
-    Version("cuda+triton, bf16 edges", True, True),
+    Version("triton", True, "triton"),
+    Version("cuda+triton, bf16 edges", True, narrow=True),
 )
 
 
@@ -343,7 +287,7 @@ def stages(layers: int, version: Version) -> str:
     rows = []
     for kernel in kernels(step):
         if kernel.times:
-            c, each = cost(step, kernel), issued(kernel.stage)
+            c, each = cost(step, kernel), issued(kernel.stage, step.rows)
             cells = [kernel.stage, str(kernel.times), f"{kernel.launches:.0f}", f"{kernel.products:.3g}"]
             cells += [f"{kernel.bytes:.3g}", f"{each.instructions:.3g}", *_amounts(c), _bound(c, each.overlaps)]
             rows.append(cells)

@@ -28,7 +28,7 @@ def test_steps_are_the_rooflines() -> None:
         assert _gpu_derived.step_seconds(step_row(**other)) is None
 
 
-@pytest.mark.parametrize("impl", ["cuda", "cuda+triton"])
+@pytest.mark.parametrize("impl", ["cuda", "cuda+triton", "triton"])
 def test_every_stage_is_derived(impl: str) -> None:
     """What a step does to edges is in some stage or other, except for what is no stage."""
     assert set(STAGES) - set(_gpu_derived.STAGES) == {"cross_entropy", "similarity"}

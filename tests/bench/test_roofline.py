@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from unittest.mock import patch
 
+import _roofline_kernels
 import pytest
 from tiers import few
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -93,27 +94,28 @@ def test_the_tables_are_what_the_script_writes() -> None:
 def test_the_page_has_the_whole_steps() -> None:
     text = roofline.PAGE.read_text(encoding="utf-8")
     assert roofline.page(text) == text, "run python benchmarks/roofline.py"
-    assert sum(line.startswith("|") for line in text.splitlines()) == 2 + 2 * 3 * 3
+    assert sum(line.startswith("|") for line in text.splitlines()) == 2 + 2 * 4 * 3
 
 
 def test_the_page_states_the_assumptions() -> None:
     text = " ".join(roofline.PAGE.read_text(encoding="utf-8").split())
     rates = [f"{roofline.RATE[dtype] / 1e12:.0f} TFLOP/s in {dtype}" for dtype in ("bf16", "fp32")]
-    rates += [f"{roofline.BANDWIDTH / 1e12:.0f} TB/s", f"{1e6 * roofline.LAUNCH:.0f} µs", f"sm_{roofline.ARCH}"]
+    rates += [f"{roofline.BANDWIDTH / 1e12:.0f} TB/s", f"{1e6 * roofline.LAUNCH:.0f} µs"]
     rates += [f"{roofline.MULTIPROCESSORS} multiprocessors", f"up to {roofline.SCHEDULERS} of a warp in a cycle"]
     rates += [f"a clock of {roofline.CLOCK / 1e9:g} GHz", f"{roofline.SHARE} of all slots"]
-    for stated in rates:
+    for stated in (*rates, f"sm_{_roofline_kernels.ARCH}"):
         assert stated in text
 
 
-def test_every_kernel_is_in_the_budget(tmp_path: Path) -> None:
-    stages = {
-        k.stage for epilogues in (False, True) for k in roofline.kernels(roofline.Step(255, 2, "bf16", epilogues))
-    }
-    assert set(roofline.KERNELS) == {stage for stage in stages if roofline.issued(stage).instructions}
+@pytest.mark.parametrize("rows", ["cuda", "triton"])
+def test_every_kernel_is_in_the_budget(rows: str, tmp_path: Path) -> None:
+    steps = [roofline.Step(255, 2, "bf16", epilogues) for epilogues in (False, True)]
+    stages = {k.stage for step in steps for k in roofline.kernels(step)}
+    named = {*_roofline_kernels.ROW_WISE, *_roofline_kernels.EPILOGUES}
+    assert named == {stage for stage in stages if roofline.issued(stage, rows).instructions}
     (empty := tmp_path / "budget.txt").write_text("# none\n")
-    with pytest.raises(LookupError, match="has no kernel whose name begins with gate_forward_kernel<"):
-        roofline.issued("gate", empty)
+    with pytest.raises(LookupError, match="has no kernel gate_forward_kernel.*, which the stage gate needs"):
+        roofline.issued("gate", rows, empty)
 
 
 def test_a_stage_takes_the_longest_of_its_times_and_adds_those_that_do_not_overlap(monkeypatch) -> None:
@@ -121,7 +123,7 @@ def test_a_stage_takes_the_longest_of_its_times_and_adds_those_that_do_not_overl
     channels = step.size.rows * roofline.DIM
 
     def seconds(products: float, moved: float, instructions: float, overlaps: bool) -> float:
-        monkeypatch.setattr(roofline, "issued", lambda _: roofline.Issued(instructions, overlaps))
+        monkeypatch.setattr(roofline, "issued", lambda *_: _roofline_kernels.Issued(instructions, overlaps))
         return roofline.cost(step, roofline.Kernel("some", 1, products, moved)).seconds / channels
 
     flop, byte, issue = 2 * 512 / 790e12, 1 / 3e12, 1 / 32 / roofline.ISSUE
