@@ -173,8 +173,8 @@ def compile_triton(archs: Iterable[int], dims: Iterable[int], name: str = "") ->
     return found
 
 
-def compile_cuda(archs: Iterable[int], sources: Sequence[Path] = (), flags: Sequence[str] = ()) -> list[Compiled]:
-    """The kernels of CUDA C++, compiled by nvcc, with further flags.
+def compile_cuda(archs: Iterable[int], sources: Sequence[Path] = ()) -> list[Compiled]:
+    """The kernels of CUDA C++, compiled by nvcc.
 
     Raises:
         LookupError: there is no nvcc.
@@ -185,7 +185,7 @@ def compile_cuda(archs: Iterable[int], sources: Sequence[Path] = (), flags: Sequ
         source, arch = job
         with tempfile.TemporaryDirectory() as folder:
             cubin = Path(folder) / f"{source.stem}.cubin"
-            command = [nvcc, "-std=c++20", "-O3", "-cubin", f"-arch={TARGETS[arch]}", *flags, "-o", cubin, source]
+            command = [nvcc, "-std=c++20", "-O3", "-cubin", f"-arch={TARGETS[arch]}", "-o", cubin, source]
             done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
             if done.returncode:
                 raise RuntimeError(f"{source.name} does not compile: {done.stderr}")
