@@ -104,6 +104,7 @@ BOUNDS: dict[str, Bound] = {
     "eval_every": _STEPS,
     "log_every": _STEPS,
     "keep_every": _STEPS,
+    "timeout": Bound(1, 7 * 86400, "seconds that processes wait for one of them", whole=False),
     "skip_nonfinite": Bound(0, 10**12, "steps in a row that may be left out"),
     "epochs": _EPOCHS,
     "eval_every_epochs": _EPOCHS,

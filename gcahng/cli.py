@@ -16,8 +16,9 @@ from difflib import get_close_matches
 from importlib import import_module
 
 from gcahng.errors import UserError, UserNote
+from gcahng.launch import Launch, launched
 from gcahng.paths import shown_path
-from gcahng.streams import standard_streams
+from gcahng.streams import print_line, standard_streams
 
 _python_format = warnings.formatwarning
 
@@ -36,6 +37,13 @@ COMMANDS = {
     "bench": ("gcahng.commands.bench", "time and peak memory of a training step on this machine"),
     "plan": ("gcahng.commands.plan", "memory and arithmetic of a step by its sizes, and the largest batch that fits"),
 }
+
+# Commands of which processes that torchrun started share the work, and those that each of several may run for itself.
+TOGETHER = ("train", "eval", "embed", "index")
+ALONE = ("data", "recipes", "env", "plan")
+# torchrun ends all processes once one has ended in an error. So the process that prints the error must end first, and
+# the others wait this many seconds; torchrun on another machine may not notice.
+WAIT_FOR_MESSAGE = 10.0
 
 NEEDED = {"torch": "torch>=2.10", "numpy": "numpy"}
 
@@ -69,23 +77,29 @@ def _run_or_explain(arguments: list[str]) -> int:
     try:
         return _run(arguments)
     except UserError as error:
-        _explain(f"error: {error}")
+        print_line(f"error: {error}")
         return 2
     except KeyboardInterrupt as interrupt:
-        _explain(str(interrupt) or "interrupted")
+        print_line(str(interrupt) or "interrupted")
         return getattr(interrupt, "exit_code", 130)
     except (MemoryError, RuntimeError) as error:
         if (line := _out_of_memory(error)) is None:
             raise
-        _explain(f"error: {line}")
+        print_line(f"error: {_where(error)}{line}")
         return 2
     except OSError as error:  # of the file system or the machine, and so no mistake in the code
         if error.strerror is None or isinstance(error, ConnectionError):
             raise
         named = isinstance(error.filename, str | bytes)
-        where = f"{shown_path(os.fsdecode(error.filename))} cannot be used: " if named else ""
-        _explain(f"error: {where}{error.strerror}")
+        what = f"{shown_path(os.fsdecode(error.filename))} cannot be used: " if named else ""
+        print_line(f"error: {_where(error)}{what}{error.strerror}")
         return 2
+
+
+def _where(error: Exception) -> str:
+    """The process that an error is of, where it is one of several; see `UserError.where`."""
+    where = getattr(error, "where", "")
+    return f"{where}: " if where else ""
 
 
 def _format_warning(message: Warning | str, category: type[Warning], *where: object, **more: object) -> str:
@@ -119,13 +133,6 @@ def _out_of_memory(error: MemoryError | RuntimeError) -> str | None:
     )
 
 
-def _explain(text: str) -> None:
-    """Print one line on standard error. Names of files may have characters that would move the cursor."""
-    line = re.sub(r"\s*[\r\n]+\s*", " ", text).strip()
-    printable = "".join(c if c.isprintable() or "\ud800" <= c <= "\udfff" else ascii(c)[1:-1] for c in line)
-    print(f"gcahng: {printable}", file=sys.stderr)
-
-
 def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help())
@@ -140,12 +147,42 @@ def _run(arguments: list[str]) -> int:
         meant = get_close_matches(name, COMMANDS, n=1)
         hint = f"; did you mean {meant[0]}?" if meant else f"; the commands are {', '.join(COMMANDS)}"
         raise UserError(f"{name} is not a command{hint}")
+    launch = launched() if name not in ALONE else Launch()
     try:
+        if launch.count > 1:
+            return _run_together(name, rest, launch)
         return import_module(COMMANDS[name][0]).run(rest)
     except ModuleNotFoundError as error:
         if error.name not in NEEDED:
             raise
         raise UserError(f"{error.name} is not installed; pip install {NEEDED[error.name]!r} brings it") from None
+
+
+def _run_together(name: str, arguments: list[str], launch: Launch) -> int:
+    """Run a command in one of several processes. The one that fails tells, and the others only end.
+
+    Raises:
+        UserError: the command works in one process.
+    """
+    import time
+
+    if name not in TOGETHER:
+        if launch.rank == 0:
+            raise UserError(
+                f"gcahng {name} works in one process, and {launch.count} were started (WORLD_SIZE); start it without "
+                "torchrun"
+            )
+        time.sleep(WAIT_FOR_MESSAGE)
+        return 2
+    from gcahng.processes import OtherProcessFailed, run_processes
+
+    try:
+        with run_processes():
+            return import_module(COMMANDS[name][0]).run(arguments)
+    except OtherProcessFailed as error:
+        # After a signal torchrun waits for all processes, so they wait only until the message is printed.
+        time.sleep(1 if isinstance(error.__cause__, KeyboardInterrupt) else WAIT_FOR_MESSAGE)
+        return 2
 
 
 def _help() -> str:

@@ -156,6 +156,8 @@ class TrainConfig:
         compile: whether the backbone runs through torch.compile.
         deterministic: whether CUDA uses only algorithms whose results repeat bit for bit.
         threads: threads of PyTorch on the CPU; null: its own choice. The same seed and threads give the same bits.
+        timeout: seconds that several processes wait for one of them that gives no sign of life, or does not come to the
+            point where the others are; then all end.
         wandb: name of a Weights & Biases project that is sent the losses and metrics too; null: none.
         out: the run folder, which must be new or empty; null: runs/DATA-LOSS-TIME.
     """
@@ -177,6 +179,7 @@ class TrainConfig:
     compile: bool = False
     deterministic: bool = False
     threads: int | None = None
+    timeout: float = 600.0
     wandb: str | None = None
     out: str | None = None
     data: DataConfig = field(default_factory=DataConfig)

@@ -32,6 +32,20 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def local_device_index() -> int | None:
+    """The CUDA device of this process, one of several on its machine: that of its local rank, or the only one it sees.
+
+    Returns:
+        None where LOCAL_RANK is not set, or there are no CUDA devices or too few.
+    """
+    if "LOCAL_RANK" not in os.environ or not torch.cuda.is_available():
+        return None
+    local, devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if devices == 1:  # as CUDA_VISIBLE_DEVICES or a scheduler leaves one to each
+        return 0
+    return local if local < devices else None
+
+
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
     """Within, PyTorch computes with `count` threads on the CPU."""

@@ -34,6 +34,16 @@ def record() -> dict[str, Any]:
     return {name: fact if isinstance(fact, dict) else {"reason": fact} for name, fact in facts.items()}
 
 
+@cache
+def source_digest() -> str:
+    """A digest of the Python source of this gcahng, which tells two of one version apart."""
+    digest = hashlib.sha256()
+    # rglob does not follow the link to kernels/ in a checkout.
+    for path in sorted({*FOLDER.rglob("*.py"), *(FOLDER / "kernels").glob("*.py")}):
+        digest.update(f"{path.relative_to(FOLDER).as_posix()}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def source_folder() -> Path | None:
     """The source folder that this gcahng runs from (a checkout, or an editable install), or None."""
     return FOLDER.parent if all((FOLDER.parent / name).is_file() for name in ("setup.py", "CMakeLists.txt")) else None

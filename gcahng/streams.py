@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
+import re
 import select
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 # The exit status of a program that SIGPIPE (13) ends, which `gcahng … | head` is to look like.
@@ -143,3 +146,16 @@ def _never_failing(stream: Any, descriptor: int) -> Any:
     if stream is None or type(stream) is io.TextIOWrapper:
         return Output(stream, descriptor)
     return stream  # a notebook's, or what a test has put in its place
+
+
+def print_line(text: str) -> None:
+    """Print one line on standard error. Names of files may have characters that would move the cursor.
+
+    torchrun shows it again at its end, as the reason why this process failed.
+    """
+    line = re.sub(r"\s*[\r\n]+\s*", " ", text).strip()
+    printable = "".join(c if c.isprintable() or "\ud800" <= c <= "\udfff" else ascii(c)[1:-1] for c in line)
+    print(f"gcahng: {printable}", file=sys.stderr, flush=True)
+    if for_torchrun := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        with suppress(OSError), open(for_torchrun, "w", encoding="utf-8", errors="backslashreplace") as file:
+            json.dump({"message": {"message": printable, "extraInfo": {"timestamp": str(int(time.time()))}}}, file)

@@ -18,7 +18,7 @@ ROOT = Path(gcahng.__file__).parent
 # those above it in this list. "gcahng" is the package itself: its version and its loss.
 LAYERS = [
     ["errors", "machine", "installed"],
-    ["bounds"],
+    ["bounds", "launch"],
     ["extras", "progress", "paths", "files", "streams", "yaml_files", "devices", "native"],
     ["reference"],
     ["kernels"],
@@ -30,6 +30,7 @@ LAYERS = [
     ["losses"],
     ["gcahng"],
     ["testing"],
+    ["processes"],
     ["data"],
     ["retrieval"],
     ["integrations"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gcahng.commands.arguments import Parser, SourcePath, TargetPath
 from gcahng.commands.image_options import add_image_options, add_stream_options, embed_sources
+from gcahng.launch import launched
 
 
 def run(arguments: list[str]) -> int:
@@ -41,6 +42,8 @@ def run(arguments: list[str]) -> int:
     check_suffix("--out", options.out)
     model = load_model(options.model, options.which)
     embedded = embed_sources(options, model, options.sources, options.out, normalize=options.normalize)
+    if launched().rank:  # the first process prints for all
+        return 0
     rows, dim = embedded.embeddings.shape
     classes = f", {len(embedded.items.class_names)} classes" if embedded.items.labeled else ", without labels"
     print(f"{rows} embeddings of {dim} channels{', normalized' if options.normalize else ''}{classes}")

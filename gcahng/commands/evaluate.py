@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gcahng.commands.arguments import Parser, SourcePath, TargetPath, data_options
 from gcahng.commands.progress_bar import progress_bar
 from gcahng.errors import UserError, UserNote
+from gcahng.launch import launched
 
 if TYPE_CHECKING:
     from gcahng.evaluation.evaluate import EvalOptions
@@ -148,7 +149,7 @@ def _evaluate_network(options: argparse.Namespace) -> dict[str, Any]:
             device=options.device,
             progress=bar,
         )
-    if result["same_data"] is False:
+    if result["same_data"] is False and not launched().rank:
         drawn = result["data"] == "glyphs"
         cause = "another version of matplotlib?" if drawn else "other files or sizes, or another data.exif_rotate"
         warnings.warn(f"these images differ from those of the training run ({cause})", UserNote, stacklevel=2)
@@ -164,6 +165,8 @@ def _evaluate_file(options: argparse.Namespace) -> dict[str, Any]:
 
 def _print_and_write(options: argparse.Namespace, result: dict[str, Any], name: str, default_json: Path) -> int:
     """Print the table and write the files; `name` is the key of the metrics in `result`."""
+    if launched().rank:  # the first process prints and writes for all
+        return 0
     from gcahng.files import write_json, writing
     from gcahng.runs.metrics_table import metrics_table, width_of_output
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from gcahng.commands.arguments import Parser, data_options
 from gcahng.commands.progress_bar import progress_bar
 from gcahng.errors import UserError
+from gcahng.launch import launched
 
 if TYPE_CHECKING:
     from gcahng.data import LabeledImages, Preprocessing
@@ -106,6 +107,8 @@ def embed_sources(
     how = EmbedOptions(options.device, options.batch_size, workers, options.skip_unreadable, normalize)
     with progress_bar("embedding") as bar:
         result = embed_to_file(model, images, items, out, preprocessing=preprocessing, options=how, progress=bar)
+    if launched().rank:  # the first process prints for all
+        return result.embeddings
     if result.resumed:
         print(f"{result.resumed} rows were there already", file=sys.stderr)
     for name in result.skipped:

@@ -11,6 +11,7 @@ from gcahng.commands.arguments import Parser, SourcePath, TargetPath
 from gcahng.commands.image_options import add_image_options, add_stream_options, embed_sources, is_embeddings
 from gcahng.commands.progress_bar import progress_bar
 from gcahng.errors import UserError
+from gcahng.launch import launched
 from gcahng.paths import check_target
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _build(arguments: list[str]) -> int:
-    """Build an index of a file of embeddings, or of images that a model embeds first."""
+    """Build an index of files of embeddings, or of images that a model embeds first."""
     parser = Parser(prog="gcahng index build", description=_build.__doc__)
     parser.add_argument("--out", action=TargetPath, required=True, metavar="INDEX", help="the file to write")
     parser.add_argument(
@@ -74,6 +75,8 @@ def _build(arguments: list[str]) -> int:
         )
     settings = IndexSettings(**{n: getattr(options, n) for n in _SETTINGS if getattr(options, n) is not None})
     embedded, temporary = _embeddings(options, options.out)
+    if embedded is None:
+        return 0
     with progress_bar("indexing") as bar:
         contents = build(embedded, options.kind, options.metric, settings, bar)
     _save(options.out, contents, temporary)
@@ -105,6 +108,8 @@ def _add(arguments: list[str]) -> int:
             contents.check_new(what, items)
 
     embedded, temporary = _embeddings(options, options.index, contents.model, check)
+    if embedded is None:
+        return 0
     check(embedded.items)
     with progress_bar("adding") as bar:
         contents = contents.add(what, embedded, allow_duplicates=True, progress=bar)
@@ -183,7 +188,7 @@ def _parse_sources(parser: Parser, arguments: list[str]) -> argparse.Namespace:
         action=SourcePath,
         nargs="*",
         metavar="SOURCE",
-        help="one file of embeddings (.safetensors, .npy, .parquet); or with --model images, folders and lists, or "
+        help="files of embeddings (.safetensors, .npy, .parquet); or with --model images, folders and lists, or "
         "nothing, which is a split of the data set",
     )
     parser.add_argument(
@@ -202,8 +207,8 @@ def _embeddings(
     index: Path,
     like: EmbeddingModel | None = None,
     check: Callable[[Items], None] = lambda items: None,
-) -> tuple[EmbeddingSet, Path | None]:
-    """The embeddings that the command line names.
+) -> tuple[EmbeddingSet | None, Path | None]:
+    """The embeddings that the command line names, in one process; None in the others of several, which only embed.
 
     Args:
         options: of the command line.
@@ -215,16 +220,18 @@ def _embeddings(
         they come from a file of the user's.
     """
     from gcahng.models.model_file import load_model
-    from gcahng.retrieval.embeddings import read_embeddings
+    from gcahng.retrieval.shards import read_shards
 
+    first = launched().rank == 0
     if options.model is None:
-        if len(options.sources) != 1 or not is_embeddings(options.sources[0]):
+        if not options.sources or not all(map(is_embeddings, options.sources)):
             raise UserError(
-                "name one file of embeddings (.safetensors, .npy, .parquet), or images and the --model that embeds them"
+                "name files of embeddings (.safetensors, .npy, .parquet), or images and the --model that embeds them"
             )
-        return read_embeddings(options.sources[0]), None
+        return read_shards(options.sources) if first else None, None
     if options.sources and all(map(is_embeddings, options.sources)):
         raise UserError(f"--model is given and {options.sources[0]} is a file of embeddings; leave --model out")
     model = load_model(options.model, options.which)
     temporary = index.with_name(f"{index.name}.embeddings.safetensors")
-    return embed_sources(options, model, options.sources, temporary, like, check), temporary
+    embedded = embed_sources(options, model, options.sources, temporary, like, check)
+    return embedded if first else None, temporary

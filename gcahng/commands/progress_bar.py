@@ -7,18 +7,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from gcahng.extras import require
+from gcahng.launch import launched
 from gcahng.progress import Progress, no_progress
 
 
 @contextmanager
 def progress_bar(what: str, *, unit: str = "count") -> Iterator[Progress]:
-    """Gives a `Progress` that draws a bar; it draws nothing where standard error is no terminal.
+    """Gives a `Progress` that draws a bar; it draws nothing where standard error is no terminal, and in all but the
+    first of several processes.
 
     Args:
         what: the text before the bar.
         unit: what is counted, "count" or "bytes".
     """
-    if not sys.stderr.isatty():
+    if launched().rank or not sys.stderr.isatty():
         yield no_progress
         return
     require("rich", extra="train", purpose="the progress bar")

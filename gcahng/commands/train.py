@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
@@ -34,12 +33,9 @@ _RESUME_OPTIONS = {
         truth,
         "true: another image replaces a damaged one",
     ),
+    "--timeout": ("timeout", float, "seconds that several processes wait for one of them"),
     "--skip_nonfinite": ("skip_nonfinite", int, "how many steps in a row are left out where something is not finite"),
 }
-
-# torchrun ends all processes once one has ended in an error. So the process that prints the error must end first, and
-# the others wait this many seconds; torchrun on another machine may not notice.
-_WAIT_FOR_MESSAGE = 10.0
 
 
 def run(arguments: list[str]) -> int:
@@ -48,27 +44,21 @@ def run(arguments: list[str]) -> int:
     Without options it trains GCA-HNG on glyphs. Options may come from a YAML file or a recipe (--config), and later
     options override them. --resume RUN continues a run that stopped before its end.
     """
+    from gcahng.processes import OtherProcessFailed, run_processes
     from gcahng.train import NonFinite, TrainingInterrupted
-    from gcahng.train.processes import OtherProcessFailed, says_nothing
 
-    silent = says_nothing()
-    try:
-        train = _resumed(arguments) if _wants_resume(arguments) else _started(arguments)
-    except UserError:  # which all processes that torchrun started raise
-        if silent:
-            time.sleep(_WAIT_FOR_MESSAGE)
-            return 2
-        raise
-    try:
-        summary = train()
-    except (OtherProcessFailed, NonFinite, TrainingInterrupted) as error:
-        if silent or isinstance(error, OtherProcessFailed):
-            # After a signal torchrun waits for all processes, so they wait only until the message is printed.
-            signalled = isinstance(error, TrainingInterrupted) or isinstance(error.__cause__, KeyboardInterrupt)
-            time.sleep(1 if signalled else _WAIT_FOR_MESSAGE)
-            return getattr(error, "exit_code", 2)
-        raise
-    if not silent:
+    with run_processes() as processes:
+        speaks = processes.first
+        with processes.together(patient=True):
+            train = _resumed(arguments, speaks) if _wants_resume(arguments) else _started(arguments)
+        try:
+            summary = train()
+        except (NonFinite, TrainingInterrupted) as error:  # which all processes raise
+            if speaks:
+                raise
+            cause = KeyboardInterrupt() if isinstance(error, KeyboardInterrupt) else None
+            raise OtherProcessFailed("process 0 tells") from cause
+    if speaks:
         _print_summary(summary)
     return 0
 
@@ -80,12 +70,12 @@ def _started(arguments: list[str]) -> Callable[[], dict[str, Any]]:
     return lambda: fit(config, verbose=True)
 
 
-def _resumed(arguments: list[str]) -> Callable[[], dict[str, Any]]:
+def _resumed(arguments: list[str], speaks: bool) -> Callable[[], dict[str, Any]]:
     parser = Parser(prog="gcahng train --resume", description="Continue a run that stopped before its end.")
     parser.add_argument("--resume", action=SourcePath, metavar="RUN", required=True, help="the run folder")
     parser.add_device(None, "the run's own")
     for option, (name, kind, text) in _RESUME_OPTIONS.items():
-        if kind is int:
+        if kind in (int, float):
             parser.add_number(option, f"{text} (the run's own)", dest=name, metavar="N")
         else:
             how: dict[str, Any] = (
@@ -102,11 +92,10 @@ def _resumed(arguments: list[str]) -> Callable[[], dict[str, Any]]:
         )
     from gcahng.train import resume
     from gcahng.train.loop import finished
-    from gcahng.train.processes import says_nothing
 
     values = vars(options)
     folder = values.pop("resume")
-    if not says_nothing() and finished(folder) is not None:
+    if speaks and finished(folder) is not None:
         print(f"{folder} has finished; there is nothing to resume")
     return lambda: resume(folder, **values, verbose=True)
 

@@ -7,7 +7,8 @@ completes every sum over edges. Node tensors are then the same in every process,
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from gcahng.engine.peers import Peer, difference, lost, says_lost, this_process
 from gcahng.errors import UserError
 
 SMALL = 2**16  # elements; larger tensors are sent by themselves, so that none of them is copied
@@ -30,6 +32,7 @@ class Ranks:
         group: the group.
         rank: this process's place among them.
         count: how many they are.
+        peers: the processes by rank; empty before they have met.
     """
 
     def __init__(self, group: Any) -> None:
@@ -38,6 +41,7 @@ class Ranks:
         self._agreed: dict[Hashable, int] = {}
         self._stream: torch.cuda.Stream | None = None
         self._parts_are_known = False
+        self.peers: list[Peer] = []
         _known[self.number] = self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Ranks:
@@ -46,10 +50,43 @@ class Ranks:
     def __reduce__(self) -> Any:
         raise UserError("a loss with a process_group cannot be pickled; save its state_dict()")
 
+    @contextmanager
+    def calling(self) -> Iterator[None]:
+        """A context for collectives, in which the loss of another process is told as such.
+
+        Raises:
+            LostProcess: a process has ended, is stopped, or does not answer within the group's timeout.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if (said := says_lost(error)) is None:
+                raise
+            raise lost([peer for peer in self.peers if peer.rank != self.rank], said) from None
+
+    def meet(self, facts: Mapping[str, object]) -> None:
+        """Sees that all processes have the same options, and learns who they are.
+
+        Args:
+            facts: what must be the same in all processes, by name.
+
+        Raises:
+            UserError: something differs. All processes raise it.
+        """
+        if dist.get_backend(self.group) == "fake":  # of tests, with one process that stands for several
+            return
+        found: list[Any] = [None] * self.count
+        with self.calling():
+            dist.all_gather_object(found, (this_process(self.rank, self.count), dict(facts)), group=self.group)
+        self.peers = [Peer(*peer) for peer, _ in found]
+        if text := difference(self.peers, [others for _, others in found]):
+            raise UserError(text)
+
     def add_up(self, *tensors: Tensor) -> None:
         """Replaces each tensor by its sum over all processes."""
         for tensor in _messages(tensors):
-            dist.all_reduce(tensor, group=self.group)
+            with self.calling():
+                dist.all_reduce(tensor, group=self.group)
 
     def agree(self, question: Hashable, answer: Callable[[], int], device: torch.device) -> int:
         """Has all processes agree on a number: the largest of their answers. Each question is asked once.
@@ -61,14 +98,16 @@ class Ranks:
         """
         if question not in self._agreed:
             largest = torch.tensor(answer(), device=device)
-            dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self.group)
+            with self.calling():
+                dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self.group)
             self._agreed[question] = int(largest)
         return self._agreed[question]
 
     def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
         """Replaces each process's tensors by those of the first process."""
         for tensor in _messages(tensors):
-            dist.broadcast(tensor, dist.get_global_rank(self.group, 0), group=self.group)
+            with self.calling():
+                dist.broadcast(tensor, dist.get_global_rank(self.group, 0), group=self.group)
 
     def join(self, module: nn.Module, seed: int) -> int:
         """Gives every process the parameters, buffers and seed of the first one.
@@ -127,7 +166,8 @@ class Ranks:
     def gather(self, part: Tensor) -> Tensor:
         """Concatenates the processes' parts of a tensor along its first dimension."""
         parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(self.count)]
-        dist.all_gather(parts, part.contiguous(), group=self.group)
+        with self.calling():
+            dist.all_gather(parts, part.contiguous(), group=self.group)
         return torch.cat(parts)
 
 

@@ -7,63 +7,42 @@ disk. When all rows are there, X is written and both are removed.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from gcahng.bounds import check_fields
-from gcahng.data import ImageFiles, LabeledImages, Preprocessing, evaluation_batches, usual_workers
-from gcahng.data.reading import UnreadableImage, read_image
+from gcahng.data import LabeledImages, Preprocessing, evaluation_batches
 from gcahng.data.workers import leave_if_starting
-from gcahng.devices import resolve_device
-from gcahng.errors import UserError
-from gcahng.evaluation.partial_embeddings import ImagesKey, PartialRows
+from gcahng.evaluation.embed_job import (
+    EVAL_BATCH,
+    EmbedJob,
+    EmbedOptions,
+    EmbedResult,
+    embedding_model,
+    fingerprint,
+    normalized,
+)
+from gcahng.evaluation.embed_parts import embed_in_parts
+from gcahng.evaluation.partial_embeddings import PartialRows
 from gcahng.models.model_file import Model
+from gcahng.processes import Processes, run_processes
 from gcahng.progress import Progress
-from gcahng.retrieval.embeddings import EmbeddingSet, check_free, check_suffix, read_embeddings, write_embeddings
-from gcahng.retrieval.items import EmbeddingModel, Items
-from gcahng.retrieval.rows import check_norms
+from gcahng.retrieval.embeddings import check_free, check_suffix, read_embeddings
+from gcahng.retrieval.items import Items
 
-# Fixed, so that an evaluation repeats bit for bit: products of other batch sizes may round differently.
-EVAL_BATCH = 256
-
-
-@dataclass
-class EmbedOptions:
-    """How images are embedded.
-
-    Attributes:
-        device: auto, cpu, cuda or cuda:N.
-        batch_size: how many images are embedded at once.
-        workers: processes that read image files; None: one less than there are cores, but at most 8.
-        skip_unreadable: True: files that cannot be read are left out and listed; False: the first one is an error.
-        normalize: whether embeddings are scaled to norm 1.
-    """
-
-    device: str = "auto"
-    batch_size: int = EVAL_BATCH
-    workers: int | None = None
-    skip_unreadable: bool = False
-    normalize: bool = False
-
-
-@dataclass
-class EmbedResult:
-    """What `embed_to_file` did.
-
-    Attributes:
-        embeddings: what is in the file.
-        skipped: the names of the images that were left out because they cannot be read.
-        resumed: how many rows an earlier call had made; all of them where the file was there already.
-    """
-
-    embeddings: EmbeddingSet
-    skipped: list[str] = field(default_factory=list)
-    resumed: int = 0
+__all__ = [
+    "EVAL_BATCH",
+    "EmbedOptions",
+    "EmbedResult",
+    "embed",
+    "embed_shared",
+    "embed_to_file",
+    "embedding_model",
+    "fingerprint",
+    "normalized",
+]
 
 
 def embed(
@@ -101,51 +80,33 @@ def embed(
         model.train(training)
 
 
-def embedding_model(
-    model: Model, preprocessing: Preprocessing, images: LabeledImages, normalized: bool = False
-) -> EmbeddingModel:
-    """What identifies embeddings.
+def embed_shared(
+    processes: Processes,
+    model: nn.Module,
+    images: LabeledImages,
+    device: torch.device,
+    preprocessing: Preprocessing = Preprocessing(),  # noqa: B008  # frozen
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> Tensor:
+    """As `embed`, where each process embeds a part, in the batches of a single process, and no image twice.
 
     Args:
-        model: the network that makes them.
-        preprocessing: of image files.
-        images: what is embedded.
-        normalized: whether they are scaled to norm 1.
+        processes: that embed together.
+        model, images, device, preprocessing, workers, progress: as for `embed`.
+
+    Returns:
+        (N, D) fp32 embeddings in the first process, those of the own part in the others; on `device`.
     """
-    return EmbeddingModel(
-        fingerprint=fingerprint(model),
-        backbone=model.config.backbone.name,
-        path=str(model.path.absolute()),
-        resize=preprocessing.resize,
-        crop=preprocessing.crop,
-        normalized=normalized,
-        exif_rotate=images.exif_rotate if isinstance(images, ImageFiles) else None,
-    )
-
-
-def normalized(embeddings: Tensor) -> Tensor:
-    """Rows (n, D) fp32 scaled to norm 1, in float64 between.
-
-    Raises:
-        UserError: a row is zero.
-    """
-    rows = embeddings.double()
-    norms = torch.linalg.vector_norm(rows, dim=1)
-    check_norms("embeddings", norms, True, option="--normalize")
-    return (rows / norms.unsqueeze(1)).float()
-
-
-def fingerprint(model: Model) -> str:
-    """SHA-256 of a network's weights and buffers (name, type, shape, bytes) and of what else decides its output."""
-    config = model.config.backbone
-    digest = hashlib.sha256(json.dumps([config.name, config.embedding_dim, config.pool]).encode())
-    tensors = model.network.state_dict()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    if not tensors:  # a network that another program runs: what is in it is in its file
-        digest.update(model.path.read_bytes())
-    return digest.hexdigest()
+    with processes.together(patient=True):
+        mine = torch.arange(len(images))[processes.part(len(images), EVAL_BATCH)]
+        if len(mine) == len(images):
+            rows = embed(model, images, device, preprocessing, workers, progress)
+        elif len(mine):
+            rows = embed(model, images.subset(mine), device, preprocessing, workers, progress)
+        else:
+            rows = torch.empty(0, 0, device=device)
+    return processes.rows_on_first(rows)
 
 
 def embed_to_file(
@@ -181,104 +142,17 @@ def embed_to_file(
     """
     leave_if_starting()
     options = options or EmbedOptions()
-    preprocessing = preprocessing or model.preprocessing
-    out = Path(out)
-    check_suffix("out", out)
+    check_suffix("out", Path(out))
     check_fields(options)
-    identity = embedding_model(model, preprocessing, images, options.normalize)
-    about = [identity.fingerprint, identity.resize, identity.crop, options.batch_size]
-    about += ["normalized"] if options.normalize else []  # without, the key is that of earlier versions
-    about += ["exif_rotate"] if identity.exif_rotate else []
-    key = ImagesKey(json.dumps(about), images)
-    if out.exists():
-        there = read_embeddings(out)
-        if there.key != key.of_first(len(images)):
-            raise UserError(
-                f"{out} exists and was made from other images, another network or other options; remove it first"
-            )
-        embedded = set(there.items.names)
-        left_out_before = [name for name in items.names if name not in embedded]
-        if left_out_before and not options.skip_unreadable:
-            raise UserError(
-                f"{out} exists, without {len(left_out_before)} images that could not be read, such as "
-                f"{left_out_before[0]}; remove it first, or leave them out with --skip_unreadable"
-            )
-        PartialRows(out, key).remove()
-        return EmbedResult(there, left_out_before, resumed=len(there))
-    check_free(out)
-    with PartialRows(out, key) as part:
+    job = EmbedJob(model, images, items, Path(out), preprocessing or model.preprocessing, options)
+    with run_processes() as processes:
+        if processes.count > 1:
+            return embed_in_parts(job, processes, progress)
+    if (there := job.already()) is not None:
+        return there
+    check_free(job.out)
+    with PartialRows(job.out, job.key()) as part:
         resumed = part.rows_done
-        with torch.no_grad(), _Embedder(model.network, options) as embedder:
-            for rows, left_out, done in embedder.run(images, preprocessing, part.images_done):
-                part.append(rows, left_out, done)
-                if progress is not None:
-                    progress(done, len(images))
-        whole = part.note()
-        skipped = part.skipped
-        if len(skipped) == len(images):
-            raise UserError(f"none of the {len(images)} images can be read; the first is {images.name(0)}")
-        left_out = set(skipped)
-        embedded = items.subset([i for i in range(len(items)) if i not in left_out]) if skipped else items
-        write_embeddings(out, EmbeddingSet(part.rows(), embedded, identity, whole))
-        part.remove()
-    return EmbedResult(read_embeddings(out), [items.names[i] for i in skipped], resumed)
-
-
-class _Embedder:
-    """A context in which a network is in evaluation mode, on its device."""
-
-    def __init__(self, network: nn.Module, options: EmbedOptions) -> None:
-        self._network, self._options = network, options
-        self._device = resolve_device(options.device)
-
-    def __enter__(self) -> _Embedder:
-        self._training = self._network.training
-        self._network.to(self._device).eval()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._network.train(self._training)
-
-    def run(self, images: LabeledImages, preprocessing: Preprocessing, start: int):
-        """Embed the images from `start` on.
-
-        Batches are cut at multiples of the batch size whatever is left out, so that a later call cuts the same batches.
-
-        Yields:
-            (b, D) fp32 rows on the CPU, the places of images that are left out, and how many images are done.
-        """
-        size = self._options.batch_size
-        while start < len(images):
-            try:
-                for batch in self._batches(images, range(start, len(images)), preprocessing):
-                    start += len(batch)
-                    yield self._embed(batch), [], start
-            except UnreadableImage:
-                if not self._options.skip_unreadable or not isinstance(images, ImageFiles):
-                    raise
-                window = range(start, min(start + size, len(images)))
-                good = [i for i in window if _readable(images, i)]
-                if len(good) == len(window):  # now it can be read: the file changes meanwhile
-                    raise
-                rows = [self._embed(batch) for batch in self._batches(images, good, preprocessing)] if good else []
-                start = window.stop
-                left_out = sorted(set(window) - set(good))
-                yield torch.cat(rows) if rows else torch.empty(0, 0), left_out, start
-
-    def _batches(self, images: LabeledImages, places: range | list[int], preprocessing: Preprocessing):
-        chosen = images.subset(torch.tensor(list(places)))
-        return evaluation_batches(chosen, preprocessing, self._options.batch_size, usual_workers(self._options.workers))
-
-    def _embed(self, batch: Tensor) -> Tensor:
-        rows = self._network(batch.to(self._device)).float().cpu()
-        if not rows.isfinite().all():
-            raise UserError("the network gives embeddings that are not finite; its weights are damaged")
-        return normalized(rows) if self._options.normalize else rows
-
-
-def _readable(images: ImageFiles, index: int) -> bool:
-    try:
-        read_image(images, index)
-    except UnreadableImage:
-        return False
-    return True
+        job.collect(part, progress)
+        skipped = job.write(part)
+    return EmbedResult(read_embeddings(job.out), [items.names[i] for i in skipped], resumed)

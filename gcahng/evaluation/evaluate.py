@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from gcahng.data import LabeledImages, Preprocessing, load_data, usual_workers
-from gcahng.devices import resolve_device, torch_threads
+from gcahng.devices import torch_threads
 from gcahng.errors import UserError
-from gcahng.evaluation.embed import embed
+from gcahng.evaluation.embed import embed, embed_shared, fingerprint
 from gcahng.evaluation.image_inputs import choose_split, with_data
 from gcahng.models.model_file import load_model
+from gcahng.processes import run_processes
 from gcahng.progress import Progress, no_progress
 from gcahng.retrieval import retrieval_metrics
 
@@ -174,6 +175,9 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:
     """Retrieval metrics of a trained network; the same as `gcahng eval`.
 
+    Processes that torchrun started embed a part of the images each. The first one searches, and all get its metrics,
+    which are those of a single process.
+
     Args:
         run_or_checkpoint: a run folder, a checkpoint file, or a .safetensors file.
         which: checkpoint of a run folder, "last" or "best".
@@ -191,34 +195,41 @@ def evaluate_checkpoint(
     Raises:
         UserError: there is no such checkpoint, it cannot be read, or an argument is out of range.
     """
-    model = load_model(run_or_checkpoint, which)
-    config = with_data(model.config.data, data or {})
     options = options or EvalOptions()
-    place = resolve_device(device)
-    splits = load_data(config)
-    images = choose_split(splits, split, config.name)
-    gallery = splits.gallery if split == "test" else None
-    preprocessing = Preprocessing(config.resize, config.image_size)
-    workers = usual_workers(config.workers)
     note = progress or (lambda what: no_progress)
-    # As many threads as the training run had, so that sums are rounded alike, but no more than there are cores.
-    threads = min(model.config.threads or torch.get_num_threads(), os.cpu_count() or 1)
-    with torch_threads(threads):
-        network = model.network.to(place)
-        embeddings = embed(network, images, place, preprocessing, workers, note("embedding"))
-        searched = None
-        if gallery is not None:
-            rows = embed(network, gallery, place, preprocessing, workers, note("embedding the gallery"))
-            searched = Gallery(rows, gallery.labels)
-        metrics, classes = measure(
-            embeddings,
-            images.labels.to(embeddings.device),
-            images.class_names,
-            options,
-            recall_at=splits.recall_at,
-            gallery=searched,
-            progress=note("searching"),
-        )
+    with run_processes() as processes:
+        asked = {"RUN_OR_CHECKPOINT": str(run_or_checkpoint), "which": which, "split": split, "options": repr(options)}
+        processes.same({**asked, "device": device, "data": {**(data or {}), "root": "", "csv": "", "workers": 0}})
+        with processes.together(patient=True), processes.in_turn():
+            model = load_model(run_or_checkpoint, which)
+            config = with_data(model.config.data, data or {})
+            place = processes.device(device)
+            splits = load_data(config)
+            images = choose_split(splits, split, config.name)
+        processes.same({"the digest of the network": fingerprint(model)[:12], "the digest of the data": splits.digest})
+        gallery = splits.gallery if split == "test" else None
+        preprocessing = Preprocessing(config.resize, config.image_size)
+        # As many threads as the training run had, so that sums are rounded alike, but no more than there are cores.
+        threads = min(model.config.threads or torch.get_num_threads(), os.cpu_count() or 1)
+        with torch_threads(threads):
+            network = model.network.to(place)
+            how = (place, preprocessing, usual_workers(config.workers))
+            embeddings = embed_shared(processes, network, images, *how, note("embedding"))
+            searched = None
+            if gallery is not None:
+                rows = embed_shared(processes, network, gallery, *how, note("embedding the gallery"))
+                searched = Gallery(rows, gallery.labels)
+            metrics, classes = processes.on_first(
+                lambda: measure(
+                    embeddings,
+                    images.labels.to(embeddings.device),
+                    images.class_names,
+                    options,
+                    recall_at=splits.recall_at,
+                    gallery=searched,
+                    progress=note("searching"),
+                )
+            )
     comparable = model.data_digest is not None and config.name == model.config.data.name
     result = {
         split: metrics,

@@ -16,6 +16,7 @@ from gcahng.engine.cuda_graph import GraphCache
 from gcahng.engine.engine import PassOptions, refuse_transforms
 from gcahng.engine.ranks import ranks_for
 from gcahng.errors import UserError
+from gcahng.installed import source_digest
 from gcahng.losses.layout import (
     PROBLEMS,
     ClassLayout,
@@ -42,6 +43,11 @@ from gcahng.nn import GraphNetwork
 from gcahng.reference.edge_update import Dropout
 from gcahng.reference.philox import mixing_draws
 from gcahng.reference.training_step import Batch
+
+# Options that the processes of a group must have in common. The seed is the first one's.
+_SHARED = ("num_classes", "embedding_dim", "alpha", "beta", "dot_weight", "div_weight", "softmax_factor")
+_SHARED += ("edge_dropout", "symmetric", "compat", "check", "num_per_class", "clip_value", "epochs", "steps_per_epoch")
+_SHARED += ("impl", "edge_memory")
 
 
 def _of_engine(name: str, doc: str) -> Any:
@@ -176,9 +182,22 @@ class LossModule(RunningMeans):
         if self._ranks is None:
             return embeddings, labels
         if not self._joined:
+            self._ranks.meet(self._facts())
             self.seed, self._joined = self._ranks.join(self, self.seed), True
         wide, labels = embeddings.to(self.classifier.weight.dtype), labels.to(embeddings.device, torch.int64)
         return self._ranks.whole_batch(wide, labels)
+
+    def _facts(self) -> dict[str, object]:
+        """What must be the same in all processes that share a batch, by name."""
+        network = self.graph_network
+        options = {name: getattr(self, name) for name in _SHARED}
+        for kind, optimizer in (("graph", self.graph_optimizer), ("classifier", self.classifier_optimizer)):
+            options |= {f"{kind}_{name}": optimizer.param_groups[0][name] for name in ("lr", "weight_decay")}
+        options |= {"layers": len(network.layers), "heads": network.heads}
+        options["base"] = self.base if isinstance(self.base, str) else type(self.base).__name__
+        options |= {"dtype": str(self.classifier.weight.dtype), "edge_dtype": str(self.edge_dtype)}
+        options |= {"device": self.classifier.weight.device.type, "training": self.training}
+        return {**options, "the version of torch": torch.__version__, "the digest of gcahng's code": source_digest()}
 
     def _enter(self, embeddings: Tensor, labels: Tensor, at_once: bool = False) -> tuple[ClassLayout, Tensor]:
         """Puts a batch into canonical order and the parameters' dtype, and checks its values.

@@ -16,7 +16,8 @@ from gcahng.files import atomic_write, regular_file, writing
 # What a checkpoint of this schema holds:
 #   schema int, versions dict[str, str], config dict, data_digest str, data_listing str | None, step int;
 #   model, loss (with the graph network's and the classifier's optimizers, running means and draws), optimizer, scaler,
-#   batches: state dicts; rng {"torch": Tensor, "cuda": Tensor | None}; rng_of_others: the same of processes 1, 2 …;
+#   batches: state dicts; rng {"torch": Tensor, "cuda": Tensor | None};
+#   processes int: how many trained; a run continues with any number. Older ones have rng_of_others in its place;
 #   left_out {"all": int, "in_row": int}: steps left out because something was not finite;
 #   best {"step": int, KIND: dict[str, float]}: of the best checkpoint so far, empty before the first; KIND is what
 #     chose it, "val" or "test"; latest {KIND: dict[str, float]}: the last evaluation;
@@ -31,11 +32,12 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "data_digest": str,
     "data_listing": (str, type(None)),
     "rng_of_others": list,
+    "processes": int,
     "step": int,
     "resumed": int,
 }
 # What older checkpoints of this schema may lack.
-_LATER = {"versions", "data_listing", "rng_of_others", "best", "latest", "log", "seconds", "resumed"}
+_LATER = {"versions", "data_listing", "rng_of_others", "processes", "best", "latest", "log", "seconds", "resumed"}
 FOLDER = "checkpoints"
 
 

@@ -29,6 +29,8 @@ class NonFinite(UserError):
         images: the names of the batch's images.
     """
 
+    of_all = True  # all processes that share the batch raise it
+
     def __init__(self, step: int, values: Mapping[str, float], images: list[str], advice: str = "") -> None:
         bad = {name: value for name, value in values.items() if not math.isfinite(value)}
         first, *others = bad

@@ -13,17 +13,17 @@ import torch
 from gcahng.config import TrainConfig, config_of_run, config_to_dict
 from gcahng.data import DataSplits, load_data
 from gcahng.data.workers import leave_if_starting
-from gcahng.devices import deterministic, resolve_device, torch_threads
+from gcahng.devices import deterministic, torch_threads
 from gcahng.errors import UserError
 from gcahng.extras import require
 from gcahng.files import remove_temporaries, write_text, writing
 from gcahng.paths import check_source, check_utf8
+from gcahng.processes import Processes, run_processes
 from gcahng.runs.checkpoint import FOLDER, check_contents, newest_checkpoint
 from gcahng.runs.log import check_wandb
 from gcahng.runs.run_folder import check_run_folder, make_run_folder, run_lock
 from gcahng.runs.summary import read_summary
 from gcahng.runs.versions import versions
-from gcahng.train.processes import Processes, run_processes
 from gcahng.train.session import Session, selects_on
 from gcahng.train.split_metrics import check_matches
 from gcahng.train.terminal import Terminal, terminal_for
@@ -58,6 +58,8 @@ def fit(config: TrainConfig, *, verbose: bool | None = None) -> dict[str, Any]:
     """
     leave_if_starting()
     with run_processes() as processes, ExitStack() as open_now:
+        processes.same({"the run": "a new one"})
+        processes.same(_shared_options(config))
         with processes.together():
             config.check()
             _require_extras(config, processes.first)
@@ -66,7 +68,9 @@ def fit(config: TrainConfig, *, verbose: bool | None = None) -> dict[str, Any]:
                     check_source(name, path)
             if config.out is not None and processes.first:
                 check_run_folder(config.out)
-            device = _own_device(config.device, processes)
+            device = processes.device(config.device)
+        processes.set_timeout(config.timeout)
+        processes.check_devices(device)
         config = replace(
             config,
             device=str(device),
@@ -97,6 +101,7 @@ def resume(
     workers: int | None = None,
     skip_nonfinite: int | None = None,
     skip_unreadable: bool | None = None,
+    timeout: float | None = None,
     verbose: bool | None = None,
 ) -> dict[str, Any]:
     """Continue a run that stopped before its end; the same as `gcahng train --resume RUN`.
@@ -115,6 +120,7 @@ def resume(
         workers: processes that read images.
         skip_nonfinite: steps in a row that may be left out.
         skip_unreadable: whether unreadable images are replaced.
+        timeout: seconds that several processes wait for one of them.
         verbose: whether progress is printed on standard output, with a progress bar if it is a terminal; None: in a
             notebook.
 
@@ -128,6 +134,9 @@ def resume(
     leave_if_starting()
     run = Path(run)
     with run_processes() as processes, ExitStack() as open_now:
+        options = {"device": device, "threads": threads, "skip_nonfinite": skip_nonfinite, "timeout": timeout}
+        processes.same({"the run": f"that of {run}"})
+        processes.same({**options, "data.skip_unreadable": skip_unreadable})
         summary = processes.on_first(lambda: _finished_or_begun(run))
         if summary is not None:
             return summary
@@ -138,8 +147,9 @@ def resume(
             config = replace(
                 before,
                 out=str(run),
-                device=str(_own_device(before.device if device is None else device, processes)),
+                device=str(processes.device(before.device if device is None else device)),
                 threads=before.threads if threads is None else threads,
+                timeout=before.timeout if timeout is None else timeout,
                 skip_nonfinite=before.skip_nonfinite if skip_nonfinite is None else skip_nonfinite,
                 data=replace(
                     before.data,
@@ -152,6 +162,8 @@ def resume(
             config.check()
             _require_extras(config, processes.first)
             _check_places(config)
+        processes.set_timeout(config.timeout)
+        processes.check_devices(torch.device(config.device))
         for difference in _differences(before, config, state, processes):
             terminal.warning(f"{difference}; the last bits may differ from those of an uninterrupted run")
         open_now.enter_context(_surroundings(config))
@@ -193,25 +205,22 @@ def _check_places(config: TrainConfig) -> None:
             raise UserError(f"{name} of the run is {place}, which does not exist{where}; give --{name} with its place")
 
 
-def _own_device(name: str, processes: Processes) -> torch.device:
-    """The device that `name` means; each of several processes has the GPU of its local rank (see `run_processes`)."""
-    if processes.count > 1 and name.startswith("cuda:"):
-        raise UserError(f"device is {name!r}; each of {processes.count} processes takes a GPU of its own: give cuda")
-    device = resolve_device(name)
-    if device.type == "cuda" and processes.count > 1 and processes.local_rank >= (devices := torch.cuda.device_count()):
-        raise UserError(
-            f"device is {name!r}; PyTorch finds {devices} CUDA devices here, and there are more processes: start as "
-            "many as there are devices, or give cpu"
-        )
-    return device
+def _shared_options(config: TrainConfig) -> dict[str, object]:
+    """The options that all processes of a run must have in common, by name. Data may lie elsewhere on each machine."""
+    values = config_to_dict(config)
+    flat = {name: value for name, value in values.items() if not isinstance(value, dict)}
+    flat |= {f"{group}.{n}": v for group, inner in values.items() if isinstance(inner, dict) for n, v in inner.items()}
+    return {name: value for name, value in flat.items() if name not in ("data.root", "data.csv", "data.workers")}
 
 
 def _begin(config: TrainConfig, processes: Processes, *, pretrained: bool) -> tuple[DataSplits, Trainer]:
     """The data and a new trainer. The first process of each machine downloads and indexes for the others."""
-    with processes.together(), processes.in_turn():
+    with processes.together(patient=True), processes.in_turn():
         data = load_data(config.data)
         check_matches(data)
         selects_on(config, data)
+    processes.same({"the digest of the data": data.digest, "images that train": len(data.train)})
+    with processes.together(patient=True), processes.in_turn():
         trainer = Trainer(config, data, pretrained=pretrained, processes=processes)
     trainer.start_together()
     return data, trainer
@@ -298,7 +307,7 @@ def _differences(before: TrainConfig, now: TrainConfig, state: dict[str, Any], p
     for name in ("device", "threads"):
         if (old := getattr(before, name)) != (new := getattr(now, name)):
             differences.append(f"{name} was {old} and is {new}")
-    if state and (old := 1 + len(state.get("rng_of_others", []))) != processes.count:
+    if state and (old := state.get("processes", 1 + len(state.get("rng_of_others", [])))) != processes.count:
         differences.append(f"the number of processes was {old} and is {processes.count}")
     was, now_are = state.get("versions", {}), versions()
     for name in was.keys() & now_are.keys() if state else ():

@@ -43,6 +43,8 @@ class TrainingInterrupted(KeyboardInterrupt):
         exit_code: the shell's exit status for the signal: 130, 143, or 141 for the reader.
     """
 
+    of_all = True  # all processes of the run raise it
+
     def __init__(self, step: int, steps: int, checkpoint: Path, run: Path, exit_code: int, processes: int = 1) -> None:
         why = "what reads the output has gone; " if exit_code == 128 + _SIGPIPE else ""
         super().__init__(
@@ -100,8 +102,8 @@ class Session:
         self, trainer: Trainer, data: DataSplits, terminal: Terminal, state: dict[str, Any], resumed: int
     ) -> None:
         self.config, self.trainer, self.data, self.terminal = trainer.config, trainer, data, terminal
-        self.processes = trainer.processes
-        self.signals = StopSignals()
+        self.processes, self.signals = trainer.processes, StopSignals()
+        self.processes.set_way_back(self._way_back)
         self._probe = NegativesProbe(self.config, data.train, trainer.device)
         assert self.config.out is not None
         self.run = Path(self.config.out)
@@ -146,11 +148,11 @@ class Session:
                 check_run_lock(self.run)
             except RunFolderGone as gone:
                 raise self._gone(gone) from error
-            raise CannotWrite(f"{error}; {self._way_back()} once that is repaired") from error
+            raise _placed_as(error, CannotWrite(f"{error.text}; {self._way_back()} once that is repaired")) from error
         except BrokenPipeError as error:  # `gcahng train | head`
             raise CannotWrite(f"what reads the run's output has gone ({error.strerror}); {self._way_back()}") from error
         except UnreadableImage as error:
-            raise UnreadableImage(error.path, f"{error.reason}; {self._way_back()}") from error
+            raise _placed_as(error, UnreadableImage(error.path, f"{error.reason}; {self._way_back()}")) from error
 
     def _log(self) -> RunLog:
         first = self.processes.first
@@ -358,6 +360,12 @@ class Session:
 
     def _seconds(self) -> float:
         return self._seconds_before + time.monotonic() - self._started
+
+
+def _placed_as(error: UserError, more: UserError) -> UserError:
+    """An error that says more than another, of the same process."""
+    more.where = error.where
+    return more
 
 
 def _draw(run: Path, data: DataSplits, embeddings: Tensor, config: TrainConfig) -> None:

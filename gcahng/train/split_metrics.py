@@ -11,9 +11,9 @@ from gcahng.config import TrainConfig
 from gcahng.data import DataSplits, LabeledImages, Preprocessing, usual_workers
 from gcahng.devices import deterministic
 from gcahng.errors import UserError
-from gcahng.evaluation.embed import EVAL_BATCH, embed
+from gcahng.evaluation.embed import embed_shared
 from gcahng.evaluation.evaluate import Gallery, metrics_of
-from gcahng.train.processes import ALONE, Processes
+from gcahng.processes import ALONE, Processes
 
 Split = Literal["val", "test"]
 
@@ -76,14 +76,7 @@ def measure(
     workers = usual_workers(config.data.workers)
 
     def embedded(images: LabeledImages) -> Tensor:
-        with processes.together():
-            mine = torch.arange(len(images))[processes.part(len(images), EVAL_BATCH)]
-            if len(mine) == 0:
-                rows = torch.empty(0, config.backbone.embedding_dim, device=device)
-            else:
-                part = images if len(mine) == len(images) else images.subset(mine)
-                rows = embed(model, part, device, preprocessing, workers)
-        return processes.rows_on_first(rows)
+        return embed_shared(processes, model, images, device, preprocessing, workers)
 
     images = getattr(data, split)
     queries = embedded(images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -15,12 +16,12 @@ from gcahng.data import DataSplits, build_batches
 from gcahng.dispatch import choose
 from gcahng.errors import UserError
 from gcahng.models.backbones import build_backbone
+from gcahng.processes import ALONE, Processes
 from gcahng.runs.versions import versions
 from gcahng.train.batch_norm import share_batch_norm
 from gcahng.train.finite import FiniteWatch, NonFinite, largest
 from gcahng.train.losses import build_objective
 from gcahng.train.optim import build_optimizer, load_optimizer, prepare_step
-from gcahng.train.processes import ALONE, Processes
 
 _AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # In the order in which they arise in a step, so that the first one that is not finite is the cause.
@@ -85,8 +86,6 @@ class Trainer:
         # A scaler, or leaving steps out, needs to know the values before the step is made.
         deferred = self.device.type == "cuda" and not config.skip_nonfinite and not self.scaler.is_enabled()
         self._watch = FiniteWatch(deferred)
-        if processes.rank:  # so that dropout in the network differs between the parts of a batch
-            torch.manual_seed(config.seed + processes.rank)
 
     def start_together(self) -> None:
         """Give all processes the weights of the first one; called once all trainers exist."""
@@ -137,6 +136,9 @@ class Trainer:
 
     def _learn(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         precision, place = self.config.precision, self.device.type
+        if self.processes.rank:
+            # Dropout in the network differs between the parts of a batch, and no checkpoint has to hold its state.
+            torch.manual_seed(_seed_of(self.config.seed, self.step, self.processes.rank))
         with torch.autocast(place, _AUTOCAST[precision], enabled=precision != "fp32"):
             embeddings = self.model(images)
             embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
@@ -197,14 +199,13 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of training: tensors and plain values, which are the same in every process.
+        """What a checkpoint holds of training: tensors and plain values, the same in every process and for any number.
 
         Raises:
             NonFinite: see `train_step`.
         """
         self._watch.settle()
         own = self._own_state()
-        rng, *others = self.processes.all_of(own["rng"])
         batches = own["batches"] | {"skipped": torch.tensor(self.unreadable())}
         return {
             "versions": versions(),
@@ -213,8 +214,7 @@ class Trainer:
             "data_listing": self._data_listing,
             **own,
             "batches": batches,
-            "rng": rng,
-            "rng_of_others": others,
+            "processes": self.processes.count,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -235,14 +235,9 @@ class Trainer:
             )
         before = copy.deepcopy(self._own_state())
         try:
-            rngs = [state["rng"], *state.get("rng_of_others", [])]
             # The first process continues to count for all.
             skipped = {} if self.processes.first else {"skipped": torch.tensor(0)}
-            own = {
-                "rng": rngs[self.processes.rank] if self.processes.rank < len(rngs) else before["rng"],
-                "batches": state["batches"] | skipped,
-            }
-            self._take(state | own)
+            self._take(state | {"batches": state["batches"] | skipped})
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             self._take(before)
             what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
@@ -288,6 +283,11 @@ class Trainer:
     def close(self) -> None:
         """End the processes that read files."""
         self.batches.close()
+
+
+def _seed_of(seed: int, step: int, rank: int) -> int:
+    """The seed of one process in one step."""
+    return int.from_bytes(hashlib.blake2b(f"{seed} {step} {rank}".encode(), digest_size=8).digest(), "little")
 
 
 def _part_of_batch(config: TrainConfig, processes: Processes) -> slice:

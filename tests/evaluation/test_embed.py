@@ -119,7 +119,7 @@ def test_a_stopped_try_goes_on(
             patch.setattr(partial_embeddings, "_NOTE_EVERY", 0.0)
             patch.setattr(partial_embeddings.PartialRows, "__exit__", lambda self, *_: self._file.close())
         if stop_after == 6:  # all batches are there, and the file is not
-            patch.setattr("gcahng.evaluation.embed.write_embeddings", lambda *_: stop(images))
+            patch.setattr("gcahng.evaluation.embed_job.write_embeddings", lambda *_: stop(images))
         with pytest.raises(Stopped):
             embed_to_file(model, images, items, out, preprocessing=SMALL, options=OPTIONS)
     assert not out.exists() and Path(f"{out}.part").exists()

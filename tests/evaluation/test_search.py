@@ -152,7 +152,7 @@ def test_an_index_that_another_process_adds_to_meanwhile_loses_nothing(
         added.append(main(["index", "add", str(built), str(tmp_path / "other.npy"), "--allow_duplicates"]))
         return read_embeddings(path)
 
-    monkeypatch.setattr("gcahng.retrieval.embeddings.read_embeddings", read_late)
+    monkeypatch.setattr("gcahng.retrieval.shards.read_embeddings", read_late)
     before = len(load(built))
     again = ["index", "add", str(built), str(tmp_path / "one.npy"), "--allow_duplicates"]
     assert main(again) == 2
@@ -204,7 +204,7 @@ def test_a_data_set_as_queries(built: Path, run: str, capsys: pytest.CaptureFixt
         ("embed {run} a.png --data.name sop --out {tmp}/x.npy", "--data.name is sop and a.png is given too"),
         ("index", "the following arguments are required: action; see gcahng index --help"),
         ("index drop", "argument action: invalid choice: 'drop'"),
-        ("index build --out {tmp}/y.index", "name one file of embeddings (.safetensors, .npy, .parquet), or images"),
+        ("index build --out {tmp}/y.index", "name files of embeddings (.safetensors, .npy, .parquet), or images"),
         ("index build {tmp}/e.npy --model {run} --out {tmp}/y.index", "--model is given and {tmp}/e.npy is a file"),
         ("index build {tmp}/e.npy --out {index}", "--out is {index}, which exists; it must be a new file"),
         (

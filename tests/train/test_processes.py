@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,10 @@ from killed_runs import differences
 from process_cases import COUNT, LOSSES, NORMS, gpu_process, measured, norm_case, process, steps_in_double
 from torch import nn
 
-from gcahng import UserError
+from gcahng import UserError, cli
 from gcahng.cli import main
-from gcahng.commands import train
-from gcahng.train import loop, processes
+from gcahng.processes import ALONE, OtherProcessFailed, Processes, run_processes
 from gcahng.train.batch_norm import share_batch_norm
-from gcahng.train.processes import ALONE, OtherProcessFailed, Processes
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch has no gloo")
 
@@ -116,7 +114,7 @@ def test_a_run_goes_to_its_end(found: list[dict[str, Any]]) -> None:
 def test_a_signal_to_one_process_stops_all_and_the_run_goes_on_with_the_same_bits(found: list[dict[str, Any]]) -> None:
     assert [process["runs"]["exit code"] for process in found] == [128 + signal.SIGTERM] * COUNT
     whole, stopped = found[0]["runs"]["outcomes"]
-    assert len(whole["last.pt"]["rng_of_others"]) == COUNT - 1
+    assert whole["last.pt"]["processes"] == COUNT
     assert differences(whole, stopped) == []
     assert found[1]["runs"]["resumed"] == found[1]["runs"]["resumed again"] == found[0]["runs"]["resumed"]
 
@@ -196,7 +194,7 @@ def test_a_script_that_gave_its_processes_gpus_keeps_them(
         monkeypatch.setenv("LOCAL_RANK", local_rank)
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
     try:
-        with processes.run_processes() as alone:
+        with run_processes() as alone:
             assert alone is ALONE and dist.is_initialized()
     finally:
         dist.destroy_process_group()
@@ -247,6 +245,7 @@ def test_torchrun_trains_stops_and_goes_on(tmp_path: Path) -> None:
 # torchrun ends all processes soon after the first has ended; the one that tells need not be that.
 LATE = """
 import os, sys, time
+from gcahng import cli
 from gcahng.cli import main
 if os.environ["RANK"] == "0":
     time.sleep(2)
@@ -254,19 +253,10 @@ sys.exit(main())
 """
 
 
-@pytest.mark.parametrize(
-    ("arguments", "cause", "seconds"),
-    [
-        (["--stepz", "3"], None, train._WAIT_FOR_MESSAGE),
-        (["--resume", "nowhere"], None, train._WAIT_FOR_MESSAGE),
-        (["--resume", "nowhere"], KeyboardInterrupt(), 1),
-    ],
-)
+@pytest.mark.parametrize(("cause", "seconds"), [(None, cli.WAIT_FOR_MESSAGE), (KeyboardInterrupt(), 1)])
 def test_a_process_that_says_nothing_waits_for_the_one_that_does(
-    arguments: list[str],
     cause: BaseException | None,
     seconds: float,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -276,11 +266,11 @@ def test_a_process_that_says_nothing_waits_for_the_one_that_does(
         yield
 
     waited: list[float] = []
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(processes, "says_nothing", lambda: True)
-    monkeypatch.setattr(loop, "run_processes", no_first_process)
-    monkeypatch.setattr(train.time, "sleep", waited.append)
-    assert main(["train", *arguments]) == 2 and waited == [seconds]
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("gcahng.processes.run_processes", no_first_process)
+    monkeypatch.setattr("time.sleep", waited.append)
+    assert main(["train", "--steps", "3"]) == 2 and waited == [seconds]
     assert capsys.readouterr() == ("", "")
 
 
@@ -320,6 +310,8 @@ def test_a_finished_run_is_told_by_one_process(
     (tmp_path / "config.yaml").write_text("steps: 1")
     summary = {"test": {"map@r": 0.5}, "best": {}, "steps": 1, "seconds": 1.0, "left_out": 0, "unreadable": 0}
     (tmp_path / "summary.json").write_text(json.dumps(summary | {"loss": "npair", "data_digest": "0"}))
-    monkeypatch.setattr(processes, "says_nothing", lambda: True)
+    second = Processes()
+    second.first = False
+    monkeypatch.setattr("gcahng.processes.run_processes", lambda: nullcontext(second))
     assert main(["train", "--resume", str(tmp_path)]) == 0
     assert capsys.readouterr() == ("", "")
