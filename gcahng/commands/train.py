@@ -15,6 +15,7 @@ from gcahng.commands.arguments import Parser, SourcePath, SourceText, truth
 from gcahng.commands.train_help import asked_for, help_text
 from gcahng.errors import UserError
 from gcahng.extras import require
+from gcahng.machine import keep_freed_memory
 from gcahng.paths import check_source
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def run(arguments: list[str]) -> int:
     from gcahng.train import NonFinite, TrainingInterrupted
     from gcahng.train.processes import OtherProcessFailed, says_nothing
 
+    keep_freed_memory()
     silent = says_nothing()
     try:
         train = _resumed(arguments) if _wants_resume(arguments) else _started(arguments)
