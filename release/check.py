@@ -4,70 +4,36 @@
     python release/check.py                                  all of it
     python release/check.py --torch 2.10 --python 3.11       one environment
     python release/check.py --wheel dist/gcahng-….whl        a wheel that is there already
+    python release/check.py --record docs/support.md         writes what was seen into the table there
 
-An environment gets one torch by pip, with the index and the cache that pip is set up for; it is deleted before the next
-one. In each, three things must hold: `gcahng env` exits with 0 and _C_cpu is loaded; README's Python blocks run; the
-golden tests pass. numpy 1.26 is tried in the same environment, after the newest, where it has wheels. The table at the
-end is what docs/support.md has to agree with. The exit status is 1 if anything failed.
+uv makes the environments: each gets one torch, and is deleted afterwards. uv downloads the next one's packages while an
+environment is tried, and keeps what they share once, in a temporary cache or in UV_CACHE_DIR. Other variables of uv
+count too: UV_TORCH_BACKEND=cpu or UV_FIND_LINKS give smaller builds of torch.
+
+In each environment these things must hold: `gcahng env` exits with 0; _C_cpu is loaded; _C_cuda, if the wheel has it,
+is loaded beside a torch with CUDA and refused beside one without; README's Python blocks run; the golden tests pass.
+numpy 1.26 is tried in the same environment, after the newest, where it has wheels. The exit status is 1 if anything
+failed. On a machine that others use, too, OMP_NUM_THREADS=1 helps: threads that share a processor wait for each other.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from distributions import PLATFORM, ROOT, build, faults_of_sdist, faults_of_wheel
+from environments import Environment, Row, attempt, table
 
-TORCHES = ("2.10", "2.11", "2.12", "2.13", "newest")
+TORCHES = ("2.10", "2.11", "2.12", "2.13", "2.14", "newest")
 NUMPYS = ("newest", "1.26")
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
-WITHOUT_OLD_NUMPY = ("3.13", "3.14")  # numpy 1.26 has no wheels for them
-TESTS = ("pytest>=8", "pytest-xdist", "safetensors")  # what the golden tests and tests/conftest.py need
-FACTS = """
-import platform, numpy, torch
-from gcahng import native
-cuda = native.load("_C_cuda")
-print(torch.__version__, numpy.__version__, platform.python_version(), sep="|", end="|")
-print(native.load("_C_cpu").reason or "loaded", cuda.reason or "loaded", sep="|")
-"""
-
-
-@dataclass
-class Row:
-    """What was seen in one environment with one numpy."""
-
-    torch: str
-    python: str
-    numpy: str
-    cpu: str = ""
-    cuda: str = ""
-    readme: str = ""
-    golden: str = ""
-    seconds: float = 0.0
-
-    @property
-    def passed(self) -> bool:
-        return self.cpu == "loaded" and self.readme == "runs" and bool(re.fullmatch(r"\d+ passed", self.golden))
-
-    def cells(self) -> tuple[str, ...]:
-        return (
-            self.torch,
-            self.python,
-            self.numpy,
-            self.cpu,
-            self.cuda,
-            self.readme,
-            self.golden,
-            f"{self.seconds:.0f}",
-        )
+BEGIN, END = "<!-- release/check.py -->", "<!-- /release/check.py -->"
 
 
 def interpreters(wanted: list[str]) -> dict[str, str]:
@@ -91,79 +57,43 @@ def plan(torches: list[str], pythons: list[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def run(command: list[str | Path], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command away from the source tree, with no other gcahng in sight."""
-    inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-    done = subprocess.run(command, cwd=folder, env=inherited | environment, capture_output=True, text=True)
-    if done.returncode:
-        print(f"$ {' '.join(map(str, command))}\n{done.stdout[-3000:]}{done.stderr[-3000:]}", flush=True)
-    return done
-
-
-def readme_code() -> str:
-    """README's Python blocks, which belong together."""
-    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL | re.M)
-    if not blocks:
-        raise ValueError("README.md has no Python block; it must show how the loss is used")
-    return "\n".join(blocks)
-
-
-def look(python: Path, folder: Path, row: Row) -> None:
-    """Fills in what is seen in an environment."""
-    facts = run([python, "-c", FACTS], folder)
-    if facts.returncode or run([python.with_name("gcahng"), "env"], folder).returncode:
-        row.cpu = "fails"
-        return
-    row.torch, row.numpy, row.python, row.cpu, row.cuda = facts.stdout.strip().split("|")
-    row.cuda = {"loaded": "loaded"}.get(row.cuda, "not built" if "not built" in row.cuda else "not loaded")
-    row.readme = "fails" if run([python, "-c", readme_code()], folder).returncode else "runs"
-    tests = [folder / "tests" / "golden", "-k", "not triton"]  # Triton's kernels need Triton, and no wheel of ours
-    golden = run([python.with_name("pytest"), "-q", "-p", "no:cacheprovider", *tests], folder)
-    last = golden.stdout.rstrip().rpartition("\n")[2]
-    counts = re.findall(r"\d+ (?:passed|failed|skipped|errors?)\b", last)
-    row.golden = ", ".join(counts) or "fails"
-
-
-def environment(wheel: Path, torch: str, python: str, numpys: list[str], folder: Path) -> list[Row]:
-    """Makes an environment, looks into it with each numpy, and deletes it.
+def tried(pairs: list[tuple[str, str]], pythons: dict[str, str], options: argparse.Namespace, wheel: Path) -> list[Row]:
+    """Tries a wheel in an environment for each pair; while one is tried, the next one is made.
 
     Args:
+        pairs: a torch and a Python each.
+        pythons: the interpreters.
+        options: of the command line.
         wheel: what is tried.
-        torch: such as "2.10", or "newest".
-        python: the interpreter.
-        numpys: "newest", or such as "1.26".
-        folder: a temporary folder, which has a copy of the tests.
     """
-    home = folder / "environment"
-    inside = home / "bin" / "python"
-    version = Path(python).name.removeprefix("python")
-    rows = []
-    try:
-        run([python, "-m", "venv", home], folder)
-        for k, numpy in enumerate(numpys):
-            if numpy != "newest" and version in WITHOUT_OLD_NUMPY:
-                continue
-            row = Row(torch, version, numpy)
-            rows.append(row)
-            start = time.monotonic()
-            what = ["numpy" if numpy == "newest" else f"numpy=={numpy}.*"]
-            if k == 0:
-                what += ["torch" if torch == "newest" else f"torch=={torch}.*", str(wheel), *TESTS]
-            if run([inside, "-m", "pip", "install", "--quiet", *what], folder).returncode:
-                row.cpu = "not installed"
-                break
-            look(inside, folder, row)
-            row.seconds = time.monotonic() - start
-            print("| " + " | ".join(row.cells()) + " |", flush=True)
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(1) as ahead:
+        folder = Path(name)
+        shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+        environments = [
+            Environment(folder / f"environment-{k}", pythons[python], torch, wheel, folder / "cache")
+            for k, (torch, python) in enumerate(pairs)
+        ]
+        making = [ahead.submit(environment.make) for environment in environments[:1]]
+        for environment, following in zip(environments, [*environments[1:], None], strict=True):
+            made = making.pop().result()
+            if following is not None:
+                making.append(ahead.submit(following.make))
+            rows += attempt(environment, made, options.numpy)
     return rows
 
 
-def table(rows: list[Row]) -> str:
-    """The rows as a Markdown table."""
-    heading = ("torch", "Python", "numpy", "_C_cpu", "_C_cuda", "README", "golden tests", "seconds")
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (heading, ("---",) * 8, *(r.cells() for r in rows)))
+def recorded(page: str, text: str) -> str:
+    """A page with a text in the place that is kept for it.
+
+    Raises:
+        ValueError: the page has no such place.
+    """
+    before, begin, rest = page.partition(f"{BEGIN}\n")
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"it has no lines {BEGIN} and {END}; the table is written between them")
+    return f"{before}{begin}{text}\n{end}{after}"
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -175,6 +105,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--platform", default=PLATFORM, help="what the wheel has to be for (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=ROOT / "dist", help="where files are built (default: dist)")
     parser.add_argument("--no-environments", action="store_true", help="check the files alone")
+    parser.add_argument("--record", type=Path, metavar="PAGE", help="write the table there, such as docs/support.md")
     return parser.parse_args(arguments)
 
 
@@ -190,6 +121,12 @@ def main() -> int:
     if not pythons:
         print(f"--python is {' '.join(options.python)}; one of them must be on this machine", file=sys.stderr)
         return 2
+    if options.record:
+        try:
+            recorded(options.record.read_text(encoding="utf-8"), "")
+        except (OSError, ValueError) as error:
+            print(f"--record is {options.record}, which is no page for it: {error}", file=sys.stderr)
+            return 2
     start = time.monotonic()
     if options.wheel:
         wheel, faults = options.wheel.resolve(), []
@@ -197,13 +134,12 @@ def main() -> int:
         sdist, wheel = build(options.output.resolve(), options.platform)
         faults = faults_of_sdist(sdist)
     faults += faults_of_wheel(wheel, options.platform)
-    rows = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
-        for torch, python in [] if options.no_environments else plan(options.torch, list(pythons)):
-            rows += environment(wheel, torch, pythons[python], options.numpy, folder)
-    print(f"\n{wheel.name}\n\n{table(rows)}\n")
+    pairs = [] if options.no_environments else plan(options.torch, list(pythons))
+    rows = tried(pairs, pythons, options, wheel)
+    print(f"\n{wheel.name}, {wheel.stat().st_size / 1e6:.1f} MB\n\n{table(rows)}\n")
+    if options.record:
+        page = options.record.read_text(encoding="utf-8")
+        options.record.write_text(recorded(page, table(rows)), encoding="utf-8")
     for version in options.python:
         if version not in pythons:
             print(f"not tried: Python {version}, which is not on this machine")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,3 +55,26 @@ def test_a_control_group_limits_processors(tmp_path: Path, monkeypatch: pytest.M
     assert machine.group_cpus(membership, tmp_path) == []
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("50000\n")
     assert machine.group_cpus(membership, tmp_path) == [0.5]
+
+
+FAULTS = """
+import resource, sys, torch
+from gcahng.machine import keep_freed_memory
+print(keep_freed_memory())
+for _ in range(16):  # the last blocks are some that were freed before
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(40 << 18)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is for glibc")
+def test_freed_memory_is_kept_unless_the_environment_says_otherwise() -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_", "LD_"))}
+    seen = {}
+    for name, settings in (("own", {}), ("theirs", {"MALLOC_TRIM_THRESHOLD_": "131072"})):
+        done = subprocess.run([sys.executable, "-c", FAULTS], env=clean | settings, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        seen[name] = done.stdout.split()
+    assert seen["own"][0] == "True" and int(seen["own"][1]) < 1000
+    assert seen["theirs"] == ["False", seen["theirs"][1]]

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import yaml
@@ -193,15 +194,39 @@ def test_every_torch_and_every_python_is_tried(check: ModuleType) -> None:
 
 
 def test_a_row_passes_only_if_all_of_it_does(check: ModuleType) -> None:
-    seen = {"cpu": "loaded", "readme": "runs", "golden": "63 passed"}
-    assert check.Row("2.10", "3.11", "newest", **seen).passed
+    seen = {"torch_cuda": "13.0", "cpu": "loaded", "cuda": "loaded", "readme": "runs", "golden": "63 passed"}
+    assert row(check, **seen).passed
+    assert row(check, **(seen | {"cuda": "not built"})).passed
+    assert row(check, **(seen | {"torch_cuda": "none", "cuda": "refused"})).passed
     for change in (
         {"cpu": "not built"},
+        {"cuda": "refused"},
+        {"cuda": "not loaded"},
+        {"torch_cuda": "none"},
         {"readme": "fails"},
         {"golden": "1 failed, 62 passed"},
         {"golden": "no tests"},
     ):
-        assert not check.Row("2.10", "3.11", "newest", **(seen | change)).passed
+        assert not row(check, **(seen | change)).passed
+
+
+def row(check: ModuleType, **seen: str) -> Any:
+    return check.Row(**{"torch": "2.10", "python": "3.11", "numpy": "newest", **seen})
+
+
+def test_the_table_is_written_into_its_place(check: ModuleType) -> None:
+    page = f"before\n{check.BEGIN}\nold\n{check.END}\nafter\n"
+    assert check.recorded(page, "new") == page.replace("old", "new")
+    assert check.recorded(text("docs/support.md"), "new") != text("docs/support.md")
+    with pytest.raises(ValueError, match="the table is written between them"):
+        check.recorded("no place", "new")
+
+
+def test_an_environment_that_cannot_be_made_is_a_failure(check: ModuleType, tmp_path: Path) -> None:
+    environments = importlib.import_module("environments")
+    environment = environments.Environment(tmp_path / "a", sys.executable, "2.10", tmp_path / "a.whl", tmp_path)
+    (failed,) = environments.attempt(environment, False, ["newest", "1.26"])
+    assert failed.cpu == "not installed" and not failed.passed
 
 
 def test_mistakes_get_one_line(
@@ -211,6 +236,11 @@ def test_mistakes_get_one_line(
         (["--wheel", "no.whl"], "--wheel is no.whl; it must be a wheel's file\n"),
         (["--output", str(ROOT)], f"--output is {ROOT}, which is not empty; delete it, or name another\n"),
         (["--python", "2.7.1"], "--python is 2.7.1; one of them must be on this machine\n"),
+        (
+            ["--wheel", str(ROOT / "README.md"), "--record", str(ROOT / "README.md")],
+            f"--record is {ROOT / 'README.md'}, which is no page for it: it has no lines {check.BEGIN} and "
+            f"{check.END}; the table is written between them\n",
+        ),
     ):
         monkeypatch.setattr(sys, "argv", ["check.py", *arguments])
         assert check.main() == 2

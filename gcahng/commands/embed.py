@@ -5,6 +5,7 @@ from __future__ import annotations
 from gcahng.commands.arguments import Parser, SourcePath, TargetPath
 from gcahng.commands.image_options import add_image_options, add_stream_options, embed_sources
 from gcahng.launch import launched
+from gcahng.machine import keep_freed_memory
 
 
 def run(arguments: list[str]) -> int:
@@ -39,6 +40,7 @@ def run(arguments: list[str]) -> int:
     from gcahng.models.model_file import load_model
     from gcahng.retrieval.embeddings import check_suffix
 
+    keep_freed_memory()
     check_suffix("--out", options.out)
     model = load_model(options.model, options.which)
     embedded = embed_sources(options, model, options.sources, options.out, normalize=options.normalize)

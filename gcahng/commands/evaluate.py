@@ -12,6 +12,7 @@ from gcahng.commands.arguments import Parser, SourcePath, TargetPath, data_optio
 from gcahng.commands.progress_bar import progress_bar
 from gcahng.errors import UserError, UserNote
 from gcahng.launch import launched
+from gcahng.machine import keep_freed_memory
 
 if TYPE_CHECKING:
     from gcahng.evaluation.evaluate import EvalOptions
@@ -54,6 +55,7 @@ def run(arguments: list[str]) -> int:
     _add_metric_options(parser)
     parser.add_data_options()
     options = parser.parse_args(arguments)
+    keep_freed_memory()
     given = {"": options.run, "--onnx ": options.onnx, "--embeddings ": options.embeddings}
     given = {name: value for name, value in given.items() if value is not None}
     if not given:

@@ -14,6 +14,7 @@ from gcahng.commands.arguments import Parser, SourcePath, SourceText, truth
 from gcahng.commands.train_help import asked_for, help_text
 from gcahng.errors import UserError
 from gcahng.extras import require
+from gcahng.machine import keep_freed_memory
 from gcahng.paths import check_source
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def run(arguments: list[str]) -> int:
     from gcahng.processes import OtherProcessFailed, run_processes
     from gcahng.train import NonFinite, TrainingInterrupted
 
+    keep_freed_memory()
     with run_processes() as processes:
         speaks = processes.first
         with processes.together(patient=True):

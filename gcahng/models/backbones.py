@@ -128,7 +128,8 @@ class GlyphConv(Backbone):
         inputs = 1
         for factor, pools in ((1, True), (2, True), (4, False), (4, True), (8, False)):
             outputs = factor * width
-            stages += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+            stages += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs)]
+            stages.append(nn.ReLU(inplace=True))  # no derivative needs what BatchNorm gave
             if pools:
                 stages.append(nn.MaxPool2d(2))
             inputs = outputs
