@@ -118,6 +118,12 @@ def place_of(K, O, D, first_d, BLOCK_C: tl.constexpr, BLOCK_V: tl.constexpr, BLO
 
 
 @triton.jit
+def wrapped(o, nodes):
+    """Nodes at places o of a wrapped tensor, which has fewer than twice as many places as there are nodes."""
+    return tl.where(o >= nodes, o - nodes, o)
+
+
+@triton.jit
 def row_part(a, i, block, K, O, BLOCK_C: tl.constexpr):
     """The place in NodeParts.rows of what a program adds to view i of its anchor class."""
     return (a * K + i) * tl.cdiv(O * K, BLOCK_C) + block
@@ -159,7 +165,7 @@ def add_nodes_kernel(
     skip,
     R,
     S,
-    W,
+    W: tl.constexpr,
     COMPUTE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_W: tl.constexpr,
