@@ -36,7 +36,7 @@ def mlp_in_forward_kernel(
     p_mean,  # (T,)
     p_rstd,  # (T,)
     T,
-    W,
+    W: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -66,7 +66,7 @@ def mlp_in_backward_kernel(
     p_dh,  # (T, W), may be dn
     p_part,  # (P, W) or None: sums of dh over a program's rows
     T,
-    W,
+    W: tl.constexpr,
     rows,
     BLOCK_R: tl.constexpr,
     BLOCK_W: tl.constexpr,
@@ -175,7 +175,7 @@ def product_forward(e1: Tensor, w1: Tensor, b1: Tensor, h: Tensor | None, output
             width,
             PARTS=config.parts,
             JOINED=config.joined,
-            **product_constants(config, dim),
+            **product_constants(config),
         )
         merge_moments_kernel[(triton.cdiv(rows, _MERGED_ROWS),)](
             means, squares, mean, rstd, rows, width, BLOCK_N=joined, BLOCK_R=_MERGED_ROWS, num_warps=4
@@ -212,7 +212,7 @@ def product_backward(ds: Tensor, w2: Tensor, inputs: MlpInInputs, rows: NormRows
             dim,
             width,
             PARTS=config.parts,
-            **product_constants(config, dim),
+            **product_constants(config),
         )
     if part is not None:
         add_partials(part, db)
