@@ -127,11 +127,11 @@ def test_update_takes_what_fits():
 def test_a_gpu_of_little_shared_memory_is_crowded(kilobytes, small, monkeypatch):
     properties = SimpleNamespace(shared_memory_per_block_optin=kilobytes << 10)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    edge_update._shared_memory.cache_clear()
+    edge_update.shared_memory.cache_clear()
     schedule = make_schedule(3, 2, symmetric=True, tile_rows=64)
     with FakeTensorMode():
         like = torch.zeros((), device="cuda:0")
         context = StageContext(schedule, 128, torch.bfloat16, like, ops=Ops("triton", triton_products=True))
         stages = make_stages(context)
-    edge_update._shared_memory.cache_clear()
+    edge_update.shared_memory.cache_clear()
     assert stages.edge_update.small is small
