@@ -47,6 +47,8 @@ class Product(NamedTuple):
 
 # By the operands' bytes a value: 2 for bf16 and fp16, 4 for fp32.
 MLP_IN_PRODUCT = {2: Product(128, 128, 64, 4, 3, parts=4, joined=4), 4: Product(128, 128, 32, 8, 3, parts=8, joined=2)}
+# Where h is stored, the compiler forms GELU in two layouts: half as many values a thread leave registers for that.
+MLP_IN_PRODUCT_STORED = MLP_IN_PRODUCT | {2: Product(128, 128, 64, 8, 3, parts=4, joined=4)}
 MLP_IN_PRODUCT_BACKWARD = {2: Product(128, 128, 64, 4, 3, parts=4), 4: Product(128, 128, 32, 8, 3, parts=8)}
 # block_n hidden channels at a time, block_k of edges at most; parts of its epilogue, and (joined) of the last one.
 EDGE_UPDATE = {
@@ -62,10 +64,11 @@ class Ends(NamedTuple):
     block_columns: int = 16
     block_views: int = 8
     block_channels: int = 128
-    num_warps: int = 4
+    num_warps: int = 8
 
 
 ENDS = Ends()
+EDGE_TO_NODE = Ends(num_warps=4)  # more values of a thread for what it does once a place
 
 
 class NodeParts(NamedTuple):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
+from gcahng.kernels.configs import EDGE_TO_NODE
 from gcahng.kernels.functions import gelu, gelu_and_slope
 from gcahng.kernels.launch import compute_type
 from gcahng.kernels.sums import add_partials, partials
@@ -110,7 +111,7 @@ def forward(inputs: EdgeToNodeInputs, out: EdgeToNodeSum) -> None:
             stand for both directions.
     """
     tile, product, bias = inputs
-    places = channel_places(tile, product.shape[1])
+    places = channel_places(tile, product.shape[1], EDGE_TO_NODE)
     parts = node_parts(places, places.channels, bias, skip=tile.mirrored)
     pointers = (product, bias, parts.rows, parts.columns)
     launch_places(edge_to_node_forward_kernel, places, pointers, COMPUTE=compute_type(bias.dtype))
@@ -127,7 +128,7 @@ def backward(inputs: EdgeToNodeInputs, gradients: EdgeToNodeGradients) -> None:
     """
     tile, product, bias = inputs
     ds, dp, db = gradients
-    places = channel_places(tile, product.shape[1])
+    places = channel_places(tile, product.shape[1], EDGE_TO_NODE)
     part = None if db is None else partials(bias, places.grid[0], places.channels)
     pointers = (product, bias, ds, dp, part)
     launch_places(edge_to_node_backward_kernel, places, pointers, COMPUTE=compute_type(bias.dtype))

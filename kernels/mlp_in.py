@@ -10,7 +10,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gcahng.kernels.configs import MLP_IN_PRODUCT, MLP_IN_PRODUCT_BACKWARD, ROWS, ROWS_BACKWARD
+from gcahng.kernels.configs import (
+    MLP_IN_PRODUCT,
+    MLP_IN_PRODUCT_BACKWARD,
+    MLP_IN_PRODUCT_STORED,
+    ROWS,
+    ROWS_BACKWARD,
+)
 from gcahng.kernels.functions import gelu, hidden_vjp, row_moments
 from gcahng.kernels.launch import launch_rows, on_device_of, rows_at
 from gcahng.kernels.mlp_in_product import (
@@ -157,7 +163,7 @@ def product_forward(e1: Tensor, w1: Tensor, b1: Tensor, h: Tensor | None, output
     if not outputs.g.numel():
         return
     g, mean, rstd = outputs
-    config = MLP_IN_PRODUCT[e1.itemsize]
+    config = (MLP_IN_PRODUCT if h is None else MLP_IN_PRODUCT_STORED)[e1.itemsize]
     blocks = triton.cdiv(width, config.block_n)
     joined = config.block_n // config.parts * config.joined  # columns whose moments come as one
     means, squares = torch.empty(2, blocks * config.block_n // joined, rows, dtype=mean.dtype, device=mean.device)
@@ -175,7 +181,7 @@ def product_forward(e1: Tensor, w1: Tensor, b1: Tensor, h: Tensor | None, output
             width,
             PARTS=config.parts,
             JOINED=config.joined,
-            **product_constants(config),
+            **product_constants(config, dim),
         )
         merge_moments_kernel[(triton.cdiv(rows, _MERGED_ROWS),)](
             means, squares, mean, rstd, rows, width, BLOCK_N=joined, BLOCK_R=_MERGED_ROWS, num_warps=4
@@ -212,7 +218,7 @@ def product_backward(ds: Tensor, w2: Tensor, inputs: MlpInInputs, rows: NormRows
             dim,
             width,
             PARTS=config.parts,
-            **product_constants(config),
+            **product_constants(config, dim),
         )
     if part is not None:
         add_partials(part, db)

@@ -241,5 +241,5 @@ def product_forward(g: Tensor, w2: Tensor, e1: Tensor, moments: RowMoments, fold
     blocks = triton.cdiv(rows, config.block_m) * triton.cdiv(dim, config.block_n)
     with on_device_of(e1):
         mlp_out_product_forward_kernel[(blocks,)](
-            g, w2, e1, *moments, *fold, s, rows, width, dim, PARTS=config.parts, **product_constants(config)
+            g, w2, e1, *moments, *fold, s, rows, width, dim, PARTS=config.parts, **product_constants(config, width)
         )

@@ -16,8 +16,8 @@ def dot_precision() -> str:
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
-def product_constants(config: Product) -> dict[str, Any]:
-    """The constants of a kernel with a product, its warps and its stages."""
+def product_constants(config: Product, inner: int) -> dict[str, Any]:
+    """The constants of a kernel with a product over `inner` values, its warps and its stages."""
     return {
         "PRECISION": dot_precision(),
         "BLOCK_M": config.block_m,
@@ -25,7 +25,7 @@ def product_constants(config: Product) -> dict[str, Any]:
         "BLOCK_K": config.block_k,
         "GROUP": config.group,
         "num_warps": config.num_warps,
-        "num_stages": config.num_stages,
+        "num_stages": min(config.num_stages, triton.cdiv(inner, config.block_k)),
     }
 
 
