@@ -181,6 +181,7 @@ def edge_update_forward_kernel(
                 T,
                 W,
                 p_w1.dtype.element_ty,
+                EVEN,
                 BLOCK_M,
                 BLOCK_H // PARTS,
             )

@@ -25,7 +25,8 @@ def lower_tail(a):
 
 @triton.jit
 def gelu(x):
-    """x Φ(x), exact. In fp32 within 1.5e-7 and a rounding, for less than erf costs: max(x, 0) - |x| Φ(-|x|)."""
+    """x Φ(x), exact. In fp32 as max(x, 0) - |x| Φ(-|x|), within a unit in the last place of x
+    (tests/stages/test_gelu.py), for a quarter of what erf costs."""
     if x.dtype == tl.float32:
         b_a = tl.minimum(tl.abs(x), FAR, propagate_nan=tl.PropagateNan.ALL)
         return tl.maximum(x, 0.0) - b_a * lower_tail(b_a)

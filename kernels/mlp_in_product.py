@@ -29,19 +29,19 @@ def forward_epilogue(
     T,
     W: tl.constexpr,
     STORED: tl.constexpr,
+    EVEN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """A part h (BLOCK_M, BLOCK_N) of the product, the columns from first_n on of what the kernel writes, to g.
 
-    STORED is g's type in memory.
+    STORED is g's type in memory. EVEN says that all of the columns are there, in every part.
 
     Returns:
         g as it is stored, 0 past the last column; each row's mean of it and sum of squared deviations from that; how
         many columns there are.
     """
     first_m, _, o_n, m_m, m_n, o = block_places(block_m, first_n, T, W, BLOCK_M, BLOCK_N)
-    EVEN: tl.constexpr = W % BLOCK_N == 0  # all of the columns are there
     m_mn = m_m[:, None] if EVEN else m_m[:, None] & m_n[None, :]
     b_h = h.to(STORED)
     if p_h is not None:
@@ -91,7 +91,18 @@ def mlp_in_product_forward_kernel(
     for k in tl.static_range(PARTS):
         first_n = block_n * BLOCK_N + k * (BLOCK_N // PARTS)
         _, b_part, b_part_square, count = forward_epilogue(
-            b_parts[k], block_m, first_n, p_bias, p_h, p_g, T, W, p_g.dtype.element_ty, BLOCK_M, BLOCK_N // PARTS
+            b_parts[k],
+            block_m,
+            first_n,
+            p_bias,
+            p_h,
+            p_g,
+            T,
+            W,
+            p_g.dtype.element_ty,
+            W % BLOCK_N == 0,
+            BLOCK_M,
+            BLOCK_N // PARTS,
         )
         if k % JOINED == 0:
             b_mean, b_square = b_part, b_part_square
@@ -149,13 +160,14 @@ def backward_epilogue(
     p_part,  # (row blocks, W) or None
     T,
     W: tl.constexpr,
+    EVEN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """A part dn (BLOCK_M, BLOCK_N) of the product, the columns from first_n on of what the kernel writes, to g, dh and
-    dh's sums."""
+    dh's sums. EVEN says that all of the columns are there, in every part."""
     first_m, o_m, o_n, m_m, m_n, o = block_places(block_m, first_n, T, W, BLOCK_M, BLOCK_N)
-    m_mn = m_m[:, None] if W % BLOCK_N == 0 else m_m[:, None] & m_n[None, :]
+    m_mn = m_m[:, None] if EVEN else m_m[:, None] & m_n[None, :]
     b_h = tl.load(p_h + first_m * W + o, mask=m_mn, other=0.0)
     b_bias = tl.load(p_bias + o_n, mask=m_n, other=0.0)
     b_mean = tl.load(p_mean + o_m, mask=m_m, other=0.0)
@@ -214,6 +226,7 @@ def mlp_in_product_backward_kernel(
             p_part,
             T,
             W,
+            W % BLOCK_N == 0,
             BLOCK_M,
             BLOCK_N // PARTS,
         )

@@ -45,6 +45,7 @@ TRITON_SETUPS = [
     Setup(5, 2, 150, 40, symmetric=False, p=0.5),
     Setup(3, 8, 33, 200, p=0.1),
     Setup(4, 2, 64, 100),
+    Setup(3, 2, 24, 40),  # parts of a product's columns that are whole, or not there at all
 ]
 
 CUDA_SETUPS: Setups = {
