@@ -1,5 +1,6 @@
-"""How far a training step at n = 2,049 reaches into its tensors, and how wide the kernels' offsets are, as JSON. A script
-of its own: in a process with TRITON_INTERPRET=1 kernels are not compiled."""
+"""How far a training step at n = 2,049 reaches into its tensors, and how wide the kernels' offsets are, as JSON.
+
+A script of its own: in a process with TRITON_INTERPRET=1 kernels are not compiled."""
 
 from __future__ import annotations
 
@@ -57,7 +58,8 @@ def narrow_pointers(ttir: str) -> set[str]:
         code, _, types = line.partition(" : ")
         values = re.findall(r"%\w+", code)
         of = set().union(*(origins.get(value, set()) for value in values))
-        for inside, start in re.findall(r"(%\w+) = (%\w+)", code[code.find("iter_args") :] if "iter_args" in code else ""):
+        _, _, carried = code.partition("iter_args")
+        for inside, start in re.findall(r"(%\w+) = (%\w+)", carried):
             origins[inside] = origins.get(start, set())
         if "tt.addptr" in line and re.search(r"i32>?( loc.*)?$", types.strip()):
             narrow |= of
@@ -68,9 +70,9 @@ def narrow_pointers(ttir: str) -> set[str]:
 
 def main() -> None:
     reached = Reached()
-    with aot.recording(CASE) as found, launches.launching():
-        with patch.object(JITFunction, "run", lambda kernel, *a, **k: reached.take(kernel, *a, **k)):
-            launches.meta_step("triton", CASE.dim, aot.DTYPES[CASE.dtype], "hidden", SIZES)
+    taking = patch.object(JITFunction, "run", lambda kernel, *a, **k: reached.take(kernel, *a, **k))
+    with aot.recording(CASE) as found, launches.launching(), taking:
+        launches.meta_step("triton", CASE.dim, aot.DTYPES[CASE.dtype], "hidden", SIZES)
     narrow: dict[str, list[str]] = {}
     wide: dict[str, list[str]] = {}
     for launch in found.values():
