@@ -13,16 +13,18 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 os.environ.pop("TRITON_INTERPRET", None)  # before a kernel is imported
 
 import torch
 import triton
 
-from gcahng.testing.aot import ARCHS, DIMS, DTYPES, SHARED_LIMIT, Build, Case, build_all
+from gcahng.testing.aot import ARCHS, DIMS, DTYPES, Build, Case, build_all
+from gcahng.testing.sass import MULTIPROCESSORS
 
 OUT = Path(__file__).parent / "results" / "aot.md"
 DEFAULT_DTYPES = ("bf16", "fp16", "fp32", "tf32")
@@ -52,16 +54,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if chosen == (list(DIMS), list(DEFAULT_DTYPES), list(ARCHS), [], False):
         OUT.write_text(text)
     if arguments.json:
-        found = [asdict(b) | {"case": b.case._asdict(), "failures": b.failures()} for b in builds]
+        found = [_as_json(b) for b in builds]
         arguments.json.write_text(json.dumps(found, indent=1))
     return 1 if any(b.failures() for b in builds) else 0
+
+
+def _as_json(b: Build) -> dict[str, Any]:
+    reading = None if b.reading is None else b.reading._asdict()
+    return asdict(b) | {"case": b.case._asdict(), "reading": reading, "failures": b.failures()}
 
 
 def markdown(builds: Iterable[Build]) -> str:
     """One row for each kernel, D and dtype, with the largest numbers of launches that Triton compiles separately."""
     builds = list(builds)
     archs = sorted({b.case.arch for b in builds})
-    limits = ", ".join(f"sm_{arch} {SHARED_LIMIT[arch] // 1024}" for arch in archs)
+    limits = ", ".join(f"sm_{arch} {MULTIPROCESSORS[arch].block_shared // 1024}" for arch in archs)
     groups: dict[tuple[str, int, str], list[Build]] = {}
     for b in builds:
         groups.setdefault((b.kernel, b.case.dim, b.case.dtype), []).append(b)
@@ -75,31 +82,41 @@ def markdown(builds: Iterable[Build]) -> str:
         "",
         "dtype: that of the products' operands; in fp16 and tf32 (fp32 where torch allows it) products alone. "
         "Variants: launches that Triton compiles apart, by alignment, optional arguments and block sizes; a row holds "
-        "the largest numbers among them. Spills: instructions that access local memory. "
-        f"Shared memory in KB a block; limits: {limits}.",
+        "the largest numbers among them, and the fewest blocks. "
+        f"Numbers with slashes are for {', '.join(f'sm_{arch}' for arch in archs)}, in this order. "
+        "Instructions a value: of a product's epilogue, of a pass through the loop that does most of the work, or of "
+        "all (gcahng/testing/sass.py); moves: the share of them that only move registers, in percent. "
+        f"Shared memory in KB a block, without the system's; limits: {limits}. "
+        "Blocks: how many of them fit into a multiprocessor at once. Spills: instructions that access local memory.",
         "",
-        f"| kernel | D | dtype | variants | {' | '.join(f'registers sm_{a}' for a in archs)} "
-        f"| {' | '.join(f'shared sm_{a}' for a in archs)} | spills | instructions of note |",
-        f"|---|---:|---|---:|{'---:|' * (2 * len(archs))}---:|---|",
+        "| kernel | D | dtype | variants | instructions a value | moves | registers | shared | blocks | spills "
+        "| instructions of note |",
+        "|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for (kernel, dim, dtype), group in sorted(groups.items()):
-        of = {arch: [b for b in group if b.case.arch == arch] for arch in archs}
-        cells = [kernel.removesuffix("_kernel"), dim, dtype, max(map(len, of.values()))]
-        cells += [max((b.registers for b in of[a]), default="–") for a in archs]
-        cells += [f"{max(b.shared for b in of[a]) / 1024:.1f}" if of[a] else "–" for a in archs]
-        cells += [_spills(of), _notes(group)]
+        of = [[b for b in group if b.case.arch == arch] for arch in archs]
+        readings = [[b.reading for b in some if b.reading] for some in of]
+        cells = [kernel.removesuffix("_kernel"), dim, dtype, max(map(len, of))]
+        cells += [_worst(readings, lambda r: r.per_value, ".0f"), _worst(readings, lambda r: 100 * r.moves, ".0f")]
+        cells.append(_worst(readings, lambda r: r.registers, "d"))
+        cells.append(_worst([[b for b in some if b.reading] for some in of], lambda b: b.shared / 1024, ".1f"))
+        cells += [_worst(readings, lambda r: r.ctas, "d", min), _worst(readings, lambda r: r.spills, "d")]
+        cells.append(_notes(group))
         lines.append(f"| {' | '.join(map(str, cells))} |")
     lines += ["", f"Beyond the gate: {len(failed)} of {len(builds)} compilations.", "", *failed]
     return "\n".join(lines).rstrip() + "\n"
 
 
+def _worst(
+    groups: Iterable[Sequence[Any]], number: Callable[[Any], float], form: str, worst: Callable[..., float] = max
+) -> str:
+    """The worst number of each group; one of them if all are the same."""
+    found = [format(worst(map(number, some)), form) if some else "–" for some in groups]
+    return found[0] if len(set(found)) == 1 else " / ".join(found)
+
+
 def _name(b: Build) -> str:
     return f"{b.kernel}, D = {b.case.dim}, {b.case.dtype}, sm_{b.case.arch}"
-
-
-def _spills(of: dict[int, list[Build]]) -> str:
-    found = {arch: max((b.spills for b in builds), default=0) for arch, builds in of.items()}
-    return ", ".join(f"sm_{arch} {count}" for arch, count in found.items() if count) or "0"
 
 
 def _notes(group: list[Build]) -> str:

@@ -9,6 +9,7 @@ import importlib.metadata
 import importlib.util
 import os
 import shutil
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -74,9 +75,16 @@ def _interpreter_missing(compute: torch.dtype | None) -> str | None:
         return "it runs on CUDA tensors; only TRITON_INTERPRET=1, for tests, interprets the kernels on the CPU"
     if reason := interpreter_fails(importlib.metadata.version("triton"), np.__version__):
         return reason
-    if compute == torch.bfloat16:
-        return "Triton's interpreter computes bfloat16 wrongly; use float32 or float16"
+    if compute == torch.bfloat16 and not _interprets_bfloat16():
+        remedy = "call gcahng.testing.interpreter.interpret_bfloat16() first"
+        return f"Triton's interpreter computes bfloat16 wrongly as it comes; {remedy}"
     return None
+
+
+def _interprets_bfloat16() -> bool:
+    """Whether gcahng.testing.interpreter has put Triton's interpreter right."""
+    interpreter = sys.modules.get("triton.runtime.interpreter")
+    return interpreter is not None and getattr(interpreter.InterpreterBuilder, "rounds_bfloat16", False)
 
 
 def interpreter_fails(triton: str, numpy: str) -> str | None:

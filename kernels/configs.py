@@ -18,15 +18,16 @@ EDGE_START = EdgeStart()
 
 class RowWise(NamedTuple):
     """Whole rows: values that one program holds at a time (a power of two, no fewer than its threads, so that no value
-    lies in two of them: results may overwrite inputs), and how many programs share the rows where they form sums."""
+    lies in two of them: results may overwrite inputs), and how many programs share the rows where they form sums. Few
+    warps, so that a thread has many values of a row: what it does once a row then counts for little."""
 
-    values: int = 2048
-    num_warps: int = 4
-    programs: int = 512
+    values: int = 1024
+    num_warps: int = 2
+    programs: int = 1024
 
 
 ROWS = RowWise()
-ROWS_BACKWARD = RowWise(num_warps=8)
+ROWS_BACKWARD = RowWise()
 
 
 class Product(NamedTuple):
@@ -45,14 +46,16 @@ class Product(NamedTuple):
 
 
 # By the operands' bytes a value: 2 for bf16 and fp16, 4 for fp32.
-MLP_IN_PRODUCT = {2: Product(128, 256, 64, 8, 3, parts=8, joined=2), 4: Product(128, 128, 32, 8, 3, parts=8, joined=2)}
-MLP_IN_PRODUCT_BACKWARD = {2: Product(128, 256, 64, 8, 3, parts=8), 4: Product(128, 128, 32, 8, 3, parts=8)}
+MLP_IN_PRODUCT = {2: Product(128, 128, 64, 4, 3, parts=4, joined=4), 4: Product(128, 128, 32, 8, 3, parts=8, joined=2)}
+# Where h is stored, the compiler forms GELU in two layouts: half as many values a thread leave registers for that.
+MLP_IN_PRODUCT_STORED = MLP_IN_PRODUCT | {2: Product(128, 128, 64, 8, 3, parts=4, joined=4)}
+MLP_IN_PRODUCT_BACKWARD = {2: Product(128, 128, 64, 4, 3, parts=4), 4: Product(128, 128, 32, 8, 3, parts=8)}
 # block_n hidden channels at a time, block_k of edges at most; parts of its epilogue, and (joined) of the last one.
 EDGE_UPDATE = {
     2: Product(128, 128, 128, 8, 2, parts=2, joined=4),
     4: Product(64, 32, 128, 8, 2, parts=1, joined=8),
 }
-MLP_OUT_PRODUCT = {2: Product(128, 128, 64, 8, 3), 4: Product(128, 128, 16, 8, 3)}
+MLP_OUT_PRODUCT = {2: Product(128, 128, 64, 4, 3, parts=4), 4: Product(128, 128, 16, 8, 3)}
 
 
 class Ends(NamedTuple):
@@ -65,6 +68,7 @@ class Ends(NamedTuple):
 
 
 ENDS = Ends()
+EDGE_TO_NODE = Ends(num_warps=4)  # more values of a thread for what it does once a place
 
 
 class NodeParts(NamedTuple):
@@ -76,9 +80,9 @@ class NodeParts(NamedTuple):
 
 
 NODE_PARTS = NodeParts()
-GATE = RowWise(num_warps=8)
-GATE_BACKWARD = RowWise(num_warps=16)
-MIX = RowWise(num_warps=8)
+GATE = RowWise(num_warps=1)
+GATE_BACKWARD = RowWise()
+MIX = RowWise(values=2048, num_warps=8)
 
 
 class Head(NamedTuple):
@@ -91,5 +95,5 @@ class Head(NamedTuple):
 
 
 HEAD = Head()
-CROSS_ENTROPY = RowWise(values=1024)
+CROSS_ENTROPY = RowWise(num_warps=4)
 SIMILARITY = RowWise()

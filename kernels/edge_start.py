@@ -34,7 +34,7 @@ def edge_start_forward_kernel(
     J,
     first,
     offset,
-    D,
+    D: tl.constexpr,
     BLOCK_J: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -69,7 +69,7 @@ def edge_start_backward_kernel(
     offset,
     mirrored,
     classes,
-    D,
+    D: tl.constexpr,
     COMPUTE: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_V: tl.constexpr,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
-from gcahng.kernels.functions import gelu, gelu_slope, normal_cdf
+from gcahng.kernels.configs import EDGE_TO_NODE
+from gcahng.kernels.functions import gelu, gelu_and_slope
 from gcahng.kernels.launch import compute_type
 from gcahng.kernels.sums import add_partials, partials
 from gcahng.kernels.tiles import (
@@ -38,7 +39,7 @@ def edge_to_node_forward_kernel(
     offset,
     mirrored,
     classes,
-    D,
+    D: tl.constexpr,
     COMPUTE: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_V: tl.constexpr,
@@ -75,7 +76,7 @@ def edge_to_node_backward_kernel(
     offset,
     mirrored,
     classes,
-    D,
+    D: tl.constexpr,
     COMPUTE: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_V: tl.constexpr,
@@ -88,16 +89,17 @@ def edge_to_node_backward_kernel(
     o_j = (first + a + offset) * K + o_c
     m_back = m_cd & (o_c >= mirrored * K)[:, None]
     b_ds_j = tl.load(p_ds + o_j[:, None] * D + o_d[None, :], mask=m_back, other=0.0)
-    b_sum = tl.zeros((BLOCK_D,), dtype=COMPUTE)
+    b_sum = tl.zeros((BLOCK_C, BLOCK_D), dtype=COMPUTE)
     for i in range(chunk * BLOCK_V, tl.minimum((chunk + 1) * BLOCK_V, K)):
         o = ((a * K + i) * O * K + o_c)[:, None] * D + o_d[None, :]
         b_ds_i = tl.load(p_ds + ((first + a) * K + i) * D + o_d, mask=m_d, other=0.0)
         b_x = tl.load(p_product + o, mask=m_cd, other=0.0).to(COMPUTE) + b_bias[None, :]
-        b_dp = (b_ds_i[None, :] + b_ds_j) * gelu_slope(b_x, normal_cdf(b_x))
+        _, b_slope = gelu_and_slope(b_x)
+        b_dp = (b_ds_i[None, :] + b_ds_j) * b_slope
         tl.store(p_dp + o, b_dp.to(p_dp.dtype.element_ty), mask=m_cd)
-        b_sum += tl.sum(tl.where(m_cd, b_dp, 0.0), axis=0)
+        b_sum += tl.where(m_cd, b_dp, 0.0)
     if p_part is not None:
-        tl.store(p_part + tl.program_id(0).to(tl.int64) * D + o_d, b_sum, mask=m_d)
+        tl.store(p_part + tl.program_id(0).to(tl.int64) * D + o_d, tl.sum(b_sum, axis=0), mask=m_d)
 
 
 def forward(inputs: EdgeToNodeInputs, out: EdgeToNodeSum) -> None:
@@ -109,7 +111,7 @@ def forward(inputs: EdgeToNodeInputs, out: EdgeToNodeSum) -> None:
             stand for both directions.
     """
     tile, product, bias = inputs
-    places = channel_places(tile, product.shape[1])
+    places = channel_places(tile, product.shape[1], EDGE_TO_NODE)
     parts = node_parts(places, places.channels, bias, skip=tile.mirrored)
     pointers = (product, bias, parts.rows, parts.columns)
     launch_places(edge_to_node_forward_kernel, places, pointers, COMPUTE=compute_type(bias.dtype))
@@ -126,7 +128,7 @@ def backward(inputs: EdgeToNodeInputs, gradients: EdgeToNodeGradients) -> None:
     """
     tile, product, bias = inputs
     ds, dp, db = gradients
-    places = channel_places(tile, product.shape[1])
+    places = channel_places(tile, product.shape[1], EDGE_TO_NODE)
     part = None if db is None else partials(bias, places.grid[0], places.channels)
     pointers = (product, bias, ds, dp, part)
     launch_places(edge_to_node_backward_kernel, places, pointers, COMPUTE=compute_type(bias.dtype))

@@ -92,7 +92,7 @@ def edge_update_forward_kernel(
     p_y_low,  # (T, D) or None
     p_part,  # (row blocks, 2, D) float64 or None: sums of y and y² over a block's rows
     T,
-    D,
+    D: tl.constexpr,
     A,
     K,
     O,
@@ -160,7 +160,7 @@ def edge_update_forward_kernel(
     b_s = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
     b_mean = tl.zeros((BLOCK_M,), dtype=tl.float32)
     b_square = tl.zeros((BLOCK_M,), dtype=tl.float32)
-    W = 4 * D
+    W: tl.constexpr = 4 * D
     o_w1 = o_d[:, None] + tl.arange(0, BLOCK_H)[None, :] * D
     o_w2 = tl.arange(0, BLOCK_H)[:, None] + o_d[None, :] * W
     for first_h in range(0, W, BLOCK_H):

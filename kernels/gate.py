@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from gcahng.kernels.configs import ENDS, GATE, GATE_BACKWARD
-from gcahng.kernels.functions import dropout_masks, logistic, norm_gelu, norm_gelu_backward
+from gcahng.kernels.functions import dropped_tokens, logistic, norm_gelu, norm_gelu_backward
 from gcahng.kernels.launch import compute_type, row_block
 from gcahng.kernels.sums import add_partials, partials
 from gcahng.kernels.tiles import (
@@ -21,6 +21,7 @@ from gcahng.kernels.tiles import (
     place_of,
     row_part,
     row_places,
+    wrapped,
 )
 
 if TYPE_CHECKING:
@@ -58,10 +59,10 @@ def factors(
     b_scale = tl.full(o_j.shape, SCALE, COMPUTE)
     if DROP:
         draw = tl.load(p_draw).to(tl.uint32)
-        b_i, b_j = dropout_masks(o_i, o_j % nodes, seed, layer, threshold, draw, b_scale, TIED)
+        b_no_i, b_no_j = dropped_tokens(o_i, wrapped(o_j, nodes), seed, layer, threshold, draw, TIED)
+        return tl.where(b_no_i, 0.0, b_scale), tl.where(b_no_j, 0.0, b_scale)
     else:
-        b_i, b_j = b_scale, b_scale
-    return b_i, b_j
+        return b_scale, b_scale
 
 
 @triton.jit
@@ -81,6 +82,15 @@ def gate_sum(e, masked_i, v_i, masked_j, v_j):
 
 
 # -- kernels
+
+
+@triton.jit
+def first_places(a, i, K, O, first, offset):
+    """Of an anchor's view i (int64 each): its place in a wrapped tensor, that of its first column, and its first row.
+
+    The places of all of its columns, and of their channels, are counted from there in 32 bits to spare registers.
+    """
+    return (first + a) * K + i, (first + a + offset) * K, (a * K + i) * O * K
 
 
 @triton.jit(do_not_specialize=[*TILE, *DROPOUT])
@@ -103,7 +113,7 @@ def gate_forward_kernel(
     offset,
     mirrored,
     classes,
-    D,
+    D: tl.constexpr,
     seed,
     layer,
     threshold,
@@ -118,27 +128,56 @@ def gate_forward_kernel(
 ):
     """One program: an anchor i and BLOCK_C of its columns."""
     a, i, _, o_c, o_d, m_c, m_d, m_cd = place_of(K, O, D, 0, BLOCK_C, BLOCK_V, BLOCK_D)
-    o_i = (first + a) * K + i
-    o_j = (first + a + offset) * K + o_c
-    o_row = (a * K + i) * O * K + o_c
-    o, o_node = o_row[:, None] * D + o_d[None, :], o_j[:, None] * D + o_d[None, :]
-    b_e = tl.load(p_e + o, mask=m_cd, other=0.0)
-    b_u_i = tl.load(p_u + o_i * D + o_d, mask=m_d, other=0.0)
-    b_u_j = tl.load(p_u + o_node, mask=m_cd, other=0.0)
-    b_c = tl.load(p_c + o_i) - tl.load(p_c + o_j, mask=m_c, other=0.0)
+    first_i, first_j, first_row = first_places(a, i, K, O, first, offset)
+    o = o_c[:, None] * D + o_d[None, :]
+    b_e = tl.load(p_e + first_row * D + o, mask=m_cd, other=0.0)
+    b_u_i = tl.load(p_u + first_i * D + o_d, mask=m_d, other=0.0)
+    b_u_j = tl.load(p_u + first_j * D + o, mask=m_cd, other=0.0)
+    b_c = tl.load(p_c + first_i) - tl.load(p_c + first_j + o_c, mask=m_c, other=0.0)
     b_weight_i, b_weight_j = attention(b_e, b_u_i[None, :], b_u_j, b_c, ROOT)
-    tl.store(p_weight_i + o_row, b_weight_i, mask=m_c)
-    tl.store(p_weight_j + o_row, b_weight_j, mask=m_c)
+    tl.store(p_weight_i + first_row + o_c, b_weight_i, mask=m_c)
+    tl.store(p_weight_j + first_row + o_c, b_weight_j, mask=m_c)
+    o_i, o_j = first_i.to(tl.int32), first_j.to(tl.int32) + o_c
     b_mask_i, b_mask_j = factors(o_i, o_j, classes * K, seed, layer, threshold, p_draw, SCALE, TIED, DROP, COMPUTE)
-    b_v_i = tl.load(p_v + o_i * D + o_d, mask=m_d, other=0.0)
-    b_v_j = tl.load(p_v + o_node, mask=m_cd, other=0.0)
+    b_v_i = tl.load(p_v + first_i * D + o_d, mask=m_d, other=0.0)
+    b_v_j = tl.load(p_v + first_j * D + o, mask=m_cd, other=0.0)
     b_t = gate_sum(b_e, b_weight_i * b_mask_i, b_v_i[None, :], b_weight_j * b_mask_j, b_v_j)
     b_gamma = tl.load(p_gamma + o_d, mask=m_d, other=0.0)
     b_beta = tl.load(p_beta + o_d, mask=m_d, other=0.0)
     b_y = norm_gelu(b_t, b_gamma, b_beta, m_d[None, :], D)
-    tl.store(p_e1 + o, b_y, mask=m_cd)
+    tl.store(p_e1 + first_row * D + o, b_y, mask=m_cd)
     if p_low is not None:
-        tl.store(p_low + o, b_y.to(p_low.dtype.element_ty), mask=m_cd)
+        tl.store(p_low + first_row * D + o, b_y.to(p_low.dtype.element_ty), mask=m_cd)
+
+
+@triton.jit
+def dropped_of_views(
+    first_i,
+    first_j,
+    o_c,
+    nodes,
+    seed,
+    layer,
+    threshold,
+    p_draw,  # (1,)
+    TIED: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    """Which tokens dropout takes out (BLOCK_V, BLOCK_C), of the views from first_i on and of columns o_c: bit 0 stands
+    for that of i, bit 1 for that of j. All are drawn at once, each by one thread alone."""
+    o_i = (first_i.to(tl.int32) + tl.arange(0, BLOCK_V))[:, None] + tl.zeros_like(o_c)[None, :]
+    o_j = wrapped(first_j.to(tl.int32) + o_c, nodes)[None, :] + tl.zeros_like(o_i)
+    draw = tl.load(p_draw).to(tl.uint32)
+    b_i, b_j = dropped_tokens(o_i, o_j, seed, layer, threshold, draw, TIED)
+    return b_i.to(tl.int32) + 2 * b_j.to(tl.int32)
+
+
+@triton.jit
+def factors_of_view(dropped, v, SCALE: tl.constexpr, COMPUTE: tl.constexpr):
+    """What dropout multiplies the weights of view v's tokens with (BLOCK_C,) each: see dropped_of_views."""
+    b_bits = tl.sum(tl.where((tl.arange(0, dropped.shape[0]) == v)[:, None], dropped, 0), axis=0)
+    b_scale = tl.full(b_bits.shape, SCALE, COMPUTE)
+    return tl.where((b_bits & 1) != 0, 0.0, b_scale), tl.where((b_bits & 2) != 0, 0.0, b_scale)
 
 
 @triton.jit(do_not_specialize=[*TILE, *DROPOUT])
@@ -167,7 +206,7 @@ def gate_backward_kernel(
     offset,
     mirrored,
     classes,
-    D,
+    D: tl.constexpr,
     seed,
     layer,
     threshold,
@@ -182,26 +221,30 @@ def gate_backward_kernel(
 ):
     """One program: a place (see tiles.py)."""
     a, chunk, block, o_c, o_d, m_c, m_d, m_cd = place_of(K, O, D, 0, BLOCK_C, BLOCK_V, BLOCK_D)
-    o_j = (first + a + offset) * K + o_c
-    o_node = o_j[:, None] * D + o_d[None, :]
-    b_v_j = tl.load(p_v + o_node, mask=m_cd, other=0.0)
+    _, first_j, _ = first_places(a, 0, K, O, first, offset)
+    o = o_c[:, None] * D + o_d[None, :]
+    b_v_j = tl.load(p_v + first_j * D + o, mask=m_cd, other=0.0)
     b_gamma = tl.load(p_gamma + o_d, mask=m_d, other=0.0)
     b_column_u = tl.zeros((BLOCK_C, BLOCK_D), dtype=COMPUTE)
     b_column_v = tl.zeros((BLOCK_C, BLOCK_D), dtype=COMPUTE)
     b_column_c = tl.zeros((BLOCK_C,), dtype=COMPUTE)
-    b_dgamma = tl.zeros((BLOCK_C, BLOCK_D), dtype=COMPUTE)
-    b_dbeta = tl.zeros((BLOCK_C, BLOCK_D), dtype=COMPUTE)
+    b_dgamma = tl.zeros((BLOCK_D,), dtype=COMPUTE)
+    b_dbeta = tl.zeros((BLOCK_D,), dtype=COMPUTE)
+    b_mask_i = tl.full((BLOCK_C,), SCALE, COMPUTE)
+    b_mask_j = b_mask_i
+    if DROP:
+        first_i, _, _ = first_places(a, chunk * BLOCK_V, K, O, first, offset)
+        b_dropped = dropped_of_views(first_i, first_j, o_c, classes * K, seed, layer, threshold, p_draw, TIED, BLOCK_V)
     for i in range(chunk * BLOCK_V, tl.minimum((chunk + 1) * BLOCK_V, K)):
-        o_i = (first + a) * K + i
-        o_row = (a * K + i) * O * K + o_c
-        o = o_row[:, None] * D + o_d[None, :]
-        b_weight_i = tl.load(p_weight_i + o_row, mask=m_c, other=0.0)
-        b_weight_j = tl.load(p_weight_j + o_row, mask=m_c, other=0.0)
-        b_mask_i, b_mask_j = factors(o_i, o_j, classes * K, seed, layer, threshold, p_draw, SCALE, TIED, DROP, COMPUTE)
+        first_i, _, first_row = first_places(a, i, K, O, first, offset)
+        b_weight_i = tl.load(p_weight_i + first_row + o_c, mask=m_c, other=0.0)
+        b_weight_j = tl.load(p_weight_j + first_row + o_c, mask=m_c, other=0.0)
+        if DROP:
+            b_mask_i, b_mask_j = factors_of_view(b_dropped, i - chunk * BLOCK_V, SCALE, COMPUTE)
         b_masked_i, b_masked_j = b_weight_i * b_mask_i, b_weight_j * b_mask_j
-        b_v_i = tl.load(p_v + o_i * D + o_d, mask=m_d, other=0.0)
-        b_e = tl.load(p_e + o, mask=m_cd, other=0.0)
-        b_de1 = tl.load(p_de1 + o, mask=m_cd, other=0.0)
+        b_v_i = tl.load(p_v + first_i * D + o_d, mask=m_d, other=0.0)
+        b_e = tl.load(p_e + first_row * D + o, mask=m_cd, other=0.0)
+        b_de1 = tl.load(p_de1 + first_row * D + o, mask=m_cd, other=0.0)
         b_t = gate_sum(b_e, b_masked_i, b_v_i[None, :], b_masked_j, b_v_j)
         b_dt, b_normalized = norm_gelu_backward(b_t, b_gamma, b_de1, m_d[None, :], D)
         # v is 0 outside of the row, where dt has no meaning; columns past the last have de1 = 0, and so dt = 0
@@ -217,20 +260,20 @@ def gate_backward_kernel(
             b_column_u -= b_du
             b_column_v += b_masked_j[:, None] * b_dt
             b_column_c -= b_dlogit
-            b_dgamma += b_de1 * b_normalized
-            b_dbeta += b_de1
+            b_dgamma += tl.sum(b_de1 * b_normalized, axis=0)
+            b_dbeta += tl.sum(b_de1, axis=0)
         if p_de is not None:
-            b_u = tl.load(p_u + o_i * D + o_d, mask=m_d, other=0.0)[None, :]
-            b_u -= tl.load(p_u + o_node, mask=m_cd, other=0.0)
-            tl.store(p_de + o, b_dt + b_dlogit[:, None] * b_u, mask=m_cd)
+            b_u = tl.load(p_u + first_i * D + o_d, mask=m_d, other=0.0)[None, :]
+            b_u -= tl.load(p_u + first_j * D + o, mask=m_cd, other=0.0)
+            tl.store(p_de + first_row * D + o, b_dt + b_dlogit[:, None] * b_u, mask=m_cd)
     if p_rows_u is not None:
         o_column = column_part(a, chunk, o_c, 0, K, O, BLOCK_V)
         tl.store(p_columns_u + o_column[:, None] * D + o_d[None, :], b_column_u, mask=m_cd)
         tl.store(p_columns_v + o_column[:, None] * D + o_d[None, :], b_column_v, mask=m_cd)
         tl.store(p_columns_c + o_column, b_column_c, mask=m_c)
         o_part = tl.program_id(0).to(tl.int64) * D + o_d
-        tl.store(p_dgamma + o_part, tl.sum(b_dgamma, axis=0), mask=m_d)
-        tl.store(p_dbeta + o_part, tl.sum(b_dbeta, axis=0), mask=m_d)
+        tl.store(p_dgamma + o_part, b_dgamma, mask=m_d)
+        tl.store(p_dbeta + o_part, b_dbeta, mask=m_d)
 
 
 # -- launchers

@@ -24,7 +24,7 @@ def head_moments_kernel(
     p_e,  # (A, K, O, K, D)
     p_part,  # (P, 2, D) float64: sums of e and e² over a program's rows
     T,
-    D,
+    D: tl.constexpr,
     A,
     K,
     O,
@@ -45,7 +45,7 @@ def head_moments_kernel(
     for start in range(0, rows, BLOCK_R):
         o_r, _, o, m_rd = rows_at(tl.program_id(0).to(tl.int64) * rows + start, o_d, T, D, BLOCK_R)
         b_e = tl.load(p_e + o, mask=m_rd, other=0.0).to(tl.float64)
-        b_weighted = tl.where(o_r // K % O >= mirrored, 2.0, 1.0)[:, None] * b_e
+        b_weighted = tl.where(o_r.to(tl.int32) // K % O >= mirrored, 2.0, 1.0)[:, None] * b_e
         b_sum += b_weighted
         b_square += b_weighted * b_e
     p_part += tl.program_id(0).to(tl.int64) * 2 * D + o_d
@@ -59,7 +59,7 @@ def head_forward_kernel(
     p_bias,  # (D,)
     p_theta,  # (T, D)
     T,
-    D,
+    D: tl.constexpr,
     COMPUTE: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -80,7 +80,7 @@ def head_backward_kernel(
     p_dpre,  # (T, D)
     p_part,  # (P, D) or None: sums of dpre over a program's rows
     T,
-    D,
+    D: tl.constexpr,
     rows,
     COMPUTE: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -107,7 +107,7 @@ def head_sums_kernel(
     p_wide,  # (T, D)
     p_part,  # (P, 2, D): sums of dy and dy ∘ e over a program's rows
     T,
-    D,
+    D: tl.constexpr,
     rows,
     COMPUTE: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -138,7 +138,7 @@ def head_norm_kernel(
     p_b,  # (D,)
     p_de,  # (A, K, O, K, D), may be dy
     T,
-    D,
+    D: tl.constexpr,
     A,
     K,
     O,
@@ -158,7 +158,7 @@ def head_norm_kernel(
     b_b = tl.load(p_b + o_d, mask=m_d, other=0.0)
     b_dy = tl.load(p_dy + o, mask=m_rd, other=0.0)
     b_through = b_a[None, :] + b_b[None, :] * tl.load(p_e + o, mask=m_rd, other=0.0)
-    b_through *= tl.where(o_r // K % O >= mirrored, 2.0, 1.0)[:, None]
+    b_through *= tl.where(o_r.to(tl.int32) // K % O >= mirrored, 2.0, 1.0)[:, None]
     tl.store(p_de + o, b_scale[None, :] * (b_dy - b_through), mask=m_rd)
 
 

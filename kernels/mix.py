@@ -39,7 +39,7 @@ def mix_forward_kernel(
     p_logits,  # (mixes,) or None
     p_squares,  # (mixes,) or None
     mixes,
-    D,
+    D: tl.constexpr,
     A,
     K,
     O,
@@ -83,7 +83,7 @@ def mix_backward_theta_kernel(
     offset,
     mirrored,
     classes,
-    D,
+    D: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_V: tl.constexpr,  # 1
     BLOCK_D: tl.constexpr,
@@ -161,7 +161,7 @@ def mix_backward_z_kernel(
     offset,
     mirrored,
     classes,
-    D,
+    D: tl.constexpr,
     SQUARE: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_V: tl.constexpr,

@@ -125,7 +125,7 @@ def mix_backward_shares_kernel(
     p_along,  # (2, A, K, O, K): what the gradient of a difference has along the difference, through d⁻
     p_positive,  # (mixes,): gradients of d⁺
     mixes,
-    D,
+    D: tl.constexpr,
     A,
     K,
     O,

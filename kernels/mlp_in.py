@@ -10,7 +10,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gcahng.kernels.configs import MLP_IN_PRODUCT, MLP_IN_PRODUCT_BACKWARD, ROWS, ROWS_BACKWARD
+from gcahng.kernels.configs import (
+    MLP_IN_PRODUCT,
+    MLP_IN_PRODUCT_BACKWARD,
+    MLP_IN_PRODUCT_STORED,
+    ROWS,
+    ROWS_BACKWARD,
+)
 from gcahng.kernels.functions import gelu, hidden_vjp, row_moments
 from gcahng.kernels.launch import launch_rows, on_device_of, rows_at
 from gcahng.kernels.mlp_in_product import (
@@ -36,7 +42,7 @@ def mlp_in_forward_kernel(
     p_mean,  # (T,)
     p_rstd,  # (T,)
     T,
-    W,
+    W: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -66,7 +72,7 @@ def mlp_in_backward_kernel(
     p_dh,  # (T, W), may be dn
     p_part,  # (P, W) or None: sums of dh over a program's rows
     T,
-    W,
+    W: tl.constexpr,
     rows,
     BLOCK_R: tl.constexpr,
     BLOCK_W: tl.constexpr,
@@ -157,7 +163,7 @@ def product_forward(e1: Tensor, w1: Tensor, b1: Tensor, h: Tensor | None, output
     if not outputs.g.numel():
         return
     g, mean, rstd = outputs
-    config = MLP_IN_PRODUCT[e1.itemsize]
+    config = (MLP_IN_PRODUCT if h is None else MLP_IN_PRODUCT_STORED)[e1.itemsize]
     blocks = triton.cdiv(width, config.block_n)
     joined = config.block_n // config.parts * config.joined  # columns whose moments come as one
     means, squares = torch.empty(2, blocks * config.block_n // joined, rows, dtype=mean.dtype, device=mean.device)

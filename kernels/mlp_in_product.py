@@ -27,7 +27,7 @@ def forward_epilogue(
     p_h,  # (T, W) or None
     p_g,  # (T, W) or None
     T,
-    W,
+    W: tl.constexpr,
     STORED: tl.constexpr,
     EVEN: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -35,7 +35,7 @@ def forward_epilogue(
 ):
     """A part h (BLOCK_M, BLOCK_N) of the product, the columns from first_n on of what the kernel writes, to g.
 
-    STORED is g's type in memory. EVEN says that all of the columns are there.
+    STORED is g's type in memory. EVEN says that all of the columns are there, in every part.
 
     Returns:
         g as it is stored, 0 past the last column; each row's mean of it and sum of squared deviations from that; how
@@ -46,15 +46,18 @@ def forward_epilogue(
     b_h = h.to(STORED)
     if p_h is not None:
         tl.store(p_h + first_m * W + o, b_h, mask=m_mn)
-    b_bias = tl.load(p_bias + o_n, mask=m_n, other=0.0)
+    b_bias = tl.load(p_bias + o_n) if EVEN else tl.load(p_bias + o_n, mask=m_n, other=0.0)
     b_stored = gelu(b_h.to(b_bias.dtype) + b_bias[None, :]).to(STORED)
     if p_g is not None:
         tl.store(p_g + first_m * W + o, b_stored, mask=m_mn)
-    b_stored = tl.where(m_n[None, :], b_stored, 0.0)
+    if not EVEN:
+        b_stored = tl.where(m_n[None, :], b_stored, 0.0)
     b_g = b_stored.to(b_bias.dtype)
     count = tl.maximum(tl.minimum(W - first_n, BLOCK_N), 0).to(tl.float32)
     b_mean = tl.sum(b_g, axis=1) / tl.maximum(count, 1.0)
-    b_centered = tl.where(m_n[None, :], b_g - b_mean[:, None], 0.0)
+    b_centered = b_g - b_mean[:, None]
+    if not EVEN:
+        b_centered = tl.where(m_n[None, :], b_centered, 0.0)
     return b_stored, b_mean, tl.sum(b_centered * b_centered, axis=1), count
 
 
@@ -68,10 +71,9 @@ def mlp_in_product_forward_kernel(
     p_mean,  # (column parts, T), parts of JOINED of the epilogue's
     p_square,  # (column parts, T)
     T,
-    D,
-    W,
+    D: tl.constexpr,
+    W: tl.constexpr,
     PRECISION: tl.constexpr,
-    EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -84,12 +86,23 @@ def mlp_in_product_forward_kernel(
     block_m, block_n = block_of(tl.program_id(0), tl.cdiv(T, BLOCK_M), tl.cdiv(W, BLOCK_N), GROUP)
     o_m = block_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     o_n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    b_h = block_product(p_e1, p_w1, o_m, o_n, T, W, D, D, 1, PRECISION, EVEN_K, False, BLOCK_M, BLOCK_N, BLOCK_K)
+    b_h = block_product(p_e1, p_w1, o_m, o_n, T, W, D, D, 1, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
     b_parts = column_parts(b_h, PARTS)
     for k in tl.static_range(PARTS):
         first_n = block_n * BLOCK_N + k * (BLOCK_N // PARTS)
         _, b_part, b_part_square, count = forward_epilogue(
-            b_parts[k], block_m, first_n, p_bias, p_h, p_g, T, W, p_g.dtype.element_ty, False, BLOCK_M, BLOCK_N // PARTS
+            b_parts[k],
+            block_m,
+            first_n,
+            p_bias,
+            p_h,
+            p_g,
+            T,
+            W,
+            p_g.dtype.element_ty,
+            W % BLOCK_N == 0,
+            BLOCK_M,
+            BLOCK_N // PARTS,
         )
         if k % JOINED == 0:
             b_mean, b_square = b_part, b_part_square
@@ -109,7 +122,7 @@ def merge_moments_kernel(
     p_mean,  # (T,)
     p_rstd,  # (T,)
     T,
-    W,
+    W: tl.constexpr,
     BLOCK_N: tl.constexpr,  # columns a part
     BLOCK_R: tl.constexpr,
 ):
@@ -146,14 +159,15 @@ def backward_epilogue(
     p_dh,  # (T, W)
     p_part,  # (row blocks, W) or None
     T,
-    W,
+    W: tl.constexpr,
+    EVEN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """A part dn (BLOCK_M, BLOCK_N) of the product, the columns from first_n on of what the kernel writes, to g, dh and
-    dh's sums."""
+    dh's sums. EVEN says that all of the columns are there, in every part."""
     first_m, o_m, o_n, m_m, m_n, o = block_places(block_m, first_n, T, W, BLOCK_M, BLOCK_N)
-    m_mn = m_m[:, None] & m_n[None, :]
+    m_mn = m_m[:, None] if EVEN else m_m[:, None] & m_n[None, :]
     b_h = tl.load(p_h + first_m * W + o, mask=m_mn, other=0.0)
     b_bias = tl.load(p_bias + o_n, mask=m_n, other=0.0)
     b_mean = tl.load(p_mean + o_m, mask=m_m, other=0.0)
@@ -181,10 +195,9 @@ def mlp_in_product_backward_kernel(
     p_dh,  # (T, W)
     p_part,  # (row blocks, W) or None: sums of dh over a block's rows
     T,
-    D,
-    W,
+    D: tl.constexpr,
+    W: tl.constexpr,
     PRECISION: tl.constexpr,
-    EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -195,7 +208,7 @@ def mlp_in_product_backward_kernel(
     block_m, block_n = block_of(tl.program_id(0), tl.cdiv(T, BLOCK_M), tl.cdiv(W, BLOCK_N), GROUP)
     o_m = block_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     o_n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    b_dn = block_product(p_ds, p_w2, o_m, o_n, T, W, D, 1, W, PRECISION, EVEN_K, True, BLOCK_M, BLOCK_N, BLOCK_K)
+    b_dn = block_product(p_ds, p_w2, o_m, o_n, T, W, D, 1, W, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
     b_parts = column_parts(b_dn, PARTS)
     for k in tl.static_range(PARTS):
         backward_epilogue(
@@ -213,6 +226,7 @@ def mlp_in_product_backward_kernel(
             p_part,
             T,
             W,
+            W % BLOCK_N == 0,
             BLOCK_M,
             BLOCK_N // PARTS,
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 from gcahng.kernels.configs import MLP_OUT_PRODUCT, ROWS, ROWS_BACKWARD
 from gcahng.kernels.functions import norm_gelu, norm_gelu_backward
 from gcahng.kernels.launch import launch_rows, on_device_of, row_block, rows_at
-from gcahng.kernels.product import block_of, block_places, block_product, product_constants
+from gcahng.kernels.product import block_of, block_places, block_product, column_parts, product_constants
 from gcahng.kernels.sums import add_partials, partials, rows_each
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def mlp_out_forward_kernel(
     p_y,  # (T, D) or None
     p_low,  # (T, D) or None
     T,
-    D,
+    D: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -77,7 +77,7 @@ def mlp_out_backward_kernel(
     p_mean_n_dn,  # (T,)
     p_part,  # (P, 4, D) or None: sums over a program's rows, of dgamma, dbeta, ds, and ds rstd mean
     T,
-    D,
+    D: tl.constexpr,
     rows,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -89,10 +89,10 @@ def mlp_out_backward_kernel(
     b_gamma = tl.load(p_gamma + o_d, mask=m_d, other=0.0)
     b_w = tl.load(p_w + o_d, mask=m_d, other=0.0)
     b_d = tl.load(p_d + o_d, mask=m_d, other=0.0)
-    b_dgamma = tl.zeros((BLOCK_R, BLOCK_D), dtype=b_gamma.dtype)
-    b_dbeta = tl.zeros((BLOCK_R, BLOCK_D), dtype=b_gamma.dtype)
-    b_total = tl.zeros((BLOCK_R, BLOCK_D), dtype=b_gamma.dtype)
-    b_means = tl.zeros((BLOCK_R, BLOCK_D), dtype=b_gamma.dtype)
+    b_dgamma = tl.zeros((BLOCK_D,), dtype=b_gamma.dtype)
+    b_dbeta = tl.zeros((BLOCK_D,), dtype=b_gamma.dtype)
+    b_total = tl.zeros((BLOCK_D,), dtype=b_gamma.dtype)
+    b_means = tl.zeros((BLOCK_D,), dtype=b_gamma.dtype)
     for first in range(0, rows, BLOCK_R):
         o_r, m_r, o, m_rd = rows_at(first_row + first, o_d, T, D, BLOCK_R)
         b_s = tl.load(p_s + o, mask=m_rd, other=0.0)
@@ -110,16 +110,16 @@ def mlp_out_backward_kernel(
         tl.store(p_mean_dn + o_r, tl.sum(b_ds * b_w[None, :], axis=1) / (4 * D), mask=m_r)
         tl.store(p_mean_n_dn + o_r, tl.sum(b_ds * (b_s - b_e1 - b_d[None, :]), axis=1) / (4 * D), mask=m_r)
         # rows past the last have dy = 0, and so ds = 0
-        b_dgamma += b_dy * b_normalized
-        b_dbeta += b_dy
-        b_total += b_ds
-        b_means += b_scaled * b_mean[:, None]
+        b_dgamma += tl.sum(b_dy * b_normalized, axis=0)
+        b_dbeta += tl.sum(b_dy, axis=0)
+        b_total += tl.sum(b_ds, axis=0)
+        b_means += tl.sum(b_scaled * b_mean[:, None], axis=0)
     if p_part is not None:
         p_part += tl.program_id(0).to(tl.int64) * 4 * D + o_d
-        tl.store(p_part, tl.sum(b_dgamma, axis=0), mask=m_d)
-        tl.store(p_part + D, tl.sum(b_dbeta, axis=0), mask=m_d)
-        tl.store(p_part + 2 * D, tl.sum(b_total, axis=0), mask=m_d)
-        tl.store(p_part + 3 * D, tl.sum(b_means, axis=0), mask=m_d)
+        tl.store(p_part, b_dgamma, mask=m_d)
+        tl.store(p_part + D, b_dbeta, mask=m_d)
+        tl.store(p_part + 2 * D, b_total, mask=m_d)
+        tl.store(p_part + 3 * D, b_means, mask=m_d)
 
 
 def forward(inputs: MlpOutInputs, outputs: MlpOutOutputs) -> None:
@@ -194,28 +194,33 @@ def mlp_out_product_forward_kernel(
     p_d,  # (D,)
     p_s,  # (T, D)
     T,
-    W,
-    D,
+    W: tl.constexpr,
+    D: tl.constexpr,
     PRECISION: tl.constexpr,
-    EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
-    """One program: a block of s = (g W2'ᵀ - mean w) rstd + d + e1. Not its norm, even where a block holds whole rows:
-    that takes more registers than there are."""
+    """One program: a block of s = (g W2'ᵀ - mean w) rstd + d + e1, part by part. Not its norm, even where a block holds
+    whole rows: that takes more registers than there are."""
     block_m, block_n = block_of(tl.program_id(0), tl.cdiv(T, BLOCK_M), tl.cdiv(D, BLOCK_N), GROUP)
-    first_m, o_m, o_n, m_m, m_n, o = block_places(block_m, block_n * BLOCK_N, T, D, BLOCK_M, BLOCK_N)
-    b_s = block_product(p_g, p_w2, o_m, o_n, T, D, W, W, 1, PRECISION, EVEN_K, False, BLOCK_M, BLOCK_N, BLOCK_K)
-    m_mn = m_m[:, None] & m_n[None, :]
-    b_w = tl.load(p_w + o_n, mask=m_n, other=0.0)
-    b_d = tl.load(p_d + o_n, mask=m_n, other=0.0)
-    b_mean = tl.load(p_mean + o_m, mask=m_m, other=0.0)
-    b_rstd = tl.load(p_rstd + o_m, mask=m_m, other=0.0)
-    b_e1 = tl.load(p_e1 + first_m * D + o, mask=m_mn, other=0.0)
-    b_s = (b_s - b_mean[:, None] * b_w[None, :]) * b_rstd[:, None] + b_d[None, :] + b_e1
-    tl.store(p_s + first_m * D + o, b_s, mask=m_mn)
+    o_m = block_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    o_n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    b_product = block_product(p_g, p_w2, o_m, o_n, T, D, W, W, 1, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
+    b_mean = tl.load(p_mean + o_m, mask=o_m < T, other=0.0)
+    b_rstd = tl.load(p_rstd + o_m, mask=o_m < T, other=0.0)
+    b_parts = column_parts(b_product, PARTS)
+    for k in tl.static_range(PARTS):
+        first_n = block_n * BLOCK_N + k * (BLOCK_N // PARTS)
+        first_m, _, o_n, m_m, m_n, o = block_places(block_m, first_n, T, D, BLOCK_M, BLOCK_N // PARTS)
+        m_mn = m_m[:, None] & m_n[None, :]
+        b_w = tl.load(p_w + o_n, mask=m_n, other=0.0)
+        b_d = tl.load(p_d + o_n, mask=m_n, other=0.0)
+        b_e1 = tl.load(p_e1 + first_m * D + o, mask=m_mn, other=0.0)
+        b_s = (b_parts[k] - b_mean[:, None] * b_w[None, :]) * b_rstd[:, None] + b_d[None, :] + b_e1
+        tl.store(p_s + first_m * D + o, b_s, mask=m_mn)
 
 
 def product_forward(g: Tensor, w2: Tensor, e1: Tensor, moments: RowMoments, fold: Fold, s: Tensor) -> None:
@@ -236,5 +241,5 @@ def product_forward(g: Tensor, w2: Tensor, e1: Tensor, moments: RowMoments, fold
     blocks = triton.cdiv(rows, config.block_m) * triton.cdiv(dim, config.block_n)
     with on_device_of(e1):
         mlp_out_product_forward_kernel[(blocks,)](
-            g, w2, e1, *moments, *fold, s, rows, width, dim, **product_constants(config, width)
+            g, w2, e1, *moments, *fold, s, rows, width, dim, PARTS=config.parts, **product_constants(config, width)
         )

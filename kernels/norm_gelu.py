@@ -24,7 +24,7 @@ def norm_gelu_kernel(
     p_y,  # (T, D) or None
     p_low,  # (T, D) or None
     T,
-    D,
+    D: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):

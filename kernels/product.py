@@ -20,13 +20,12 @@ def product_constants(config: Product, inner: int) -> dict[str, Any]:
     """The constants of a kernel with a product over `inner` values, its warps and its stages."""
     return {
         "PRECISION": dot_precision(),
-        "EVEN_K": inner % config.block_k == 0,
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,
         "GROUP": config.group,
         "num_warps": config.num_warps,
-        "num_stages": config.num_stages,
+        "num_stages": min(config.num_stages, triton.cdiv(inner, config.block_k)),
     }
 
 
@@ -47,22 +46,24 @@ def block_product(
     o_m,
     o_n,
     M,
-    N,
-    K,
-    stride_n,
-    stride_k,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    stride_n: tl.constexpr,
+    stride_k: tl.constexpr,
     PRECISION: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    ALONG_N: tl.constexpr,  # whether b's rows, rather than its columns, lie together in memory
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Rows o_m and columns o_n of a b, in fp32. Those past the last repeat it where that spares a mask."""
+    """Rows o_m and columns o_n of a b, in fp32, where one of b's strides is 1. Rows and columns past the last have no
+    meaning: they repeat it where that spares a mask."""
+    EVEN_K: tl.constexpr = K % BLOCK_K == 0
+    EVEN_N: tl.constexpr = N % BLOCK_N == 0
+    ALONG_N: tl.constexpr = stride_n == 1  # b's rows, rather than its columns, lie together in memory
     o_k = tl.arange(0, BLOCK_K)
     m_n = o_n < N
     o_m = tl.minimum(o_m, M - 1)
-    if not ALONG_N:
+    if not (EVEN_N or ALONG_N):
         o_n = tl.minimum(o_n, N - 1)
     p_a += o_m[:, None] * K + o_k[None, :]
     p_b += o_k[:, None].to(tl.int64) * stride_k + o_n[None, :].to(tl.int64) * stride_n
@@ -70,11 +71,11 @@ def block_product(
     for first in range(0, K, BLOCK_K):
         if EVEN_K:
             b_a = tl.load(p_a)
-            b_b = tl.load(p_b, mask=m_n[None, :], other=0.0) if ALONG_N else tl.load(p_b)
+            b_b = tl.load(p_b, mask=m_n[None, :], other=0.0) if ALONG_N and not EVEN_N else tl.load(p_b)
         else:
             m_k = o_k < K - first
             b_a = tl.load(p_a, mask=m_k[None, :], other=0.0)
-            m_b = m_k[:, None] & m_n[None, :] if ALONG_N else m_k[:, None]
+            m_b = m_k[:, None] & m_n[None, :] if ALONG_N and not EVEN_N else m_k[:, None]
             b_b = tl.load(p_b, mask=m_b, other=0.0)
         b_sum = tl.dot(b_a, b_b, b_sum, input_precision=PRECISION)
         p_a += BLOCK_K

@@ -24,7 +24,7 @@ def similarity_kernel(
     p_dn,  # (N, D)
     p_scale,  # (1,)
     N,
-    D,
+    D: tl.constexpr,
     COMPUTE: tl.constexpr,
     GRADIENT: tl.constexpr,
     BLOCK_R: tl.constexpr,

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gcahng.kernels.configs import ENDS, NODE_PARTS, RowWise
+from gcahng.kernels.configs import ENDS, NODE_PARTS, Ends, RowWise
 from gcahng.kernels.launch import compute_type, on_device_of, row_block
 
 if TYPE_CHECKING:
@@ -56,11 +56,10 @@ def _block_columns(tile: TileNumbers, most: int) -> int:
     return min(most, triton.next_power_of_2(tile.O * tile.K))
 
 
-def channel_places(tile: TileNumbers, channels: int) -> Places:
+def channel_places(tile: TileNumbers, channels: int, config: Ends = ENDS) -> Places:
     """For kernels whose channels have nothing to do with each other: a program takes a block of them."""
-    return Places(
-        tile, channels, _block_columns(tile, ENDS.block_columns), ENDS.block_views, ENDS.block_channels, ENDS.num_warps
-    )
+    columns = _block_columns(tile, config.block_columns)
+    return Places(tile, channels, columns, config.block_views, config.block_channels, config.num_warps)
 
 
 def row_places(tile: TileNumbers, channels: int, config: RowWise, views: int = 1, least: int = 1) -> Places:
@@ -118,6 +117,12 @@ def place_of(K, O, D, first_d, BLOCK_C: tl.constexpr, BLOCK_V: tl.constexpr, BLO
 
 
 @triton.jit
+def wrapped(o, nodes):
+    """Nodes at places o of a wrapped tensor, which has fewer than twice as many places as there are nodes."""
+    return tl.where(o >= nodes, o - nodes, o)
+
+
+@triton.jit
 def row_part(a, i, block, K, O, BLOCK_C: tl.constexpr):
     """The place in NodeParts.rows of what a program adds to view i of its anchor class."""
     return (a * K + i) * tl.cdiv(O * K, BLOCK_C) + block
@@ -159,7 +164,7 @@ def add_nodes_kernel(
     skip,
     R,
     S,
-    W,
+    W: tl.constexpr,
     COMPUTE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_W: tl.constexpr,

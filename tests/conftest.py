@@ -24,6 +24,15 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     return 0 if selected else None
 
 
+@pytest.fixture(autouse=True)
+def bfloat16_interpreted(request: pytest.FixtureRequest) -> None:
+    """Where Triton's kernels are interpreted, bf16 is computed as on a GPU."""
+    if request.node.get_closest_marker("simulated") and os.environ.get("TRITON_INTERPRET") == "1":
+        from gcahng.testing.interpreter import interpret_bfloat16
+
+        interpret_bfloat16()
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Runs a test with one thread, or with as many as OMP_NUM_THREADS asks for."""

@@ -15,8 +15,6 @@ import json
 import os
 import pkgutil
 import re
-import subprocess
-import tempfile
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -25,8 +23,8 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from math import prod
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 import triton
@@ -36,7 +34,8 @@ from triton.compiler import ASTSource
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from gcahng.testing.sass import tool
+from gcahng.testing import sass
+from gcahng.testing.sass import MULTIPROCESSORS, RESERVED_SHARED, Reading
 
 DTYPES = {
     "bf16": torch.bfloat16,
@@ -46,9 +45,8 @@ DTYPES = {
     "fp64": torch.float64,
 }
 PRODUCTS_ALONE = ("fp16", "tf32")  # what they change is in products; the rest is as in bf16 and in fp32
-DIMS, ARCHS = (128, 384, 512), (80, 90, 100)
+DIMS, ARCHS = (128, 384, 512), tuple(MULTIPROCESSORS)
 FEW_AND_MANY = (64, 512)  # channels that between them every kernel is for
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 TENSOR_MEMORY_LIMIT = 512  # columns, on sm_100
 
 
@@ -91,19 +89,17 @@ class Launch:
 
 @dataclass(frozen=True)
 class Build:
-    """What a launch's machine code takes: registers a thread; stack and local memory a thread, shared memory a block,
-    in bytes; spills: instructions that access local memory; tensor_memory: columns; narrow: has a product of bf16 or
-    fp16 operands; products: shapes of matrix instructions; atomics: those on floats; width: bits of the widest global
-    access. error: why it does not compile."""
+    """What a launch's machine code takes: reading: its costs (gcahng.testing.sass), of what says most about it; stack
+    and local memory a thread, in bytes; tensor_memory: columns; narrow: has a product of bf16 or fp16 operands;
+    products: shapes of matrix instructions; atomics: those on floats; width: bits of the widest global access. error:
+    why it does not compile; then there is no reading."""
 
     kernel: str
     case: Case
     times: int
-    registers: int = 0
+    reading: Reading | None = None
     stack: int = 0
     local: int = 0
-    shared: int = 0
-    spills: int = 0
     tensor_memory: int = 0
     narrow: bool = False
     products: list[str] = field(default_factory=list)
@@ -111,14 +107,19 @@ class Build:
     width: int = 0
     error: str | None = None
 
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory of a block, without those that the system takes."""
+        return self.reading.shared - RESERVED_SHARED
+
     def failures(self) -> list[str]:
         """What the gate does not let pass."""
-        if self.error:
+        if self.reading is None:
             return [self.error]
-        limit = SHARED_LIMIT[self.case.arch]
+        limit, spills = MULTIPROCESSORS[self.case.arch].block_shared, self.reading.spills
         found = []
-        if self.stack or self.local or self.spills:
-            found.append(f"{self.stack} B of stack, {self.local} B local, {self.spills} accesses to local memory")
+        if self.stack or self.local or spills:
+            found.append(f"{self.stack} B of stack, {self.local} B local, {spills} accesses to local memory")
         if self.shared > limit:
             found.append(f"{self.shared} B of shared memory, of {limit}")
         if self.tensor_memory > TENSOR_MEMORY_LIMIT:
@@ -183,9 +184,11 @@ def recording(case: Case) -> Iterator[dict[str, Launch]]:
 
 def record(case: Case) -> list[Launch]:
     """What a training step launches."""
+    from gcahng.engine.stages import edge_update
     from gcahng.testing.launches import launch_all
 
-    with recording(case) as launches:
+    shared = MULTIPROCESSORS[case.arch].block_shared
+    with recording(case) as launches, patch.object(edge_update, "shared_memory", lambda _: shared):
         launch_all(case.dim, DTYPES[case.dtype])
     found = list(launches.values())
     return [launch for launch in found if _has_product(launch)] if case.dtype in PRODUCTS_ALONE else found
@@ -259,42 +262,33 @@ def build(launch: Launch) -> Build:
     except Exception as error:  # whatever a compiler throws
         lines = [line for line in str(error).splitlines() if line.strip()] or [""]
         return replace(result, error=f"does not compile: {type(error).__name__}: {lines[0]} … {lines[-1]}")
-    usage, code = _disassembled(built.asm["cubin"])
-    numbers = dict(re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", usage))
-    widths = re.findall(r"\b(?:LDG|STG|LDGSTS)\.E[.\w]*?\.(64|128)\b", code)
+    (kernel,) = sass.kernels_of(built.asm["cubin"])
+    threads = built.metadata.num_warps * sass.WARP
+    counted = sass.usually_counted(kernel)
+    names = [instruction.name for instruction in kernel.instructions]
+    widths = [m[1] for m in map(re.compile(r"(?:LDG|STG|LDGSTS)\.E[.\w]*?\.(64|128)\b").match, names) if m]
     return replace(
         result,
-        registers=int(numbers["REG"]),
-        stack=int(numbers["STACK"]),
-        local=int(numbers["LOCAL"]),
-        shared=int(numbers["SHARED"]) + built.metadata.shared,
-        spills=len(re.findall(r"\b(?:LDL|STL)\b", code)),
+        reading=sass.read(kernel, launch.tile / threads, counted, built.metadata.shared, threads),
+        stack=kernel.stack,
+        local=kernel.local,
         tensor_memory=getattr(built.metadata, "tmem_size", None) or 0,
         narrow=re.search(r"tt\.dot .*: tensor<\d+x\d+x(?:bf16|f16)>", built.asm["ttir"]) is not None,
-        products=_matrix_instructions(code),
-        atomics=sorted(set(re.findall(r"\b(?:ATOM|ATOMG|RED|REDG)\.[.\w]*F(?:16|32|64)[.\w]*", code))),
+        products=_matrix_instructions(names),
+        atomics=sorted({name for name in names if re.match(r"(?:ATOM|ATOMG|RED|REDG)\.[.\w]*F(?:16|32|64)", name)}),
         width=max(map(int, widths), default=32),
     )
 
 
-def _disassembled(cubin: bytes) -> tuple[str, str]:
-    """Resource usage and instructions."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(cubin)
-        usage, code = (
-            subprocess.run(
-                [str(tool("cuobjdump")), option, str(path)], capture_output=True, text=True, check=True
-            ).stdout
-            for option in ("-res-usage", "-sass")
-        )
-    return usage, code
-
-
-def _matrix_instructions(code: str) -> list[str]:
-    found = {f"HGMMA {shape}" for shape in re.findall(r"\bHGMMA\.(\d+x\d+x\d+)", code)}
-    found |= {f"{name} {shape}" for name, shape in re.findall(r"\b([HD]MMA)\.(\d+)", code)}
-    found |= set(re.findall(r"\bUTC\w*MMA\b", code))
+def _matrix_instructions(names: Iterable[str]) -> list[str]:
+    found = set()
+    for name in names:
+        if shape := re.match(r"HGMMA\.(\d+x\d+x\d+)", name):
+            found.add(f"HGMMA {shape[1]}")
+        elif shape := re.match(r"([HD]MMA)\.(\d+)", name):
+            found.add(f"{shape[1]} {shape[2]}")
+        elif shape := re.match(r"UTC\w*MMA\b", name):
+            found.add(shape[0])
     return sorted(found)
 
 

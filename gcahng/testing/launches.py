@@ -44,7 +44,7 @@ def launch_all(dim: int, compute: torch.dtype) -> None:
     The steps run in every memory mode, and with every product left to the library, as in fp64. The backward of
     gcahng.ops.channel_mix is launched too, since no step differentiates the mix by embeddings from dN itself.
     """
-    with _launching():
+    with launching():
         for memory in MODES:
             meta_step("triton", dim, compute, memory)
         meta_step("triton", dim, compute, "store", edge_dtype=torch.bfloat16)
@@ -118,7 +118,7 @@ def _on_meta(compute: torch.dtype) -> Iterator[None]:
 
 
 @contextmanager
-def _launching() -> Iterator[None]:
+def launching() -> Iterator[None]:
     """Inside it the Triton ops run their launchers on meta tensors too."""
     library = torch.library.Library(TRITON, "IMPL")
     for name, op in OPS.items():

@@ -89,11 +89,15 @@ def test_env_says_what_auto_takes_and_why() -> None:
 
 
 def test_interpreter_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    interpreter = pytest.importorskip("gcahng.testing.interpreter")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert "TRITON_INTERPRET=1" in (available("triton", "cpu") or "")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert available("triton", "cpu") is None
-    assert "bfloat16" in (available("triton", "cpu", torch.bfloat16) or "")
+    monkeypatch.setattr(interpreter.InterpreterBuilder, interpreter.MARK, False, raising=False)
+    assert "call gcahng.testing.interpreter.interpret_bfloat16() first" in available("triton", "cpu", torch.bfloat16)
+    monkeypatch.setattr(interpreter.InterpreterBuilder, interpreter.MARK, True)
+    assert available("triton", "cpu", torch.bfloat16) is None
 
 
 def test_every_name_has_an_answer_on_cuda_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:

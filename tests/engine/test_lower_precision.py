@@ -37,12 +37,13 @@ TRITON_CASES = [
 
 
 @pytest.mark.simulated
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("case", TRITON_CASES, ids=str)
-def test_triton_step_in_single_precision(case, tiles):
-    """Its own products, in one draw since the interpreter is slow; it computes bf16 wrongly where there is no GPU."""
+def test_triton_step_in_lower_precision(case, autocast, tiles):
+    """Its own products, in one draw since the interpreter is slow."""
     tiles(case)
-    triton = Variant("triton", draws=1)
-    errors = draw_errors(case, {"triton": triton, "plain": Variant("reference")})
+    triton = Variant("triton", autocast=autocast, draws=1)
+    errors = draw_errors(case, {"triton": triton, "plain": Variant("reference", autocast=autocast)})
     assert_errors(case, triton, errors["triton"], errors["plain"])
 
 

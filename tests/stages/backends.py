@@ -45,6 +45,7 @@ TRITON_SETUPS = [
     Setup(5, 2, 150, 40, symmetric=False, p=0.5),
     Setup(3, 8, 33, 200, p=0.1),
     Setup(4, 2, 64, 100),
+    Setup(3, 2, 24, 40),  # parts of a product's columns that are whole, or not there at all
 ]
 
 CUDA_SETUPS: Setups = {
@@ -273,8 +274,7 @@ TRITON = Backend(
     "triton",
     "triton",
     _everywhere(TRITON_SETUPS) | {"updates": TRITON_UPDATES},
-    ("float64", "float32", "float16"),  # the interpreter computes bf16 wrongly
-    torch.float16,
+    ("float64", "float32", "bfloat16", "float16"),
     twice=Setup(3, 2, 19, 20, p=0.3),
     most_views=(TRITON_MOST_VIEWS, "float64"),
 )
@@ -282,7 +282,7 @@ TRITON_BETWEEN_PRODUCTS = replace(  # in fp64 they are so anyway
     TRITON,
     name="triton-between-products",
     setups=_everywhere(TRITON_SETUPS[:2]),
-    precisions_=("float32", "float16"),
+    precisions_=("float32", "bfloat16", "float16"),
     library_products=True,
 )
 EMULATED = Emulated(

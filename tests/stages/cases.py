@@ -37,7 +37,7 @@ PRECISIONS = {
     "float64": Precision(torch.float64, torch.float64),
     "float32": Precision(torch.float32, torch.float32),
     "bfloat16": Precision(torch.float32, torch.bfloat16),
-    "float16": Precision(torch.float32, torch.float16),  # the low precision in Triton's interpreter
+    "float16": Precision(torch.float32, torch.float16),
 }
 
 

@@ -1,4 +1,5 @@
-"""GELU and its derivative, as the C++ stages have them (csrc/common/gelu.h), through mlp_in."""
+"""GELU and its derivative, as the C++ stages (csrc/common/gelu.h) and Triton (kernels/functions.py) have them, through
+mlp_in."""
 
 from __future__ import annotations
 
@@ -68,12 +69,36 @@ def test_gelu_in_float32(span, cpp):
     assert_within((slope - slope_truth(x)).abs().max().item() / eps, 0.5 if tail else 3.0, "GELU'", " units")
 
 
+@pytest.mark.simulated
+@pytest.mark.parametrize("span", RANGES, ids=str)
+def test_gelu_of_triton_in_float32(span, triton):
+    """In the same units. Φ is within ⅛ of a unit (kernels/functions.py); the roundings of its exponent, which is below
+    4 where Φ is above 0.06, add ¼, and that of the result ½. The derivative has xφ(x) beside it, off by as much. On a
+    GPU powers of two are within 2^-22 of themselves, which adds ¼ at most."""
+    x = torch.linspace(*span, POINTS, dtype=torch.float64).float()
+    eps = torch.finfo(torch.float32).eps
+    gelu, slope = gelu_of(triton.ops, x)
+    off = ((gelu - gelu_truth(x)).abs() / (x.double().abs() * eps).clamp_min(1e-30)).max().item()
+    assert_within(off, 1.0, "GELU", " units")
+    assert_within((slope - slope_truth(x)).abs().max().item() / eps, 1.5, "GELU'", " units")
+
+
 @pytest.mark.parametrize("span", RANGES, ids=str)
 def test_gelu_in_float64(span, cpp):
     x = torch.linspace(*span, POINTS, dtype=torch.float64)
     gelu, slope = gelu_of(cpp.ops, x)
     torch.testing.assert_close(gelu, F.gelu(x), rtol=0, atol=4 * torch.finfo(torch.float64).eps * max(map(abs, span)))
     torch.testing.assert_close(slope, slope_truth(x), rtol=0, atol=1e-15)
+
+
+@pytest.mark.simulated
+def test_gelu_of_triton_at_special_values(triton):
+    x = torch.tensor([0.0, -0.0, 1e-38, -1e-38, 40.0, -40.0, 1e30, -1e30, 3e38, -3e38, math.inf, -math.inf, math.nan])
+    gelu, slope = (found.view(-1) for found in slope_of(triton.ops, x.view(-1, 1)))
+    torch.testing.assert_close(gelu[:-3].double(), gelu_truth(x[:-3]), rtol=1e-6, atol=1e-38)
+    torch.testing.assert_close(slope[:-3].double(), slope_truth(x[:-3].clamp(-1e30, 1e30)), rtol=0, atol=1e-7)
+    assert gelu[-3] == math.inf and gelu[-2] == 0 and gelu[-1].isnan()
+    assert slope[-1].isnan()
 
 
 def test_gelu_at_special_values(cpp):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from math import inf
 from typing import NamedTuple
 
 import torch
@@ -160,7 +161,7 @@ class TritonEdgeUpdate(EdgeUpdate):
         from gcahng.kernels import edge_update  # needs triton
 
         self._kernels = edge_update
-        self.small = context.like.is_cuda and _shared_memory(context.like.device) < edge_update.SHARED_MEMORY
+        self.small = shared_memory(context.like.device) < edge_update.SHARED_MEMORY
 
     def forward(
         self, layer: Layer, tile: Tile, e: Edges, saving: Saving, slot: str, sums: Tensor | None = None
@@ -189,6 +190,6 @@ class TritonEdgeUpdate(EdgeUpdate):
 
 
 @cache
-def _shared_memory(device: torch.device) -> int:
-    """Bytes of shared memory that a block may have."""
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+def shared_memory(device: torch.device) -> float:
+    """Bytes of shared memory that a block may have; where there is no GPU, no limit."""
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin if device.type == "cuda" else inf
