@@ -14,7 +14,8 @@ from torch import Tensor
 
 from gcahng.engine import cuda_graph
 from gcahng.engine.free_memory import free_memory
-from gcahng.engine.graph import GraphOptions, GraphPass
+from gcahng.engine.graph import GraphPass
+from gcahng.engine.graph_options import GraphOptions
 from gcahng.engine.masks import EdgeDropout
 from gcahng.engine.operands import GeneratorOutputs, MetricOutputs, PassInputs, Settings
 from gcahng.engine.plan import MODES, StepSize, choose_memory
@@ -56,28 +57,28 @@ def prepare(inputs: PassInputs, s: Settings, workspace: Workspace, record: bool,
         record: whether a backward will follow.
         update: whether the running statistics follow those of the batch.
     """
-    z, compute = inputs.z.detach(), DTYPES[s.compute]
+    z, compute, edge_dtype = inputs.z, DTYPES[s.compute], DTYPES[s.edge_dtype]
     # Triton's kernels take weights by their shape alone.
-    named = dict(zip(parameter_names(s.layers), (p.detach().contiguous() for p in inputs.parameters), strict=True))
+    named = dict(zip(parameter_names(s.layers), (p.contiguous() for p in inputs.parameters), strict=True))
     memory = edge_memory(z, named["class_head.weight"].shape[0], s)
     rows = default_tile_rows(z.shape[1], compute, memory, z.device.type)
     sizes = (z.shape[0] // s.views, s.views)
     schedule = make_schedule(*sizes, symmetric=s.symmetric, tile_rows=rows, ranks=ranks_of(s.ranks))
     dropout = EdgeDropout(s.p, s.seed, inputs.draw) if s.training and s.p > 0 else None
     ops = ops_of(s.implementation)
-    stages = make_stages(StageContext(schedule, z.shape[1], compute, z, dropout, s.layers, workspace, ops))
+    stages = make_stages(StageContext(schedule, z.shape[1], compute, z, dropout, s.layers, workspace, ops, edge_dtype))
     # The operator is functional: running statistics are copied here and copied back by its caller.
-    copies = [b.clone() for b in inputs.buffers]
-    options = GraphOptions(s.heads, compute, s.training, update, s.momentum, s.eps, memory, DTYPES[s.edge_dtype])
+    copies = list(torch._foreach_mul(inputs.buffers, 1))
+    options = GraphOptions(s.heads, compute, s.training, update, s.momentum, s.eps, memory, edge_dtype)
     graph = GraphPass(named, copies, z, stages, options, record)
-    mixing = mixing_of(schedule, z, inputs.u, inputs.pull)
+    mixing = mixing_of(stages.context, z, inputs.u, inputs.pull)
     return Prepared(graph, mixing, [*copies[:3], *copies[4:7]])
 
 
 def graph_pass(inputs: PassInputs, s: Settings) -> GraphPass:
     """Prepares the graph network for a batch, without gradients and without changing any state."""
     workspace = workspace_for(inputs.z.device)
-    with torch.autocast(inputs.z.device.type, enabled=False):
+    with torch.autocast(inputs.z.device.type, enabled=False), torch.no_grad():
         return prepare(inputs, s, workspace, record=False, update=False).graph
 
 
@@ -143,7 +144,7 @@ def replayable(run: Run) -> Callable[[PassInputs, Settings, Any], list[Tensor]]:
 
     @wraps(run)
     def run_or_replay(inputs: PassInputs, s: Settings, task: Any) -> list[Tensor]:
-        with torch.autocast(inputs.z.device.type, enabled=False):
+        with torch.autocast(inputs.z.device.type, enabled=False), torch.no_grad():
             if s.graphs and not cuda_graph.capturing():
                 return _replay(run, inputs, s, task)
             return run(inputs, s, task, workspace_for(inputs.z.device)).flat()
