@@ -115,10 +115,10 @@ def edge_memory(z: Tensor, num_classes: int, s: Settings) -> str:
     dtypes = (DTYPES[s.compute], z.dtype, DTYPES[s.edge_dtype])
     size = StepSize(*sizes, *dtypes, s.symmetric, s.implementation, z.device.type, count)
     if ranks is None:
-        return choose_memory(size, free_memory(z.device))
+        return choose_memory(size, _free_for(z, s))
 
     def own_mode() -> int:
-        free = free_memory(z.device)
+        free = _free_for(z, s)
         if free is not None and z.device.type == "cpu":
             free //= count  # they may all be on this machine
         return MODES.index(choose_memory(size, free))
@@ -126,7 +126,26 @@ def edge_memory(z: Tensor, num_classes: int, s: Settings) -> str:
     return MODES[ranks.agree(size, own_mode, z.device)]
 
 
+def _free_for(z: Tensor, s: Settings) -> int | None:
+    """Bytes that a step may take; None where they are not known.
+
+    Other passes cannot have what captured graphs keep for themselves. A step that has been captured already has what
+    its graphs hold.
+    """
+    free = free_memory(z.device)
+    if free is None or z.device.type != "cuda":
+        return free
+    own = cuda_graph.cache(s.graphs).held_for(_kind(z, s)) if s.graphs else 0
+    return free - cuda_graph.idle_memory(z.device) + own
+
+
 # -- CUDA graphs
+
+
+def _kind(z: Tensor, s: Settings) -> tuple[Any, ...]:
+    """The kind of batch of embeddings z (n, D) under settings whose edge_memory is as it was asked for."""
+    return tuple(z.shape), z.dtype, s
+
 
 Outputs = MetricOutputs | GeneratorOutputs
 Run = Callable[[PassInputs, Settings, Any, Workspace], Outputs]
@@ -154,6 +173,7 @@ def replayable(run: Run) -> Callable[[PassInputs, Settings, Any], list[Tensor]]:
 
 def _replay(run: Run, inputs: PassInputs, s: Settings, task: Any) -> list[Tensor]:
     """Runs a pass as a CUDA graph; see `replayable`."""
+    kind = _kind(inputs.z, s)
     s = s._replace(edge_memory=edge_memory(inputs.z, inputs.parameters[-1].shape[0], s))
     *moving, parameters, buffers = inputs  # each step has other embeddings, but the same weights
     leaves = flatten(type(task), task)
@@ -169,4 +189,4 @@ def _replay(run: Run, inputs: PassInputs, s: Settings, task: Any) -> list[Tensor
     # Settings of torch that decide which kernels a pass launches.
     switches = (torch.backends.cuda.matmul.fp32_precision, torch.are_deterministic_algorithms_enabled())
     settings = (s, run.__name__, *plain, *switches)
-    return cuda_graph.cache(s.graphs)(captured, [*moving, *tensors], [*parameters, *buffers], settings)
+    return cuda_graph.cache(s.graphs)(captured, [*moving, *tensors], [*parameters, *buffers], settings, kind)
