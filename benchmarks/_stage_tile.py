@@ -18,7 +18,8 @@ from gcahng.engine.stages.diversity import DiversitySums
 from gcahng.engine.stages.edge_update import EdgeRecord
 from gcahng.engine.stages.gate import Layer, LayerSums, Tokens, TokenSums
 from gcahng.engine.stages.head import HeadGradients, HeadWeights
-from gcahng.engine.stages.mix import MixUpstream, mix_index, mixing_of, mixing_weights
+from gcahng.engine.stages.mix import MixUpstream, mixing_of, mixing_weights
+from gcahng.engine.stages.mix_index import mix_index
 from gcahng.engine.stages.similarity import SimilarityInputs
 from gcahng.engine.weights import EdgeGradients, EdgeWeights, ToNodeSums, ToNodeWeights
 from gcahng.engine.workspace import Workspace
@@ -106,7 +107,7 @@ class Tile:
         dropout = EdgeDropout(0.1, 1, draw)
         self.stages = make_stages(StageContext(self.schedule, dim, size.compute, self.like, dropout, 1, *fused))
         pull, u = torch.full_like(self.like, 0.3125), self.like.new_zeros(views, views - 1)
-        self.mixing = mixing_of(self.schedule, z, u, pull)._replace(kappa=kappa)
+        self.mixing = mixing_of(self.stages.context, z, u, pull)._replace(kappa=kappa)
         self.layer = Layer(0, self.w, self.w, self.tokens)
 
     def flops(self, stage: str) -> int:
@@ -167,10 +168,10 @@ class Tile:
     def prepare(self, stage: str) -> Callable[[], list[Tensor]]:
         """The call of a stage; what comes before it is done here, and sums start from zero."""
         dim, like, update = self.size.dim, self.like, self.stages.edge_update
-        self.sums = LayerSums(EdgeGradients(dim, like), TokenSums(self.schedule, dim, like))
+        self.sums = LayerSums(EdgeGradients(dim, like), TokenSums(self.stages.context))
         self.edge_sum, self.dx = self._sum(dim), self._sum(dim)
         self.z_sum, self.positive_sum = self._sum(dim), self._sum(1)
-        self.diversity, self.moments = DiversitySums(self.schedule, dim, like), self.stages.head.moments()
+        self.diversity, self.moments = DiversitySums(self.stages.context), self.stages.head.moments()
         self.head_gradients = HeadGradients(dim, like)
         self.to_node_sums = ToNodeSums(like.new_zeros(dim, dim), like.new_zeros(dim))
         if stage == "gate_backward":
@@ -246,7 +247,9 @@ class Tile:
         return [self.stages.mix.negatives(self.mixing, self.tile, self.theta)]
 
     def _mix_logits(self) -> list[Tensor]:
-        return list(self.stages.mix.logits(self.mixing, self.tile, self.theta))
+        logits, squares = self.theta.new_empty(2, len(self.dlogits))
+        self.stages.mix.logits(self.mixing, self.tile, self.theta, logits, squares)
+        return [logits, squares]
 
     def _mix_backward_theta(self) -> list[Tensor]:
         return [self.stages.mix.backward_theta(self.mixing, self.tile, self.dn)]
@@ -260,13 +263,17 @@ class Tile:
         weight, bias = self.classifier
         logits = self.stages.cross_entropy.logits(self.dn.to(self.size.compute), weight)
         inputs = CrossEntropyInputs(logits, bias, self.labels, 0.25)
-        return list(self.stages.cross_entropy.forward(inputs, True))
+        loss = bias.new_empty(len(self.labels))
+        d = self.stages.cross_entropy.forward(inputs, loss, True)
+        return [loss, d]
 
     def _similarity(self) -> list[Tensor]:
         dn = self.dn.clone() if self.fresh else self.dn
         counted = self.index.anchor != self.index.negative
         inputs = SimilarityInputs(self.nodes, self.index.node, self.other, counted, 0.25)
-        return [self.stages.similarity.forward(inputs, dn), dn]
+        loss = dn.new_empty(len(dn))
+        self.stages.similarity.forward(inputs, loss, dn)
+        return [loss, dn]
 
     def _diversity(self) -> list[Tensor]:
         self.stages.diversity.forward(self.tile, self.theta, self.diversity)  # plain torch overwrites θ

@@ -36,7 +36,8 @@ ISSUE = CLOCK * MULTIPROCESSORS * SCHEDULERS * SHARE  # instructions of a warp/s
 LAUNCH = 3e-6  # s
 WARP = 32
 BATCHES = (255, 1023, 4095)
-NODE_LAUNCHES = {"pass": 80, "layer": 132}  # node side, forward and backward
+# Of the node side, forward and backward: a pass, and each of its layers.
+NODE_LAUNCHES = {"bf16": (79, 97), "fp32": (76, 86)}
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 LAYERS = (1, 2)
 ENDS = {"cuda": 2, "triton": 1}  # how often sums at both ends of edges read their vectors
@@ -144,26 +145,24 @@ def _losses(step: Step) -> Iterator[Kernel]:
     logits = CLASSES / DIM  # channels of an edge → classes of a negative
     chunks = -(-int(mixes * step.schedule.tile_rows) * CLASSES // LOGITS_AT_ONCE)
     cast = A + c if c < A else 0
-    stored = step.layers  # θ or dy once, and each gradient of edges that the next sweep reads
-    yield Kernel("θ and edges' gradients, stored", 2 * stored, 0, 2 * e)
-    yield Kernel("mix: J_syn's logits", 1, 0, e, 20)
-    yield Kernel("mix: backward to z", 1, 0, ENDS[step.rows] * e, 24)
+    yield Kernel("mix: J_syn's logits", 1, 0, e)
+    yield Kernel("mix: backward to z", 1, 0, ENDS[step.rows] * e, 4)
     yield Kernel("mix: negatives", 1, 0, e + mixes * A)
-    moved = mixes * (cast + 3 * c + A + 2 * logits * c)
-    yield Kernel("J_soft: products", 1, 2 * mixes * logits, moved, 4 * chunks)
-    yield Kernel("J_soft, J_sim", 1, 0, mixes * (2 * logits * c + 3 * A), 17 + 3 * chunks)
+    moved = mixes * (cast + c + A + 2 * logits * c)
+    yield Kernel("J_soft: products", 1, 2 * mixes * logits, moved, (3 if cast else 2) * chunks)
+    yield Kernel("J_soft, J_sim", 1, 0, mixes * (2 * logits * c + 3 * A), 1 + chunks)
     yield Kernel("mix: backward to θ", 1, 0, mixes * A + e)
     yield Kernel("J_div: sums", 1, 0, ENDS[step.rows] * e, 2)
     yield Kernel("J_div: gradient", 1, 0, 3 * e)
     yield Kernel("head: backward, row-wise", 1, 0, 2 * e + c + (c + 2 * e), 4)
-    yield Kernel("head: backward, products", 1, 2, 4 * c, 3)
+    yield Kernel("head: backward, products", 1, 2, 4 * c, 2)
     yield Kernel("head: BatchNorm backward", 1, 0, 3 * e)
 
 
 def _backward(step: Step) -> Iterator[Kernel]:
     top, (c, e, low) = step.layers, _bytes(step)
     sweeps = top + top - 1
-    add, adds = (2 * c + 2 * e, 2) if low else (2 * e, 1)  # a product's result added to the edges' gradient
+    add = 2 * e  # a product adds its result to the edges' gradient
     yield Kernel("mlp_out: backward", sweeps, 0, 4 * e + low + c, 2)
     if step.memory == "store":
         yield Kernel("mlp_in: product again", sweeps, 4, 5 * c)
@@ -172,13 +171,13 @@ def _backward(step: Step) -> Iterator[Kernel]:
     else:
         yield Kernel("mlp_in: backward product", sweeps, 4, 5 * c)
         yield Kernel("mlp_in: backward, row-wise", sweeps, 0, 16 * c, 2)
-    yield Kernel("edge MLP: weights' gradients", sweeps, 8, 10 * c, 2 if c == A else 4)
-    yield Kernel("edge MLP: edges' gradient", sweeps, 4, 4 * c + add, adds)
+    yield Kernel("edge MLP: weights' gradients", sweeps, 8, 10 * c, 2)
+    yield Kernel("edge MLP: edges' gradient", sweeps, 4, 4 * c + add)
     yield Kernel("gate: backward", sweeps, 0, 3 * e if ENDS[step.rows] == 1 else 8 * e, 6)
     yield Kernel("edge_to_node: product again", 2 * top, 1, 2 * c)
     yield Kernel("edge_to_node: backward, row-wise", 2 * top, 0, 2 * c, 2)
-    yield Kernel("edge_to_node: weights' gradient", 2 * top, 1, 2 * c, 1 if c == A else 2)
-    yield Kernel("edge_to_node: edges' gradient", 2 * top - 1, 1, c + add, adds)
+    yield Kernel("edge_to_node: weights' gradient", 2 * top, 1, 2 * c)
+    yield Kernel("edge_to_node: edges' gradient", 2 * top - 1, 1, c + add)
     yield Kernel("edge_start: backward", 1, 0, ENDS[step.rows] * e, 2)
 
 
@@ -201,7 +200,8 @@ def cost(step: Step, kernel: Kernel) -> Cost:
 def nodes(step: Step) -> Cost:
     """The cost of the node side, with its arithmetic at the full rate."""
     flops = 2 * work(step.size, step.memory).nodes
-    launches = 2 * (NODE_LAUNCHES["pass"] + step.layers * NODE_LAUNCHES["layer"])
+    of_pass, of_layer = NODE_LAUNCHES[step.dtype]
+    launches = 2 * (of_pass + step.layers * of_layer)
     seconds = flops / RATE[step.dtype]
     return Cost(flops, 0, seconds, launches, 0, seconds)
 

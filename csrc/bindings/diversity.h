@@ -11,16 +11,17 @@ template <class Device>
 void diversity_fwd(const Ints& tile_, const Tensor& theta, const Tensor& sum, const Tensor& square) {
   const Call call("gcahng::diversity_fwd_", theta, Device::kLimits);
   const Tile tile = call.tile(tile_);
-  const DType dtype = call.accumulating(theta, "theta");
+  const DType dtype = call.accumulating(sum, "sum"), edge_type = call.edges(theta, dtype, "theta");
   const int64_t D = width_of(theta);
   Device::run(
       DiversityForward{
           .dtype = dtype,
           .tile = tile,
-          .theta = call.data(theta, tile.rows() * D, dtype, "theta"),
+          .theta = call.data(theta, tile.rows() * D, edge_type, "theta"),
           .sum = call.nodes(sum, tile, D, dtype, "sum"),
           .square = call.nodes(square, tile, D, dtype, "square"),
           .D = D,
+          .edge_type = edge_type,
       },
       call);
 }
@@ -30,17 +31,18 @@ void diversity_bwd(const Ints& tile_, const Tensor& theta, const Tensor& mean, c
                    const Tensor& dtheta) {
   const Call call("gcahng::diversity_bwd_", theta, Device::kLimits);
   const Tile tile = call.tile(tile_);
-  const DType dtype = call.accumulating(theta, "theta");
+  const DType dtype = call.accumulating(mean, "mean"), edge_type = call.edges(theta, dtype, "theta");
   const int64_t D = width_of(theta), T = tile.rows();
   Device::run(
       DiversityBackward{
           .dtype = dtype,
           .tile = tile,
-          .theta = call.data(theta, T * D, dtype, "theta"),
+          .theta = call.data(theta, T * D, edge_type, "theta"),
           .mean = call.nodes(mean, tile, D, dtype, "mean"),
           .scale = call.data(scale, 1, dtype, "scale"),
-          .dtheta = call.data(dtheta, T * D, dtype, "dtheta"),
+          .dtheta = call.data(dtheta, T * D, edge_type, "dtheta"),
           .D = D,
+          .edge_type = edge_type,
       },
       call);
 }

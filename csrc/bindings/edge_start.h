@@ -29,16 +29,17 @@ template <class Device>
 void edge_start_bwd(const Ints& tile_, const Tensor& x, const Tensor& de, const Tensor& dx) {
   const Call call("gcahng::edge_start_bwd_", de, Device::kLimits);
   const Tile tile = call.tile(tile_);
-  const DType dtype = call.accumulating(de, "de");
+  const DType dtype = call.accumulating(x, "x"), edge_type = call.edges(de, dtype, "de");
   const int64_t D = width_of(de);
   Device::run(
       EdgeStartBackward{
           .dtype = dtype,
           .tile = tile,
           .x = call.nodes(x, tile, D, dtype, "x"),
-          .de = call.data(de, tile.rows() * D, dtype, "de"),
+          .de = call.data(de, tile.rows() * D, edge_type, "de"),
           .dx = call.nodes(dx, tile, D, dtype, "dx"),
           .D = D,
+          .edge_type = edge_type,
       },
       call);
 }

@@ -26,7 +26,10 @@ void gate_fwd(const Ints& tile_, const Ints& dropout, double scale, const Tensor
               const Tensor& e1, const Maybe& low, const Tensor& weight_i, const Tensor& weight_j) {
   const Call call("gcahng::gate_fwd_", e, Device::kLimits);
   const Tile tile = call.tile(tile_);
-  const DType dtype = call.accumulating(e, "e"), low_type = call.product(low, dtype, "low");
+  const DType dtype = call.accumulating(gamma, "gamma"), edge_type = call.edges(e, dtype, "e");
+  // Narrow edges have no copy beside them: e1 itself is written in the products' type.
+  const bool narrow = edge_type != dtype;
+  const DType low_type = narrow ? edge_type : call.product(low, dtype, "low");
   const int64_t D = call.channels(e, "e"), T = tile.rows();
   Device::run(
       GateForward{
@@ -37,12 +40,13 @@ void gate_fwd(const Ints& tile_, const Ints& dropout, double scale, const Tensor
           .tokens = {call.nodes(u, tile, D, dtype, "u"), call.nodes(c, tile, 1, dtype, "c"),
                      call.nodes(v, tile, D, dtype, "v")},
           .norm = {call.data(gamma, D, dtype, "gamma"), call.data(beta, D, dtype, "beta")},
-          .e = call.data(e, T * D, dtype, "e"),
-          .e1 = call.data(e1, T * D, dtype, "e1"),
-          .low = call.data(low, T * D, low_type, "low"),
+          .e = call.data(e, T * D, edge_type, "e"),
+          .e1 = narrow ? nullptr : call.data(e1, T * D, dtype, "e1"),
+          .low = narrow ? call.data(e1, T * D, edge_type, "e1") : call.data(low, T * D, low_type, "low"),
           .weight_i = call.data(weight_i, T, dtype, "weight_i"),
           .weight_j = call.data(weight_j, T, dtype, "weight_j"),
           .D = D,
+          .edge_type = edge_type,
       },
       call);
 }
@@ -54,7 +58,7 @@ void gate_bwd(const Ints& tile_, const Ints& dropout, double scale, const Tensor
               const Maybe& dc, const Maybe& dv, const Maybe& dgamma, const Maybe& dbeta) {
   const Call call("gcahng::gate_bwd_", e, Device::kLimits);
   const Tile tile = call.tile(tile_);
-  const DType dtype = call.accumulating(e, "e");
+  const DType dtype = call.accumulating(gamma, "gamma"), edge_type = call.edges(e, dtype, "e");
   const int64_t D = call.channels(e, "e"), T = tile.rows();
   const int given = du.has_value() + dc.has_value() + dv.has_value() + dgamma.has_value() + dbeta.has_value();
   STD_TORCH_CHECK(given == 0 || given == 5, call.op, ": ", given,
@@ -67,15 +71,16 @@ void gate_bwd(const Ints& tile_, const Ints& dropout, double scale, const Tensor
           .tokens = {call.nodes(u, tile, D, dtype, "u"), call.nodes(c, tile, 1, dtype, "c"),
                      call.nodes(v, tile, D, dtype, "v")},
           .norm = {call.data(gamma, D, dtype, "gamma"), call.data(beta, D, dtype, "beta")},
-          .e = call.data(e, T * D, dtype, "e"),
-          .de1 = call.data(de1, T * D, dtype, "de1"),
+          .e = call.data(e, T * D, edge_type, "e"),
+          .de1 = call.data(de1, T * D, edge_type, "de1"),
           .weight_i = call.data(weight_i, T, dtype, "weight_i"),
           .weight_j = call.data(weight_j, T, dtype, "weight_j"),
-          .de = call.data(de, T * D, dtype, "de"),
+          .de = call.data(de, T * D, edge_type, "de"),
           .sums = {call.nodes(du, tile, D, dtype, "du"), call.nodes(dc, tile, 1, dtype, "dc"),
                    call.nodes(dv, tile, D, dtype, "dv"), call.data(dgamma, D, dtype, "dgamma"),
                    call.data(dbeta, D, dtype, "dbeta")},
           .D = D,
+          .edge_type = edge_type,
       },
       call);
 }

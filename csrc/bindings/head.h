@@ -14,15 +14,16 @@ template <class Device>
 void head_moments(const Ints& tile_, const Tensor& e, const Tensor& sums) {
   const Call call("gcahng::head_moments_", e, Device::kLimits);
   const Tile tile = call.tile(tile_);
-  const DType dtype = call.accumulating(e, "e");
+  const DType dtype = call.accumulating_edges(e, "e"), edge_type = call.edges(e, dtype, "e");
   const int64_t D = width_of(e);
   Device::run(
       HeadMoments{
           .dtype = dtype,
           .tile = tile,
-          .e = call.data(e, tile.rows() * D, dtype, "e"),
+          .e = call.data(e, tile.rows() * D, edge_type, "e"),
           .sums = call.data(sums, 2 * D, DType::f64, "sums"),
           .D = D,
+          .edge_type = edge_type,
       },
       call);
 }
@@ -30,7 +31,8 @@ void head_moments(const Ints& tile_, const Tensor& e, const Tensor& sums) {
 template <class Device>
 void head_fwd(const Tensor& product, const Tensor& bias, const Tensor& theta) {
   const Call call("gcahng::head_fwd_", bias, Device::kLimits);
-  const DType dtype = call.accumulating(bias, "bias"), low_type = call.product(product, dtype, "product");
+  const DType dtype = call.accumulating(bias, "bias"), low_type = call.product(product, dtype, "product"),
+              edge_type = call.edges(theta, dtype, "theta");
   const int64_t D = width_of(product), T = rows_of(product);
   Device::run(
       HeadForward{
@@ -38,9 +40,10 @@ void head_fwd(const Tensor& product, const Tensor& bias, const Tensor& theta) {
           .low_type = low_type,
           .product = call.data(product, T * D, low_type, "product"),
           .bias = call.data(bias, D, dtype, "bias"),
-          .theta = call.data(theta, T * D, dtype, "theta"),
+          .theta = call.data(theta, T * D, edge_type, "theta"),
           .T = T,
           .D = D,
+          .edge_type = edge_type,
       },
       call);
 }
@@ -48,18 +51,20 @@ void head_fwd(const Tensor& product, const Tensor& bias, const Tensor& theta) {
 template <class Device>
 void head_bwd(const Tensor& theta, const Tensor& dtheta, const Tensor& dpre, const Maybe& sum) {
   const Call call("gcahng::head_bwd_", theta, Device::kLimits);
-  const DType dtype = call.accumulating(theta, "theta"), low_type = call.product(dpre, dtype, "dpre");
+  const DType dtype = call.accumulating_edges(theta, "theta"), low_type = call.product(dpre, dtype, "dpre"),
+              edge_type = call.edges(theta, dtype, "theta");
   const int64_t D = width_of(theta), T = rows_of(theta);
   Device::run(
       HeadBackward{
           .dtype = dtype,
           .low_type = low_type,
-          .theta = call.data(theta, T * D, dtype, "theta"),
-          .dtheta = call.data(dtheta, T * D, dtype, "dtheta"),
+          .theta = call.data(theta, T * D, edge_type, "theta"),
+          .dtheta = call.data(dtheta, T * D, edge_type, "dtheta"),
           .dpre = call.data(dpre, T * D, low_type, "dpre"),
           .sum = call.data(sum, D, dtype, "sum"),
           .T = T,
           .D = D,
+          .edge_type = edge_type,
       },
       call);
 }
@@ -67,18 +72,20 @@ void head_bwd(const Tensor& theta, const Tensor& dtheta, const Tensor& dpre, con
 template <class Device>
 void head_sums(const Tensor& dy, const Tensor& e, const Tensor& wide, const Tensor& sums) {
   const Call call("gcahng::head_sums_", e, Device::kLimits);
-  const DType dtype = call.accumulating(e, "e"), low_type = call.product(dy, dtype, "dy");
+  const DType dtype = call.accumulating(sums, "sums"), low_type = call.product(dy, dtype, "dy"),
+              edge_type = call.edges(e, dtype, "e");
   const int64_t D = width_of(e), T = rows_of(e);
   Device::run(
       HeadSums{
           .dtype = dtype,
           .low_type = low_type,
           .dy = call.data(dy, T * D, low_type, "dy"),
-          .e = call.data(e, T * D, dtype, "e"),
-          .wide = call.data(wide, T * D, dtype, "wide"),
+          .e = call.data(e, T * D, edge_type, "e"),
+          .wide = call.data(wide, T * D, edge_type, "wide"),
           .sums = call.data(sums, 2 * D, dtype, "sums"),
           .T = T,
           .D = D,
+          .edge_type = edge_type,
       },
       call);
 }
@@ -88,19 +95,20 @@ void head_norm(const Ints& tile_, const Tensor& dy, const Tensor& e, const Tenso
                const Tensor& b, const Tensor& de) {
   const Call call("gcahng::head_norm_", e, Device::kLimits);
   const Tile tile = call.tile(tile_);
-  const DType dtype = call.accumulating(e, "e");
+  const DType dtype = call.accumulating(scale, "scale"), edge_type = call.edges(e, dtype, "e");
   const int64_t D = width_of(e), T = tile.rows();
   Device::run(
       HeadNorm{
           .dtype = dtype,
           .tile = tile,
-          .dy = call.data(dy, T * D, dtype, "dy"),
-          .e = call.data(e, T * D, dtype, "e"),
+          .dy = call.data(dy, T * D, edge_type, "dy"),
+          .e = call.data(e, T * D, edge_type, "e"),
           .scale = call.data(scale, D, dtype, "scale"),
           .a = call.data(a, D, dtype, "a"),
           .b = call.data(b, D, dtype, "b"),
-          .de = call.data(de, T * D, dtype, "de"),
+          .de = call.data(de, T * D, edge_type, "de"),
           .D = D,
+          .edge_type = edge_type,
       },
       call);
 }

@@ -20,7 +20,7 @@ void mix_fwd(const Ints& tile_, const Tensor& z, const Tensor& d_plus, const Ten
              const Tensor& theta, const Maybe& negatives, const Maybe& logits, const Maybe& squares) {
   const Call call("gcahng::mix_fwd_", z, Device::kLimits);
   const Tile tile = call.tile(tile_);
-  const DType dtype = call.accumulating(z, "z");
+  const DType dtype = call.accumulating(z, "z"), edge_type = call.edges(theta, dtype, "theta");
   const int64_t D = width_of(z), mixes = mixes_of(tile);
   STD_TORCH_CHECK(logits.has_value() == squares.has_value(), call.op,
                   ": one of logits and squares is given; it must be both or none");
@@ -29,11 +29,12 @@ void mix_fwd(const Ints& tile_, const Tensor& z, const Tensor& d_plus, const Ten
           .dtype = dtype,
           .tile = tile,
           .inputs = mix_inputs(call, tile, z, d_plus, kappa, pull),
-          .theta = call.data(theta, tile.rows() * D, dtype, "theta"),
+          .theta = call.data(theta, tile.rows() * D, edge_type, "theta"),
           .negatives = call.data(negatives, mixes * D, dtype, "negatives"),
           .logits = call.data(logits, mixes, dtype, "logits"),
           .squares = call.data(squares, mixes, dtype, "squares"),
           .D = D,
+          .edge_type = edge_type,
       },
       call);
 }
@@ -43,7 +44,7 @@ void mix_bwd_theta(const Ints& tile_, const Tensor& z, const Tensor& d_plus, con
                    const Tensor& dn, const Tensor& dtheta) {
   const Call call("gcahng::mix_bwd_theta_", z, Device::kLimits);
   const Tile tile = call.tile(tile_);
-  const DType dtype = call.accumulating(z, "z");
+  const DType dtype = call.accumulating(z, "z"), edge_type = call.edges(dtheta, dtype, "dtheta");
   const int64_t D = width_of(z);
   Device::run(
       MixBackwardTheta{
@@ -51,8 +52,9 @@ void mix_bwd_theta(const Ints& tile_, const Tensor& z, const Tensor& d_plus, con
           .tile = tile,
           .inputs = mix_inputs(call, tile, z, d_plus, kappa, pull),
           .dn = call.data(dn, mixes_of(tile) * D, dtype, "dn"),
-          .dtheta = call.data(dtheta, tile.rows() * D, dtype, "dtheta"),
+          .dtheta = call.data(dtheta, tile.rows() * D, edge_type, "dtheta"),
           .D = D,
+          .edge_type = edge_type,
       },
       call);
 }
@@ -63,7 +65,7 @@ void mix_bwd_z(const Ints& tile_, const Tensor& z, const Tensor& d_plus, const T
                const Tensor& dd_plus) {
   const Call call("gcahng::mix_bwd_z_", z, Device::kLimits);
   const Tile tile = call.tile(tile_);
-  const DType dtype = call.accumulating(z, "z");
+  const DType dtype = call.accumulating(z, "z"), edge_type = call.edges(theta, dtype, "theta");
   const int64_t D = width_of(z), mixes = mixes_of(tile);
   STD_TORCH_CHECK(dlogits.has_value() != dn.has_value(), call.op, ": ",
                   dn.has_value() ? "both dlogits and dn are" : "neither dlogits nor dn is",
@@ -73,13 +75,14 @@ void mix_bwd_z(const Ints& tile_, const Tensor& z, const Tensor& d_plus, const T
           .dtype = dtype,
           .tile = tile,
           .inputs = mix_inputs(call, tile, z, d_plus, kappa, pull),
-          .theta = call.data(theta, tile.rows() * D, dtype, "theta"),
+          .theta = call.data(theta, tile.rows() * D, edge_type, "theta"),
           .dlogits = call.data(dlogits, mixes, dtype, "dlogits"),
           .square = square,
           .dn = call.data(dn, mixes * D, dtype, "dn"),
           .dz = call.nodes(dz, tile, D, dtype, "dz"),
           .dd_plus = call.nodes(dd_plus, tile, 1, dtype, "dd_plus"),
           .D = D,
+          .edge_type = edge_type,
       },
       call);
 }

@@ -30,6 +30,8 @@ void forward(const EdgeStartForward& args, int64_t begin, int64_t end) {
 void backward(const EdgeStartBackward& args, const EndSums& sums, int64_t begin, int64_t end) {
   with_accumulating(args.dtype, [&]<class T>(T*) {
     const int64_t D = args.D;
+    GCAHNG_SCRATCH(T, wide, D);
+    const auto gradients = edge_rows<T>(args.de, args.edge_type, D);
     const T* nodes = typed<T>(args.x);
     for (int64_t number = begin; number < end; ++number) {
       const Unit unit = unit_of(args.tile, number);
@@ -38,7 +40,7 @@ void backward(const EdgeStartBackward& args, const EndSums& sums, int64_t begin,
         each_edge(args.tile, unit, i, [&](const Edge& edge) {
           const T* __restrict x_i = nodes + edge.anchor * D;
           const T* __restrict x_j = nodes + edge.column * D;
-          const T* __restrict de = typed<T>(args.de) + edge.row * D;
+          const T* __restrict de = gradients.read(edge.row, wide);
           T* __restrict row = dx.row(i);
           T* __restrict column = dx.column(edge);
 #pragma omp simd

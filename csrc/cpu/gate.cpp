@@ -24,14 +24,15 @@ inline Ends<T> ends_of(const Args& args, const Edge& edge, T*) {
 void forward(const GateForward& args, int64_t begin, int64_t end) {
   with_products(args.dtype, args.low_type, [&]<class T, class L>(T* type, L*) {
     const int64_t D = args.D;
-    GCAHNG_SCRATCH(T, t, 2 * D);
+    GCAHNG_SCRATCH(T, t, 3 * D);
+    const auto edges = edge_rows<T>(args.e, args.edge_type, D);
     const T scale = inverse_root(T(D));
     T* e1 = typed<T>(args.e1);
     L* low = typed<L>(args.low);
     for (int64_t number = begin; number < end; ++number)
       each_edge(args.tile, unit_of(args.tile, number), [&](const Edge& edge) {
         const auto n = ends_of(args, edge, type);
-        const T* __restrict e = typed<T>(args.e) + edge.row * D;
+        const T* __restrict e = edges.read(edge.row, t + 2 * D);
         T logit = 0;
 #pragma omp simd reduction(+ : logit)
         for (int64_t d = 0; d < D; ++d) logit += e[d] * (n.u_i[d] - n.u_j[d]);
@@ -42,7 +43,7 @@ void forward(const GateForward& args, int64_t begin, int64_t end) {
         const T w_i = weight_i * n.mask_i, w_j = weight_j * n.mask_j;
 #pragma omp simd
         for (int64_t d = 0; d < D; ++d) t[d] = e[d] + w_i * n.v_i[d] + w_j * n.v_j[d];
-        norm_gelu_row(t, typed<T>(args.norm.gamma), typed<T>(args.norm.beta), e1 + edge.row * D,
+        norm_gelu_row(t, typed<T>(args.norm.gamma), typed<T>(args.norm.beta), e1 ? e1 + edge.row * D : nullptr,
                       low ? low + edge.row * D : nullptr, t + D, D);
       });
   });
@@ -68,8 +69,10 @@ inline TokenSums<T> start_sums(const GateSums& sums, const Tile& tile, const Uni
 void backward(const GateBackward& args, const GateSums& sums, int64_t begin, int64_t end) {
   with_accumulating(args.dtype, [&]<class T>(T* type) {
     const int64_t D = args.D;
-    GCAHNG_SCRATCH(T, t, 4 * D);
-    T *dt = t + D, *scratch = t + 2 * D;
+    GCAHNG_SCRATCH(T, t, 7 * D);
+    T *dt = t + D, *scratch = t + 2 * D, *wide = t + 4 * D;
+    const auto edges = edge_rows<T>(args.e, args.edge_type, D), upstream = edge_rows<T>(args.de1, args.edge_type, D),
+               into = edge_rows<T>(args.de, args.edge_type, D);
     const T scale = inverse_root(T(D));
     for (int64_t number = begin; number < end; ++number) {
       const Unit unit = unit_of(args.tile, number);
@@ -78,12 +81,12 @@ void backward(const GateBackward& args, const GateSums& sums, int64_t begin, int
         T row_c = 0;
         each_edge(args.tile, unit, i, [&](const Edge& edge) {
           const auto n = ends_of(args, edge, type);
-          const T* __restrict e = typed<T>(args.e) + edge.row * D;
+          const T* __restrict e = edges.read(edge.row, wide);
           const T weight_i = typed<T>(args.weight_i)[edge.row], weight_j = typed<T>(args.weight_j)[edge.row];
           const T w_i = weight_i * n.mask_i, w_j = weight_j * n.mask_j;
 #pragma omp simd
           for (int64_t d = 0; d < D; ++d) t[d] = e[d] + w_i * n.v_i[d] + w_j * n.v_j[d];
-          norm_gelu_row_backward(t, typed<T>(args.norm.gamma), typed<T>(args.de1) + edge.row * D, dt, own.dgamma,
+          norm_gelu_row_backward(t, typed<T>(args.norm.gamma), upstream.read(edge.row, wide + D), dt, own.dgamma,
                                  own.dbeta, scratch, D);
           T dw_i = 0, dw_j = 0;
 #pragma omp simd reduction(+ : dw_i, dw_j)
@@ -109,9 +112,10 @@ void backward(const GateBackward& args, const GateSums& sums, int64_t begin, int
             *own.c.column(edge) -= dlogit;
           }
           if (args.de) {
-            T* __restrict de = typed<T>(args.de) + edge.row * D;
+            T* __restrict de = into.room(edge.row, wide + 2 * D);
 #pragma omp simd
             for (int64_t d = 0; d < D; ++d) de[d] = dt[d] + dlogit * (n.u_i[d] - n.u_j[d]);
+            into.put(edge.row, de);
           }
         });
         if (own.dgamma) *own.c.row(i) = row_c;

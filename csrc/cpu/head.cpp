@@ -15,6 +15,8 @@ inline double logistic(double x) { return sigmoid(x); }
 void moments(const HeadMoments& args, void* sums, int64_t begin, int64_t end) {
   with_accumulating(args.dtype, [&]<class T>(T*) {
     const int64_t D = args.D;
+    GCAHNG_SCRATCH(T, wide, D);
+    const auto edges = edge_rows<T>(args.e, args.edge_type, D);
     for (int64_t number = begin; number < end; ++number) {
       // In double: variances are differences of these sums, and edges may lie far from 0 for their spread.
       double *unit_sum = typed<double>(sums) + number * D, *unit_square = unit_sum + args.tile.units() * D;
@@ -24,7 +26,7 @@ void moments(const HeadMoments& args, void* sums, int64_t begin, int64_t end) {
         double* __restrict sum = unit_sum;
         double* __restrict square = unit_square;
         const double weight = edge.mirrored ? 2.0 : 1.0;
-        const T* __restrict e = typed<T>(args.e) + edge.row * D;
+        const T* __restrict e = edges.read(edge.row, wide);
 #pragma omp simd
         for (int64_t d = 0; d < D; ++d) {
           const double value = e[d];
@@ -39,12 +41,15 @@ void moments(const HeadMoments& args, void* sums, int64_t begin, int64_t end) {
 void forward(const HeadForward& args, int64_t begin, int64_t end) {
   with_products(args.dtype, args.low_type, [&]<class T, class L>(T*, L*) {
     const int64_t D = args.D;
+    GCAHNG_SCRATCH(T, wide, D);
+    const auto thetas = edge_rows<T>(args.theta, args.edge_type, D);
     const T* bias = typed<T>(args.bias);
     for (int64_t r = begin; r < end; ++r) {
       const L* product = typed<L>(args.product) + r * D;
-      T* theta = typed<T>(args.theta) + r * D;
+      T* theta = thetas.room(r, wide);
 #pragma omp simd
       for (int64_t d = 0; d < D; ++d) theta[d] = logistic(load(product, d) + bias[d]);
+      thetas.put(r, theta);
     }
   });
 }
@@ -52,12 +57,15 @@ void forward(const HeadForward& args, int64_t begin, int64_t end) {
 void backward(const HeadBackward& args, void* sums, int64_t begin, int64_t end) {
   with_products(args.dtype, args.low_type, [&]<class T, class L>(T*, L*) {
     const int64_t D = args.D;
-    GCAHNG_SCRATCH(T, none, D);
+    GCAHNG_SCRATCH(T, none, 3 * D);
+    T* const wide = none + D;
+    const auto thetas = edge_rows<T>(args.theta, args.edge_type, D),
+               gradients = edge_rows<T>(args.dtheta, args.edge_type, D);
     for (int64_t block = begin; block < end; ++block) {
       T* __restrict sum = sums ? typed<T>(sums) + block * D : none;
       fill(sum, D);
       each_row(block, args.T, [&](int64_t r) {
-        const T *theta = typed<T>(args.theta) + r * D, *dtheta = typed<T>(args.dtheta) + r * D;
+        const T *theta = thetas.read(r, wide), *dtheta = gradients.read(r, wide + D);
         L* dpre = typed<L>(args.dpre) + r * D;
 #pragma omp simd
         for (int64_t d = 0; d < D; ++d) {
@@ -73,6 +81,8 @@ void backward(const HeadBackward& args, void* sums, int64_t begin, int64_t end) 
 void sum_up(const HeadSums& args, void* sums, int64_t begin, int64_t end) {
   with_products(args.dtype, args.low_type, [&]<class T, class L>(T*, L*) {
     const int64_t D = args.D;
+    GCAHNG_SCRATCH(T, scratch, 2 * D);
+    const auto edges = edge_rows<T>(args.e, args.edge_type, D), into = edge_rows<T>(args.wide, args.edge_type, D);
     for (int64_t block = begin; block < end; ++block) {
       T* __restrict sum = typed<T>(sums) + block * D;
       T* __restrict along = sum + blocks_of(args.T) * D;
@@ -80,8 +90,8 @@ void sum_up(const HeadSums& args, void* sums, int64_t begin, int64_t end) {
       fill(along, D);
       each_row(block, args.T, [&](int64_t r) {
         const L* dy = typed<L>(args.dy) + r * D;
-        const T* __restrict e = typed<T>(args.e) + r * D;
-        T* wide = typed<T>(args.wide) + r * D;
+        const T* __restrict e = edges.read(r, scratch);
+        T* wide = into.room(r, scratch + D);
 #pragma omp simd
         for (int64_t d = 0; d < D; ++d) {
           const T value = load(dy, d);
@@ -89,6 +99,7 @@ void sum_up(const HeadSums& args, void* sums, int64_t begin, int64_t end) {
           sum[d] += value;
           along[d] += value * e[d];
         }
+        into.put(r, wide);
       });
     }
   });
@@ -97,17 +108,21 @@ void sum_up(const HeadSums& args, void* sums, int64_t begin, int64_t end) {
 void norm(const HeadNorm& args, int64_t begin, int64_t end) {
   with_accumulating(args.dtype, [&]<class T>(T*) {
     const int64_t D = args.D;
+    GCAHNG_SCRATCH(T, wide, 2 * D);
+    const auto gradients = edge_rows<T>(args.dy, args.edge_type, D), edges = edge_rows<T>(args.e, args.edge_type, D),
+               into = edge_rows<T>(args.de, args.edge_type, D);
     for (int64_t number = begin; number < end; ++number)
       each_edge(args.tile, unit_of(args.tile, number), [&](const Edge& edge) {
         const T weight = edge.mirrored ? T(2) : T(1);
         const T* __restrict scale = typed<T>(args.scale);
         const T* __restrict a = typed<T>(args.a);
         const T* __restrict b = typed<T>(args.b);
-        const T* dy = typed<T>(args.dy) + edge.row * D;
-        const T* __restrict e = typed<T>(args.e) + edge.row * D;
-        T* de = typed<T>(args.de) + edge.row * D;
+        const T* dy = gradients.read(edge.row, wide);
+        const T* __restrict e = edges.read(edge.row, wide + D);
+        T* de = into.room(edge.row, wide);
 #pragma omp simd
         for (int64_t d = 0; d < D; ++d) de[d] = scale[d] * (dy[d] - weight * (a[d] + b[d] * e[d]));
+        into.put(edge.row, de);
       });
   });
 }

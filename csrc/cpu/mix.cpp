@@ -79,13 +79,15 @@ void shares(const Mix<T>& m, const Inputs<T>& in, Shares<T>& out) {
   }
 }
 
+// wide: scratch (D,).
 template <class T>
-void mixed(const Mix<T>& m, const Inputs<T>& in, const T* theta, const Shares<T>& s, T* __restrict out) {
+void mixed(const Mix<T>& m, const Inputs<T>& in, const EdgeRows<T>& theta, const Shares<T>& s, T* __restrict out,
+           T* wide) {
   const T* __restrict a = in.z + m.anchor * in.D;
   for (int64_t d = 0; d < in.D; ++d) out[d] = a[d];
   for (int64_t v = 0; v < in.K; ++v) {
     const T* __restrict b = in.z + (m.negative + v) * in.D;
-    const T* __restrict t = theta + (m.edge + v * m.step) * in.D;
+    const T* __restrict t = theta.read(m.edge + v * m.step, wide);
     const T ratio = s.ratio[v], rest = (T(1) - ratio) * in.pull, kappa = m.kappa[v];
 #pragma omp simd
     for (int64_t d = 0; d < in.D; ++d) out[d] += kappa * (b[d] - a[d]) * (ratio + rest * t[d]);
@@ -95,7 +97,8 @@ void mixed(const Mix<T>& m, const Inputs<T>& in, const T* theta, const Shares<T>
 void forward(const MixForward& args, int64_t begin, int64_t end) {
   with_accumulating(args.dtype, [&]<class T>(T*) {
     const int64_t D = args.D;
-    GCAHNG_SCRATCH(T, scratch, D);
+    GCAHNG_SCRATCH(T, scratch, 2 * D);
+    const auto theta = edge_rows<T>(args.theta, args.edge_type, D);
     const auto in = inputs_of<T>(args);
     T* negatives = typed<T>(args.negatives);
     Shares<T> s;
@@ -103,7 +106,7 @@ void forward(const MixForward& args, int64_t begin, int64_t end) {
       each_mix(args.tile, unit_of(args.tile, number), in.kappa, [&](const Mix<T>& m) {
         shares(m, in, s);
         T* out = negatives ? negatives + m.number * D : scratch;
-        mixed(m, in, typed<T>(args.theta), s, out);
+        mixed(m, in, theta, s, out, scratch + D);
         if (args.logits) {
           typed<T>(args.logits)[m.number] = dot(in.z + m.anchor * D, out, D);
           typed<T>(args.squares)[m.number] = dot(out, out, D);
@@ -115,6 +118,8 @@ void forward(const MixForward& args, int64_t begin, int64_t end) {
 void backward_theta(const MixBackwardTheta& args, int64_t begin, int64_t end) {
   with_accumulating(args.dtype, [&]<class T>(T*) {
     const int64_t D = args.D;
+    GCAHNG_SCRATCH(T, wide, D);
+    const auto gradients = edge_rows<T>(args.dtheta, args.edge_type, D);
     const auto in = inputs_of<T>(args);
     Shares<T> s;
     for (int64_t number = begin; number < end; ++number)
@@ -124,7 +129,8 @@ void backward_theta(const MixBackwardTheta& args, int64_t begin, int64_t end) {
         const T* __restrict dn = typed<T>(args.dn) + m.number * D;
         for (int64_t v = 0; v < in.K; ++v) {
           const T* __restrict b = in.z + (m.negative + v) * D;
-          T* __restrict dtheta = typed<T>(args.dtheta) + (m.edge + v * m.step) * D;
+          const int64_t row = m.edge + v * m.step;
+          T* __restrict dtheta = m.forward ? gradients.room(row, wide) : gradients.change(row, wide);
           const T scale = (T(1) - s.ratio[v]) * in.pull * m.kappa[v];
           if (m.forward) {
 #pragma omp simd
@@ -133,16 +139,17 @@ void backward_theta(const MixBackwardTheta& args, int64_t begin, int64_t end) {
 #pragma omp simd
             for (int64_t d = 0; d < D; ++d) dtheta[d] += scale * dn[d] * (b[d] - a[d]);
           }
+          gradients.put(row, dtheta);
         }
       });
   });
 }
 
 // The gradient of a mix's N, from the logits' or as it is given, -> dn (D,); adds what reaches the anchor past the
-// differences b - a. negative: scratch (D,).
+// differences b - a. negative, wide: scratch (D,).
 template <class T>
-void upstream(const MixBackwardZ& args, const Mix<T>& m, const Inputs<T>& in, const Shares<T>& s, T* __restrict dn,
-              T* __restrict negative, T* __restrict into_anchor) {
+void upstream(const MixBackwardZ& args, const Mix<T>& m, const Inputs<T>& in, const EdgeRows<T>& theta,
+              const Shares<T>& s, T* __restrict dn, T* __restrict negative, T* wide, T* __restrict into_anchor) {
   if (args.dn) {
     const T* __restrict given = typed<T>(args.dn) + m.number * in.D;
 #pragma omp simd
@@ -152,7 +159,7 @@ void upstream(const MixBackwardZ& args, const Mix<T>& m, const Inputs<T>& in, co
     }
     return;
   }
-  mixed(m, in, typed<T>(args.theta), s, negative);
+  mixed(m, in, theta, s, negative, wide);
   const T dlogit = typed<T>(args.dlogits)[m.number];
   const T* __restrict a = in.z + m.anchor * in.D;
 #pragma omp simd
@@ -165,8 +172,10 @@ void upstream(const MixBackwardZ& args, const Mix<T>& m, const Inputs<T>& in, co
 void backward_z(const MixBackwardZ& args, const MixSums& sums, int64_t begin, int64_t end) {
   with_accumulating(args.dtype, [&]<class T>(T*) {
     const int64_t D = args.D;
-    GCAHNG_SCRATCH(T, scratch, 2 * D);
+    GCAHNG_SCRATCH(T, scratch, 3 * D);
     T* __restrict dn = scratch + D;
+    T* const wide = scratch + 2 * D;
+    const auto theta = edge_rows<T>(args.theta, args.edge_type, D);
     const auto in = inputs_of<T>(args);
     Shares<T> s;
     for (int64_t number = begin; number < end; ++number) {
@@ -179,10 +188,10 @@ void backward_z(const MixBackwardZ& args, const MixSums& sums, int64_t begin, in
         const T* __restrict a = in.z + m.anchor * D;
         T* __restrict into_anchor = (m.forward ? dz.rows : dz.columns) + m.anchor_sum * D;
         T* into_d = (m.forward ? dd_plus.rows : dd_plus.columns) + m.anchor_sum;
-        upstream(args, m, in, s, dn, scratch, into_anchor);
+        upstream(args, m, in, theta, s, dn, scratch, wide, into_anchor);
         for (int64_t v = 0; v < in.K; ++v) {
           const T* __restrict b = in.z + (m.negative + v) * D;
-          const T* __restrict t = typed<T>(args.theta) + (m.edge + v * m.step) * D;
+          const T* __restrict t = theta.read(m.edge + v * m.step, wide);
           T* __restrict into = (m.forward ? dz.columns : dz.rows) + (m.first_sum + v) * D;
           const T ratio = s.ratio[v], rest = (T(1) - ratio) * in.pull, kappa = m.kappa[v];
           T d_ratio = 0;

@@ -8,17 +8,19 @@ namespace {
 void forward(const MlpOutForward& args, int64_t begin, int64_t end) {
   with_products(args.dtype, args.low_type, [&]<class T, class L>(T*, L*) {
     const int64_t D = args.D;
-    GCAHNG_SCRATCH(T, scratch, D);
+    GCAHNG_SCRATCH(T, scratch, 3 * D);
+    const auto residuals = edge_rows<T>(args.e1, args.edge_type, D), sums = edge_rows<T>(args.s, args.edge_type, D);
     const T *w = typed<T>(args.fold.w), *shift = typed<T>(args.fold.d);
     T* full = typed<T>(args.out.full);
     L* low = typed<L>(args.out.low);
     for (int64_t r = begin; r < end; ++r) {
       const L* __restrict product = typed<L>(args.product) + r * D;
-      const T* __restrict e1 = typed<T>(args.e1) + r * D;
-      T* __restrict s = typed<T>(args.s) + r * D;
+      const T* __restrict e1 = residuals.read(r, scratch + D);
+      T* __restrict s = sums.room(r, scratch + 2 * D);
       const T center = typed<T>(args.moments.mean)[r], inverse = typed<T>(args.moments.rstd)[r];
 #pragma omp simd
       for (int64_t k = 0; k < D; ++k) s[k] = (load(product, k) - center * w[k]) * inverse + shift[k] + e1[k];
+      sums.put(r, s);  // what goes on is what is stored
       if (full || low)
         norm_gelu_row(s, typed<T>(args.norm.gamma), typed<T>(args.norm.beta), full ? full + r * D : nullptr,
                       low ? low + r * D : nullptr, scratch, D);
@@ -29,7 +31,10 @@ void forward(const MlpOutForward& args, int64_t begin, int64_t end) {
 void backward(const MlpOutBackward& args, void* sums, int64_t begin, int64_t end) {
   with_products(args.dtype, args.low_type, [&]<class T, class L>(T*, L*) {
     const int64_t D = args.D, plane = blocks_of(args.T) * D;
-    GCAHNG_SCRATCH(T, scratch, 2 * D);
+    GCAHNG_SCRATCH(T, scratch, 5 * D);
+    T* const wide = scratch + 2 * D;
+    const auto stored = edge_rows<T>(args.s, args.edge_type, D), residuals = edge_rows<T>(args.e1, args.edge_type, D),
+               upstream = edge_rows<T>(args.dy, args.edge_type, D), into = edge_rows<T>(args.ds, args.edge_type, D);
     const T* __restrict w = typed<T>(args.fold.w);
     const T* __restrict shift = typed<T>(args.fold.d);
     L* low_rows = args.low == args.ds ? nullptr : typed<L>(args.low);
@@ -46,10 +51,10 @@ void backward(const MlpOutBackward& args, void* sums, int64_t begin, int64_t end
         fill(means, D);
       }
       each_row(block, args.T, [&](int64_t r) {
-        const T* __restrict s = typed<T>(args.s) + r * D;
-        const T* __restrict e1 = typed<T>(args.e1) + r * D;
-        T* ds = typed<T>(args.ds) + r * D;
-        norm_gelu_row_backward(s, typed<T>(args.gamma), typed<T>(args.dy) + r * D, ds, dgamma, dbeta, scratch, D);
+        const T* __restrict s = stored.read(r, wide);
+        const T* __restrict e1 = residuals.read(r, wide + D);
+        T* ds = into.room(r, wide + 2 * D);
+        norm_gelu_row_backward(s, typed<T>(args.gamma), upstream.read(r, wide + 2 * D), ds, dgamma, dbeta, scratch, D);
         const T center = typed<T>(args.moments.mean)[r], inverse = typed<T>(args.moments.rstd)[r];
         T dn = 0, n_dn = 0;
 #pragma omp simd reduction(+ : dn, n_dn)
@@ -74,6 +79,7 @@ void backward(const MlpOutBackward& args, void* sums, int64_t begin, int64_t end
             means[k] += ds[k] * inverse * center;
           }
         }
+        into.put(r, ds);
       });
     }
   });

@@ -118,6 +118,38 @@ inline T sigmoid(T x) {
   return x < 0 ? e / (T(1) + e) : T(1) / (T(1) + e);
 }
 
+// Edges (T, D), which lie in the accumulating type, or in bf16 beside float. Then a row is widened into scratch (D,),
+// and what is written to it is rounded once.
+template <class T>
+struct EdgeRows {
+  void* data;
+  bool narrow;
+  int64_t D;
+
+  const T* read(int64_t row, T* scratch) const {
+    if (!narrow) return typed<T>(data) + row * D;
+    const bf16* from = typed<bf16>(data) + row * D;
+#pragma omp simd
+    for (int64_t d = 0; d < D; ++d) scratch[d] = T(load(from, d));
+    return scratch;
+  }
+  // Where a row's values are to be written, for `put`.
+  T* room(int64_t row, T* scratch) const { return narrow ? scratch : typed<T>(data) + row * D; }
+  // A row that is to be changed, for `put`.
+  T* change(int64_t row, T* scratch) const { return const_cast<T*>(read(row, scratch)); }
+  // Takes a row that was written to its room, and leaves it as it is stored.
+  void put(int64_t row, T* values) const {
+    if (!narrow) return;
+    bf16* to = typed<bf16>(data) + row * D;
+#pragma omp simd
+    for (int64_t d = 0; d < D; ++d) values[d] = T(store(to, d, float(values[d])));
+  }
+};
+template <class T>
+inline EdgeRows<T> edge_rows(const void* data, DType type, int64_t D) {
+  return {const_cast<void*>(data), type == DType::bf16, D};
+}
+
 // Calls f(row) for the rows of a block, of T in all.
 template <class F>
 inline void each_row(int64_t block, int64_t T, F f) {

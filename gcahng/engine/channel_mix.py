@@ -17,7 +17,8 @@ from gcahng.engine.schedule import NodeSum, Schedule, Tile, default_tile_rows, m
 from gcahng.engine.schema import define_operator, differentiate_operator
 from gcahng.engine.stages import Stages, make_stages, ops_of
 from gcahng.engine.stages.common import StageContext
-from gcahng.engine.stages.mix import MixIndex, Mixing, MixUpstream, mix_index, mixing_of
+from gcahng.engine.stages.mix import Mixing, MixUpstream, mixing_of
+from gcahng.engine.stages.mix_index import MixIndex, mix_index
 
 
 class MixTensors(NamedTuple):
@@ -57,8 +58,9 @@ class _Call:
         rows = default_tile_rows(self.dim, z.dtype, "store", z.device.type)
         self.schedule: Schedule = make_schedule(classes, s.views, symmetric=False, tile_rows=rows)
         workspace, ops = workspace_for(z.device), ops_of(s.implementation)
-        self.stages: Stages = make_stages(StageContext(self.schedule, self.dim, z.dtype, z, None, 1, workspace, ops))
-        self.mixing: Mixing = mixing_of(self.schedule, z, tensors.draws, tensors.pull)
+        context = StageContext(self.schedule, self.dim, z.dtype, z, None, 1, workspace, ops)
+        self.stages: Stages = make_stages(context)
+        self.mixing: Mixing = mixing_of(context, z, tensors.draws, tensors.pull)
 
     def tiles(self) -> Iterator[tuple[Tile, MixIndex]]:
         """Each tile, and which mixes it forms."""

@@ -22,7 +22,7 @@ def coefficients(graph: GraphPass) -> Tensor:
     classes, views = schedule.classes, schedule.views
     out = schedule.room(graph.z, classes, views, classes, views, graph.dim)
     for tile in schedule.tiles:
-        theta = graph.coefficients(graph.edge(graph.layers, tile))
+        theta = graph.stages.context.full(graph.coefficients(graph.edge(graph.layers, tile)))
         grid = theta.view(*schedule.shape(tile), -1)
         first = torch.arange(tile.first_class, tile.first_class + tile.classes, device=out.device)[:, None]
         columns = schedule.column_classes(tile, out.device)

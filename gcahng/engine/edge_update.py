@@ -184,7 +184,7 @@ class _Update:
         context = StageContext(self.schedule, self.dim, compute, like, dropout, 1, workspace, ops)
         self.stages: Stages = make_stages(context)
         self.named = {f"{_AT}.{name}": x.detach() for name, x in zip(_WEIGHTS, tensors.weights, strict=True)}
-        weights = edge_weights(self.named, 0, compute)
+        weights = edge_weights(self.named, 0, context)
         tokens = Tokens(*(Band(self.schedule, x.detach()) for x in (tensors.u, tensors.c, tensors.v)))
         self.layer = Layer(0, weights, weights, tokens)
         self.like, self.memory = like, s.edge_memory
@@ -246,13 +246,13 @@ def _backward(upstream: Tensor, tensors: UpdateTensors, saved: UpdateOutputs, s:
     call = _Update(tensors, s)
     d_edges = torch.empty_like(tensors.edges)
     entering, above, below = (_edges_of(call.schedule, x) for x in (tensors.edges, upstream, d_edges))
-    sums = LayerSums(EdgeGradients(call.dim, call.like), TokenSums(call.schedule, call.dim, call.like))
+    sums = LayerSums(EdgeGradients(call.dim, call.like), TokenSums(call.stages.context))
     for tile, rows in call.tiles():
         record = call.record(tile, call.operand(entering.load(tile)), rows, saved)
         d = call.stages.edge_update.backward(call.layer, tile, record, above.load_gradient(tile), sums, True)
         below.store_gradient(tile, d)
-    named = sums.gradients.named(call.named, 0)
-    return [d_edges, *sums.tokens.totals(), *(named[f"{_AT}.{name}"].contiguous() for name in _WEIGHTS)]
+    named, tokens = sums.gradients.named(call.named, 0), (total.clone() for total in sums.tokens.totals())
+    return [d_edges, *tokens, *(named[f"{_AT}.{name}"].contiguous() for name in _WEIGHTS)]
 
 
 # -- as operators

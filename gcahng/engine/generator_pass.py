@@ -15,12 +15,13 @@ from gcahng.engine.differentiable_once import differentiable_once
 from gcahng.engine.graph import GraphPass
 from gcahng.engine.operands import GeneratorOutputs, PassInputs, Settings, generator_outputs
 from gcahng.engine.prepare import prepare, replayable
-from gcahng.engine.schedule import Band, Tile
+from gcahng.engine.schedule import Tile, bands_of, totals
 from gcahng.engine.stages.common import Edges
 from gcahng.engine.stages.cross_entropy import LOGITS_AT_ONCE, CrossEntropyInputs
 from gcahng.engine.stages.diversity import DiversitySums
 from gcahng.engine.stages.head import HeadGradients
-from gcahng.engine.stages.mix import Mixing, mix_index
+from gcahng.engine.stages.mix import Mixing
+from gcahng.engine.stages.mix_index import batch_mixes, by_tile
 from gcahng.engine.stages.similarity import SimilarityInputs
 from gcahng.engine.weights import generator_names, parameter_names
 from gcahng.engine.workspace import Workspace
@@ -63,21 +64,23 @@ def generator_pass(inputs: PassInputs, s: Settings, task: GeneratorTask, workspa
     negatives = losses.negatives
     sums = HeadGradients(graph.dim, z)
     for tile in schedule.tiles:
-        dy = _head_gradient(graph, losses, tile, graph.edge(graph.layers, tile), sums)
-        if graph.record and graph.stored:
-            graph.rows(graph.gradient_buffer(), tile).copy_(dy)
-    schedule.complete(negatives.entropy, negatives.dissimilarity)
+        room = graph.gradient_room(tile) if graph.record else None
+        dy = _head_gradient(graph, losses, tile, graph.edge(graph.layers, tile), sums, room)
+        if graph.record:
+            graph.leave_gradient(tile, dy)
+    sums_of_negatives = negatives.totals()
+    schedule.complete(sums_of_negatives)
     gradients = []
     if graph.record:
         schedule.complete(*sums.parts())
         graph.gradients |= sums.named(graph.head_weights)
-        negatives.counting = False
+        sums.close(schedule.nodes**2)
         top = _top_gradient(graph, losses, sums if graph.options.training else None)
         graph.backward(None, graph.layers - 1, top, want_z=False)
         gradients = [graph.gradients[name] for name in generator_names(s.layers)]
     count = schedule.views * schedule.classes**2
-    values = (negatives.entropy / count, negatives.dissimilarity / count, diversity.value)
-    return GeneratorOutputs([value.to(z.dtype) for value in values], statistics, gradients)
+    entropy, dissimilarity = torch.unbind_copy((sums_of_negatives / count).to(z.dtype))
+    return GeneratorOutputs([entropy, dissimilarity, diversity.value.to(z.dtype)], statistics, gradients)
 
 
 # -- the losses
@@ -92,28 +95,30 @@ class _Losses(NamedTuple):
 
 
 def _head_gradient(
-    graph: GraphPass, losses: _Losses, tile: Tile, e: Edges, sums: HeadGradients | None
+    graph: GraphPass,
+    losses: _Losses,
+    tile: Tile,
+    e: Edges,
+    sums: HeadGradients | None,
+    room: Tensor | None = None,
 ) -> Tensor | None:
-    """Adds a tile's losses up, and returns dy (T, D), the gradient of the edge BatchNorm's output, or None if no
-    gradient is recorded."""
+    """Forms a tile's losses, and returns dy (T, D), the gradient of the edge BatchNorm's output, or None if no gradient
+    is recorded. It may lie in `room` (T, D), if that is given."""
     stages = graph.stages
     theta = graph.coefficients(e)
-    dn = losses.negatives.add(tile, stages.mix.negatives(losses.mixing, tile, theta))
+    dn = losses.negatives.form(tile, stages.mix.negatives(losses.mixing, tile, theta))
     if dn is None:
         return None
     dtheta = stages.mix.backward_theta(losses.mixing, tile, dn)
     losses.diversity.add_gradient(tile, theta, dtheta)
-    return stages.head.backward(graph.head_weights, e, theta, dtheta, sums)
+    return stages.head.backward(graph.head_weights, e, theta, dtheta, sums, room)
 
 
 def _top_gradient(graph: GraphPass, losses: _Losses, sums: HeadGradients | None) -> Callable[[Tile, Edges], Tensor]:
     """The function from a tile and the edges that leave the last layer to their gradient."""
 
     def gradient(tile: Tile, e: Edges) -> Tensor:
-        if graph.stored:
-            dy = graph.rows(graph.gradient_buffer(), tile).to(e.full.dtype)
-        else:
-            dy = _head_gradient(graph, losses, tile, e, None)
+        dy = graph.gradient_of(tile) if graph.stored else _head_gradient(graph, losses, tile, e, None)
         return graph.stages.head.norm_backward(tile, graph.head_weights, e, dy, sums)
 
     return gradient
@@ -131,16 +136,19 @@ class _DiversityLoss:
 
     def __init__(self, graph: GraphPass, weight: float) -> None:
         self._stage, schedule, z = graph.stages.diversity, graph.schedule, graph.z
-        sums = DiversitySums(schedule, graph.dim, z)
+        sums = DiversitySums(graph.stages.context)
         for tile in schedule.tiles:
             self._stage.forward(tile, graph.coefficients(graph.edge(graph.layers, tile)), sums)
         n = schedule.nodes
-        mean, square = sums.sum.total() / n, sums.square.total().sum(dtype=torch.float64)
+        sum_of, square_of = totals(sums.sum, sums.square)
+        mean, square = sum_of / n, square_of.sum(dtype=torch.float64)
         # Where all rows of θ are alike the difference is rounding, and may be negative; θ's own rounding is the least.
         least = graph.dim * (torch.finfo(z.dtype).eps / 2) ** 2
         deviation = torch.sqrt((square / n**2 - mean.double().square().sum() / n).clamp_min(least))
         self.value = 0.01 * (1 - deviation)
-        self._mean = Band(schedule, mean + 0.5)
+        shifted = graph.stages.context.wrapped("mean", graph.dim)
+        torch.add(mean, 0.5, out=shifted.head)
+        (self._mean,) = bands_of(schedule, shifted)
         self._scale = (-0.01 * weight / (n**2 * deviation)).to(z.dtype)
 
     def add_gradient(self, tile: Tile, theta: Tensor, into: Tensor) -> None:
@@ -151,27 +159,34 @@ class _DiversityLoss:
 class _NegativeLosses:
     """J_soft and J_sim on a tile's negatives, values and gradients together.
 
-    The classifier's logits exist for a few rows at a time.
-
-    Attributes:
-        entropy: the sum of the negatives' cross entropies so far, 0-dim float64.
-        dissimilarity: the sum of 1 − cos(a, N) so far, 0-dim float64.
-        counting: whether `add` adds to these sums; a second sweep must not count them again.
+    The classifier's logits exist for a few rows at a time. The losses of all mixes are added up at the end.
     """
 
     def __init__(self, graph: GraphPass, task: GeneratorTask, classes: Tensor) -> None:
-        self._stages, self._schedule, self._zeroed, self._classes = graph.stages, graph.schedule, task.zeroed, classes
+        self._stages, schedule = graph.stages, graph.schedule
         self._nodes = graph.z.contiguous()
         self._want, self._compute = graph.record, graph.options.compute
-        self._weight, self._bias = task.weight.to(self._compute), task.bias
-        count = graph.schedule.views * graph.schedule.classes**2
+        self._weight, self._bias = task.weight, task.bias
+        if self._weight.dtype is not self._compute:
+            self._weight = self._weight.to(self._compute)
+        count = schedule.views * schedule.classes**2
         self._soft, self._similarity = task.weights.soft / count, task.weights.similarity / count
-        self.entropy = torch.zeros((), dtype=torch.float64, device=graph.z.device)
-        self.dissimilarity = torch.zeros_like(self.entropy)
-        self.counting = True
+        mixes = batch_mixes(graph.stages.context)
+        counted = mixes.others if task.zeroed is None else ~task.zeroed.reshape(-1)[mixes.place]
+        labels = classes[mixes.negative]
+        self._losses = graph.z.new_empty(2, len(mixes.place))  # J_soft's and J_sim's of each mix
+        entropy, dissimilarity = self._losses
+        lists = (labels, mixes.node, counted, entropy, dissimilarity)
+        self._labels, self._node, self._counted, self._entropy_of, self._dissimilarity_of = (
+            by_tile(schedule, x) for x in lists
+        )
 
-    def add(self, tile: Tile, negatives: Tensor) -> Tensor | None:
-        """Adds the losses of a tile's negatives up.
+    def totals(self) -> Tensor:
+        """The sums of the cross entropies and of 1 − cos(a, N) over all mixes, (2,) float64."""
+        return self._losses.sum(dim=1, dtype=torch.float64)
+
+    def form(self, tile: Tile, negatives: Tensor) -> Tensor | None:
+        """Forms the losses of a tile's negatives.
 
         Args:
             tile: where they lie.
@@ -180,29 +195,32 @@ class _NegativeLosses:
         Returns:
             dN (mixes, D), or None if no gradient is recorded.
         """
-        index, zeroed = mix_index(self._schedule, tile, negatives.device), self._zeroed
-        dn = self._entropy(negatives, self._classes[index.negative])
-        counted = ~zeroed[index.place] if zeroed is not None else index.anchor != index.negative
-        inputs = SimilarityInputs(self._nodes, index.node, negatives, counted, self._similarity)
-        losses = self._stages.similarity.forward(inputs, dn)
-        if self.counting:
-            self.dissimilarity += losses.sum(dtype=torch.float64)
+        dn = self._entropy(negatives, self._labels[tile], self._entropy_of[tile])
+        inputs = SimilarityInputs(self._nodes, self._node[tile], negatives, self._counted[tile], self._similarity)
+        self._stages.similarity.forward(inputs, self._dissimilarity_of[tile], dn)
         return dn
 
-    def _entropy(self, negatives: Tensor, labels: Tensor) -> Tensor | None:
-        """The part of `add` that is J_soft's."""
-        stage = self._stages.cross_entropy
-        dn = torch.empty_like(negatives) if self._want else None
+    def _entropy(self, negatives: Tensor, labels: Tensor, losses: Tensor) -> Tensor | None:
+        """The part of `form` that is J_soft's."""
+        dn = self._stages.context.wide("dn", *negatives.shape) if self._want else None
         step = max(1, LOGITS_AT_ONCE // self._weight.shape[0])
-        for start in range(0, len(negatives), step):
-            part, label = negatives[start : start + step].to(self._compute), labels[start : start + step]
-            logits = stage.logits(part, self._weight)
-            losses, d = stage.forward(CrossEntropyInputs(logits, self._bias, label, self._soft), self._want)
-            if self.counting:
-                self.entropy += losses.sum(dtype=torch.float64)
-            if dn is not None:
-                dn[start : start + step] = torch.mm(d, self._weight)
+        if step >= len(negatives):
+            self._entropy_at_once(negatives, labels, losses, dn)
+        else:
+            parts = (negatives, labels, losses, *(() if dn is None else (dn,)))
+            for part, label, loss, *rest in zip(*(x.split(step) for x in parts), strict=True):
+                self._entropy_at_once(part, label, loss, rest[0] if rest else None)
         return dn
+
+    def _entropy_at_once(self, negatives: Tensor, labels: Tensor, losses: Tensor, dn: Tensor | None) -> None:
+        """J_soft of as many negatives as may have their logits in memory at once."""
+        context, stage = self._stages.context, self._stages.cross_entropy
+        if not context.same:
+            negatives = context.scratch("negatives low", *negatives.shape).copy_(negatives)
+        inputs = CrossEntropyInputs(stage.logits(negatives, self._weight), self._bias, labels, self._soft)
+        d = stage.forward(inputs, losses, self._want)
+        if dn is not None:
+            context.product(dn, d, self._weight, add=False)
 
 
 # -- for autograd, which has it run eagerly
@@ -237,9 +255,14 @@ class GeneratorPass(torch.autograd.Function):
             raise RuntimeError(
                 "the generator pass has run its backward already, which scales its gradients in place; run it anew"
             )
-        scaled = differentiable_once(
-            "the engine", lambda *g: tuple(x.mul_(g[-1]) for x in g[:-1]), *ctx.gradients, d_total
-        )
+        scaled = differentiable_once("the engine", _scale, *ctx.gradients, d_total)
         ctx.gradients = None
         named = dict(zip(generator_names(ctx.layers), scaled, strict=False))
         return None, None, None, *(named.get(name) for name in parameter_names(ctx.layers))
+
+
+def _scale(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Multiplies gradients in place with the upstream gradient, which comes last."""
+    *gradients, d_total = tensors
+    torch._foreach_mul_(gradients, d_total)
+    return tuple(gradients)

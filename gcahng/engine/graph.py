@@ -6,44 +6,28 @@ It has no mathematics of its own: that is in gcahng.engine.stages (edges) and gc
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from gcahng.engine import nodes
-from gcahng.engine.schedule import Band, NodeSum, Tile
+from gcahng.engine.graph_options import GraphOptions
+from gcahng.engine.node_layer import Attention, Update
+from gcahng.engine.nodes import Head, NodeContext, NodeNorm, NormSums, Start, attend_mask
+from gcahng.engine.schedule import Band, ByTile, Schedule, Tile, bands_of
 from gcahng.engine.stages import Stages
 from gcahng.engine.stages.common import Edges, RowMoments
 from gcahng.engine.stages.edge_update import EdgeRecord, Saving
 from gcahng.engine.stages.gate import Layer, LayerSums, Tokens, TokenSums
 from gcahng.engine.stages.head import EdgeNorm, HeadWeights, head_weights
-from gcahng.engine.weights import EdgeGradients, ToNodeSums, edge_weights, to_node_weights
+from gcahng.engine.weights import EdgeGradients, LowWeights, ToNodeSums, edge_weights, to_node_weights
 
 
-@dataclass
-class GraphOptions:
-    """How a pass of the graph network runs.
-
-    Attributes:
-        heads: heads H of the node attention.
-        compute: dtype of products.
-        training: whether the BatchNorms normalize by batch statistics, rather than by running ones.
-        update: whether the running statistics follow those of the batch.
-        momentum: of both BatchNorms.
-        eps: of both BatchNorms.
-        edge_memory: store, hidden or recompute.
-        edge_dtype: dtype of stored edges.
-    """
-
-    heads: int
-    compute: torch.dtype
-    training: bool
-    update: bool
-    momentum: float
-    eps: float
-    edge_memory: str
-    edge_dtype: torch.dtype
+def _moments_of_tiles(schedule: Schedule, like: Tensor, layers: int) -> list[dict[int, RowMoments]]:
+    """Memory for the row moments of each tile's edges, for each layer by the tiles' first rows."""
+    memory, fields = like.new_empty(layers * schedule.rows * len(RowMoments._fields), 1), RowMoments._fields
+    parts = iter(memory.split([tile.rows for tile in schedule.tiles for _ in fields] * layers))
+    return [
+        {tile.first_row: RowMoments(*(next(parts) for _ in fields)) for tile in schedule.tiles} for _ in range(layers)
+    ]
 
 
 class GraphPass:
@@ -58,9 +42,9 @@ class GraphPass:
         record: whether a backward will follow.
 
     Attributes:
-        s: for each layer the pre-norm sums (rows, D) of all edges, or None where they are not stored.
-        h: for each layer the hidden products (rows, 4D) of all edges, or None.
-        moments: for each layer the row moments of the hidden channels, or None.
+        s: for each layer the pre-norm sums (rows, D) of all edges by tile, or None where they are not stored.
+        h: for each layer the hidden products (rows, 4D) of all edges by tile, or None.
+        moments: for each layer the row moments of the hidden channels by the tiles' first rows, or None.
         head_weights: the coefficient head, prepared at the end of `forward`.
         gradients: the parameters' gradients by name, which `backward` fills in.
     """
@@ -79,19 +63,20 @@ class GraphPass:
         self.options, self.record = options, record
         self.layers = sum(name.endswith(".edge.mlp_in.weight") for name in named)
         self.dim = z.shape[1]
-        self.edge_weights = [edge_weights(named, layer, options.compute) for layer in range(self.layers)]
-        self.to_node = [to_node_weights(named, layer, options.compute) for layer in range(self.layers)]
-        mask = nodes.attend_mask(self.schedule.classes, self.schedule.views, z.device)
-        self.context = nodes.NodeContext(named, options.heads, options.compute, mask, record)
+        context = stages.context
+        self.low = LowWeights(named, self.layers, context)
+        self.edge_weights = [edge_weights(named, layer, context, self.low) for layer in range(self.layers)]
+        self.to_node = [to_node_weights(named, layer, self.low) for layer in range(self.layers)]
+        self.context = NodeContext(named, self.low, options.heads, attend_mask(context), record, stages)
         self.tokens: list[Tokens] = []
-        self.attends: list[nodes.Segment] = []
-        self.updates: list[nodes.Segment] = []
-        self.s: list[Tensor | None] = [None] * self.layers
-        self.h: list[Tensor | None] = [None] * self.layers
-        self.moments: list[RowMoments | None] = [None] * self.layers
+        self.attends: list[Attention] = []
+        self.updates: list[Update] = []
+        self.s: list[ByTile | None] = [None] * self.layers
+        self.h: list[ByTile | None] = [None] * self.layers
+        self.moments: list[dict[int, RowMoments] | None] = [None] * self.layers
         # What closes each layer: the last one's norm takes on BatchNorm's statistics once they are known.
         self.closing = list(self.edge_weights)
-        self.buffer: Tensor | None = None
+        self.buffer: ByTile | None = None
         self.gradients: dict[str, Tensor] = {}
 
     @property
@@ -99,9 +84,10 @@ class GraphPass:
         """Whether the edges that leave a layer are stored."""
         return self.options.edge_memory != "recompute"
 
-    def rows(self, store: Tensor | None, tile: Tile) -> Tensor | None:
-        """A tile's part of a tensor over all edges; None of None."""
-        return None if store is None else store[tile.first_row : tile.first_row + tile.rows]
+    def full(self, x: Tensor) -> Tensor:
+        """What was stored of edges, in the dtype that stages take; x itself if it has that dtype already."""
+        dtype = self.stages.context.edges_dtype
+        return x if x.dtype is dtype else x.to(dtype)
 
     # -- forward
 
@@ -113,23 +99,25 @@ class GraphPass:
         Returns:
             Node features f (n, D).
         """
-        schedule, stages = self.schedule, self.stages
-        self.start = nodes.start(self.context, self.z)
-        f, x = self.start.outputs
-        self.x = Band(schedule, x.detach())
-        edge_sum = NodeSum(schedule, self.dim, like=self.z)
+        schedule, stages, context = self.schedule, self.stages, self.stages.context
+        self.start = Start(self.context, self.z)
+        f, self.x = self.start.f, self.start.x
+        edge_sums = context.node_sums({f"edge sum {layer}": self.dim for layer in range(self.layers)})
+        if self.stored and self.record:
+            self.moments = [*_moments_of_tiles(schedule, self.z, self.layers)]
         for tile in schedule.tiles:
-            stages.edge_to_node.forward(tile, self.to_node[0], stages.edge_start.forward(tile, self.x, "in"), edge_sum)
+            stages.edge_to_node.forward(
+                tile, self.to_node[0], stages.edge_start.forward(tile, self.x, "in"), edge_sums[0]
+            )
         moments = stages.head.moments()
         for layer in range(self.layers):
-            attend = nodes.attention(self.context, layer, f)
-            update = nodes.update(self.context, layer, attend.outputs[0], edge_sum.total())
+            attend = Attention(self.context, layer, f)
+            update = Update(self.context, layer, attend.f1, edge_sums[layer].total())
             self.attends.append(attend)
             self.updates.append(update)
-            f, u, c, v = (x.detach() for x in update.outputs)
-            self.tokens.append(Tokens(Band(schedule, u), Band(schedule, c), Band(schedule, v)))
+            f = update.f
+            self.tokens.append(Tokens(*update.tokens))
             last = layer == self.layers - 1
-            edge_sum = NodeSum(schedule, self.dim, like=self.z)
             self._open_stores(layer)
             for tile in schedule.tiles:
                 saving = self._saving(layer, tile)
@@ -139,26 +127,24 @@ class GraphPass:
                 if last and e is not None:
                     stages.head.add_moments(tile, e, moments)
                 elif not last:
-                    stages.edge_to_node.forward(tile, self.to_node[layer + 1], e, edge_sum)
+                    stages.edge_to_node.forward(tile, self.to_node[layer + 1], e, edge_sums[layer + 1])
         schedule.complete(moments)
         self.head_weights = self._head_weights(moments)
         self.closing[-1] = self.head_weights.normalized(self.edge_weights[-1])
-        return f
+        return f.full
 
     def _open_stores(self, layer: int) -> None:
         """Makes room for what is stored of a layer's edges."""
         rows, z = self.schedule.rows, self.z
         if self.stored:
-            self.s[layer] = z.new_empty(rows, self.dim, dtype=self.options.edge_dtype)
-            if self.record:
-                self.moments[layer] = RowMoments(z.new_empty(rows, 1), z.new_empty(rows, 1))
+            self.s[layer] = ByTile(self.schedule, z.new_empty(rows, self.dim, dtype=self.options.edge_dtype))
         if self.options.edge_memory == "hidden" and self.record:
-            self.h[layer] = z.new_empty(rows, 4 * self.dim, dtype=self.options.compute)
+            self.h[layer] = ByTile(self.schedule, z.new_empty(rows, 4 * self.dim, dtype=self.options.compute))
 
     def _saved_moments(self, layer: int, tile: Tile) -> RowMoments | None:
         """A tile's part of a layer's row moments."""
         saved = self.moments[layer]
-        return None if saved is None else RowMoments(self.rows(saved.mean, tile), self.rows(saved.rstd, tile))
+        return None if saved is None else saved[tile.first_row]
 
     def _layer(self, layer: int) -> Layer:
         """What a layer's edge update works with."""
@@ -166,7 +152,7 @@ class GraphPass:
 
     def _saving(self, layer: int, tile: Tile) -> Saving:
         """Where a layer's edge update stores what the options ask for."""
-        h, s = (self.rows(x[layer], tile) for x in (self.h, self.s))
+        h, s = (None if x[layer] is None else x[layer][tile] for x in (self.h, self.s))
         return Saving(None, h, self._saved_moments(layer, tile), s)
 
     def edge(self, layer: int, tile: Tile, slot: str = "in") -> Edges:
@@ -179,9 +165,9 @@ class GraphPass:
         """
         if layer == 0:
             return self.stages.edge_start.forward(tile, self.x, slot)
-        s = self.rows(self.s[layer - 1], tile)
+        s = self.s[layer - 1]
         if s is not None:
-            return self.stages.norm_gelu.forward(self.closing[layer - 1].norm, s.to(self.z.dtype), slot)
+            return self.stages.norm_gelu.forward(self.closing[layer - 1].norm, self.full(s[tile]), slot)
         below, entering = layer - 1, self.edge(layer - 1, tile)
         update = self.stages.edge_update
         return update.forward(self._layer(below), tile, entering, self._saving(below, tile), "out").edges
@@ -190,28 +176,39 @@ class GraphPass:
         """θ (T, D) of the edges that leave the last layer."""
         return self.stages.head.forward(self.head_weights, e)
 
+    def last_coefficients(self, tile: Tile) -> Tensor:
+        """θ (T, D) of a tile. Where edges are stored, it takes the place of those that leave the last layer."""
+        e, s = self.edge(self.layers, tile), self.s[-1]
+        if s is None:
+            return self.coefficients(e)
+        if s.x.dtype is self.stages.context.edges_dtype:
+            return self.stages.head.forward(self.head_weights, e, s[tile])
+        theta = self.coefficients(e)
+        s[tile].copy_(theta)
+        return theta
+
     def _head_weights(self, moments: Tensor) -> HeadWeights:
         """Prepares the head, from the moments (2, D) of all edges."""
         o = self.options
         edges = self.schedule.nodes**2
         batch_moments = moments / edges if o.training else None
         norm = EdgeNorm(*self.buffers[:4], o.momentum, o.eps, o.update)
-        return head_weights(self.named, norm, batch_moments, edges, o.compute)
+        return head_weights(self.named, norm, batch_moments, edges, self.stages.context, self.low)
 
-    def node_head(self, f: Tensor) -> nodes.Segment:
+    def node_head(self, f: Tensor) -> Head:
         """The node classifier's logits (n, M) of node features f (n, D)."""
-        return nodes.head(self.context, f, self._node_norm())
+        return Head(self.context, f, self._node_norm())
 
     def node_statistics(self, f: Tensor) -> None:
         """Updates the node BatchNorm's running statistics where nothing needs its output."""
         self._node_norm()(f, self.named["node_batch_norm.weight"])
 
-    def _node_norm(self) -> nodes.NodeNorm:
+    def _node_norm(self) -> NodeNorm:
         o = self.options
         mean, variance, count, bias = self.buffers[4:]
         if o.training and not o.update:
             mean = variance = count = None
-        return nodes.NodeNorm(mean, variance, count, bias, o.training, o.momentum, o.eps)
+        return NodeNorm(mean, variance, count, bias, o.training, o.momentum, o.eps)
 
     # -- backward
 
@@ -236,27 +233,27 @@ class GraphPass:
         """
         self._top, self._top_gradient = top, top_gradient
         self._edge_sum_gradients: list[Band | None] = [None] * self.layers
+        sums = self.context.sums = NormSums(self.layers, self.z)
         for layer in reversed(range(self.layers)):
-            tokens: list[Tensor | None] = [None, None, None]
-            if layer <= top:
-                tokens = self._backward_sweep(layer, want_edges=layer > 0 or want_z)
-            df1, d_sum = self.updates[layer].backward([df, *tokens], self.gradients)
-            self._edge_sum_gradients[layer] = Band(self.schedule, d_sum)
-            (df,) = self.attends[layer].backward([df1], self.gradients)
+            tokens = self._backward_sweep(layer, want_edges=layer > 0 or want_z) if layer <= top else None
+            d_sum = self.stages.context.wrapped(f"d edge sum {layer}", self.dim)
+            df1 = self.updates[layer].backward(df, tokens, d_sum.head, self.gradients)
+            (self._edge_sum_gradients[layer],) = bands_of(self.schedule, d_sum)
+            df = self.attends[layer].backward(df1, self.gradients)
+        sums.file(self.gradients)
         dx = self._start_sweep(want_z)
         self._top_gradient = None  # it holds this pass: a cycle would keep all edges until the collector comes
-        (dz,) = self.start.backward([df, dx], self.gradients)
-        return dz if want_z else None
+        return self.start.backward(df, dx, want_z, self.gradients)
 
     def _backward_sweep(self, layer: int, want_edges: bool) -> list[Tensor]:
         """Runs the backward of a layer's edge update over all tiles, and returns dU, dc and dV of its tokens."""
-        sums = LayerSums(EdgeGradients(self.dim, self.z), TokenSums(self.schedule, self.dim, self.z))
+        sums = LayerSums(EdgeGradients(self.dim, self.z), TokenSums(self.stages.context))
         to_node = self._to_node_sums()
         for tile in self.schedule.tiles:
             d, record = self._gradient_above(layer, tile, to_node)
             d = self._layer_backward(layer, tile, d, record, sums, want_edges)
-            if want_edges and self.stored:
-                self.rows(self.gradient_buffer(), tile).copy_(d)
+            if want_edges:
+                self.leave_gradient(tile, d)
         self.schedule.complete(*sums.gradients.parts())
         self.gradients |= sums.gradients.named(self.named, layer)
         if layer + 1 < self.layers:
@@ -275,33 +272,36 @@ class GraphPass:
     def _stored_above(self, layer: int, tile: Tile, to_node: ToNodeSums | None) -> tuple[Tensor, EdgeRecord]:
         above = layer + 1
         e = self.edge(above, tile, "out")
-        if layer < self._top:
-            d = self._gradient_of(tile)
+        add = layer < self._top
+        if add:
+            d = self.gradient_of(tile)
         elif above == self.layers:
             d = self._top_gradient(tile, e)
         else:
-            d = torch.zeros_like(e.full)
+            d = self._new_gradient(tile)
         if above < self.layers:
             band = self._edge_sum_gradients[above]
-            self.stages.edge_to_node.backward(tile, self.to_node[above], e, band, to_node, d)
+            self.stages.edge_to_node.backward(tile, self.to_node[above], e, band, to_node, d, add)
         return d, self._stored_record(layer, tile)
 
     def _stored_record(self, layer: int, tile: Tile) -> EdgeRecord:
         """What a layer's backward needs, from what the forward stored."""
         e = self.edge(layer, tile)
         e1, gate = self.stages.edge_update.gate.forward(self._layer(layer), tile, e, "e1")
-        s = self.rows(self.s[layer], tile).to(self.z.dtype)
-        return EdgeRecord(e, e1, gate, self.rows(self.h[layer], tile), self._saved_moments(layer, tile), s)
+        h = None if self.h[layer] is None else self.h[layer][tile]
+        return EdgeRecord(e, e1, gate, h, self._saved_moments(layer, tile), self.full(self.s[layer][tile]))
 
     def _recomputed_above(self, layer: int, tile: Tile, to_node: ToNodeSums | None) -> tuple[Tensor, EdgeRecord]:
         records, e = self._replay(tile)
-        d = self._top_gradient(tile, e) if self._top == self.layers - 1 else torch.zeros_like(e.full)
+        add = self._top == self.layers - 1
+        d = self._top_gradient(tile, e) if add else self._new_gradient(tile)
         for above in reversed(range(layer, self._top + 1)):
             if above + 1 < self.layers:
                 out = records[above + 1].e if above < self._top else e
                 into = to_node if above == layer else None
                 band = self._edge_sum_gradients[above + 1]
-                self.stages.edge_to_node.backward(tile, self.to_node[above + 1], out, band, into, d)
+                self.stages.edge_to_node.backward(tile, self.to_node[above + 1], out, band, into, d, add)
+                add = True
             if above > layer:
                 d = self._layer_backward(above, tile, d, records[above], None, True)
         return d, records[layer]
@@ -316,7 +316,7 @@ class GraphPass:
         e = self.stages.edge_start.forward(tile, self.x, "edges 0")
         for layer in range(self._top + 1):
             h = context.scratch(f"h {layer}", tile.rows, 4 * self.dim)
-            s = context.wide(f"s {layer}", tile.rows, self.dim)
+            s = context.edge_scratch(f"s {layer}", tile.rows)
             moments = RowMoments(*(context.wide(f"row {k} {layer}", tile.rows, 1) for k in range(2)))
             saving = Saving(f"e1 {layer}", h, moments, s)
             update = self.stages.edge_update.forward(self._layer(layer), tile, e, saving, f"edges {layer + 1}")
@@ -333,37 +333,55 @@ class GraphPass:
     def _start_sweep(self, want_z: bool) -> Tensor | None:
         """Runs the backward of the first node sum and, if dz is wanted, of the edge start. Returns dx̂ (n, D)."""
         to_node = self._to_node_sums()
-        dx = NodeSum(self.schedule, self.dim, like=self.z) if want_z else None
+        dx = self.stages.context.node_sums({"dx": self.dim})[0] if want_z else None
         band = self._edge_sum_gradients[0]
         for tile in self.schedule.tiles:
             d = self._start_gradient(tile) if want_z else None
             e = self.stages.edge_start.forward(tile, self.x, "in")
-            self.stages.edge_to_node.backward(tile, self.to_node[0], e, band, to_node, d)
+            self.stages.edge_to_node.backward(tile, self.to_node[0], e, band, to_node, d, add=self._top >= 0)
             if want_z:
                 self.stages.edge_start.backward(tile, self.x, d, dx)
         self._finish_to_node(0, to_node)
         return dx.total() if want_z else None
 
     def _start_gradient(self, tile: Tile) -> Tensor:
-        """The gradient of e⁰ through the first edge update."""
+        """The gradient of e⁰ through the first edge update; memory for a gradient if there is none."""
         if self._top < 0:
-            return self.z.new_zeros(tile.rows, self.dim)
+            return self._new_gradient(tile)
         if self.stored:
-            return self._gradient_of(tile)
+            return self.gradient_of(tile)
         d, record = self._recomputed_above(0, tile, None)
         return self._layer_backward(0, tile, d, record, None, True)
 
     # -- parts
 
-    def gradient_buffer(self) -> Tensor:
-        """Memory (rows, D) for the gradient of all edges between two sweeps."""
+    def _gradient_buffer(self) -> ByTile:
+        """Memory (rows, D) for the gradient of all edges between two sweeps, by tile."""
         if self.buffer is None:
-            self.buffer = self.z.new_empty(self.schedule.rows, self.dim, dtype=self.options.edge_dtype)
+            shape = (self.schedule.rows, self.dim)
+            self.buffer = ByTile(self.schedule, self.z.new_empty(shape, dtype=self.options.edge_dtype))
         return self.buffer
 
-    def _gradient_of(self, tile: Tile) -> Tensor:
+    def gradient_room(self, tile: Tile) -> Tensor | None:
+        """Where a tile's gradient (T, D) will be left for the next sweep; None if it is left there in another dtype, or
+        not at all."""
+        if not self.stored or self.options.edge_dtype is not self.stages.context.edges_dtype:
+            return None
+        return self._gradient_buffer()[tile]
+
+    def _new_gradient(self, tile: Tile) -> Tensor:
+        """Memory (T, D) for a gradient; the contents are undefined."""
+        room = self.gradient_room(tile)
+        return self.stages.context.edge_scratch("new gradient", tile.rows) if room is None else room
+
+    def leave_gradient(self, tile: Tile, d: Tensor) -> None:
+        """Leaves a tile's gradient (T, D) for the next sweep, where edges are stored."""
+        if self.stored and d is not self.gradient_room(tile):
+            self._gradient_buffer()[tile].copy_(d)
+
+    def gradient_of(self, tile: Tile) -> Tensor:
         """The gradient (T, D) that the sweep above left for a tile. The caller may overwrite it."""
-        return self.rows(self.gradient_buffer(), tile).to(self.z.dtype)
+        return self.full(self._gradient_buffer()[tile])
 
     def _to_node_sums(self) -> ToNodeSums:
         """Zeros, to which a sweep adds."""

@@ -17,12 +17,15 @@ from gcahng.engine.differentiable_once import differentiable_once
 from gcahng.engine.graph import GraphPass
 from gcahng.engine.operands import MetricOutputs, PassInputs, Settings, Wanted, metric_outputs
 from gcahng.engine.prepare import prepare, replayable
-from gcahng.engine.schedule import NodeSum, Schedule
+from gcahng.engine.schedule import ByTile, Schedule, totals
 from gcahng.engine.schema import define_operator, differentiate_operator
-from gcahng.engine.stages.mix import Mixing, MixUpstream, mix_index
+from gcahng.engine.stages.mix import Mixing, MixUpstream
+from gcahng.engine.stages.mix_index import batch_mixes, by_tile
 from gcahng.engine.weights import metric_names, parameter_names
 from gcahng.engine.workspace import Workspace
 from gcahng.reference.npair import L2_WEIGHT
+
+MEAN = 1  # the reduction of a loss, as torch's operators number it
 
 
 @replayable
@@ -39,22 +42,21 @@ def metric_pass(inputs: PassInputs, s: Settings, wanted: Wanted, workspace: Work
     schedule, z = graph.schedule, graph.z
     f = graph.forward()
     logits, norms = _synthetic_logits(graph, mixing)
-    theta, graph.s[-1] = graph.s[-1], None
+    theta, graph.s[-1] = graph.s[-1], None  # where edges are stored
     synthetic, dlogits, dz_synthetic = _synthetic_npair(z, schedule, logits, norms, wanted.want_z)
     if wanted.want_z:
         dz_synthetic += _synthetic_backward(graph, mixing, theta, dlogits)
     graph.buffer = theta  # θ is no longer needed: its memory takes the edges' gradients
 
-    segment = graph.node_head(f)
+    head = graph.node_head(f)
     labels = inputs.classes.repeat_interleave(schedule.views)
-    log_p = F.log_softmax(segment.outputs[0].detach().to(z.dtype), dim=1)
-    entropy = F.nll_loss(log_p, labels)
+    log_p = F.log_softmax(head.logits, dim=1, dtype=z.dtype)
+    entropy, weight = torch.ops.aten.nll_loss_forward(log_p, labels, None, MEAN, -100)
     dz_entropy = None
     if graph.record:
-        d = log_p.exp_()
-        d[torch.arange(len(labels), device=d.device), labels] -= 1
-        (df,) = segment.backward([d.div_(len(labels))], graph.gradients)
-        dz_entropy = graph.backward(df, graph.layers - 2, None, wanted.want_z)
+        d = torch.ops.aten.nll_loss_backward(torch.ones_like(entropy), log_p, labels, None, MEAN, -100, weight)
+        d = torch.ops.aten._log_softmax_backward_data(d, log_p, 1, z.dtype)
+        dz_entropy = graph.backward(head.backward(d, graph.gradients), graph.layers - 2, None, wanted.want_z)
     gradients = []
     if wanted.want_parameters:  # contiguous, as the fake says, whatever the weights are
         gradients = [graph.gradients[name].contiguous() for name in metric_names(s.layers)]
@@ -71,16 +73,15 @@ def _synthetic_logits(graph: GraphPass, mixing: Mixing) -> tuple[Tensor, Tensor]
     Where edges are stored, θ takes the place of those that leave the last layer. Nothing else needs them, since they
     have no gradient in this phase.
     """
-    schedule = graph.schedule
-    logits = schedule.room(graph.z, schedule.views, schedule.classes, schedule.classes)
-    norms = torch.zeros((), dtype=torch.float64, device=graph.z.device)
+    schedule, mixes = graph.schedule, batch_mixes(graph.stages.context)
+    of_mixes, squares = graph.z.new_empty(2, len(mixes.place))
+    logits_of, squares_of = by_tile(schedule, of_mixes), by_tile(schedule, squares)
     for tile in schedule.tiles:
-        coefficients = graph.coefficients(graph.edge(graph.layers, tile))
-        if graph.stored:
-            graph.rows(graph.s[-1], tile).copy_(coefficients)
-        index = mix_index(schedule, tile, logits.device)
-        logits[index.place], squares = graph.stages.mix.logits(mixing, tile, coefficients)
-        norms += (squares * (index.anchor != index.negative)).sum()
+        coefficients = graph.last_coefficients(tile)
+        graph.stages.mix.logits(mixing, tile, coefficients, logits_of[tile], squares_of[tile])
+    logits = schedule.room(graph.z, schedule.views, schedule.classes, schedule.classes)
+    logits.view(-1)[mixes.place] = of_mixes
+    norms = (squares * mixes.others).sum(dtype=torch.float64)
     schedule.complete(logits, norms)
     return logits, norms
 
@@ -106,36 +107,36 @@ def _synthetic_npair(
     positive = x.roll(-1, dims=1)
     logits.diagonal(dim1=1, dim2=2).copy_((x * positive).sum(dim=-1).T)
     log_p = F.log_softmax(logits, dim=2)
-    entropy = -log_p.diagonal(dim1=1, dim2=2).mean()
-    own = x.square().sum()
-    loss = entropy + L2_WEIGHT / views * (own / classes + (norms + own) / classes**2).to(z.dtype)
+    diagonal = log_p.diagonal(dim1=1, dim2=2)
+    own_weight, weight = L2_WEIGHT / views * (1 / classes + 1 / classes**2), L2_WEIGHT / (views * classes**2)
+    squares = own_weight * x.square().sum() + weight * norms
+    loss = squares.to(z.dtype).sub_(diagonal.mean())
     if not want_z:
         return loss, log_p, None
     d = log_p.exp_()
-    d.diagonal(dim1=1, dim2=2).sub_(1)
+    diagonal.sub_(1)
     d.div_(views * classes)
-    diagonal = d.diagonal(dim1=1, dim2=2)
     along = diagonal.T[..., None].clone()
     diagonal.zero_()
-    dx = along * positive + (along * x).roll(1, dims=1)
-    dx += (2 * L2_WEIGHT / views * (1 / classes + 1 / classes**2)) * x
-    return loss, d, dx.reshape(z.shape)
+    dx = (along * x).roll(1, dims=1).addcmul_(along, positive).add_(x, alpha=2 * own_weight)
+    return loss, d, dx.view(z.shape)
 
 
-def _synthetic_backward(graph: GraphPass, mixing: Mixing, theta: Tensor | None, dlogits: Tensor) -> Tensor:
+def _synthetic_backward(graph: GraphPass, mixing: Mixing, theta: ByTile | None, dlogits: Tensor) -> Tensor:
     """The part of dz (n, D) that comes through the synthetic negatives, from dlogits (K, C, C)."""
-    schedule, z = graph.schedule, graph.z
-    into, into_positive = NodeSum(schedule, z.shape[1], like=z), NodeSum(schedule, 1, like=z)
+    schedule, context = graph.schedule, graph.stages.context
+    into, into_positive = context.node_sums({"dz": graph.dim, "d positive": 1})
     square = 2 * L2_WEIGHT / (schedule.views * schedule.classes**2)
+    of_mixes = by_tile(schedule, dlogits.view(-1)[batch_mixes(context).place])
     for tile in schedule.tiles:
         if theta is not None:
-            coefficients = graph.rows(theta, tile).to(z.dtype)
+            coefficients = graph.full(theta[tile])
         else:
             coefficients = graph.coefficients(graph.edge(graph.layers, tile))
-        index = mix_index(schedule, tile, z.device)
-        upstream = MixUpstream(coefficients, dlogits[index.place], square, None)
+        upstream = MixUpstream(coefficients, of_mixes[tile], square, None)
         graph.stages.mix.backward_z(mixing, tile, upstream, into, into_positive)
-    return into.total() + mixing.positive_backward(into_positive.total())
+    dz, d_positive = totals(into, into_positive)
+    return dz + mixing.positive_backward(d_positive)
 
 
 # -- as an operator
@@ -182,7 +183,8 @@ def _backward(ctx: Any, upstream: list[Tensor | None]) -> tuple[Any, ...]:
 def _scale(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Multiplies the gradients of J_syn and of J_gce with the upstream gradients of the two losses, which come last."""
     dz_synthetic, dz_entropy, *parameters, d_synthetic, d_entropy = tensors
-    return dz_synthetic * d_synthetic, dz_entropy * d_entropy, *(g * d_entropy for g in parameters)
+    scaled = torch._foreach_mul(parameters, d_entropy) if parameters else ()
+    return dz_synthetic * d_synthetic, dz_entropy * d_entropy, *scaled
 
 
 METRIC_PASS = define_operator("metric_pass", (PassInputs, Settings, Wanted), "Tensor[]", metric_pass, _fake)

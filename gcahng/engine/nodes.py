@@ -1,191 +1,268 @@
-"""The node side of the graph network, whose tensors are n × D: attention, node MLP, tokens and node head.
+"""The node side of the graph network, whose tensors are n × D: what its parts work with, its input and its class head.
 
-Autograd differentiates it, in segments that lie between the sums over edges.
+Its layers are in gcahng.engine.node_layer. The backward of each part is written out, in as few calls of torch as it
+takes: for a small batch their number decides how long a step takes. docs/math has the formulas.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from gcahng.engine import products
+from gcahng.engine.schedule import bands_of
+from gcahng.engine.stages import Stages
+from gcahng.engine.stages.common import Edges, StageContext
+from gcahng.engine.weights import LowWeights, NormWeights
+
+NORM_USES = ("attention", "before", "behind")
+"""The uses of a node layer's LayerNorm: behind the attention, before the MLP and behind it."""
 
 
-@contextmanager
-def recording(enabled: bool) -> Iterator[None]:
-    """Switches autograd on or off within the context.
-
-    It works inside an operator's kernel too, where torch takes the autograd keys out of dispatch.
-    """
-    exclude = torch._C._dispatch_tls_local_exclude_set()
-    if enabled:
-        exclude = exclude - torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradFunctionality)
-    include = torch._C._dispatch_tls_local_include_set()
-    with torch._C._ForceDispatchKeyGuard(include, exclude), torch.set_grad_enabled(enabled):
-        yield
-
-
-class Segment:
-    """A piece of the node side that is recorded for a backward of its own.
-
-    Args:
-        named: the parameters that it uses, by name.
-        inputs: the tensors that it takes.
-        record: whether a backward will follow.
-
-    Attributes:
-        inputs: the inputs as leaves of autograd.
-        outputs: what the segment computed.
-    """
-
-    def __init__(self, named: dict[str, Tensor], inputs: Sequence[Tensor], record: bool) -> None:
-        self._record = record
-        self.inputs = [x.detach().requires_grad_(record) for x in inputs]
-        self._leaves = {name: p.detach().requires_grad_(record) for name, p in named.items()}
-        self.outputs: tuple[Tensor, ...] = ()
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._leaves[name]
-
-    def linear(self, name: str, x: Tensor) -> Tensor:
-        """The linear map of this name."""
-        return F.linear(x, self._leaves[f"{name}.weight"], self._leaves[f"{name}.bias"])
-
-    def norm_gelu(self, name: str, x: Tensor) -> Tensor:
-        """N(x) = LayerNorm(GELU(x)), with the LayerNorm of this name."""
-        return F.layer_norm(F.gelu(x), x.shape[-1:], self._leaves[f"{name}.weight"], self._leaves[f"{name}.bias"])
-
-    def backward(self, gradients: Sequence[Tensor | None], into: dict[str, Tensor]) -> list[Tensor | None]:
-        """Runs the segment's backward.
-
-        Args:
-            gradients: of the outputs; None for an output without a gradient.
-            into: the parameters' gradients by name, to which this segment's are added.
-
-        Returns:
-            The gradients of the inputs.
-        """
-        pairs = [(o, g.to(o.dtype)) for o, g in zip(self.outputs, gradients, strict=True) if g is not None]
-        leaves = [*self.inputs, *self._leaves.values()]
-        with recording(True):
-            of_leaves = torch.autograd.grad([o for o, _ in pairs], leaves, [g for _, g in pairs], allow_unused=True)
-        for name, gradient in zip(self._leaves, of_leaves[len(self.inputs) :], strict=True):
-            if gradient is not None:
-                into[name] = into[name] + gradient if name in into else gradient
-        return list(of_leaves[: len(self.inputs)])
-
-
-def _under(named: dict[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
-    """The parameters whose names begin with one of these prefixes."""
-    return {name: p for name, p in named.items() if name.startswith(prefixes)}
-
-
-@contextmanager
-def _computing(record: bool, compute: torch.dtype, device: torch.device) -> Iterator[None]:
-    """Within, autograd records if asked to, and products are in the compute dtype."""
-    low = compute in (torch.bfloat16, torch.float16)
-    with recording(record), torch.autocast(device.type, dtype=compute if low else torch.bfloat16, enabled=low):
-        yield
-
-
-class NodeContext(NamedTuple):
-    """What all segments of a pass work with.
+@dataclass
+class NodeContext:
+    """What all parts of the node side work with.
 
     Attributes:
         named: parameters by name.
+        low: operands of products by name.
         heads: heads H of the attention.
-        compute: dtype of products.
-        attend: the keys that each node sees, (n, n + 1) bool (see attend_mask).
+        attend: added to the attention's logits, (n, n + 1) in the dtype of products (see attend_mask).
         record: whether a backward will follow.
+        stages: the edges' stages, of which the norms serve nodes, too.
+        sums: what the norms' backwards add to; None until the backward begins.
+        biases: where gradients of biases are noted.
     """
 
     named: dict[str, Tensor]
+    low: LowWeights
     heads: int
-    compute: torch.dtype
     attend: Tensor
     record: bool
+    stages: Stages
+    sums: NormSums | None = None
+    biases: Biases = field(default_factory=lambda: Biases())
+
+    @property
+    def memory(self) -> StageContext:
+        """Memory, and the dtypes."""
+        return self.stages.context
+
+    def operand(self, x: Tensor, slot: str) -> Tensor:
+        """x (n, W) in the dtype of products: x itself, or a copy in `scratch` memory of this name."""
+        if x.dtype is self.memory.compute:
+            return x
+        return self.memory.scratch(slot, *x.shape).copy_(x)
+
+    def full(self, x: Tensor) -> Tensor:
+        """x in the accumulating dtype."""
+        dtype = self.memory.like.dtype
+        return x if x.dtype is dtype else x.to(dtype)
+
+    def operands(self, named: dict[str, Tensor]) -> list[Tensor]:
+        """`operand` of several tensors, by slot."""
+        if self.memory.same:
+            return list(named.values())
+        copies = [self.memory.scratch(slot, *x.shape) for slot, x in named.items()]
+        torch._foreach_copy_(copies, list(named.values()))
+        return copies
+
+    def linear(self, name: str, x: Tensor, slot: str | None = None) -> Tensor:
+        """The linear map of this name, in the dtype of products; in `scratch` memory if that is named."""
+        bias, weight = self.low[f"{name}.bias"], self.low[f"{name}.weight"]
+        out = None if slot is None else self.memory.scratch(slot, len(x), len(weight))
+        return torch.addmm(bias, x, self.memory.transposed(weight), out=out)
+
+    def linear_into(self, into: Tensor, name: str, x: Tensor) -> None:
+        """Writes the linear map of this name to memory of the accumulating dtype."""
+        weight = self.memory.transposed(self.low[f"{name}.weight"])
+        products.affine(into, self.low[f"{name}.bias"], x, weight)
+
+    def gelu_backward(self, d: Tensor, x: Tensor, slot: str) -> Tensor:
+        """The gradient of x through GELU, in `scratch` memory of this name."""
+        return torch.ops.aten.gelu_backward.grad_input(d, x, grad_input=self.memory.scratch(slot, *x.shape))
+
+    def weight_gradient(self, dy: Tensor, x: Tensor) -> Tensor:
+        """dyᵀ x (O, I), from the gradient dy (n, O) of a linear map and its input x (n, I); see `new_product`."""
+        flipped = None if self.memory.workspace is None else self.memory.workspace.transposed(dy)
+        return self.new_product(dy.T if flipped is None else flipped, x)
+
+    def new_product(self, a: Tensor, b: Tensor) -> Tensor:
+        """The product a b (R, W) of matrices in the dtype of products, in the accumulating dtype."""
+        return products.new_product(a, b, self.memory.like.dtype)
+
+    def file_linear(self, name: str, low: Tensor, dy: Tensor, x: Tensor, into: dict[str, Tensor]) -> None:
+        """Files the gradients of a linear map's weight and bias.
+
+        Args:
+            name: the map's name.
+            low: gradient of its output (n, O), in the dtype of products.
+            dy: the same before it was rounded, or low itself.
+            x: its input (n, I), in the dtype of products.
+            into: gradients by the parameters' names. That of the bias is there once `biases` files it.
+        """
+        into[f"{name}.weight"] = self.weight_gradient(low, x)
+        self.biases.add(name, dy)
 
 
-def attend_mask(classes: int, views: int, device: torch.device) -> Tensor:
-    """The keys that each node sees, (n, n + 1) bool: the sink (column 0) and the nodes of other classes."""
-    label = torch.arange(classes, device=device).repeat_interleave(views)
-    mask = torch.ones(label.shape[0], label.shape[0] + 1, dtype=torch.bool, device=device)
-    torch.ne(label[:, None], label[None, :], out=mask[:, 1:])
-    return mask
+class Biases:
+    """Gradients of biases: sums over the rows of tensors at nodes, which are formed for several of them by one call."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, Tensor] = {}
+
+    def add(self, name: str, dy: Tensor) -> None:
+        """Notes the gradient dy (n, O) of a linear map's output, which must stay as it is until `file`."""
+        self._waiting[name] = dy
+
+    def file(self, into: dict[str, Tensor]) -> None:
+        """Files the gradients of what was noted, by the parameters' names and in the dtype of its weight's."""
+        names, parts = list(self._waiting), list(self._waiting.values())
+        self._waiting = {}
+        dtype = into[f"{names[0]}.weight"].dtype
+        sums = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).sum(dim=0, dtype=dtype)
+        found = [sums] if len(parts) == 1 else torch.split_with_sizes_copy(sums, [x.shape[1] for x in parts])
+        into |= {f"{name}.bias": x for name, x in zip(names, found, strict=True)}
 
 
-def start(ctx: NodeContext, z: Tensor) -> Segment:
-    """Computes the first node features f (n, D) and the normalized rows x̂ (n, D) from embeddings z (n, D)."""
-    segment = Segment(_under(ctx.named, "node_input."), [z], ctx.record)
-    (z,) = segment.inputs
-    with _computing(ctx.record, ctx.compute, z.device):
-        f = segment.linear("node_input", z).to(z.dtype)
-        centered = z - z.mean(dim=1, keepdim=True)
-        segment.outputs = (f, centered / centered.norm(dim=1, keepdim=True))
-    return segment
-
-
-def attention(ctx: NodeContext, layer: int, f: Tensor) -> Segment:
-    """Computes f₁ = N(f + attention to the nodes of other classes) (n, D). The sink is a key and value of zeros."""
-    prefix = f"layers.{layer}.node"
-    parts = (f"{prefix}.{part}." for part in ("query", "key", "value", "output", "norm"))
-    segment = Segment(_under(ctx.named, *parts), [f], ctx.record)
-    (f,) = segment.inputs
-    n, dim = f.shape
-    with _computing(ctx.record, ctx.compute, f.device):
-        q, k, v = (
-            segment.linear(f"{prefix}.{part}", f).view(n, ctx.heads, -1).transpose(0, 1)
-            for part in ("query", "key", "value")
-        )
-        k, v = F.pad(k, (0, 0, 1, 0)), F.pad(v, (0, 0, 1, 0))
-        attended = F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=ctx.attend)[0]
-        attended = segment.linear(f"{prefix}.output", attended.transpose(0, 1).reshape(n, dim))
-        segment.outputs = (segment.norm_gelu(f"{prefix}.norm", f + attended),)
-    return segment
-
-
-def update(ctx: NodeContext, layer: int, f1: Tensor, edge_sum: Tensor) -> Segment:
-    """Computes a layer's node features f (n, D), and the gate inputs of its tokens: U (n, D), c (n, 1) and V (n, D).
-
-    With keys k = K(s) of the tokens s = GELU(node_to_edge(f)), an edge's logit q·k_i is e·U_i + c_i, where U = k W_q
-    and c = k b_q. So the query is folded into the keys.
+class NormSums:
+    """Sums that the norms' backwards add to, for all layers: gradients of γ and β, and of the bias before the norm.
 
     Args:
-        ctx: what all segments work with.
-        layer: the layer's number.
-        f1: what `attention` computed (n, D).
-        edge_sum: S (n, D), the sum over each node's edges.
+        layers: layers L.
+        like: node features (n, D).
     """
-    node, edge = f"layers.{layer}.node", f"layers.{layer}.edge"
-    parts = [f"{node}.{part}." for part in ("mlp_in", "mlp_out", "norm")]
-    parts += [f"{edge}.{part}." for part in ("query", "key", "value", "node_to_edge")]
-    segment = Segment(_under(ctx.named, *parts), [f1, edge_sum], ctx.record)
-    f1, edge_sum = segment.inputs
-    with _computing(ctx.record, ctx.compute, f1.device):
-        f2 = segment.norm_gelu(f"{node}.norm", f1 + edge_sum)
-        hidden = F.gelu(segment.linear(f"{node}.mlp_in", f2))
-        f = segment.norm_gelu(f"{node}.norm", f2 + segment.linear(f"{node}.mlp_out", hidden))
-        token = F.gelu(segment.linear(f"{edge}.node_to_edge", f))
-        key, value = segment.linear(f"{edge}.key", token), segment.linear(f"{edge}.value", token)
-        u = key @ segment[f"{edge}.query.weight"]
-        c = (key * segment[f"{edge}.query.bias"]).sum(dim=1, keepdim=True)
-        segment.outputs = tuple(x.to(f1.dtype) for x in (f, u, c, value))
-    return segment
+
+    def __init__(self, layers: int, like: Tensor) -> None:
+        self._layers = layers
+        self._all = like.new_zeros(layers * len(NORM_USES), 4, like.shape[1])  # rows as those of mlp_out_sums
+        self._parts = self._all.unbind()
+
+    def of(self, layer: int, use: str) -> Tensor:
+        """The sums (4, D) of one of a layer's NORM_USES."""
+        return self._parts[layer * len(NORM_USES) + NORM_USES.index(use)]
+
+    def file(self, into: dict[str, Tensor]) -> None:
+        """Files the gradients of the norms and of the biases before them by the parameters' names."""
+        names = []
+        for layer in range(self._layers):
+            at = f"layers.{layer}.node"
+            names += [f"{at}.norm.weight", f"{at}.norm.bias", f"{at}.output.bias", f"{at}.mlp_out.bias"]
+        every = self._all.view(self._layers, len(NORM_USES), 4, -1)
+        found = torch.cat((every[:, :, :2].sum(dim=1), every[:, ::2, 2]), dim=1)
+        into |= zip(names, torch.unbind_copy(found.view(len(names), -1)), strict=True)
 
 
-def head(ctx: NodeContext, f: Tensor, norm: NodeNorm) -> Segment:
-    """Computes the class logits (n, M) of node features f (n, D), through the node BatchNorm."""
-    segment = Segment(_under(ctx.named, "node_batch_norm.", "class_head."), [f], ctx.record)
-    (f,) = segment.inputs
-    with _computing(ctx.record, ctx.compute, f.device):
-        segment.outputs = (segment.linear("class_head", norm(f, segment["node_batch_norm.weight"])),)
-    return segment
+class NormGelu:
+    """N(y) = LayerNorm(GELU(y)) of node tensors, with its backward.
+
+    Args:
+        ctx: what all parts work with.
+        layer: the layer's number.
+        use: which of NORM_USES it is.
+        y: (n, D).
+
+    Attributes:
+        full: N(y) (n, D) in the accumulating dtype.
+        low: the same in the dtype of products.
+    """
+
+    def __init__(self, ctx: NodeContext, layer: int, use: str, y: Tensor) -> None:
+        at = f"layers.{layer}.node.norm"
+        self._norm = NormWeights(ctx.named[f"{at}.weight"], ctx.named[f"{at}.bias"])
+        self.full, self.low = ctx.stages.norm_gelu.of_nodes(self._norm, y, f"{use} {layer}")
+        self._ctx, self._at, self._y = ctx, (layer, use), y if ctx.record else None
+
+    def backward(self, d: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds the gradients of γ and β, and the sum of that of y, to the context's sums.
+
+        Args:
+            d: gradient of the result (n, D).
+            out: memory for the gradient of y (n, D), which may be d.
+
+        Returns:
+            The gradient of y, in the accumulating dtype and in that of products.
+        """
+        sums, y = self._ctx.sums.of(*self._at), self._y
+        self._y = None
+        return self._ctx.stages.edge_update.mlp_out.norm_backward(self._norm, y, d, sums, out)
 
 
-class NodeNorm(NamedTuple):
+def attend_mask(context: StageContext) -> Tensor:
+    """What is added to the attention's logits, (n, n + 1): 0 for the sink (column 0) and for the nodes of other
+    classes, −∞ for those of the same class. It is made once for each kind of batch.
+
+    Rows lie a multiple of 16 values apart, as CUDA's attention kernels want them; others they would copy.
+    """
+    schedule, device, dtype = context.schedule, context.like.device, context.compute
+
+    def make() -> tuple[Tensor]:
+        label = torch.arange(schedule.classes, device=device).repeat_interleave(schedule.views)
+        n = len(label)
+        mask = torch.zeros(n, -(-(n + 1) // 16) * 16, dtype=dtype, device=device)[:, : n + 1]
+        mask[:, 1:].masked_fill_(label[:, None] == label[None, :], -torch.inf)
+        return (mask,)
+
+    return context.constant(("attend", schedule.classes, schedule.views, dtype, device), make)[0]
+
+
+class Start:
+    """The first node features f and the normalized rows x̂ of embeddings z.
+
+    Args:
+        ctx: what all parts work with.
+        z: embeddings (n, D).
+
+    Attributes:
+        f: first node features (n, D), in the accumulating dtype and in that of products.
+        x: normalized rows x̂ (n, D) as a band.
+    """
+
+    def __init__(self, ctx: NodeContext, z: Tensor) -> None:
+        self._ctx, low = ctx, ctx.operand(z, "z low")
+        f = ctx.linear("node_input", low)
+        self.f = Edges(ctx.full(f), f)
+        centered = z - z.mean(dim=1, keepdim=True)
+        norm = centered.norm(dim=1, keepdim=True)
+        x = ctx.memory.wrapped("x", z.shape[1])
+        torch.div(centered, norm, out=x.head)
+        (self.x,) = bands_of(ctx.memory.schedule, x)
+        self._low, self._norm, self._x = low, norm, x.head
+
+    def backward(self, df: Tensor, dx: Tensor | None, want_z: bool, into: dict[str, Tensor]) -> Tensor | None:
+        """Files the gradients of the input's parameters.
+
+        Args:
+            df: gradient of f (n, D).
+            dx: gradient of x̂ (n, D), or None.
+            want_z: whether dz is wanted.
+            into: gradients by the parameters' names.
+
+        Returns:
+            dz (n, D), or None.
+        """
+        ctx = self._ctx
+        low = ctx.operand(df, "d low")
+        ctx.file_linear("node_input", low, df, self._low, into)
+        ctx.biases.file(into)
+        if not want_z:
+            return None
+        dz = torch.empty_like(df)
+        if dx is None:
+            ctx.memory.product(dz, low, ctx.low["node_input.weight"], add=False)
+            return dz
+        along = (dx * self._x).sum(dim=1, keepdim=True)
+        torch.addcmul(dx, along, self._x, value=-1, out=dz).div_(self._norm)
+        dz.sub_(dz.mean(dim=1, keepdim=True))
+        ctx.memory.product(dz, low, ctx.low["node_input.weight"], add=True)
+        return dz
+
+
+@dataclass(frozen=True)
+class NodeNorm:
     """The node BatchNorm.
 
     Attributes:
@@ -206,8 +283,65 @@ class NodeNorm(NamedTuple):
     momentum: float
     eps: float
 
-    def __call__(self, f: Tensor, weight: Tensor) -> Tensor:
-        """Normalizes f (n, D), and updates the running statistics in training."""
+    def __call__(self, f: Tensor, weight: Tensor) -> Sequence[Tensor]:
+        """Normalizes f (n, D), and updates the running statistics in training.
+
+        Returns:
+            The result (n, D), and the mean and 1/σ of the batch.
+        """
         if self.training and self.count is not None:
             self.count.add_(1)
-        return F.batch_norm(f, self.mean, self.variance, weight, self.bias, self.training, self.momentum, self.eps)
+        return torch.native_batch_norm(
+            f, weight, self.bias, self.mean, self.variance, self.training, self.momentum, self.eps
+        )
+
+    def backward(self, d: Tensor, f: Tensor, weight: Tensor, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The gradients of f (n, D) and of the weight (D,), from that of the result; batch: the mean and 1/σ."""
+        statistics = (self.mean, self.variance, *batch)
+        df, d_weight, _ = torch.ops.aten.native_batch_norm_backward(
+            d, f, weight, *statistics, self.training, self.eps, [True, True, False]
+        )
+        return df, d_weight
+
+
+class Head:
+    """The class logits of node features, through the node BatchNorm.
+
+    Args:
+        ctx: what all parts work with.
+        f: node features (n, D).
+        norm: the BatchNorm.
+
+    Attributes:
+        logits: (n, M), in the dtype of products.
+    """
+
+    def __init__(self, ctx: NodeContext, f: Tensor, norm: NodeNorm) -> None:
+        normalized, *batch = norm(f, ctx.named["node_batch_norm.weight"])
+        low = ctx.operand(normalized, "head low")
+        compute = ctx.memory.compute
+        weight, bias = (ctx.named[f"class_head.{kind}"] for kind in ("weight", "bias"))
+        if weight.dtype is not compute:
+            weight, bias = weight.to(compute), bias.to(compute)
+        self.logits = torch.addmm(bias, low, weight.T)
+        self._ctx, self._norm = ctx, norm
+        self._saved = (f, batch, low, weight) if ctx.record else None
+
+    def backward(self, d: Tensor, into: dict[str, Tensor]) -> Tensor:
+        """Files the gradients of the head's parameters.
+
+        Args:
+            d: gradient of the logits (n, M).
+            into: gradients by the parameters' names.
+
+        Returns:
+            The gradient of f (n, D).
+        """
+        ctx, (f, batch, normalized, weight) = self._ctx, self._saved
+        low = ctx.operand(d, "d logits low")
+        ctx.file_linear("class_head", low, d, normalized, into)
+        ctx.biases.file(into)
+        dy = ctx.full(torch.mm(low, weight))
+        norm_weight = ctx.named["node_batch_norm.weight"]
+        df, into["node_batch_norm.weight"] = self._norm.backward(dy, f, norm_weight, batch)
+        return df

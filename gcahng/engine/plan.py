@@ -109,9 +109,9 @@ def work(size: StepSize, memory: str) -> Work:
     passes = 1 + layers if memory == "recompute" else 1
     mixes = n * n // size.views // size.ranks
     # Each product of a node layer (16 D²) and of the input has two in its backward, but for the last layer's tokens
-    # in phase 1.
+    # in phase 1 and the embeddings' gradient in phase 3.
     # Attention: 2 n² D forward, 5 backward.
-    nodes = n * d * d * (6 * (16 * layers + 1) - 8) + 14 * layers * n * n * d + 5 * n * m * d
+    nodes = n * d * d * (6 * (16 * layers + 1) - 9) + 14 * layers * n * n * d + 5 * n * m * d
     return Work(edge_products(layers, memory) * rows * d * d, 2 * passes * mixes * m * d, nodes)
 
 
@@ -198,7 +198,7 @@ def _moments(size: StepSize, memory: str) -> dict[str, dict[str, int]]:
         diversity = 2 * tiling(size, memory).rows * d * a  # J_div's gradient
         negatives = mixes * d * a + max(logits + at_once * d * c, 2 * mixes * d * a, diversity)
     else:  # logits in the workspace; rows as operands, and their gradient
-        negatives = mixes * d * a + at_once * (m + (2 if low else 1) * d) * c
+        negatives = at_once * (m + (2 if low else 1) * d) * c
     vectors = 2 * tiling(size, memory).rows * d * a + (4 * d * d * c if low else 0)
     entropy = 2 * n * m * a + (n * m * c if low else 0)
     pairs = 3 * size.views * (n // size.views) ** 2 * a
@@ -241,25 +241,25 @@ def _held(size: StepSize, memory: str, phase: int) -> dict[str, int]:
             terms["edges' gradients"] = rows * d * e
     if memory == "hidden":
         terms["hidden pre-activations"] = layers * rows * 4 * d * c
-    terms["prepared weights"] = layers * 4 * d * d * c + d * d * c
+    terms["prepared weights"] = (7 * layers + 1) * d * d * c
     if low:
-        terms["prepared weights"] += layers * 5 * d * d * c + d * d * c + (size.classes * d * c if phase == 3 else 0)
-    # Who attends to whom, and for each layer the same as numbers, which attention saves for its backward.
-    terms["pairs of nodes"] = n * (n + 1) * (1 + layers * c)
+        terms["prepared weights"] += (18 * layers + 2) * d * d * c + (size.classes * d * c if phase == 3 else 0)
+    # Who attends to whom, and of every negative its place, node, class and label, whether it counts, and two losses.
+    terms["pairs of nodes"] = n * (n + 1) * c + n * n // size.views // size.ranks * (4 * 8 + 1 + 2 * a)
     return terms
 
 
 def _node_bytes(size: StepSize, memory: str, recorded: int) -> int:
     """Bytes of node tensors, and of the sums over edges, whose bands wrap around.
 
-    For each of the `recorded` layers, whose backward is still to come, autograd saves 20 n D values in the products'
-    dtype and 11 n D in the accumulating one. Of each other layer 8 n D values stay.
+    The workspace holds 7 n D values of each layer in the products' dtype and 3 n D in the accumulating one. 12 n D and
+    3 n D more are saved for each of the `recorded` layers, whose backward is still to come.
     """
     n, d, layers = size.batch, size.dim, size.layers
     a, c = size.accumulate.itemsize, size.compute.itemsize
     band = (size.batch // size.views + tiling(size, memory).reach) * size.views * d * a
-    saved = recorded * (20 * c + 11 * a) + (layers - recorded) * 8 * a
-    return n * d * (saved + 6 * a) + (3 * layers + 5) * band
+    saved = recorded * (12 * c + 3 * a) + layers * (7 * c + 3 * a)
+    return n * d * (saved + 6 * a + 8 * c) + (4 * layers + 8) * band
 
 
 def _tile_bytes(size: StepSize, memory: str, losses: bool) -> int:
@@ -271,15 +271,16 @@ def _tile_bytes(size: StepSize, memory: str, losses: bool) -> int:
     low = size.compute is not size.accumulate
     # Bytes per channel and edge of a tile.
     if size.stages != "torch":
-        pair = a + (c if low else 0)
-        # p, product and scaled; g and dn; edges in, e1 and out; the head's p, dy and theta; dtheta; negatives.
-        each = (3 + 8) * c + 3 * pair + 2 * c + a + a + 2 * a / size.views
-        if low:
+        e = c if size.narrow else a
+        pair = e + (c if low and not size.narrow else 0)
+        # p, product and scaled; g and dn; edges in, e1 and out; the head's p, dy and theta; dtheta; negatives and dn.
+        each = (3 + 8) * c + 3 * pair + 2 * c + e + e + 4 * a / size.views
+        if low and not size.narrow:
             each += c
         if low or size.edge_dtype is not size.accumulate or memory == "recompute":
-            each += a
+            each += e
         if memory == "recompute":  # of every layer: e and e1, hidden pre-activations, s
-            each += layers * (2 * pair + 4 * c + a) + pair
+            each += layers * (2 * pair + 4 * c + e) + pair
     elif losses:
         each = 6 * a + (layers * (4 * a + 4 * c) if memory == "recompute" else 0)
     elif memory == "recompute":

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from gcahng.engine import cuda_graph
 from gcahng.engine.free_memory import free_memory
-from gcahng.engine.graph import GraphOptions, GraphPass
+from gcahng.engine.graph import GraphPass
+from gcahng.engine.graph_options import GraphOptions
 from gcahng.engine.masks import EdgeDropout
 from gcahng.engine.operands import GeneratorOutputs, MetricOutputs, PassInputs, Settings
 from gcahng.engine.plan import MODES, StepSize, choose_memory
@@ -56,28 +57,28 @@ def prepare(inputs: PassInputs, s: Settings, workspace: Workspace, record: bool,
         record: whether a backward will follow.
         update: whether the running statistics follow those of the batch.
     """
-    z, compute = inputs.z.detach(), DTYPES[s.compute]
+    z, compute, edge_dtype = inputs.z, DTYPES[s.compute], DTYPES[s.edge_dtype]
     # Triton's kernels take weights by their shape alone.
-    named = dict(zip(parameter_names(s.layers), (p.detach().contiguous() for p in inputs.parameters), strict=True))
+    named = dict(zip(parameter_names(s.layers), (p.contiguous() for p in inputs.parameters), strict=True))
     memory = edge_memory(z, named["class_head.weight"].shape[0], s)
     rows = default_tile_rows(z.shape[1], compute, memory, z.device.type)
     sizes = (z.shape[0] // s.views, s.views)
     schedule = make_schedule(*sizes, symmetric=s.symmetric, tile_rows=rows, ranks=ranks_of(s.ranks))
     dropout = EdgeDropout(s.p, s.seed, inputs.draw) if s.training and s.p > 0 else None
     ops = ops_of(s.implementation)
-    stages = make_stages(StageContext(schedule, z.shape[1], compute, z, dropout, s.layers, workspace, ops))
+    stages = make_stages(StageContext(schedule, z.shape[1], compute, z, dropout, s.layers, workspace, ops, edge_dtype))
     # The operator is functional: running statistics are copied here and copied back by its caller.
-    copies = [b.clone() for b in inputs.buffers]
-    options = GraphOptions(s.heads, compute, s.training, update, s.momentum, s.eps, memory, DTYPES[s.edge_dtype])
+    copies = list(torch._foreach_mul(inputs.buffers, 1))
+    options = GraphOptions(s.heads, compute, s.training, update, s.momentum, s.eps, memory, edge_dtype)
     graph = GraphPass(named, copies, z, stages, options, record)
-    mixing = mixing_of(schedule, z, inputs.u, inputs.pull)
+    mixing = mixing_of(stages.context, z, inputs.u, inputs.pull)
     return Prepared(graph, mixing, [*copies[:3], *copies[4:7]])
 
 
 def graph_pass(inputs: PassInputs, s: Settings) -> GraphPass:
     """Prepares the graph network for a batch, without gradients and without changing any state."""
     workspace = workspace_for(inputs.z.device)
-    with torch.autocast(inputs.z.device.type, enabled=False):
+    with torch.autocast(inputs.z.device.type, enabled=False), torch.no_grad():
         return prepare(inputs, s, workspace, record=False, update=False).graph
 
 
@@ -114,10 +115,10 @@ def edge_memory(z: Tensor, num_classes: int, s: Settings) -> str:
     dtypes = (DTYPES[s.compute], z.dtype, DTYPES[s.edge_dtype])
     size = StepSize(*sizes, *dtypes, s.symmetric, s.implementation, z.device.type, count)
     if ranks is None:
-        return choose_memory(size, free_memory(z.device))
+        return choose_memory(size, _free_for(z, s))
 
     def own_mode() -> int:
-        free = free_memory(z.device)
+        free = _free_for(z, s)
         if free is not None and z.device.type == "cpu":
             free //= count  # they may all be on this machine
         return MODES.index(choose_memory(size, free))
@@ -125,7 +126,26 @@ def edge_memory(z: Tensor, num_classes: int, s: Settings) -> str:
     return MODES[ranks.agree(size, own_mode, z.device)]
 
 
+def _free_for(z: Tensor, s: Settings) -> int | None:
+    """Bytes that a step may take; None where they are not known.
+
+    Other passes cannot have what captured graphs keep for themselves. A step that has been captured already has what
+    its graphs hold.
+    """
+    free = free_memory(z.device)
+    if free is None or z.device.type != "cuda":
+        return free
+    own = cuda_graph.cache(s.graphs).held_for(_kind(z, s)) if s.graphs else 0
+    return free - cuda_graph.idle_memory(z.device) + own
+
+
 # -- CUDA graphs
+
+
+def _kind(z: Tensor, s: Settings) -> tuple[Any, ...]:
+    """The kind of batch of embeddings z (n, D) under settings whose edge_memory is as it was asked for."""
+    return tuple(z.shape), z.dtype, s
+
 
 Outputs = MetricOutputs | GeneratorOutputs
 Run = Callable[[PassInputs, Settings, Any, Workspace], Outputs]
@@ -143,7 +163,7 @@ def replayable(run: Run) -> Callable[[PassInputs, Settings, Any], list[Tensor]]:
 
     @wraps(run)
     def run_or_replay(inputs: PassInputs, s: Settings, task: Any) -> list[Tensor]:
-        with torch.autocast(inputs.z.device.type, enabled=False):
+        with torch.autocast(inputs.z.device.type, enabled=False), torch.no_grad():
             if s.graphs and not cuda_graph.capturing():
                 return _replay(run, inputs, s, task)
             return run(inputs, s, task, workspace_for(inputs.z.device)).flat()
@@ -153,6 +173,7 @@ def replayable(run: Run) -> Callable[[PassInputs, Settings, Any], list[Tensor]]:
 
 def _replay(run: Run, inputs: PassInputs, s: Settings, task: Any) -> list[Tensor]:
     """Runs a pass as a CUDA graph; see `replayable`."""
+    kind = _kind(inputs.z, s)
     s = s._replace(edge_memory=edge_memory(inputs.z, inputs.parameters[-1].shape[0], s))
     *moving, parameters, buffers = inputs  # each step has other embeddings, but the same weights
     leaves = flatten(type(task), task)
@@ -168,4 +189,4 @@ def _replay(run: Run, inputs: PassInputs, s: Settings, task: Any) -> list[Tensor
     # Settings of torch that decide which kernels a pass launches.
     switches = (torch.backends.cuda.matmul.fp32_precision, torch.are_deterministic_algorithms_enabled())
     settings = (s, run.__name__, *plain, *switches)
-    return cuda_graph.cache(s.graphs)(captured, [*moving, *tensors], [*parameters, *buffers], settings)
+    return cuda_graph.cache(s.graphs)(captured, [*moving, *tensors], [*parameters, *buffers], settings, kind)

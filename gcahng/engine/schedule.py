@@ -172,19 +172,77 @@ def make_schedule(classes: int, views: int, *, symmetric: bool, tile_rows: int, 
     return Schedule(classes, views, symmetric, tuple(tiles), ranks)
 
 
+class ByTile:
+    """A tensor that holds something of one tile after the other, and each tile's part of it.
+
+    The parts are made once, since a new view costs as much time of the host as the launch of a kernel.
+
+    Args:
+        schedule: the tiles.
+        x: the tensor; its first dimension is that of the tiles' edges, unless `lengths` says how many each tile has.
+        lengths: see x.
+
+    Attributes:
+        x: the tensor.
+    """
+
+    def __init__(self, schedule: Schedule, x: Tensor, lengths: list[int] | None = None) -> None:
+        self.x = x
+        parts = x.split([tile.rows for tile in schedule.tiles] if lengths is None else lengths)
+        self._parts = {tile.first_row: part for tile, part in zip(schedule.tiles, parts, strict=True)}
+
+    def __getitem__(self, tile: Tile) -> Tensor:
+        """A tile's part."""
+        return self._parts[tile.first_row]
+
+
+class Wrapped(NamedTuple):
+    """Memory for a node tensor that wraps around: behind the last class come the first ones again.
+
+    Attributes:
+        whole: (C + reach, K, W).
+        nodes: the classes themselves (C, K, W).
+        head: the same as (n, W).
+        front: the first `reach` classes (reach, K, W).
+        tail: what is behind the last class (reach, K, W).
+    """
+
+    whole: Tensor
+    nodes: Tensor
+    head: Tensor
+    front: Tensor
+    tail: Tensor
+
+
+def wrapped_shape(schedule: Schedule, width: int) -> tuple[int, int]:
+    """Rows and width of the memory of a wrapped node tensor of this width."""
+    return (schedule.classes + schedule.reach) * schedule.views, width
+
+
+def wrap(schedule: Schedule, memory: Tensor) -> Wrapped:
+    """Views of memory that has a wrapped_shape."""
+    whole = memory.view(-1, schedule.views, memory.shape[1])
+    nodes = whole[: schedule.classes]
+    front, tail = whole[: schedule.reach], whole[schedule.classes :]
+    return Wrapped(whole, nodes, memory[: schedule.nodes], front, tail)
+
+
 class Band:
     """A node tensor as tiles see it: rows by anchor and columns by offset, without copies per tile.
 
     Args:
         schedule: the tiles.
-        x: node tensor (n, W).
+        x: node tensor (n, W), or what `wrap` made, filled in.
 
     Attributes:
         nodes: x as (C, K, W).
         wrapped: the same, and behind the last class the first ones again (C + reach, K, W).
     """
 
-    def __init__(self, schedule: Schedule, x: Tensor) -> None:
+    def __init__(self, schedule: Schedule, x: Tensor | Wrapped) -> None:
+        if isinstance(x, Wrapped):
+            self.nodes, self.wrapped = x.nodes, x.whole
+            return
         x = x.reshape(schedule.classes, schedule.views, -1)
         self.nodes = x
         self.wrapped = torch.cat((x, x[: schedule.reach]))
@@ -202,6 +260,12 @@ class Band:
         return self.wrapped.as_strided(size, (step, step, width, 1), self.wrapped.storage_offset() + start)
 
 
+def bands_of(schedule: Schedule, *parts: Wrapped) -> tuple[Band, ...]:
+    """Bands of what `wrap` made. The heads are filled in; their first classes are copied behind the last ones here."""
+    torch._foreach_copy_([x.tail for x in parts], [x.front for x in parts])
+    return tuple(Band(schedule, x) for x in parts)
+
+
 class NodeSum:
     """A sum over edges for every node, to which both ends of each edge add, in a fixed order.
 
@@ -209,14 +273,16 @@ class NodeSum:
         schedule: the tiles.
         width: channels W.
         like: a tensor of the dtype and on the device of the sums.
+        room: memory for the sums, as `wrap` made it, which holds zeros; by default it is new.
 
     Attributes:
         wrapped: the sums (C + reach, K, W); those behind the last class belong to the first classes.
     """
 
-    def __init__(self, schedule: Schedule, width: int, *, like: Tensor) -> None:
-        self.schedule, self.classes = schedule, schedule.classes
-        self.wrapped = like.new_zeros(schedule.classes + schedule.reach, schedule.views, width)
+    def __init__(self, schedule: Schedule, width: int, *, like: Tensor, room: Wrapped | None = None) -> None:
+        self.schedule = schedule
+        self._room = wrap(schedule, like.new_zeros(wrapped_shape(schedule, width))) if room is None else room
+        self.wrapped = self._room.whole
 
     def add_rows(self, tile: Tile, values: Tensor) -> None:
         """Adds values (A, K, W) at a tile's anchors. They are summed over the columns already."""
@@ -236,8 +302,13 @@ class NodeSum:
 
     def total(self) -> Tensor:
         """The sums (n, W) over the tiles of all processes. To be called once, since it adds in place."""
-        total = self.wrapped[: self.classes]
-        rest = self.wrapped[self.classes :]
-        total[: rest.shape[0]] += rest
-        self.schedule.complete(total)
-        return total.reshape(-1, total.shape[-1])
+        return totals(self)[0]
+
+
+def totals(*sums: NodeSum) -> list[Tensor]:
+    """NodeSum.total of several sums of a schedule."""
+    rooms = [x._room for x in sums]
+    torch._foreach_add_([room.front for room in rooms], [room.tail for room in rooms])
+    heads = [room.head for room in rooms]
+    sums[0].schedule.complete(*heads)
+    return heads

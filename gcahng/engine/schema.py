@@ -299,6 +299,8 @@ class Ops:
 
     def __init__(self, base: str, routes: dict[str, str] | None = None, *, triton_products: bool = False) -> None:
         self._base, self._routes, self.triton_products = base, routes or {}, triton_products
+        # Whether edges may be in the dtype of products alone; the kernels for GPUs do not take that yet.
+        self.narrow_edges = base == "cpp" and not self._routes
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         if name not in OPS:

@@ -55,6 +55,11 @@ class StepSize:
             )
 
     @property
+    def narrow(self) -> bool:
+        """Whether edges are in the products' dtype alone (see StageContext.narrow)."""
+        return self.edge_dtype is self.compute is not self.accumulate and self.stages in ("torch", "cpp")
+
+    @property
     def rows(self) -> int:
         """Edges that are computed: all n², or n² / 2 and n K / 2 more for the diagonal.
 

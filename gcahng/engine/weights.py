@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from gcahng.engine.stages.common import StageContext
     from gcahng.nn.graph_network import GraphNetwork
 
 _NODE_LINEARS = ("query", "key", "value", "output", "edge_to_node", "mlp_in", "mlp_out", "norm")
@@ -61,6 +62,70 @@ def buffer_list(network: GraphNetwork) -> list[Tensor]:
     return [
         t for norm in norms for t in (norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.bias.detach())
     ]
+
+
+# What the node side multiplies by. The class head is not among them, which one phase alone needs.
+_NODE_OPERANDS = ("node.output", "node.mlp_in", "node.mlp_out", "edge.node_to_edge", "edge.key", "edge.value")
+_WEIGHT_OPERANDS = ("edge.query", "edge.mlp_in", "node.edge_to_node")
+_STACKED = ("node.query", "node.key", "node.value")
+
+
+class LowWeights:
+    """The parameters as operands of products: in the dtype of products, and prepared by one call of torch.
+
+    Args:
+        named: the graph network's parameters by name.
+        layers: layers L.
+        context: memory, and the dtypes.
+
+    Attributes:
+        stacked: for each layer the node attention's three weights (3D, D) and biases (3D,): query, key and value.
+    """
+
+    def __init__(self, named: dict[str, Tensor], layers: int, context: StageContext) -> None:
+        self._low = dict(named)
+        self.stacked: list[tuple[Tensor, Tensor]] = []
+        copies: list[tuple[Tensor, Tensor]] = []
+        for layer in range(layers):
+            at = f"layers.{layer}"
+            parts = [f"{at}.{part}" for part in _STACKED]
+            dim = len(named[f"{parts[0]}.bias"])
+            weight, *weights = _stack(context, f"stacked weight {layer}", dim, dim)
+            bias, *biases = _stack(context, f"stacked bias {layer}", dim, 1)
+            self.stacked.append((weight, bias))
+            copies += [(to, named[f"{part}.weight"]) for part, to in zip(parts, weights, strict=True)]
+            copies += [(to, named[f"{part}.bias"]) for part, to in zip(parts, biases, strict=True)]
+        if not context.same:
+            names = ["coefficient_head.weight", *_pairs("node_input")]
+            for layer in range(layers):
+                names += _pairs(*(f"layers.{layer}.{part}" for part in _NODE_OPERANDS))
+                names += [f"layers.{layer}.{part}.weight" for part in _WEIGHT_OPERANDS]
+            for name in names:
+                self._low[name] = _room(context, name, named[name])
+                copies.append((self._low[name], named[name]))
+        torch._foreach_copy_([to for to, _ in copies], [x for _, x in copies])
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The parameter of this name, which must be one that products take."""
+        return self._low[name]
+
+
+def _stack(context: StageContext, slot: str, dim: int, width: int) -> tuple[Tensor, ...]:
+    """Memory (3D, W), and its three parts (D, W); without the last dimension if W = 1."""
+
+    def parts(whole: Tensor) -> tuple[Tensor, ...]:
+        whole = whole.squeeze(1)
+        return (whole, *whole.split(dim))
+
+    return context.views(slot, 3 * dim, width, parts)
+
+
+def _room(context: StageContext, name: str, x: Tensor) -> Tensor:
+    """Memory for a parameter in the dtype of products."""
+    if x.dim() == 2:
+        return context.scratch(f"low {name}", *x.shape)
+    (row,) = context.views(f"low {name}", 1, len(x), lambda whole: (whole.view(-1),))
+    return row
 
 
 class NormWeights(NamedTuple):
@@ -146,33 +211,37 @@ class ToNodeSums(NamedTuple):
     bias: Tensor
 
 
-def edge_weights(named: dict[str, Tensor], layer: int, compute: torch.dtype) -> EdgeWeights:
+def edge_weights(
+    named: dict[str, Tensor], layer: int, context: StageContext, low: LowWeights | None = None
+) -> EdgeWeights:
     """Prepares a layer's edge parameters.
 
     Args:
         named: the graph network's parameters by name.
         layer: the layer's number.
-        compute: dtype of products.
+        context: memory, and the dtypes.
+        low: the operands of products, if they are prepared already.
     """
     prefix = f"layers.{layer}.edge"
     gamma4, beta4 = named[f"{prefix}.mlp_norm.weight"], named[f"{prefix}.mlp_norm.bias"]
-    w2 = named[f"{prefix}.mlp_out.weight"]
-    folded = (w2 * gamma4).to(compute)
+    w1, w2 = named[f"{prefix}.mlp_in.weight"], named[f"{prefix}.mlp_out.weight"]
+    folded = context.scratch(f"folded {layer}", *w2.shape)
+    torch.mul(w2, gamma4, out=folded)
     return EdgeWeights(
-        w1=named[f"{prefix}.mlp_in.weight"].to(compute),
+        w1=w1.to(context.compute) if low is None else low[f"{prefix}.mlp_in.weight"],
         b1=named[f"{prefix}.mlp_in.bias"],
         w2=folded,
-        w=folded.to(w2.dtype).sum(dim=1),
-        d=w2 @ beta4 + named[f"{prefix}.mlp_out.bias"],
+        w=folded.sum(dim=1, dtype=w2.dtype),
+        d=torch.addmv(named[f"{prefix}.mlp_out.bias"], w2, beta4),
         gamma=named[f"{prefix}.norm.weight"],
         beta=named[f"{prefix}.norm.bias"],
     )
 
 
-def to_node_weights(named: dict[str, Tensor], layer: int, compute: torch.dtype) -> ToNodeWeights:
+def to_node_weights(named: dict[str, Tensor], layer: int, low: LowWeights) -> ToNodeWeights:
     """Prepares a layer's edge-to-node projection; arguments as of edge_weights."""
     prefix = f"layers.{layer}.node.edge_to_node"
-    return ToNodeWeights(named[f"{prefix}.weight"].to(compute), named[f"{prefix}.bias"])
+    return ToNodeWeights(low[f"{prefix}.weight"], named[f"{prefix}.bias"])
 
 
 class EdgeGradients:
@@ -217,14 +286,15 @@ class EdgeGradients:
         gamma4, beta4, w2 = (
             named[f"{prefix}.{name}"] for name in ("mlp_norm.weight", "mlp_norm.bias", "mlp_out.weight")
         )
-        normalized = self.out_g - self.out_mean[:, None]  # Σ ds ⊗ (g - μ) / σ
+        normalized = self.out_g.sub_(self.out_mean[:, None])  # Σ ds ⊗ (g - μ) / σ
+        gamma, beta, out, _ = torch.unbind_copy(self.mlp_out_sums)
         return {
             f"{prefix}.mlp_in.weight": self.w1,
             f"{prefix}.mlp_in.bias": self.b1,
-            f"{prefix}.mlp_out.weight": normalized * gamma4 + self.out[:, None] * beta4,
-            f"{prefix}.mlp_out.bias": self.out.clone(),
+            f"{prefix}.mlp_out.weight": (normalized * gamma4).addcmul_(out[:, None], beta4),
+            f"{prefix}.mlp_out.bias": out,
             f"{prefix}.mlp_norm.weight": (w2 * normalized).sum(dim=0),
-            f"{prefix}.mlp_norm.bias": self.out @ w2,
-            f"{prefix}.norm.weight": self.norm.gamma.clone(),
-            f"{prefix}.norm.bias": self.norm.beta.clone(),
+            f"{prefix}.mlp_norm.bias": torch.mv(w2.T, out),
+            f"{prefix}.norm.weight": gamma,
+            f"{prefix}.norm.bias": beta,
         }

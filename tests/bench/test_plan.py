@@ -58,6 +58,7 @@ MEMORY_CASES = [
     Case(72, 3, 64, 2, 200, "cpp", "fp32", symmetric=False),
     Case(72, 3, 64, 2, 200, "torch", "fp32"),
     Case(72, 3, 64, 2, 200, "torch", "bf16"),
+    Case(96, 3, 64, 2, 200, "cpp", "bf16", edge_dtype=torch.bfloat16),
 ]
 
 

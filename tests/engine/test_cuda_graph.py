@@ -19,7 +19,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from gcahng import GCAHNGLoss, UserError
-from gcahng.engine import cuda_graph
+from gcahng.engine import cuda_graph, prepare
 from gcahng.engine.cuda_graph import GraphCache
 from gcahng.engine.engine import Engine, PassOptions
 from gcahng.engine.generator_pass import GeneratorTask, generator_pass
@@ -100,7 +100,7 @@ def test_what_auto_stands_for_is_captured_anew(captures: list[int], monkeypatch:
 
 
 def test_few_steps_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_graph, "record", lambda run, device: lambda: None)
+    monkeypatch.setattr(cuda_graph, "record", lambda run, device, pool: lambda: None)
     graphs, parameters = GraphCache(), [torch.nn.Parameter(torch.zeros(2)) for _ in range(cuda_graph.MOST + 2)]
     for parameter in (*parameters[:3], parameters[0], *parameters[3:]):
         parameter.grad = torch.ones(2)
@@ -155,12 +155,13 @@ class Cuda:
     """A stand-in for torch.cuda: which device is the current one, whose stream, and what captures ask for."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.at, self.asked = torch.device("cuda", 0), []
+        self.at, self.asked, self.pools, self.streamed = torch.device("cuda", 0), [], [], []
         for name in ("device", "stream", "graph"):
             monkeypatch.setattr(torch.cuda, name, getattr(self, name))
         monkeypatch.setattr(torch.cuda, "Stream", lambda: MagicMock(device=self.at))
         monkeypatch.setattr(torch.cuda, "current_stream", lambda: MagicMock(device=self.at))
         monkeypatch.setattr(torch.cuda, "CUDAGraph", MagicMock)
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
         monkeypatch.setattr(cuda_graph, "_streams", {})
 
     @contextmanager
@@ -171,12 +172,16 @@ class Cuda:
 
     @contextmanager
     def stream(self, stream: MagicMock) -> Iterator[None]:
+        self.streamed.append(stream)
         with self.device(stream.device):
             yield
 
     @contextmanager
-    def graph(self, graph: MagicMock, stream: MagicMock | None = None, capture_error_mode: str = "global"):
+    def graph(
+        self, graph: MagicMock, pool: object, stream: MagicMock | None = None, capture_error_mode: str = "global"
+    ) -> Iterator[None]:
         self.asked.append((stream, capture_error_mode))
+        self.pools.append(pool)
         with self.device(self.at if stream is None else stream.device):
             yield
 
@@ -197,6 +202,64 @@ def test_a_capture_is_on_its_own_device_and_lets_other_threads_go_on(monkeypatch
     assert [stream.device for stream, _ in cuda.asked] == [device for device in devices for _ in range(2)]
     assert len({id(stream) for stream, _ in cuda.asked}) == 2, "one stream a device: the library's memory is by stream"
     assert {mode for _, mode in cuda.asked} == {"thread_local"}
+    assert set(cuda.streamed) == {stream for stream, _ in cuda.asked}, "it warms up on the stream that it captures"
+
+
+def test_captures_of_a_loss_share_a_pool_on_each_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda, caches = Cuda(monkeypatch), (GraphCache(), GraphCache())
+    for cache in caches:
+        for number in (0, 1, 0):
+            device = torch.device("cuda", number)
+            cuda_graph.capture(lambda: [], device, cache.pool(device))
+            cuda_graph.record(lambda: None, device, cache.pool(device))
+    own = [cuda.pools[:6], cuda.pools[6:]]
+    assert all(len({id(pool) for pool in pools}) == 2 for pools in own)
+    assert all(pools[0] is pools[1] is pools[4] is pools[5] and pools[2] is pools[3] for pools in own)
+    assert not {id(pool) for pool in own[0]} & {id(pool) for pool in own[1]}, "two losses may run at once"
+    assert caches[0].pool(torch.device("cpu")) is None
+
+
+def test_a_cache_knows_what_its_graphs_hold(captures: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Per capture a stand-in for torch reserves 100 bytes more, of which 30 stay allocated."""
+    counts = iter(range(100))
+
+    def memory(_: torch.device) -> cuda_graph._Memory:
+        made = (next(counts) + 1) // 2  # it is asked before and after each capture
+        return cuda_graph._Memory(1000 + 100 * made, 500 + 30 * made)
+
+    monkeypatch.setattr(cuda_graph, "_memory", memory)
+    gca, cpu = make(True), torch.device("cpu")
+    before = cuda_graph.idle_memory(cpu)
+    for classes in (3, 4):
+        train(gca, [(seeded(2 * classes, 16, seed=1), torch.arange(classes).repeat(2))])
+    kinds = {captured.kind for captured in gca._graphs._captured.values()}
+    assert [kind[0] for kind in sorted(kinds, key=lambda kind: kind[0])] == [(6, 16), (8, 16)]
+    assert [gca._graphs.held_for(kind) for kind in kinds] == [200, 200] and gca._graphs.held_for("other") == 0
+    assert gca._graphs.idle(cpu) == 4 * 70 and gca._graphs.idle(torch.device("cuda", 0)) == 0
+    assert cuda_graph.idle_memory(cpu) - before == 4 * 70
+
+
+def test_auto_counts_what_other_graphs_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step may take what is free, less what graphs keep for themselves, and what its own graphs hold already."""
+    asked, cache = [], GraphCache()
+    monkeypatch.setattr(prepare, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(prepare, "choose_memory", lambda size, free: asked.append(free) or "store")
+    monkeypatch.setattr(cuda_graph, "idle_memory", lambda device: 300 if device.type == "cuda" else 0)
+    monkeypatch.setattr(cache, "held_for", lambda kind: 250 if kind[0] == (8, 16) else 0)
+    z = MagicMock(shape=torch.Size((8, 16)), dtype=torch.float32, device=torch.device("cuda", 0))
+    settings = Engine("cuda", PassOptions("auto", None, cache))._settings(GraphNetwork(16, 8, heads=2), eager_batch())
+    for graphs, free in ((cache.number, 950), (0, 700)):
+        assert prepare.edge_memory(z, 8, settings._replace(graphs=graphs)) == "store"
+        assert asked.pop() == free
+    on_cpu = MagicMock(shape=torch.Size((8, 16)), dtype=torch.float32, device=torch.device("cpu"))
+    prepare.edge_memory(on_cpu, 8, settings._replace(graphs=0))
+    assert asked == [1000]
+
+
+def eager_batch() -> Batch:
+    draw = torch.zeros((), dtype=torch.int64)
+    dropout = Dropout(0.1, 3, draw, True)
+    return Batch(torch.randn(8, 16), torch.arange(4), 2, torch.rand(()), torch.rand(2, 1), dropout, True)
 
 
 def test_refusals() -> None:
@@ -214,7 +277,7 @@ def test_a_pass_neither_waits_nor_depends_on_data(stages: str, memory: str, monk
     products = ("mlp_in.product_forward", "mlp_in.product_backward", "mlp_out.product_forward", "edge_update.forward")
     for launcher in products:
         monkeypatch.setattr(f"gcahng.kernels.{launcher}", lambda *_: None)
-    with FakeTensorMode():
+    with FakeTensorMode(), torch.no_grad():
         network, classifier = GraphNetwork(16, 8, layers=2, heads=2), torch.nn.Linear(16, 8)
         draw = torch.zeros((), dtype=torch.int64)
         batch = Batch(

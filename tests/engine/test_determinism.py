@@ -154,7 +154,7 @@ def test_passes_on_two_streams_wait_for_one_another(monkeypatch):
             happened.append(f"kept for {stream.name}")
 
     workspace, first, second = Workspace(), Stream("first"), Stream("second")
-    workspace._slots = {name: _Slot(b, {}) for name, b in (("name", Buffer()), ("elsewhere", torch.zeros(1)))}
+    workspace._slots = {name: _Slot(b, {}, {}) for name, b in (("name", Buffer()), ("elsewhere", torch.zeros(1)))}
     for stream in (first, first, second, second, first):
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device, stream=stream: stream)
         workspace.follow(Buffer.device)

@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from gcahng.engine.plan import StepSize
 from gcahng.engine.schedule import make_schedule
-from gcahng.engine.stages.mix import mix_index
+from gcahng.engine.stages.mix_index import mix_index
 
 CASE = Case(classes=24, views=2, dim=32, num_classes=30, tile_rows=96)
 FLOAT = 4

@@ -104,6 +104,21 @@ def test_cuda_graphs_are_replayed(impl):
 
 
 @few
+def test_captured_passes_share_their_memory(impl):
+    """A second kind of batch, hardly smaller than the first, needs no memory for temporaries of its own."""
+    problem = Problem(BenchCase(96, 3, 64, 2, impl=impl, device="cuda", cuda_graph=True))
+    grown = []
+    for rows in (96, 93):
+        problem.embeddings, problem.labels = problem.batch(rows)
+        before = torch.cuda.memory_reserved()
+        for _ in range(3):
+            problem.step()
+        torch.cuda.synchronize()
+        grown.append(torch.cuda.memory_reserved() - before)
+    assert grown[1] < grown[0]
+
+
+@few
 def test_a_whole_step_in_a_graph_of_the_callers(impl):
     on_device.check_whole_step("cuda", impl)
 

@@ -16,7 +16,8 @@ from gcahng.engine.stages import make_stages
 from gcahng.engine.stages.common import Edges, StageContext
 from gcahng.engine.stages.gate import Layer, Tokens
 from gcahng.engine.stages.head import HeadWeights
-from gcahng.engine.stages.mix import mix_index, mixing_of, mixing_weights
+from gcahng.engine.stages.mix import mixing_of, mixing_weights
+from gcahng.engine.stages.mix_index import mix_index
 from gcahng.engine.weights import EdgeWeights, ToNodeWeights
 from gcahng.engine.workspace import Workspace
 from gcahng.testing import seeded
@@ -217,7 +218,7 @@ class Run:
         self.layer = Layer(1, inputs.weights, inputs.closing, tokens)
         u = inputs.nodes.new_zeros(setup.views, setup.views - 1)
         pull = torch.full_like(self.like, 0.625)
-        self.mixing = mixing_of(self.schedule, inputs.nodes, u, pull)._replace(kappa=inputs.kappa)
+        self.mixing = mixing_of(self.stages.context, inputs.nodes, u, pull)._replace(kappa=inputs.kappa)
 
     def band(self, x: Tensor) -> Band:
         """x (n, W) in the form in which tiles see it."""

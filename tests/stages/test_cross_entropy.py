@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gcahng.engine.stages.cross_entropy import CrossEntropyInputs, CrossEntropyOutputs
-from gcahng.engine.stages.mix import mix_index
+from gcahng.engine.stages.mix_index import mix_index
 from gcahng.testing import seeded
 
 
@@ -23,9 +23,10 @@ def forward(run: Run) -> Results:
     for _, tile, _ in run.tiles():
         labels = mix_index(run.schedule, tile, run.like.device).negative
         negatives = parts(run, tile, run.inputs.mix_upstream).to(run.low)
-        loss, d = entropy.forward(CrossEntropyInputs(entropy.logits(negatives, w.w1), w.b1, labels, 0.125), True)
-        again, none = entropy.forward(CrossEntropyInputs(entropy.logits(negatives, w.w1), w.b1, labels, 0.125), False)
-        assert torch.equal(again, loss) and none is None
+        loss, again = (run.nan(len(negatives)) for _ in range(2))
+        d = entropy.forward(CrossEntropyInputs(entropy.logits(negatives, w.w1), w.b1, labels, 0.125), loss, True)
+        inputs = CrossEntropyInputs(entropy.logits(negatives, w.w1), w.b1, labels, 0.125)
+        assert entropy.forward(inputs, again, False) is None and torch.equal(again, loss)
         found.add(loss=loss, d=d)
     return found.results()
 

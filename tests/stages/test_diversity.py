@@ -13,7 +13,7 @@ from gcahng.engine.stages.diversity import DiversityInputs, DiversityOutputs, Di
 
 @stage("tiles", products=False)
 def forward(run: Run) -> Results:
-    sums = DiversitySums(run.schedule, run.dim, run.like)
+    sums = DiversitySums(run.stages.context)
     for _, tile, rows in run.tiles():
         run.stages.diversity.forward(tile, rows(run.inputs.theta), sums)
     return {"sum": sums.sum.total(), "square": sums.square.total()}

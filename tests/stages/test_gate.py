@@ -23,7 +23,7 @@ from gcahng.engine.weights import EdgeGradients
 
 
 def layer_sums(run: Run) -> LayerSums:
-    return LayerSums(EdgeGradients(run.dim, run.like), TokenSums(run.schedule, run.dim, run.like))
+    return LayerSums(EdgeGradients(run.dim, run.like), TokenSums(run.stages.context))
 
 
 @stage("tiles")

@@ -8,7 +8,8 @@ from stages.cases import Collected, Results, Run, Setup, Some
 from stages.checks import check_same_bits, check_stage, check_unaligned, run_of, stage
 
 from gcahng.engine.schedule import Tile
-from gcahng.engine.stages.mix import MixUpstream, mix_index
+from gcahng.engine.stages.mix import MixUpstream
+from gcahng.engine.stages.mix_index import mix_index
 
 
 def parts(run: Run, tile: Tile, x: torch.Tensor) -> torch.Tensor:
@@ -27,7 +28,8 @@ def forward(run: Run) -> Results:
     for _, tile, rows in run.tiles():
         theta = rows(run.inputs.theta)
         negatives = mix.negatives(run.mixing, tile, theta)
-        logits, squares = mix.logits(run.mixing, tile, theta)
+        logits, squares = (run.nan(mixes(run, tile)) for _ in range(2))
+        mix.logits(run.mixing, tile, theta, logits, squares)
         found.add(negatives=negatives, logits=logits, squares=squares)
     return found.results()
 

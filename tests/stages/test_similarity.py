@@ -8,7 +8,7 @@ from stages.cases import Collected, Results, Run, Setup
 from stages.checks import check_same_bits, check_stage, check_unaligned, run_of, stage
 from stages.test_mix import parts
 
-from gcahng.engine.stages.mix import mix_index
+from gcahng.engine.stages.mix_index import mix_index
 from gcahng.engine.stages.similarity import SimilarityInputs
 from gcahng.testing import seeded
 
@@ -21,7 +21,8 @@ def forward(run: Run) -> Results:
         negatives = parts(run, tile, run.inputs.mix_upstream)
         counted, dn = index.anchor != index.negative, negatives.flip(0)
         inputs = SimilarityInputs(run.inputs.nodes, index.node, negatives, counted, 0.25)
-        loss = run.stages.similarity.forward(inputs, dn if number != 1 else None)
+        loss = run.nan(len(negatives))
+        run.stages.similarity.forward(inputs, loss, dn if number != 1 else None)
         found.add(loss=loss, dn=dn)
     return found.results()
 
@@ -49,8 +50,9 @@ def test_short_vectors(backend):
     exact = inputs._replace(anchors=anchors.double(), negatives=inputs.negatives.double())
     dn, wanted = (torch.zeros(25, 16, dtype=dtype, device=device) for dtype in (torch.float32, torch.float64))
     stages = run_of(backend, setup, "float32").stages
-    loss = stages.similarity.forward(inputs, dn)
-    plain = super(type(stages.similarity), stages.similarity).forward(exact, wanted)
+    loss, plain = (torch.full((25,), torch.nan, dtype=x.dtype, device=device) for x in (dn, wanted))
+    stages.similarity.forward(inputs, loss, dn)
+    super(type(stages.similarity), stages.similarity).forward(exact, plain, wanted)
     torch.testing.assert_close(loss.double(), plain, rtol=0, atol=1e-5)
     size = wanted.abs().amax(dim=1, keepdim=True).clamp_min(1e-30)
     torch.testing.assert_close(dn.double() / size, wanted / size, rtol=0, atol=1e-5)

@@ -51,36 +51,35 @@ class CrossEntropy(Stage):
         """The classifier's logits without its bias (R, M), for rows x (R, D) and weight (M, D)."""
         return torch.mm(x, weight.T)
 
-    def forward(self, inputs: CrossEntropyInputs, want: bool) -> tuple[Tensor, Tensor | None]:
+    def forward(self, inputs: CrossEntropyInputs, loss: Tensor, want: bool) -> Tensor | None:
         """Computes the loss and its gradient. The logits may be overwritten.
 
         Args:
             inputs: what the loss is formed of.
+            loss: each row's cross entropy (R,) in the bias's dtype, which is written.
             want: whether the gradient is wanted.
 
         Returns:
-            Each row's cross entropy (R,) in the bias's dtype, and scale times its gradient (R, M) in the logits' dtype,
-            or None.
+            scale times the gradient (R, M) in the logits' dtype, or None.
         """
         logits, bias, labels, scale = inputs
         log_p = torch.log_softmax(logits.to(bias.dtype).add_(bias), dim=1)
         column = labels[:, None]
-        loss = -log_p.gather(1, column)[:, 0]
+        torch.neg(log_p.gather(1, column)[:, 0], out=loss)
         if not want:
-            return loss, None
+            return None
         p = log_p.exp_()
         p.scatter_add_(1, column, torch.full_like(loss, -1)[:, None])
-        return loss, p.mul_(scale).to(logits.dtype)
+        return p.mul_(scale).to(logits.dtype)
 
 
 class FusedCrossEntropy(CrossEntropy):
     """The product is the math library's; what follows it is one fused op."""
 
     def logits(self, x: Tensor, weight: Tensor) -> Tensor:
-        return torch.mm(x, weight.T, out=self.context.scratch("logits", len(x), len(weight), x.dtype))
+        return torch.mm(x, self.transposed(weight), out=self.context.scratch("logits", len(x), len(weight), x.dtype))
 
-    def forward(self, inputs: CrossEntropyInputs, want: bool) -> tuple[Tensor, Tensor | None]:
-        loss = inputs.bias.new_empty(len(inputs.logits))
+    def forward(self, inputs: CrossEntropyInputs, loss: Tensor, want: bool) -> Tensor | None:
         d = inputs.logits if want else None
         self.ops.cross_entropy_(inputs, CrossEntropyOutputs(loss, d))
-        return loss, d
+        return d

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from gcahng.engine.schedule import Band, NodeSum, Schedule, Tile
+from gcahng.engine.schedule import Band, Tile
 from gcahng.engine.schema import TileNumbers, Written, declare
-from gcahng.engine.stages.common import Stage
+from gcahng.engine.stages.common import Stage, StageContext
 
 
 class DiversityInputs(NamedTuple):
@@ -56,14 +56,16 @@ declare("diversity_bwd_", "diversity.backward", DiversityInputs, DiversityGradie
 class DiversitySums:
     """Sums of x = θ − ½ over the ordered pairs of all edges.
 
+    Args:
+        context: what all stages of the pass work with.
+
     Attributes:
         sum: Σ_j x_ij at every node i.
         square: Σ x² at the anchors of edges, so that its total is Σ_ij x².
     """
 
-    def __init__(self, schedule: Schedule, dim: int, like: Tensor) -> None:
-        self.sum = NodeSum(schedule, dim, like=like)
-        self.square = NodeSum(schedule, dim, like=like)
+    def __init__(self, context: StageContext) -> None:
+        self.sum, self.square = context.node_sums({"diversity sum": context.dim, "diversity square": context.dim})
 
 
 class Diversity(Stage):
@@ -77,7 +79,7 @@ class Diversity(Stage):
             theta: θ (T, D), which may be overwritten.
             into: the sums.
         """
-        grid = self.context.grid(tile, theta.sub_(0.5))
+        grid = self.context.grid(tile, self.context.full(theta).sub_(0.5))
         square = grid.square()
         squares = square.sum(dim=(2, 3))
         into.sum.add_rows(tile, grid.sum(dim=(2, 3)))
@@ -96,7 +98,7 @@ class Diversity(Stage):
             scale: 0-dim.
             into: gradient of θ (T, D), which is added to.
         """
-        grid, out = self.context.grid(tile, theta), self.context.grid(tile, into)
+        grid, out = self.context.grid(tile, self.context.full(theta)), self.context.grid(tile, into)
         out += (grid - mean.rows(tile)[:, :, None, None]) * scale
         if tile.mirrored < tile.offsets:
             skip = tile.mirrored

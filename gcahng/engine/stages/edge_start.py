@@ -62,7 +62,7 @@ class EdgeStart(Stage):
             de: gradient of e⁰ (T, D).
             into: the sum (n, D) that is added to.
         """
-        de = self.context.grid(tile, de)
+        de = self.context.grid(tile, self.context.full(de))
         into.add_rows(tile, (de * x.columns(tile)[:, None]).sum(dim=(2, 3)))
         into.add_columns(tile, (de * x.rows(tile)[:, :, None, None]).sum(dim=1))
 

@@ -75,9 +75,16 @@ class EdgeToNode(Stage):
             into.add_columns(tile, g[:, :, tile.mirrored :].sum(dim=1, dtype=accumulate), skip=tile.mirrored)
 
     def backward(
-        self, tile: Tile, w: ToNodeWeights, e: Edges, ds: Band, into: ToNodeSums | None, de: Tensor | None
+        self,
+        tile: Tile,
+        w: ToNodeWeights,
+        e: Edges,
+        ds: Band,
+        into: ToNodeSums | None,
+        de: Tensor | None,
+        add: bool = True,
     ) -> None:
-        """Adds the gradients of a tile's edges and of the weights.
+        """Forms the gradients of a tile's edges and of the weights.
 
         Args:
             tile: where the edges lie.
@@ -86,6 +93,7 @@ class EdgeToNode(Stage):
             ds: gradient of S (n, D) as a band.
             into: the weights' gradients, which are added to; None if they are not wanted.
             de: the edges' gradient (T, D), which is added to; None if it is not wanted.
+            add: False if `de` holds nothing yet, and is written instead.
         """
         context = self.context
         product = F.linear(e.low, w.weight, w.bias.to(context.compute)).to(context.like.dtype)
@@ -95,14 +103,11 @@ class EdgeToNode(Stage):
         dp = torch.ops.aten.gelu_backward(both.view(tile.rows, self.dim), product)
         if into is not None:
             into.bias.add_(dp.sum(dim=0))
-        self._products(w, dp.to(context.compute), e, into, de)
-
-    def _products(self, w: ToNodeWeights, dp: Tensor, e: Edges, into: ToNodeSums | None, de: Tensor | None) -> None:
-        """Adds the gradients that are matrix products, from dp (T, D) in the dtype of products."""
+        dp = dp.to(context.compute)
         if into is not None:
-            self.context.add_product(into.weight, dp.T, e.low)
+            context.add_product(into.weight, dp.T, e.low)
         if de is not None:
-            self.context.add_product(de, dp, w.weight)
+            context.product(de, dp, w.weight, add)
 
 
 class FusedEdgeToNode(EdgeToNode):
@@ -112,14 +117,25 @@ class FusedEdgeToNode(EdgeToNode):
         self.ops.edge_to_node_fwd_(self._inputs(tile, w, e), EdgeToNodeSum(into.wrapped))
 
     def backward(
-        self, tile: Tile, w: ToNodeWeights, e: Edges, ds: Band, into: ToNodeSums | None, de: Tensor | None
+        self,
+        tile: Tile,
+        w: ToNodeWeights,
+        e: Edges,
+        ds: Band,
+        into: ToNodeSums | None,
+        de: Tensor | None,
+        add: bool = True,
     ) -> None:
         inputs = self._inputs(tile, w, e)
         dp = inputs.product
         self.ops.edge_to_node_bwd_(inputs, EdgeToNodeGradients(ds.wrapped, dp, None if into is None else into.bias))
-        self._products(w, dp, e, into, de)
+        if into is not None:
+            self.context.add_product(into.weight, self.context.transposed(dp), e.low)
+        if de is not None:
+            self.context.product(de, dp, w.weight, add)
 
     def _inputs(self, tile: Tile, w: ToNodeWeights, e: Edges) -> EdgeToNodeInputs:
         """Forms the product, and puts the ops' inputs together."""
-        product = torch.mm(e.low, w.weight.T, out=self.context.scratch("p", tile.rows, self.dim))
-        return EdgeToNodeInputs(self.context.numbers(tile), product, w.bias)
+        context = self.context
+        product = torch.mm(e.low, context.transposed(w.weight), out=context.scratch("p", tile.rows, self.dim))
+        return EdgeToNodeInputs(context.numbers(tile), product, w.bias)

@@ -147,8 +147,8 @@ class EdgeUpdate(Stage):
         out = self.mlp_out.backward(w, record.e1, record.s, d, record.moments, into)
         g, dh = self.mlp_in.backward(w, record.e1, record.h, out.low, out.rows, into)
         if into is not None:
-            add_product(into.out_g, out.scaled.T, g)
-            add_product(into.w1, dh.T, record.e1.low)
+            add_product(into.out_g, self.transposed(out.scaled), g)
+            add_product(into.w1, self.transposed(dh), record.e1.low)
         add_product(out.ds, dh, w.w1)
         return out.ds
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gcahng.engine.masks import MaskSource
-from gcahng.engine.schedule import Band, NodeSum, Schedule, Tile
+from gcahng.engine.schedule import Band, Tile, totals
 from gcahng.engine.schema import TileNumbers, Written, declare
 from gcahng.engine.stages.common import Edges, Stage, StageContext
 from gcahng.engine.stages.norm_gelu import NormGelu, norm_gelu_backward
@@ -34,9 +34,7 @@ class TokenSums:
     """Gradients of a layer's tokens, summed over edges.
 
     Args:
-        schedule: the tiles.
-        dim: channels D.
-        like: a tensor of the dtype and on the device of the sums.
+        context: what all stages of the pass work with.
 
     Attributes:
         u: dU.
@@ -44,14 +42,12 @@ class TokenSums:
         v: dV.
     """
 
-    def __init__(self, schedule: Schedule, dim: int, like: Tensor) -> None:
-        self.u = NodeSum(schedule, dim, like=like)
-        self.c = NodeSum(schedule, 1, like=like)
-        self.v = NodeSum(schedule, dim, like=like)
+    def __init__(self, context: StageContext) -> None:
+        self.u, self.c, self.v = context.node_sums({"du": context.dim, "dc": 1, "dv": context.dim})
 
     def totals(self) -> list[Tensor]:
         """dU (n, D), dc (n, 1) and dV (n, D) over all tiles. To be called once, since it adds in place."""
-        return [self.u.total(), self.c.total(), self.v.total()]
+        return totals(self.u, self.c, self.v)
 
 
 class Layer(NamedTuple):
@@ -251,9 +247,10 @@ class Gate(Stage):
         masks = self._masks[layer.number]
         mask = masks(tile) if masks is not None else None
         tokens = layer.tokens
-        grid = self.context.grid(tile, e.full)
+        full = self.context.full(e.full)
+        grid = self.context.grid(tile, full)
         anchors, views, offsets, _ = self.schedule.shape(tile)
-        rows = e.full.view(anchors, views, offsets * views, self.dim)
+        rows = full.view(anchors, views, offsets * views, self.dim)
         along_i = torch.matmul(rows, tokens.u.rows(tile)[..., None]).view(anchors, views, offsets, views)
         along_j = (grid * tokens.u.columns(tile)[:, None]).sum(dim=-1)
         c_i, c_j = tokens.c.rows(tile)[..., None], tokens.c.columns(tile)[:, None, ..., 0]
@@ -282,9 +279,9 @@ class Gate(Stage):
         Returns:
             The gradient of e (T, D), or None.
         """
-        grid, tokens = self.context.grid(tile, e.full), layer.tokens
-        norm_sums = None if into is None else into.gradients.norm
-        dt = self.context.grid(tile, norm_gelu_backward(layer.weights.norm, saved.t, de1, norm_sums))
+        grid, tokens = self.context.grid(tile, self.context.full(e.full)), layer.tokens
+        norm_sums, full = None if into is None else into.gradients.norm, self.context.full(de1)
+        dt = self.context.grid(tile, norm_gelu_backward(layer.weights.norm, saved.t, full, norm_sums))
         v_i, v_j = tokens.v.rows(tile)[:, :, None, None], tokens.v.columns(tile)[:, None]
         d_i, d_j = _masked(saved.mask, (dt * v_i).sum(dim=-1), (dt * v_j).sum(dim=-1))
         dlogit = (d_i - d_j) * (saved.weight_i * saved.weight_j) * self.dim**-0.5
@@ -301,7 +298,7 @@ class Gate(Stage):
         if not want_edge:
             return None
         difference = tokens.u.rows(tile)[:, :, None, None] - tokens.u.columns(tile)[:, None]
-        return dt.addcmul_(dlogit[..., None], difference).view(tile.rows, self.dim)
+        return self.context.rounded(dt.addcmul_(dlogit[..., None], difference).view(tile.rows, self.dim))
 
     def _mask_sources(self, context: StageContext) -> list[MaskSource | None]:
         """Each layer's masks; None without dropout."""

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from gcahng.engine.schedule import Schedule, Tile
 from gcahng.engine.schema import TileNumbers, Written, declare
-from gcahng.engine.stages.common import Edges, Stage
-from gcahng.engine.weights import EdgeWeights
+from gcahng.engine.stages.common import Edges, Stage, StageContext
+from gcahng.engine.weights import EdgeWeights, LowWeights
 
 
 class HeadWeights(NamedTuple):
@@ -72,7 +72,12 @@ class EdgeNorm(NamedTuple):
 
 
 def head_weights(
-    named: dict[str, Tensor], norm: EdgeNorm, moments: Tensor | None, edges: int, compute: torch.dtype
+    named: dict[str, Tensor],
+    norm: EdgeNorm,
+    moments: Tensor | None,
+    edges: int,
+    context: StageContext,
+    low: LowWeights,
 ) -> HeadWeights:
     """Prepares the head.
 
@@ -83,23 +88,25 @@ def head_weights(
             running statistics follow if norm.update (the variance unbiased, as in torch). With None, edges are
             normalized by the running statistics.
         edges: n².
-        compute: dtype of products.
+        context: memory, and the dtypes.
+        low: the parameters as operands of products.
     """
     gamma, fc = named["edge_batch_norm.weight"], named["coefficient_head.weight"]
     if moments is None:
-        mean, variance = norm.mean, norm.variance
+        mean, variance = norm.mean.to(fc.dtype), norm.variance
     else:
-        mean = moments[0]
-        variance = (moments[1] - mean * mean).clamp_min(0)
+        wide, square = moments.unbind()
+        mean, variance = wide.to(fc.dtype), torch.addcmul(square, wide, wide, value=-1).clamp_min_(0)
         if norm.update:
             norm.count.add_(1)
             unbiased = variance * (edges / (edges - 1))
-            norm.mean.lerp_(mean.to(norm.mean.dtype), norm.momentum)
-            norm.variance.lerp_(unbiased.to(norm.variance.dtype), norm.momentum)
+            batch = [mean.to(norm.mean.dtype), unbiased.to(norm.variance.dtype)]
+            torch._foreach_lerp_([norm.mean, norm.variance], batch, norm.momentum)
     rstd = torch.rsqrt(variance + norm.eps).to(fc.dtype)
-    mean = mean.to(fc.dtype)
-    bias = named["coefficient_head.bias"] + fc @ norm.bias
-    return HeadWeights((fc * gamma).to(compute), bias, fc.to(compute), gamma, norm.bias, mean, rstd, gamma * rstd)
+    bias = torch.addmv(named["coefficient_head.bias"], fc, norm.bias)
+    weight = context.scratch("head weight", *fc.shape)
+    torch.mul(fc, gamma, out=weight)
+    return HeadWeights(weight, bias, low["coefficient_head.weight"], gamma, norm.bias, mean, rstd, gamma * rstd)
 
 
 class HeadGradients:
@@ -119,6 +126,15 @@ class HeadGradients:
         self.pre_e = like.new_zeros(dim, dim)
         self.pre = like.new_zeros(dim)
         self.sums = like.new_zeros(2, dim)
+        self._means: tuple[Tensor, ...] | None = None
+
+    def close(self, edges: int) -> None:
+        """Divides BatchNorm's two sums, which are complete, by the number of edges n², once for all tiles."""
+        self._means = (self.sums / edges).unbind()
+
+    def means(self, edges: int) -> tuple[Tensor, ...]:
+        """BatchNorm's two sums divided by the number of edges n², (D,) each."""
+        return (self.sums / edges).unbind() if self._means is None else self._means
 
     def parts(self) -> tuple[Tensor, ...]:
         """The sums, as tensors that a process adds up with others."""
@@ -127,7 +143,7 @@ class HeadGradients:
     def named(self, w: HeadWeights) -> dict[str, Tensor]:
         """The parameters' gradients by name."""
         return {
-            "coefficient_head.weight": self.pre_e * w.gamma + self.pre[:, None] * w.beta,
+            "coefficient_head.weight": (self.pre_e * w.gamma).addcmul_(self.pre[:, None], w.beta),
             "coefficient_head.bias": self.pre,
             "edge_batch_norm.weight": self.sums[1].clone(),
         }
@@ -262,9 +278,18 @@ class Head(Stage):
     def forward(self, w: HeadWeights, e: Edges, out: Tensor | None = None) -> Tensor:
         """Computes θ (T, D) of normalized edges, in `out` if that is not None."""
         pre = torch.mm(e.low, w.weight.T).to(w.bias.dtype)
-        return torch.sigmoid(pre.add_(w.bias), out=out)
+        theta = torch.sigmoid(pre.add_(w.bias), out=out)
+        return theta if out is not None else self.context.rounded(theta)
 
-    def backward(self, w: HeadWeights, e: Edges, theta: Tensor, dtheta: Tensor, into: HeadGradients | None) -> Tensor:
+    def backward(
+        self,
+        w: HeadWeights,
+        e: Edges,
+        theta: Tensor,
+        dtheta: Tensor,
+        into: HeadGradients | None,
+        out: Tensor | None = None,
+    ) -> Tensor:
         """Differentiates θ.
 
         Args:
@@ -273,19 +298,22 @@ class Head(Stage):
             theta: what the forward returned (T, D).
             dtheta: its gradient (T, D), both directions of an edge added up.
             into: sums over edges, which are added to; None if they are not wanted.
+            out: memory (T, D) that the result may be written to.
 
         Returns:
             dy, the gradient of BatchNorm's output (T, D).
         """
-        dpre = dtheta * (theta * (1 - theta))
+        full = self.context.full
+        theta = full(theta)
+        dpre = full(dtheta) * (theta * (1 - theta))
         low = dpre.to(self.context.compute)
-        dy = torch.mm(low, w.weight_fc).to(e.full.dtype)
+        dy = full(torch.mm(low, w.weight_fc))
         if into is not None:
             into.pre_e += torch.mm(low.T, e.low)
             into.pre += dpre.sum(dim=0)
             into.sums[0] += dy.sum(dim=0)
-            into.sums[1] += (dy * e.full).sum(dim=0)
-        return dy
+            into.sums[1] += (dy * full(e.full)).sum(dim=0)
+        return self.context.rounded(dy)
 
     def norm_backward(self, tile: Tile, w: HeadWeights, e: Edges, dy: Tensor, sums: HeadGradients | None) -> Tensor:
         """Differentiates the BatchNorm.
@@ -301,13 +329,14 @@ class Head(Stage):
         Returns:
             The gradient of the edges (T, D), both directions added up.
         """
+        full = self.context.full
         if sums is None:
-            return dy * w.scale
+            return self.context.rounded(full(dy) * w.scale)
         edges = self.schedule.nodes**2
-        through = (sums.sums[0] + e.full * sums.sums[1]) / edges
+        through = (sums.sums[0] + full(e.full) * sums.sums[1]) / edges
         if tile.mirrored < tile.offsets:
             self.context.grid(tile, through)[:, :, tile.mirrored :].mul_(2)
-        return (dy - through).mul_(w.scale)
+        return self.context.rounded((full(dy) - through).mul_(w.scale))
 
 
 class FusedHead(Head):
@@ -318,26 +347,34 @@ class FusedHead(Head):
 
     def forward(self, w: HeadWeights, e: Edges, out: Tensor | None = None) -> Tensor:
         rows, dim = e.full.shape
-        product = torch.mm(e.low, w.weight.T, out=self.context.scratch("head p", rows, dim))
-        theta = self.context.wide("head theta", rows, dim) if out is None else out
+        product = torch.mm(e.low, self.transposed(w.weight), out=self.context.scratch("head p", rows, dim))
+        theta = self.context.edge_scratch("head theta", rows) if out is None else out
         self.ops.head_fwd_(HeadForward(product, w.bias, theta))
         return theta
 
-    def backward(self, w: HeadWeights, e: Edges, theta: Tensor, dtheta: Tensor, into: HeadGradients | None) -> Tensor:
+    def backward(
+        self,
+        w: HeadWeights,
+        e: Edges,
+        theta: Tensor,
+        dtheta: Tensor,
+        into: HeadGradients | None,
+        out: Tensor | None = None,
+    ) -> Tensor:
         rows, dim = theta.shape
         dpre = self.context.scratch("head p", rows, dim)
         self.ops.head_bwd_(HeadBackward(theta, dtheta, dpre, None if into is None else into.pre))
         dy = torch.mm(dpre, w.weight_fc, out=self.context.scratch("head dy", rows, dim))
         if into is None:
-            return dy.to(theta.dtype)
-        into.pre_e += torch.mm(dpre.T, e.low)
-        wide = self.context.wide("head theta", rows, dim)
+            return dy if dy.dtype is theta.dtype else dy.to(theta.dtype)
+        self.context.add_product(into.pre_e, self.transposed(dpre), e.low)
+        wide = self.context.edge_scratch("head theta", rows) if out is None else out
         self.ops.head_sums_(HeadSums(dy, e.full, wide, into.sums))
         return wide
 
     def norm_backward(self, tile: Tile, w: HeadWeights, e: Edges, dy: Tensor, sums: HeadGradients | None) -> Tensor:
         if sums is None:
-            return dy * w.scale
-        a, b = sums.sums / self.schedule.nodes**2
+            return self.context.rounded(dy * w.scale)
+        a, b = sums.means(self.schedule.nodes**2)
         self.ops.head_norm_(HeadNorm(self.context.numbers(tile), dy, e.full, w.scale, a, b, dy))
         return dy

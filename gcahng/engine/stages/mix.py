@@ -17,9 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gcahng.engine.schedule import Band, NodeSum, Schedule, Tile
+from gcahng.engine.schedule import Band, NodeSum, Tile, bands_of
 from gcahng.engine.schema import TileNumbers, Written, declare
-from gcahng.engine.stages.common import Stage
+from gcahng.engine.stages.common import Stage, StageContext
+from gcahng.engine.stages.mix_index import MixIndex, mix_index, tile_mixes
 
 SMALL = 1e-6
 
@@ -53,61 +54,29 @@ class Mixing(NamedTuple):
         return (d - d.roll(1, dims=1)).reshape(d_positive.shape[0], -1)
 
 
-def mixing_of(schedule: Schedule, z: Tensor, u: Tensor, pull: Tensor) -> Mixing:
+def mixing_of(context: StageContext, z: Tensor, u: Tensor, pull: Tensor) -> Mixing:
     """Prepares the mixing of a batch.
 
     Args:
-        schedule: the tiles.
+        context: what all stages of the pass work with.
         z: embeddings (n, D).
         u: mixing draws (K, K − 1).
         pull: exp(−α / J̄_m), 0-dim.
     """
-    views = z.view(schedule.classes, schedule.views, -1)
+    room, d_plus = context.wrapped("mixed z", z.shape[1]), context.wrapped("d plus", 1)
+    views = room.nodes.copy_(z.view_as(room.nodes))
     step = views - views.roll(-1, dims=1) + SMALL
-    d_plus = step.norm(dim=-1, keepdim=True)
-    return Mixing(Band(schedule, z), Band(schedule, d_plus.view(-1, 1)), step, mixing_weights(u), pull.to(z.dtype))
+    torch.linalg.vector_norm(step, dim=-1, keepdim=True, out=d_plus.nodes)
+    return Mixing(*bands_of(context.schedule, room, d_plus), step, mixing_weights(u), pull.to(z.dtype))
 
 
 def mixing_weights(u: Tensor) -> Tensor:
     """The weights κ (K, K) of view v in the mix for anchor view k, from draws u (K, K − 1). Rows sum to 1."""
     views = u.shape[0]
     kappa = [u.new_ones(views)]
-    for v in range(views - 1):
-        kappa = [share * u[:, v] for share in kappa] + [1 - u[:, v]]
+    for draw, rest in zip(u.unbind(1), (1 - u).unbind(1), strict=True):
+        kappa = [*torch._foreach_mul(kappa, [draw] * len(kappa)), rest]
     return torch.stack(kappa, dim=1)
-
-
-class MixIndex(NamedTuple):
-    """Which anchor and which class each of a tile's mixes is of. Classes are places, 0 … C − 1.
-
-    Attributes:
-        view: the anchor's view k (mixes,).
-        anchor: the anchor's class a (mixes,).
-        negative: the negatives' class c (mixes,).
-        node: the anchor's node (mixes,).
-    """
-
-    view: Tensor
-    anchor: Tensor
-    negative: Tensor
-    node: Tensor
-
-    @property
-    def place(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The indices of the mixes in a (K, C, C) array."""
-        return self.view, self.anchor, self.negative
-
-
-def mix_index(schedule: Schedule, tile: Tile, device: torch.device) -> MixIndex:
-    """Lists a tile's mixes in their order."""
-    first = torch.arange(tile.first_class, tile.first_class + tile.classes, device=device)[:, None, None]
-    view = torch.arange(schedule.views, device=device)
-    columns = schedule.column_classes(tile, device)
-    parts = [torch.broadcast_tensors(view[:, None], first, columns[:, None])]
-    if tile.mirrored < tile.offsets:
-        parts.append(torch.broadcast_tensors(view, columns[:, tile.mirrored :, None], first))
-    k, a, c = (torch.cat([part[axis].reshape(-1) for part in parts]) for axis in range(3))
-    return MixIndex(k, a, c, a * schedule.views + k)
 
 
 class _Direction(NamedTuple):
@@ -241,11 +210,20 @@ class Mix(Stage):
             parts.append((mixed if d.forward else mixed.transpose(1, 2)).reshape(-1, theta.shape[-1]))
         return torch.cat(parts)
 
-    def logits(self, m: Mixing, tile: Tile, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """Forms a·N and ‖N‖² (mixes,) of a tile's negatives from θ (T, D)."""
+    def logits(self, m: Mixing, tile: Tile, theta: Tensor, logits: Tensor, squares: Tensor) -> None:
+        """Forms what J_syn needs of a tile's negatives.
+
+        Args:
+            m: what is mixed.
+            tile: where the edges lie.
+            theta: θ (T, D).
+            logits: a·N (mixes,), which are written.
+            squares: ‖N‖² (mixes,), which are written.
+        """
         negatives = self.negatives(m, tile, theta)
         anchors = m.anchors(mix_index(self.schedule, tile, theta.device))
-        return (negatives * anchors).sum(dim=1), negatives.square().sum(dim=1)
+        torch.sum(negatives * anchors, dim=1, out=logits)
+        torch.sum(negatives.square(), dim=1, out=squares)
 
     def backward_theta(self, m: Mixing, tile: Tile, dn: Tensor) -> Tensor:
         """The gradient of θ (T, D), both directions of an edge added up, from that of N (mixes, D)."""
@@ -258,7 +236,7 @@ class Mix(Stage):
                 dtheta = of_direction
             else:
                 dtheta[:, :, tile.mirrored :] += of_direction.transpose(1, 3)
-        return dtheta.reshape(tile.rows, -1)
+        return self.context.rounded(dtheta.reshape(tile.rows, -1))
 
     def backward_z(self, m: Mixing, tile: Tile, upstream: MixUpstream, into: NodeSum, into_positive: NodeSum) -> None:
         """Adds the gradients of nodes.
@@ -302,7 +280,7 @@ class Mix(Stage):
 
     def _directions(self, m: Mixing, tile: Tile, theta: Tensor | None) -> Iterator[_Direction]:
         """The directions of a tile, with θ (T, D) seen from either end."""
-        grid = None if theta is None else theta.view(*self.schedule.shape(tile), theta.shape[-1])
+        grid = None if theta is None else self.context.grid(tile, self.context.full(theta))
         rows, across = m.z.rows(tile), m.z.columns(tile)
         d_plus = m.d_plus.rows(tile)[:, :, None]
         yield _Direction(True, rows[:, :, None, None], across[:, None], grid, d_plus)
@@ -348,17 +326,15 @@ class FusedMix(Mix):
     """The mix as fused ops."""
 
     def negatives(self, m: Mixing, tile: Tile, theta: Tensor) -> Tensor:
-        out = self.context.wide("negatives", self._mixes(tile), theta.shape[1])
+        out = self.context.wide("negatives", tile_mixes(self.schedule, tile), theta.shape[1])
         self.ops.mix_fwd_(self._inputs(m, tile), MixOutputs(theta, out, None, None))
         return out
 
-    def logits(self, m: Mixing, tile: Tile, theta: Tensor) -> tuple[Tensor, Tensor]:
-        logits, squares = theta.new_empty(2, self._mixes(tile))
+    def logits(self, m: Mixing, tile: Tile, theta: Tensor, logits: Tensor, squares: Tensor) -> None:
         self.ops.mix_fwd_(self._inputs(m, tile), MixOutputs(theta, None, logits, squares))
-        return logits, squares
 
     def backward_theta(self, m: Mixing, tile: Tile, dn: Tensor) -> Tensor:
-        out = self.context.wide("dtheta", tile.rows, dn.shape[1])
+        out = self.context.edge_scratch("dtheta", tile.rows)
         self.ops.mix_bwd_theta_(self._inputs(m, tile), MixThetaGradient(dn, out))
         return out
 
@@ -368,7 +344,3 @@ class FusedMix(Mix):
 
     def _inputs(self, m: Mixing, tile: Tile) -> MixInputs:
         return MixInputs(self.context.numbers(tile), m.z.wrapped, m.d_plus.wrapped, m.kappa, m.pull)
-
-    def _mixes(self, tile: Tile) -> int:
-        """How many mixes a tile has."""
-        return tile.classes * self.schedule.views * (2 * tile.offsets - tile.mirrored)

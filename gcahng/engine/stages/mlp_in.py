@@ -156,14 +156,14 @@ class FusedMlpIn(MlpIn):
     ) -> tuple[Tensor, Tensor]:
         g, dh = (self.context.scratch(slot, len(ds), 4 * self.dim) for slot in ("g", "dn"))
         if h is None:
-            h = torch.mm(e1.low, w.w1.T, out=g)
+            h = torch.mm(e1.low, self.transposed(w.w1), out=g)
         gradients = MlpInGradients(g, dh, None if into is None else into.b1)
         self._backward(w, ds, MlpInInputs(h, w.b1), rows, gradients)
         return g, dh
 
     def _forward(self, w: EdgeWeights, e1: Edges, h: Tensor | None, outputs: MlpInOutputs) -> None:
         """Forms the product, in `h` if it is to be saved, and what follows from it."""
-        h = torch.mm(e1.low, w.w1.T, out=outputs.g if h is None else h)
+        h = torch.mm(e1.low, self.transposed(w.w1), out=outputs.g if h is None else h)
         self.ops.mlp_in_fwd_(MlpInInputs(h, w.b1), outputs)
 
     def _backward(

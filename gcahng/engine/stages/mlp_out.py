@@ -140,10 +140,12 @@ class MlpOut(Stage):
             The pre-norm sums s (T, D), and the edges LayerNorm(GELU(s)).
         """
         sums = torch.mm(g, w.w2.T).to(self.context.like.dtype)
-        sums.addcmul_(moments.mean, w.w, value=-1).mul_(moments.rstd).add_(w.d).add_(e1.full)
+        sums.addcmul_(moments.mean, w.w, value=-1).mul_(moments.rstd).add_(w.d).add_(self.context.full(e1.full))
         if s is not None:
             s.copy_(sums)
             sums = s.to(sums.dtype)
+        elif self.context.narrow:
+            sums = self.context.full(self.context.rounded(sums))
         return sums, self._norm_gelu.forward(w.norm, sums, slot)
 
     def backward(
@@ -163,17 +165,40 @@ class MlpOut(Stage):
             into: the weights' gradients, of which those of the norm, Σ ds and Σ (ds/σ) μ are added to; None if they are
                 not wanted.
         """
-        ds = norm_gelu_backward(w.norm, s, dy, None if into is None else into.norm)
+        full, s = self.context.full, self.context.full(s)
+        ds = norm_gelu_backward(w.norm, s, full(dy), None if into is None else into.norm)
         mean, rstd = moments
         mean_dn = (ds @ w.w)[:, None] / (4 * self.dim)
-        mean_n_dn = (ds * (s - e1.full - w.d)).sum(dim=1, keepdim=True) / (4 * self.dim)
-        low, scaled = ds.to(self.context.compute), None
+        mean_n_dn = (ds * (s - full(e1.full) - w.d)).sum(dim=1, keepdim=True) / (4 * self.dim)
+        low, scaled, rows = ds.to(self.context.compute), None, NormRows(mean, rstd, mean_dn, mean_n_dn)
         if into is not None:
             scaled = ds * rstd
             into.out_mean.add_((scaled * mean).sum(dim=0))
             into.out.add_(ds.sum(dim=0))
             scaled = scaled.to(self.context.compute)
-        return OutGradient(ds, low, scaled, NormRows(mean, rstd, mean_dn, mean_n_dn))
+        # Narrow: ds goes on where it lies, and `low` is then still needed as it is.
+        return OutGradient(ds.to(low.dtype, copy=True) if self.context.narrow else ds, low, scaled, rows)
+
+    def norm_backward(
+        self, norm: NormWeights, y: Tensor, d: Tensor, into: Tensor, out: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Differentiates N(y) = LayerNorm(GELU(y)) of rows that have no MLP before them.
+
+        Args:
+            norm: parameters of the LayerNorm.
+            y: (R, D).
+            d: gradient of N(y) (R, D).
+            into: (4, D): gradients of γ and β and the sum of the result's rows, which are added to; the last row has no
+                meaning.
+            out: memory for the result (R, D), which may be that of d.
+
+        Returns:
+            The gradient of y (R, D), in the accumulating dtype and in that of products.
+        """
+        dy = norm_gelu_backward(norm, y, d, NormWeights(into[0], into[1]))
+        into[2] += dy.sum(dim=0)
+        out.copy_(dy)
+        return out, out.to(self.context.compute)
 
 
 class FusedMlpOut(MlpOut):
@@ -183,8 +208,8 @@ class FusedMlpOut(MlpOut):
         self, w: EdgeWeights, e1: Edges, g: Tensor, moments: RowMoments, s: Tensor | None, slot: str
     ) -> tuple[Tensor, Edges]:
         context = self.context
-        narrowed = s is not None and s.dtype is not context.like.dtype
-        sums = context.wide("s", len(g), self.dim) if s is None or narrowed else s
+        narrowed = s is not None and s.dtype is not context.edges_dtype
+        sums = context.edge_scratch("s", len(g)) if s is None or narrowed else s
         if narrowed:  # what goes on is what was stored, in its precision
             self._forward(w, e1, g, moments, sums, None)
             sums.copy_(s.copy_(sums))
@@ -197,7 +222,7 @@ class FusedMlpOut(MlpOut):
         self, w: EdgeWeights, e1: Edges, s: Tensor, dy: Tensor, moments: RowMoments, into: EdgeGradients | None
     ) -> OutGradient:
         context, count = self.context, len(s)
-        low = dy if context.same else context.scratch("ds low", count, self.dim)
+        low = dy if context.same or context.narrow else context.scratch("ds low", count, self.dim)
         scaled = context.scratch("ds scaled", count, self.dim)
         means = tuple(context.wide(f"mean {k}", count, 1) for k in range(2))
         replay = MlpOutReplay(s, e1.full, dy, moments, w.fold, w.gamma)
@@ -205,10 +230,23 @@ class FusedMlpOut(MlpOut):
         self.ops.mlp_out_bwd_(replay, gradients)
         return OutGradient(dy, low, scaled, NormRows(*moments, *means))
 
+    def norm_backward(
+        self, norm: NormWeights, y: Tensor, d: Tensor, into: Tensor, out: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """This is the op's backward with hidden rows whose mean is 0 and σ is 1, and with a fold of zeros."""
+        context, rows = self.context, len(y)
+        zeros, ones, nothing = context.constant(("no mlp", *y.shape, y.dtype, y.device), lambda: _no_mlp(y))
+        low = out if context.same else context.scratch("d norm low", rows, self.dim)
+        means = tuple(context.wide(f"d norm mean {k}", rows, 1) for k in range(2))
+        replay = MlpOutReplay(y, y, d, RowMoments(zeros, ones), Fold(nothing, nothing), norm.gamma)
+        scaled = context.scratch("d norm scaled", rows, self.dim)
+        self.ops.mlp_out_bwd_(replay, MlpOutGradients(out, low, scaled, *means, into))
+        return out, low
+
     def _forward(self, w: EdgeWeights, e1: Edges, g: Tensor, moments: RowMoments, s: Tensor, e: Edges | None) -> None:
         """Writes the pre-norm sums, and the edges that leave unless e is None."""
-        product = torch.mm(g, w.w2.T, out=self.context.scratch("product", len(g), self.dim))
-        outputs = MlpOutOutputs(s, None, None) if e is None else MlpOutOutputs(s, e.full, self.context.low(e))
+        product = torch.mm(g, self.transposed(w.w2), out=self.context.scratch("product", len(g), self.dim))
+        outputs = MlpOutOutputs(s, None, None) if e is None else MlpOutOutputs(s, *self.context.out(e))
         self.ops.mlp_out_fwd_(MlpOutInputs(product, e1.full, moments, w.fold, w.norm), outputs)
 
 
@@ -226,6 +264,12 @@ class TritonMlpOut(FusedMlpOut):
         self._kernels.product_forward(g, w.w2, e1.full, moments, w.fold, s)
         if e is not None:
             self._norm_gelu.write(w.norm, s, e)
+
+
+def _no_mlp(like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Zeros and ones (R, 1), and zeros (D,), for rows like these (R, D)."""
+    rows, dim = like.shape
+    return like.new_zeros(rows, 1), like.new_ones(rows, 1), like.new_zeros(dim)
 
 
 def _kernels() -> Any:

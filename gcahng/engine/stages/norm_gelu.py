@@ -39,7 +39,15 @@ class NormGelu(Stage):
             t: pre-norm sums (T, D).
             slot: a name for the memory of the result (see StageContext.scratch).
         """
-        return self.context.edges(F.layer_norm(F.gelu(t), (self.dim,), norm.gamma, norm.beta, NORM_EPS))
+        return self.context.edges(self._of(norm, self.context.full(t)))
+
+    def of_nodes(self, norm: NormWeights, t: Tensor, slot: str) -> Edges:
+        """Computes LayerNorm(GELU(t)) of node tensors (n, D), in both dtypes; arguments as those of `forward`."""
+        full = self._of(norm, t)
+        return Edges(full, full.to(self.context.compute))
+
+    def _of(self, norm: NormWeights, t: Tensor) -> Tensor:
+        return F.layer_norm(F.gelu(t), (self.dim,), norm.gamma, norm.beta, NORM_EPS)
 
 
 class FusedNormGelu(NormGelu):
@@ -48,6 +56,11 @@ class FusedNormGelu(NormGelu):
     def forward(self, norm: NormWeights, t: Tensor, slot: str) -> Edges:
         e = self.context.edge_room(slot, t.shape[0])
         self.write(norm, t, e)
+        return e
+
+    def of_nodes(self, norm: NormWeights, t: Tensor, slot: str) -> Edges:
+        e = self.context.node_room(slot, t.shape[0])
+        self.ops.norm_gelu_(NormGeluInputs(t, norm), EdgesOut(e.full, None if self.context.same else e.low))
         return e
 
     def write(self, norm: NormWeights, t: Tensor, e: Edges) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from gcahng.engine.schema import Written, declare
@@ -48,11 +49,12 @@ declare("similarity_", "similarity.forward", SimilarityInputs, SimilarityOutputs
 class Similarity(Stage):
     """The loss in plain torch."""
 
-    def forward(self, inputs: SimilarityInputs, dn: Tensor | None) -> Tensor:
-        """Computes 1 − cos(a, N) of each row that counts, else 0: (N,).
+    def forward(self, inputs: SimilarityInputs, loss: Tensor, dn: Tensor | None) -> None:
+        """Computes the loss.
 
         Args:
             inputs: what the loss is formed of.
+            loss: 1 − cos(a, N) of each row that counts, else 0 (N,), which is written.
             dn: gradient of the negatives (N, D), to which scale times that of the loss is added; None if it is not
                 wanted.
         """
@@ -64,13 +66,11 @@ class Similarity(Stage):
         if dn is not None:
             along = counted * (scale / norm_n)
             dn.addcmul_(along / norm_a, a, value=-1).addcmul_(along * cosine / norm_n, negatives)
-        return ((1 - cosine) * counted)[:, 0]
+        torch.mul((1 - cosine)[:, 0], counted[:, 0], out=loss)
 
 
 class FusedSimilarity(Similarity):
     """The loss as one fused op."""
 
-    def forward(self, inputs: SimilarityInputs, dn: Tensor | None) -> Tensor:
-        loss = inputs.negatives.new_empty(len(inputs.negatives))
+    def forward(self, inputs: SimilarityInputs, loss: Tensor, dn: Tensor | None) -> None:
         self.ops.similarity_(inputs, SimilarityOutputs(loss, dn))
-        return loss
