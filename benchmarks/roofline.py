@@ -13,6 +13,7 @@ issue them, whichever is longest.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -40,7 +41,7 @@ BATCHES, VIEWS, DIM, CLASSES = (255, 1023, 4095), 3, 512, 100
 NODE_LAUNCHES = {"pass": 80, "layer": 132}  # node side, forward and backward
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 LAYERS = (1, 2)
-ENDS = 2  # how often sums at both ends of edges read their vectors
+TRAFFIC = json.loads((Path(__file__).parent / "results" / "traffic.json").read_text(encoding="utf-8"))
 A = 4  # bytes of a number outside products: fp32
 
 
@@ -102,11 +103,11 @@ class Cost(NamedTuple):
 
 # The kernels of each stage, by what their names in the budget begin with, and the values that a thread works on for
 # each edge and channel. Stages that are left out run in the library or in torch.
-SUMS = ("node_sums_kernel", "anchor_sums_kernel")  # at both ends of edges
+SUMS = "end_sums_kernel"  # at both ends of edges; what they leave is added up by kernels that hardly count
 KERNELS: dict[str, tuple[tuple[str, float], ...]] = {
     "edge_start": (("edge_start_forward_kernel<", 1),),
     "N of stored sums": (("norm_gelu_forward_kernel<", 1),),
-    "edge_to_node: GELU, sums": tuple((f"{name}<Activated", 1.0) for name in SUMS),
+    "edge_to_node: GELU, sums": ((f"{SUMS}<Activated", 1),),
     "gate": (("gate_forward_kernel<", 1),),
     "mlp_in: product, GELU, moments": (("mlp_in_product_forward_kernel", 4),),
     "mlp_out: product, fold, residual": (("mlp_out_product_forward_kernel", 1),),
@@ -116,20 +117,20 @@ KERNELS: dict[str, tuple[tuple[str, float], ...]] = {
     "head: BatchNorm's moments": (("head_moments_kernel<", 1),),
     "head: sigmoid": (("head_forward_kernel<", 1),),
     "mix: J_syn's logits": (("mix_forward_kernel<", 1 / VIEWS),),
-    "mix: backward to z": (("mix_backward_kernel<", 1 / VIEWS), *((f"{name}<Mix", 1.0) for name in SUMS)),
+    "mix: backward to z": (("mix_backward_kernel<", 1 / VIEWS), (f"{SUMS}<Mix", 1)),
     "mix: negatives": (("mix_forward_kernel<", 1 / VIEWS),),
     "mix: backward to θ": (("mix_backward_theta_kernel<", 1),),
     "J_soft, J_sim": (("similarity_kernel<", 1 / VIEWS), ("cross_entropy_kernel<", CLASSES / DIM / VIEWS)),
-    "J_div: sums": tuple((f"{name}<Spread", 1.0) for name in SUMS),
+    "J_div: sums": ((f"{SUMS}<Spread", 1),),
     "J_div: gradient": (("diversity_backward_kernel<", 1),),
     "head: backward, row-wise": (("head_backward_kernel<", 1), ("head_sums_kernel<", 1)),
     "head: BatchNorm backward": (("head_norm_kernel<", 1),),
     "mlp_out: backward": (("mlp_out_backward_kernel<", 1),),
     "mlp_in: backward product, GELU'": (("mlp_in_product_backward_kernel", 4),),
     "mlp_in: backward, row-wise": (("mlp_in_backward_kernel<", 4),),
-    "gate: backward": (("gate_backward_kernel<", 1), *((f"{name}<TokenGradient", 1.0) for name in SUMS)),
+    "gate: backward": (("gate_backward_kernel<", 1),),
     "edge_to_node: backward, row-wise": (("edge_to_node_backward_kernel<", 1),),
-    "edge_start: backward": tuple((f"{name}<NodeGradient", 1.0) for name in SUMS),
+    "edge_start: backward": ((f"{SUMS}<Node", 1),),
 }
 
 
@@ -166,6 +167,11 @@ def kernels(step: Step) -> Iterator[Kernel]:
     yield from _backward(step)
 
 
+def parts(op: str) -> float:
+    """Bytes of an op's partial sums, written and read, for each edge and channel."""
+    return sum(TRAFFIC[op]["scratch"])
+
+
 def _bytes(step: Step) -> tuple[int, int, int]:
     """Bytes of a number in a product, in an edge's vector, and in the vector's second copy that products read."""
     c = DTYPES[step.dtype].itemsize
@@ -178,7 +184,7 @@ def _forward(step: Step) -> Iterator[Kernel]:
     yield Kernel("edge_start", 7 + (below > 0), 0, e + low)
     yield Kernel("N of stored sums", (2 * below + max(0, below - 1) + 1) + 3 * top, 0, 2 * e + low)
     yield Kernel("edge_to_node: product", 2 * top, 1, 2 * c)
-    yield Kernel("edge_to_node: GELU, sums", 2 * top, 0, ENDS * c, 2)
+    yield Kernel("edge_to_node: GELU, sums", 2 * top, 0, c + parts("edge_to_node_fwd_"), 2)
     yield Kernel("gate", 2 * top + below + top, 0, 2 * e + low)
     saved = 4 * c if step.memory == "hidden" else 0
     if step.epilogues:
@@ -205,13 +211,13 @@ def _losses(step: Step) -> Iterator[Kernel]:
     stored = step.layers  # θ or dy once, and each gradient of edges that the next sweep reads
     yield Kernel("θ and edges' gradients, stored", 2 * stored, 0, 2 * e)
     yield Kernel("mix: J_syn's logits", 1, 0, e, 20)
-    yield Kernel("mix: backward to z", 1, 0, ENDS * e, 24)
+    yield Kernel("mix: backward to z", 1, 0, e + parts("mix_bwd_z_"), 24)
     yield Kernel("mix: negatives", 1, 0, e + mixes * A)
     moved = mixes * (cast + 3 * c + A + 2 * logits * c)
     yield Kernel("J_soft: products", 1, 2 * mixes * logits, moved, 4 * chunks)
     yield Kernel("J_soft, J_sim", 1, 0, mixes * (2 * logits * c + 3 * A), 17 + 3 * chunks)
     yield Kernel("mix: backward to θ", 1, 0, mixes * A + e)
-    yield Kernel("J_div: sums", 1, 0, ENDS * e, 2)
+    yield Kernel("J_div: sums", 1, 0, e + parts("diversity_fwd_"), 2)
     yield Kernel("J_div: gradient", 1, 0, 3 * e)
     yield Kernel("head: backward, row-wise", 1, 0, 2 * e + c + (c + 2 * e), 4)
     yield Kernel("head: backward, products", 1, 2, 4 * c, 3)
@@ -232,12 +238,12 @@ def _backward(step: Step) -> Iterator[Kernel]:
         yield Kernel("mlp_in: backward, row-wise", sweeps, 0, 16 * c, 2)
     yield Kernel("edge MLP: weights' gradients", sweeps, 8, 10 * c, 2 if c == A else 4)
     yield Kernel("edge MLP: edges' gradient", sweeps, 4, 4 * c + add, adds)
-    yield Kernel("gate: backward", sweeps, 0, 3 * e if ENDS == 1 else 4 * e + ENDS * 2 * e, 6)
+    yield Kernel("gate: backward", sweeps, 0, 3 * e + parts("gate_bwd_"), 4)
     yield Kernel("edge_to_node: product again", 2 * top, 1, 2 * c)
     yield Kernel("edge_to_node: backward, row-wise", 2 * top, 0, 2 * c, 2)
     yield Kernel("edge_to_node: weights' gradient", 2 * top, 1, 2 * c, 1 if c == A else 2)
     yield Kernel("edge_to_node: edges' gradient", 2 * top - 1, 1, c + add, adds)
-    yield Kernel("edge_start: backward", 1, 0, ENDS * e, 2)
+    yield Kernel("edge_start: backward", 1, 0, e + parts("edge_start_bwd_"), 2)
 
 
 def cost(step: Step, kernel: Kernel) -> Cost:
