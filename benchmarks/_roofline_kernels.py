@@ -16,15 +16,11 @@ ARCH = 90
 Names = tuple[tuple[str, float], ...]
 
 
-def _at_both_ends(term: str) -> Names:
-    return tuple((f"{name}_sums_kernel<{term}", 1.0) for name in ("node", "anchor"))
-
-
 _MIX, _CE = 1 / VIEWS, CLASSES / DIM / VIEWS  # negatives an edge, on average over ordered pairs; and their logits
 ROW_WISE: dict[str, tuple[Names, Names]] = {
     "edge_start": ((("edge_start_forward_kernel<", 1),), (("edge_start_forward_kernel", 1),)),
     "N of stored sums": ((("norm_gelu_forward_kernel<", 1),), (("norm_gelu_kernel", 1),)),
-    "edge_to_node: GELU, sums": (_at_both_ends("Activated"), (("edge_to_node_forward_kernel", 1),)),
+    "edge_to_node: GELU, sums": ((("end_sums_kernel<Activated", 1),), (("edge_to_node_forward_kernel", 1),)),
     "gate": ((("gate_forward_kernel<", 1),), (("gate_forward_kernel", 1),)),
     "mlp_out: N": ((("norm_gelu_forward_kernel<", 1),), (("norm_gelu_kernel", 1),)),
     "mlp_in: GELU, moments": ((("mlp_in_forward_kernel<", 4),), (("mlp_in_forward_kernel", 4),)),
@@ -33,7 +29,7 @@ ROW_WISE: dict[str, tuple[Names, Names]] = {
     "head: sigmoid": ((("head_forward_kernel<", 1),), (("head_forward_kernel", 1),)),
     "mix: J_syn's logits": ((("mix_forward_kernel<", _MIX),), (("mix_forward_kernel", _MIX),)),
     "mix: backward to z": (
-        (("mix_backward_kernel<", _MIX), *_at_both_ends("Mix")),
+        (("mix_backward_kernel<", _MIX), ("end_sums_kernel<Mix", 1)),
         (("mix_backward_shares_kernel", _MIX), ("mix_backward_z_kernel", 1)),
     ),
     "mix: negatives": ((("mix_forward_kernel<", _MIX),), (("mix_forward_kernel", _MIX),)),
@@ -42,7 +38,7 @@ ROW_WISE: dict[str, tuple[Names, Names]] = {
         (("similarity_kernel<", _MIX), ("cross_entropy_kernel<", _CE)),
         (("similarity_kernel", _MIX), ("cross_entropy_kernel", _CE)),
     ),
-    "J_div: sums": (_at_both_ends("Spread"), (("diversity_forward_kernel", 1),)),
+    "J_div: sums": ((("end_sums_kernel<Spread", 1),), (("diversity_forward_kernel", 1),)),
     "J_div: gradient": ((("diversity_backward_kernel<", 1),), (("diversity_backward_kernel", 1),)),
     "head: backward, row-wise": (
         (("head_backward_kernel<", 1), ("head_sums_kernel<", 1)),
@@ -52,14 +48,14 @@ ROW_WISE: dict[str, tuple[Names, Names]] = {
     "mlp_out: backward": ((("mlp_out_backward_kernel<", 1),), (("mlp_out_backward_kernel", 1),)),
     "mlp_in: backward, row-wise": ((("mlp_in_backward_kernel<", 4),), (("mlp_in_backward_kernel", 4),)),
     "gate: backward": (
-        (("gate_backward_kernel<", 1), *_at_both_ends("TokenGradient")),
+        (("gate_backward_kernel<", 1),),
         (("gate_backward_kernel", 1),),
     ),
     "edge_to_node: backward, row-wise": (
         (("edge_to_node_backward_kernel<", 1),),
         (("edge_to_node_backward_kernel", 1),),
     ),
-    "edge_start: backward": (_at_both_ends("NodeGradient"), (("edge_start_backward_kernel", 1),)),
+    "edge_start: backward": ((("end_sums_kernel<NodeGradient", 1),), (("edge_start_backward_kernel", 1),)),
 }
 # Products with epilogues, which are Triton's alone.
 EPILOGUES: dict[str, Names] = {

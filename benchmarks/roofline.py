@@ -40,7 +40,6 @@ BATCHES = (255, 1023, 4095)
 NODE_LAUNCHES = {"bf16": (79, 97), "fp32": (76, 86)}
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 LAYERS = (1, 2)
-ENDS = {"cuda": 2, "triton": 1}  # how often sums at both ends of edges read their vectors
 A = 4  # bytes of a number outside products: fp32
 
 
@@ -121,7 +120,7 @@ def _forward(step: Step) -> Iterator[Kernel]:
     yield Kernel("edge_start", 7 + (below > 0), 0, e + low)
     yield Kernel("N of stored sums", (2 * below + max(0, below - 1) + 1) + 3 * top, 0, 2 * e + low)
     yield Kernel("edge_to_node: product", 2 * top, 1, 2 * c)
-    yield Kernel("edge_to_node: GELU, sums", 2 * top, 0, ENDS[step.rows] * c, 2)
+    yield Kernel("edge_to_node: GELU, sums", 2 * top, 0, c, 2)
     yield Kernel("gate", 2 * top + below + top, 0, 2 * e + low)
     saved = 4 * c if step.memory == "hidden" else 0
     if step.epilogues:
@@ -146,13 +145,13 @@ def _losses(step: Step) -> Iterator[Kernel]:
     chunks = -(-int(mixes * step.schedule.tile_rows) * CLASSES // LOGITS_AT_ONCE)
     cast = A + c if c < A else 0
     yield Kernel("mix: J_syn's logits", 1, 0, e)
-    yield Kernel("mix: backward to z", 1, 0, ENDS[step.rows] * e, 4)
+    yield Kernel("mix: backward to z", 1, 0, e, 4)
     yield Kernel("mix: negatives", 1, 0, e + mixes * A)
     moved = mixes * (cast + c + A + 2 * logits * c)
     yield Kernel("J_soft: products", 1, 2 * mixes * logits, moved, (3 if cast else 2) * chunks)
     yield Kernel("J_soft, J_sim", 1, 0, mixes * (2 * logits * c + 3 * A), 1 + chunks)
     yield Kernel("mix: backward to θ", 1, 0, mixes * A + e)
-    yield Kernel("J_div: sums", 1, 0, ENDS[step.rows] * e, 2)
+    yield Kernel("J_div: sums", 1, 0, e, 2)
     yield Kernel("J_div: gradient", 1, 0, 3 * e)
     yield Kernel("head: backward, row-wise", 1, 0, 2 * e + c + (c + 2 * e), 4)
     yield Kernel("head: backward, products", 1, 2, 4 * c, 2)
@@ -173,12 +172,12 @@ def _backward(step: Step) -> Iterator[Kernel]:
         yield Kernel("mlp_in: backward, row-wise", sweeps, 0, 16 * c, 2)
     yield Kernel("edge MLP: weights' gradients", sweeps, 8, 10 * c, 2)
     yield Kernel("edge MLP: edges' gradient", sweeps, 4, 4 * c + add)
-    yield Kernel("gate: backward", sweeps, 0, 3 * e if ENDS[step.rows] == 1 else 8 * e, 6)
+    yield Kernel("gate: backward", sweeps, 0, 3 * e, 6)
     yield Kernel("edge_to_node: product again", 2 * top, 1, 2 * c)
     yield Kernel("edge_to_node: backward, row-wise", 2 * top, 0, 2 * c, 2)
     yield Kernel("edge_to_node: weights' gradient", 2 * top, 1, 2 * c)
     yield Kernel("edge_to_node: edges' gradient", 2 * top - 1, 1, c + add)
-    yield Kernel("edge_start: backward", 1, 0, ENDS[step.rows] * e, 2)
+    yield Kernel("edge_start: backward", 1, 0, e, 2)
 
 
 def cost(step: Step, kernel: Kernel) -> Cost:

@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     const Pack<T, N> x = at(m);
 #pragma unroll
     for (int n = 0; n < N; ++n) {
-      sum += exp_negative(x.v[n] - most);
+      sum += exponential(x.v[n] - most);
       own += m + n == label ? x.v[n] - most : T(0);
     }
   }
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (int64_t m = start; m < M; m += kThreads * N) {
     Pack<T, N> x = at(m);
 #pragma unroll
-    for (int n = 0; n < N; ++n) x.v[n] = exp_negative(x.v[n] - most) * each - (m + n == label ? scale : T(0));
+    for (int n = 0; n < N; ++n) x.v[n] = exponential(x.v[n] - most) * each - (m + n == label ? scale : T(0));
     write(d + row * M + m, x);
   }
 }

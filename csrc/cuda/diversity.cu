@@ -9,20 +9,21 @@ namespace {
 template <class T_, int N_>
 struct Spread {
   using T = T_;
-  static constexpr int N = N_, kPlanes = 2;
+  static constexpr int N = N_, kPlanes = 2, kAnchors = 4;
   static constexpr bool kNumber = false;
   const T* theta;
   int64_t mirrored, D;
 
-  template <bool kColumn>
-  __device__ __forceinline__ void add(const Edge& edge, int64_t d, Sum<T, N, 2>& sum) const {
+  __device__ __forceinline__ void add(const Edge& edge, int64_t d, Sum<T, N, 2>& anchor, Sum<T, N, 2>& column) const {
     const Pack<T, N> x = read<T, N>(theta + edge.row * D + d);
-    const T directions = edge.o >= mirrored ? T(2) : T(1);
+    const bool both = edge.o >= mirrored;
+    const T directions = both ? T(2) : T(1);
 #pragma unroll
     for (int n = 0; n < N; ++n) {
       const T value = x.v[n] - T(0.5);
-      sum.planes[0].v[n] += value;
-      if (!kColumn) sum.planes[1].v[n] += directions * value * value;
+      anchor.planes[0].v[n] += value;
+      anchor.planes[1].v[n] += directions * value * value;
+      column.planes[0].v[n] += both ? value : T(0);
     }
   }
 };
@@ -33,8 +34,8 @@ __global__ void __launch_bounds__(kColumnLanes* kColumnRows, kBlocks)
     diversity_backward_kernel(Tile tile, const T* __restrict__ theta, const T* __restrict__ mean,
                               const T* __restrict__ scale, T* dtheta, int64_t D, ColumnGrid grid) {
   const T factor = *scale;
-  each_column<0, N>(grid, static_cast<T*>(nullptr), [&](int64_t row, int64_t d, auto&) {
-    const Edge edge = edge_of(tile, row);
+  each_edge<0, N>(tile, grid, static_cast<T*>(nullptr), [&](const Edge& edge, int64_t d, auto&) {
+    const int64_t row = edge.row;
     const Pack<T, N> x = read<T, N>(theta + row * D + d),
                      mean_i = read<T, N>(mean + tile.anchor(edge.a, edge.i) * D + d);
     Pack<T, N> away, out = read<T, N>(dtheta + row * D + d);
@@ -53,7 +54,9 @@ __global__ void __launch_bounds__(kColumnLanes* kColumnRows, kBlocks)
 
 }  // namespace
 
-int64_t diversity_forward_scratch(const DiversityForward& args) { return node_sums_scratch(args.tile, args.D, 2, 0); }
+int64_t diversity_forward_scratch(const DiversityForward& args) {
+  return node_sums_scratch<Spread<float, 1>>(args.tile, args.D);
+}
 
 int launch_diversity_forward(const DiversityForward& args, void* scratch, void* stream) {
   const Tile& tile = args.tile;

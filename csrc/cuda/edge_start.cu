@@ -9,14 +9,13 @@ template <class T, class L, int N>
 __global__ void __launch_bounds__(kColumnLanes* kColumnRows)
     edge_start_forward_kernel(Tile tile, const T* __restrict__ x, T* __restrict__ full, L* __restrict__ low, int64_t D,
                               ColumnGrid grid) {
-  each_column<0, N>(grid, static_cast<T*>(nullptr), [&](int64_t row, int64_t d, auto&) {
-    const Edge edge = edge_of(tile, row);
+  each_edge<0, N>(tile, grid, static_cast<T*>(nullptr), [&](const Edge& edge, int64_t d, auto&) {
     Pack<T, N> product = read<T, N>(x + tile.anchor(edge.a, edge.i) * D + d);
     const Pack<T, N> other = read<T, N>(x + tile.column(edge.a, edge.o, edge.v) * D + d);
 #pragma unroll
     for (int n = 0; n < N; ++n) product.v[n] *= other.v[n];
-    if (full) write(full + row * D + d, product);
-    if (low) write(low + row * D + d, product);
+    if (full) write(full + edge.row * D + d, product);
+    if (low) write(low + edge.row * D + d, product);
   });
 }
 
@@ -24,18 +23,20 @@ __global__ void __launch_bounds__(kColumnLanes* kColumnRows)
 template <class T_, int N_>
 struct NodeGradient {
   using T = T_;
-  static constexpr int N = N_, kPlanes = 1;
+  static constexpr int N = N_, kPlanes = 1, kAnchors = 8;
   static constexpr bool kNumber = false;
   const T *x, *de;
   Tile tile;
   int64_t D;
 
-  template <bool kColumn>
-  __device__ __forceinline__ void add(const Edge& edge, int64_t d, Sum<T, N, 1>& sum) const {
-    const int64_t other = kColumn ? tile.anchor(edge.a, edge.i) : tile.column(edge.a, edge.o, edge.v);
-    const Pack<T, N> g = read<T, N>(de + edge.row * D + d), at = read<T, N>(x + other * D + d);
+  __device__ __forceinline__ void add(const Edge& edge, int64_t d, Sum<T, N, 1>& anchor, Sum<T, N, 1>& column) const {
+    const Pack<T, N> g = read<T, N>(de + edge.row * D + d), x_i = read<T, N>(x + tile.anchor(edge.a, edge.i) * D + d),
+                     x_j = read<T, N>(x + tile.column(edge.a, edge.o, edge.v) * D + d);
 #pragma unroll
-    for (int n = 0; n < N; ++n) sum.planes[0].v[n] += g.v[n] * at.v[n];
+    for (int n = 0; n < N; ++n) {
+      anchor.planes[0].v[n] += g.v[n] * x_j.v[n];
+      column.planes[0].v[n] += g.v[n] * x_i.v[n];
+    }
   }
 };
 
@@ -58,7 +59,7 @@ int launch_edge_start_forward(const EdgeStartForward& args, void* stream) {
 }
 
 int64_t edge_start_backward_scratch(const EdgeStartBackward& args) {
-  return node_sums_scratch(args.tile, args.D, 1, 0);
+  return node_sums_scratch<NodeGradient<float, 1>>(args.tile, args.D);
 }
 
 int launch_edge_start_backward(const EdgeStartBackward& args, void* scratch, void* stream) {

@@ -5,33 +5,36 @@
 namespace gcahng::cuda {
 namespace {
 
-// What an edge adds to a sum over edges: GELU(product + bias).
+// What an edge adds to the sums at both ends, at its column where its offset is mirrored: GELU(product + bias).
 template <class T_, class L, int N_>
 struct Activated {
   using T = T_;
-  static constexpr int N = N_, kPlanes = 1;
+  static constexpr int N = N_, kPlanes = 1, kAnchors = 8;
   static constexpr bool kNumber = false;
   const L* product;
   const T* bias;
-  int64_t D;
+  int64_t mirrored, D;
 
-  template <bool>
-  __device__ __forceinline__ void add(const Edge& edge, int64_t d, Sum<T, N, 1>& sum) const {
+  __device__ __forceinline__ void add(const Edge& edge, int64_t d, Sum<T, N, 1>& anchor, Sum<T, N, 1>& column) const {
     const Pack<T, N> x = read<T, N>(product + edge.row * D + d), shift = read<T, N>(bias + d);
+    const bool both = edge.o >= mirrored;
 #pragma unroll
-    for (int n = 0; n < N; ++n) sum.planes[0].v[n] += gelu(x.v[n] + shift.v[n]);
+    for (int n = 0; n < N; ++n) {
+      const T value = gelu_of(x.v[n] + shift.v[n]);
+      anchor.planes[0].v[n] += value;
+      column.planes[0].v[n] += both ? value : T(0);
+    }
   }
 };
 
 // dp = (ds_i + ds_j) GELU'(product + bias), ds_j of mirrored offsets alone; part (parts, D): sums of dp, or null. dp
 // may be the product.
 template <class T, class L, int N>
-__global__ void __launch_bounds__(kColumnLanes* kColumnRows)
+__global__ void __launch_bounds__(kColumnLanes* kColumnRows, 1)
     edge_to_node_backward_kernel(Tile tile, const L* product, const T* __restrict__ bias, const T* __restrict__ ds,
                                  L* dp, T* part, int64_t D, ColumnGrid grid) {
-  each_column<1, N>(grid, part, [&](int64_t row, int64_t d, Pack<T, N>(&sums)[1]) {
-    const Edge edge = edge_of(tile, row);
-    const Pack<T, N> x = read<T, N>(product + row * D + d), shift = read<T, N>(bias + d);
+  each_edge<1, N>(tile, grid, part, [&](const Edge& edge, int64_t d, Pack<T, N>(&sums)[1]) {
+    const Pack<T, N> x = read<T, N>(product + edge.row * D + d), shift = read<T, N>(bias + d);
     Pack<T, N> value = read<T, N>(ds + tile.anchor(edge.a, edge.i) * D + d);
     if (edge.o >= tile.mirrored) {
       const Pack<T, N> ds_j = read<T, N>(ds + tile.column(edge.a, edge.o, edge.v) * D + d);
@@ -40,18 +43,17 @@ __global__ void __launch_bounds__(kColumnLanes* kColumnRows)
     }
 #pragma unroll
     for (int n = 0; n < N; ++n) {
-      const T t = x.v[n] + shift.v[n];
-      value.v[n] *= gelu_slope(t, normal_cdf(t));
+      value.v[n] *= slope_of(x.v[n] + shift.v[n]);
       sums[0].v[n] += value.v[n];
     }
-    write(dp + row * D + d, value);
+    write(dp + edge.row * D + d, value);
   });
 }
 
 }  // namespace
 
 int64_t edge_to_node_forward_scratch(const EdgeToNodeForward& args) {
-  return node_sums_scratch(args.tile, args.D, 1, 0);
+  return node_sums_scratch<Activated<float, float, 1>>(args.tile, args.D);
 }
 int64_t edge_to_node_backward_scratch(const EdgeToNodeBackward& args) {
   return args.db ? sum_parts(args.tile.rows()) * args.D : 0;
@@ -65,10 +67,11 @@ int launch_edge_to_node_forward(const EdgeToNodeForward& args, void* scratch, vo
   return with_products(args.dtype, args.low_type, [&]<class L>(L*) -> int {
     using T = compute_t<L>;
     const auto run = [&]<int N>(Width<N>) -> int {
-      const Activated<T, L, N> term{typed<L>(args.product), typed<T>(args.bias), D};
+      const Activated<T, L, N> term{typed<L>(args.product), typed<T>(args.bias), tile.mirrored, D};
       return add_node_sums(term, tile, tile.mirrored, typed<T>(scratch), {{typed<T>(args.sum)}, nullptr}, D, stream);
     };
-    return wide<L>(D, args.product, args.bias, args.sum, scratch) ? run(Width<kWide<L>>{}) : run(Width<1>{});
+    // As many channels a thread as of the sums: it has eight anchors' of them.
+    return wide<T>(D, args.product, args.bias, args.sum, scratch) ? run(Width<kWide<T>>{}) : run(Width<1>{});
   });
 }
 

@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kColumnLanes* kColumnRows, 1)
     Pack<T, N> x = read<T, N>(product + row * grid.W + d);
     const Pack<T, N> shift = read<T, N>(bias + d);
 #pragma unroll
-    for (int n = 0; n < N; ++n) x.v[n] = logistic(x.v[n] + shift.v[n]);
+    for (int n = 0; n < N; ++n) x.v[n] = logistic(x.v[n] + shift.v[n]).value;
     write(theta + row * grid.W + d, x);
   });
 }

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "mix.cuh"
 
 namespace gcahng::cuda {
@@ -16,7 +18,7 @@ __global__ void __launch_bounds__(kWarp* kWarps, kBlocks)
   const int K = static_cast<int>(tile.K);
   weigh<T, N>(m, in, K, weights);
   T logit = 0, square = 0;
-  each_pack<N, 0>(in.D, [&](int, int64_t d) {
+  each_pack<RowShape<N, 0>>(in.D, [&](int, int d) {
     const Pack<T, N> a = read<T, N>(in.z + m.anchor * in.D + d);
     const Pack<T, N> out = mixed(m, in, theta, weights, K, a, d);
     if (negatives) write(negatives + number * in.D + d, out);
@@ -46,7 +48,7 @@ __global__ void __launch_bounds__(kWarp* kWarps, kBlocks)
   const T *z_i = in.z + i * in.D, *z_j = in.z + j * in.D;
   const bool back = e.o >= tile.mirrored;
   T square = 0, square_back = 0;
-  each_pack<N, 0>(in.D, [&](int, int64_t d) {
+  each_pack<RowShape<N, 0>>(in.D, [&](int, int d) {
     const Pack<T, N> a = read<T, N>(z_i + d), b = read<T, N>(z_j + d);
 #pragma unroll
     for (int n = 0; n < N; ++n) {
@@ -62,7 +64,7 @@ __global__ void __launch_bounds__(kWarp* kWarps, kBlocks)
   const T scale_back = back ? (T(1) - ratio_back) * pull * in.kappa[e.v * K + e.i] : 0;
   const T* g = dn + forward_mix(tile, e) * in.D;
   const T* g_back = back ? dn + back_mix(tile, e) * in.D : nullptr;
-  each_pack<N, 0>(in.D, [&](int, int64_t d) {
+  each_pack<RowShape<N, 0>>(in.D, [&](int, int d) {
     const Pack<T, N> a = read<T, N>(z_i + d), b = read<T, N>(z_j + d);
     Pack<T, N> out = read<T, N>(g + d);
 #pragma unroll
@@ -89,7 +91,7 @@ struct FromLogits {
   __device__ __forceinline__ void prepare(const Mix& m, const Inputs<T>& in, const T* theta, const Weight<T>* weights,
                                           int K, int64_t number) const {
     T* negative = negatives + number * in.D;
-    each_pack<N, 0>(in.D, [&](int, int64_t d) {
+    each_pack<RowShape<N, 0>>(in.D, [&](int, int d) {
       const Pack<T, N> a = read<T, N>(in.z + m.anchor * in.D + d);
       write(negative + d, mixed(m, in, theta, weights, K, a, d));
     });
@@ -154,7 +156,7 @@ __global__ void __launch_bounds__(kWarp* kWarps, kBlocks)
   T d_plus = 0;
   for (int first = 0; first < K; first += kTogether) {
     T d_ratio[kTogether] = {};
-    each_pack<N, 0>(in.D, [&](int, int64_t d) {
+    each_pack<RowShape<N, 0>>(in.D, [&](int, int d) {
       const Pack<T, N> a = read<T, N>(in.z + m.anchor * in.D + d);
       const auto reaches = upstream.template at<N>(number, d, in.D);
 #pragma unroll
@@ -188,7 +190,7 @@ __global__ void __launch_bounds__(kWarp* kWarps, kBlocks)
 template <class T_, int N_, class Upstream>
 struct MixGradient {
   using T = T_;
-  static constexpr int N = N_, kPlanes = 1;
+  static constexpr int N = N_, kPlanes = 1, kAnchors = sizeof(T) == 8 || N == 1 ? 2 : 4;
   static constexpr bool kNumber = true;
   Tile tile;
   Inputs<T> in;
@@ -202,35 +204,32 @@ struct MixGradient {
     T kappa;
     bool first;
   };
-  // Adds what reaches the negative b or, with the other sign and once the whole, its anchor a.
-  template <bool kAnchor>
+  // Adds what reaches the negative b to `to`, and with the other sign and once the whole to its anchor's sum, `from`.
   __device__ __forceinline__ void add_mix(const Place& at, const Pack<T, N>& a, const Pack<T, N>& b,
-                                          const Pack<T, N>& t, int64_t d, Sum<T, N, 1>& sum) const {
+                                          const Pack<T, N>& t, int64_t d, Sum<T, N, 1>& from, Sum<T, N, 1>& to) const {
     const auto reaches = upstream.template at<N>(at.number, d, in.D);
     const T ratio = parts.ratio[at.row], along = parts.along[at.row];
     const T rest = (T(1) - ratio) * *in.pull;
-    const bool whole = kAnchor && at.first;
 #pragma unroll
     for (int n = 0; n < N; ++n) {
       const T dn = reaches.dn(a, n);
       const T value = at.kappa * dn * (ratio + rest * t.v[n]) + along * (b.v[n] - a.v[n] - T(kSmall));
-      sum.planes[0].v[n] += (kAnchor ? T(-1) : T(1)) * value;
-      if (whole) sum.planes[0].v[n] += reaches.whole(dn, n);
+      to.planes[0].v[n] += value;
+      from.planes[0].v[n] += at.first ? reaches.whole(dn, n) - value : -value;
     }
-    if (whole) sum.number += parts.d_plus[at.number];
+    if (at.first) from.number += parts.d_plus[at.number];
   }
 
-  template <bool kColumn>
-  __device__ __forceinline__ void add(const Edge& e, int64_t d, Sum<T, N, 1>& sum) const {
+  __device__ __forceinline__ void add(const Edge& e, int64_t d, Sum<T, N, 1>& anchor, Sum<T, N, 1>& column) const {
     if (!Upstream::kOwn && tile.offset + e.o == 0) return;
     const int64_t i = tile.anchor(e.a, e.i), j = tile.column(e.a, e.o, e.v);
     const Pack<T, N> z_i = read<T, N>(in.z + i * in.D + d), z_j = read<T, N>(in.z + j * in.D + d);
     const Pack<T, N> t = read<T, N>(theta + e.row * in.D + d);
     const T* kappa = in.kappa;
-    add_mix<!kColumn>({forward_mix(tile, e), e.row, kappa[e.i * tile.K + e.v], e.v == 0}, z_i, z_j, t, d, sum);
+    add_mix({forward_mix(tile, e), e.row, kappa[e.i * tile.K + e.v], e.v == 0}, z_i, z_j, t, d, anchor, column);
     if (e.o >= tile.mirrored)
-      add_mix<kColumn>({back_mix(tile, e), tile.rows() + e.row, kappa[e.v * tile.K + e.i], e.i == 0}, z_j, z_i, t, d,
-                       sum);
+      add_mix({back_mix(tile, e), tile.rows() + e.row, kappa[e.v * tile.K + e.i], e.i == 0}, z_j, z_i, t, d, column,
+              anchor);
   }
 };
 
@@ -256,7 +255,7 @@ template <class T, int N, class Upstream>
 int backward_z(const MixBackwardZ& args, const Inputs<T>& in, const Upstream& upstream, T* scratch, void* stream) {
   const Tile& tile = args.tile;
   const int64_t mixes = mixes_of(tile);
-  T *node_sums = scratch, *d_plus = node_sums + node_sums_scratch(tile, args.D, 1, 1);
+  T *node_sums = scratch, *d_plus = node_sums + node_sums_scratch<MixGradient<T, N, Upstream>>(tile, args.D);
   const MixParts<T> parts{d_plus, d_plus + mixes, d_plus + mixes + 2 * tile.rows()};
   const T* theta = typed<T>(args.theta);
   GCAHNG_LAUNCH((mix_backward_kernel<T, N, Upstream>), dim3(ceil_div(mixes, kWarps)), dim3(kWarp, kWarps), stream, tile,
@@ -291,7 +290,10 @@ int launch_mix_backward_theta(const MixBackwardTheta& args, void* stream) {
 
 int64_t mix_backward_z_scratch(const MixBackwardZ& args) {
   const int64_t mixes = mixes_of(args.tile), D = args.D;
-  return (args.dn ? 0 : mixes * D) + node_sums_scratch(args.tile, D, 1, 1) + mixes + 4 * args.tile.rows();
+  // Enough for either group of anchors, which depends on the type and on alignment.
+  const int64_t sums = std::max(node_sums_scratch<MixGradient<float, 1, Given<float>>>(args.tile, D),
+                                node_sums_scratch<MixGradient<float, 4, Given<float>>>(args.tile, D));
+  return (args.dn ? 0 : mixes * D) + sums + mixes + 4 * args.tile.rows();
 }
 
 int launch_mix_backward_z(const MixBackwardZ& args, void* scratch, void* stream) {

@@ -84,7 +84,7 @@ __device__ __forceinline__ void weigh(const Mix& m, const Inputs<T>& in, int K, 
   const T d_plus = in.d_plus[m.anchor], pull = *in.pull;
   for (int first = 0; first < K; first += kTogether) {
     T square[kTogether] = {};
-    each_pack<N, 0>(in.D, [&](int, int64_t d) {
+    each_pack<RowShape<N, 0>>(in.D, [&](int, int d) {
       const Pack<T, N> a = read<T, N>(in.z + m.anchor * in.D + d);
 #pragma unroll
       for (int k = 0; k < kTogether; ++k) {

@@ -5,58 +5,51 @@
 namespace gcahng::cuda {
 namespace {
 
-constexpr int kThreads = 256;             // at most, along a row of the forward
-constexpr int64_t kForwardBlocks = 4096;  // at most; each takes every so many-th row
+constexpr int kWarps = 4;  // rows of a block of the forward
 
-// A block takes a row: V values a thread, packs of N. Two places for partial sums, so that none is overwritten before
-// every warp has read it.
-template <class T, class L, int N, int V>
-__global__ void __launch_bounds__(kThreads, 1)
+// A warp takes a row: a lane has the channels from (kWarp k + l) N on, and V of them cached as they are written, or
+// (V = 0) reads them again.
+template <class T, class L, class Shape>
+__global__ void __launch_bounds__(kWarp* kWarps, 1)
     mlp_in_forward_kernel(const L* h, const T* __restrict__ bias, L* g, T* __restrict__ mean, T* __restrict__ rstd,
-                          int64_t rows, int64_t W) {
-  constexpr int kPacks = V / N;
-  GCAHNG_SHARED(T, sums, kThreads / kWarp);
-  GCAHNG_SHARED(T, squares, kThreads / kWarp);
-  const int warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
-  const auto block_sum = [&](T x, T* places) {
-    x = warp_sum(x);
-    if (threadIdx.x % kWarp == 0) places[warp] = x;
-    __syncthreads();
-    T total = 0;
-    for (int w = 0; w < warps; ++w) total += places[w];
-    return total;
-  };
-  const auto each = [&](auto f) {
+                          int64_t rows, int64_t channels) {
+  constexpr int N = Shape::N, V = Shape::V;
+  const int64_t W = Shape::width(channels);
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + warp_number();
+  if (row >= rows) return;
+  const L* in = h + row * W;
+  L* out = g + row * W;
+  Pack<L, N> cached[V ? V / N : 1];
+  const T each = reciprocal(T(W));
+  T sum = 0, square = 0;
+  each_pack<Shape>(W, [&](int k, int d) {
+    Pack<T, N> x = read<T, N>(in + d);
+    const Pack<T, N> shift = read<T, N>(bias + d);
 #pragma unroll
-    for (int k = 0; k < kPacks; ++k) {
-      const int64_t d = (static_cast<int64_t>(k) * blockDim.x + threadIdx.x) * N;
-      if (d < W) f(k, d);
+    for (int n = 0; n < N; ++n) x.v[n] = gelu_of(x.v[n] + shift.v[n]);
+    const Pack<L, N> narrowed = narrow_pack<L>(x);
+    store(out + d, narrowed);
+    if constexpr (V > 0) cached[k] = narrowed;
+#pragma unroll
+    for (int n = 0; n < N; ++n) sum += widen(narrowed.v[n]);  // as the next product reads it
+  });
+  const T center = warp_sum(sum) * each;
+  each_pack<Shape>(W, [&](int k, int d) {
+    Pack<L, N> x;
+    if constexpr (V > 0)
+      x = cached[k];
+    else
+      x = load<N>(static_cast<const L*>(out + d));
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      const T off = widen(x.v[n]) - center;
+      square += off * off;
     }
-  };
-  Pack<T, N> shift[kPacks], x[kPacks];
-  each([&](int k, int64_t d) { shift[k] = read<T, N>(bias + d); });
-  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
-    T sum = 0, square = 0;
-    each([&](int k, int64_t d) { x[k] = read<T, N>(h + row * W + d); });  // all before the first write: g may be h
-    each([&](int k, int64_t d) {
-#pragma unroll
-      for (int n = 0; n < N; ++n) {
-        x[k].v[n] = widen(narrow<L>(gelu(x[k].v[n] + shift[k].v[n])));  // as the next product reads it
-        sum += x[k].v[n];
-      }
-      write(g + row * W + d, x[k]);
-    });
-    const T center = block_sum(sum, sums) / T(W);
-    each([&](int k, int64_t) {
-#pragma unroll
-      for (int n = 0; n < N; ++n) square += (x[k].v[n] - center) * (x[k].v[n] - center);
-    });
-    square = block_sum(square, squares);
-    if (threadIdx.x == 0) {
-      mean[row] = center;
-      rstd[row] = inverse_root(square / T(W) + T(kNormEps));
-    }
-  }
+  });
+  square = warp_sum(square);
+  if (threadIdx.x != 0) return;
+  mean[row] = center;
+  rstd[row] = inverse_root(square * each + T(kNormEps));
 }
 
 // NormRows of a type.
@@ -69,31 +62,28 @@ template <class T, class L, int N>
 __global__ void __launch_bounds__(kColumnLanes* kColumnRows, 1)
     mlp_in_backward_kernel(ColumnGrid grid, const L* h, const T* __restrict__ bias, const L* dn, Rows<T> in, L* g,
                            L* dh, T* part) {
-  const int64_t column = ((blockIdx.x % grid.tiles) * kColumnLanes + threadIdx.x) * N;
+  const int64_t column = ((blockIdx.x % static_cast<unsigned>(grid.tiles)) * kColumnLanes + threadIdx.x) * N;
   Pack<T, N> shift{};
   if (column < grid.W) shift = read<T, N>(bias + column);
   each_column<1, N>(grid, part, [&](int64_t row, int64_t d, Pack<T, N>* sums) {
     Pack<T, N> x = read<T, N>(h + row * grid.W + d), above = read<T, N>(dn + row * grid.W + d);
     const T center = in.mean[row], inverse = in.rstd[row], flat = in.mean_dn[row], along = in.mean_n_dn[row] * inverse;
+    Pack<T, N> slope;
 #pragma unroll
     for (int n = 0; n < N; ++n) {
-      const T at = x.v[n] + shift.v[n], cdf = normal_cdf(at);
-      x.v[n] = widen(narrow<L>(at * cdf));
-      above.v[n] = (above.v[n] - flat - (x.v[n] - center) * along) * inverse * gelu_slope(at, cdf);
+      const Gelu<T> at = gelu_and_slope(x.v[n] + shift.v[n]);
+      x.v[n] = at.value;
+      slope.v[n] = at.slope * inverse;
+    }
+    const Pack<L, N> narrowed = narrow_pack<L>(x);
+    store(g + row * grid.W + d, narrowed);
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      above.v[n] = (above.v[n] - flat - (widen(narrowed.v[n]) - center) * along) * slope.v[n];
       sums[0].v[n] += above.v[n];
     }
-    write(g + row * grid.W + d, x);
     write(dh + row * grid.W + d, above);
   });
-}
-
-template <class T, class L, int N, int V>
-int forward(const MlpInForward& args, void* stream) {
-  const int64_t threads = ceil_div(ceil_div(args.W, V), kWarp) * kWarp;
-  GCAHNG_LAUNCH((mlp_in_forward_kernel<T, L, N, V>), dim3(args.T < kForwardBlocks ? args.T : kForwardBlocks),
-                dim3(threads), stream, typed<L>(args.h), typed<T>(args.bias), typed<L>(args.g), typed<T>(args.mean),
-                typed<T>(args.rstd), args.T, args.W);
-  return cudaGetLastError();
 }
 
 template <class T, class L, int N>
@@ -115,12 +105,23 @@ int backward(const MlpInBackward& args, void* scratch, void* stream) {
 int launch_mlp_in_forward(const MlpInForward& args, void* stream) {
   if (args.W > 4 * kMaxChannels) return cudaErrorInvalidValue;
   if (args.T * args.W == 0) return cudaSuccess;
+  const int64_t blocks = ceil_div(args.T, kWarps);
+  if (blocks > kMaxBlocks) return cudaErrorInvalidConfiguration;
   return with_products(args.dtype, args.low_type, [&]<class L>(L*) {
     using A = compute_t<L>;
-    auto* f = !wide<L>(args.W, args.h, args.bias, args.g) ? forward<A, L, 1, 16>
-              : args.W <= 8 * kThreads                    ? forward<A, L, kWide<L>, 8>
-                                                          : forward<A, L, kWide<L>, 16>;
-    return f(args, stream);
+    const auto launch = [&]<class Shape>(Shape) {
+      GCAHNG_LAUNCH((mlp_in_forward_kernel<A, L, Shape>), dim3(blocks), dim3(kWarp, kWarps), stream, typed<L>(args.h),
+                    typed<A>(args.bias), typed<L>(args.g), typed<A>(args.mean), typed<A>(args.rstd), args.T, args.W);
+      return static_cast<int>(cudaGetLastError());
+    };
+    constexpr int N = kWide<L>;
+    if (!wide<L>(args.W, args.h, args.bias, args.g)) return launch(RowShape<1, 0>{});
+    if constexpr (sizeof(L) <= 4) {
+      if (args.W == 16 * kWarp) return launch(RowShape<N, 16, true>{});
+      if (args.W == 32 * kWarp) return launch(RowShape<N, 32, true>{});
+      if (args.W == 64 * kWarp) return launch(RowShape<N, 64, true>{});
+    }
+    return launch(RowShape<N, 0>{});
   });
 }
 

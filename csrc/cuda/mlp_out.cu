@@ -1,12 +1,13 @@
 #include "../mlp_out.h"
 
-#include "rows.cuh"
+#include "norm_gelu.cuh"
 
 namespace gcahng::cuda {
 namespace {
 
 constexpr int kForwardWarps = 8;     // rows of a block
-constexpr int64_t kMaxParts = 2048;  // blocks of the backward, each with partial sums of its own
+constexpr int64_t kMaxParts = 1024;  // blocks of the backward, each with partial sums of its own
+constexpr int64_t kLeastRows = 4;    // of each of their warps, if there are as many
 constexpr int kSums = 4;             // dgamma, dbeta, ds, ds rstd mean
 
 template <class T, class L>
@@ -19,23 +20,25 @@ struct ForwardTensors {
 template <class T, class L, class Shape>
 __global__ void __launch_bounds__(kWarp* kForwardWarps, 1)
     mlp_out_forward_kernel(const L* __restrict__ product, const T* __restrict__ e1, ForwardTensors<T, L> p,
-                           int64_t rows, int64_t D) {
+                           int64_t rows, int64_t channels) {
   constexpr int N = Shape::N;
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * kForwardWarps + threadIdx.y;
+  const int64_t D = Shape::width(channels);
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kForwardWarps + warp_number();
   if (row >= rows) return;
+  const int64_t at = row * D;
   const T center = p.mean[row], inverse = p.rstd[row];
-  const auto in = [&](int64_t d) {
-    Pack<T, N> x = read<T, N>(product + row * D + d);
-    const Pack<T, N> residual = read<T, N>(e1 + row * D + d), fold = read<T, N>(p.w + d), shift = read<T, N>(p.d + d);
+  const auto in = [&](int, int d) {
+    Pack<T, N> x = read<T, N>(product + at + d);
+    const Pack<T, N> residual = read<T, N>(e1 + at + d), fold = read<T, N>(p.w + d), shift = read<T, N>(p.d + d);
 #pragma unroll
     for (int n = 0; n < N; ++n) x.v[n] = (x.v[n] - center * fold.v[n]) * inverse + shift.v[n] + residual.v[n];
-    write(p.s + row * D + d, x);
+    write(p.s + at + d, x);
     return x;
   };
-  if (!p.full && !p.low) return each_pack<N, Shape::V>(D, [&](int, int64_t d) { in(d); });
-  norm_gelu_row<T, N, Shape::V>(D, p.gamma, p.beta, in, [&](int64_t d, const Pack<T, N>& value) {
-    if (p.full) write(p.full + row * D + d, value);
-    if (p.low) write(p.low + row * D + d, value);
+  if (!p.full && !p.low) return each_pack<Shape>(D, [&](int k, int d) { in(k, d); });
+  norm_gelu_row<T, Shape>(D, p.gamma, p.beta, in, [&](int, int d, const Pack<T, N>& value) {
+    if (p.full) write(p.full + at + d, value);
+    if (p.low) write(p.low + at + d, value);
   });
 }
 
@@ -49,46 +52,48 @@ struct BackwardTensors {
 };
 
 template <class T, class L, class Shape>
-__global__ void __launch_bounds__(kWarp* BlockSums<T, Shape, kSums>::kWarps, 1)
+__global__ void __launch_bounds__(kWarp* BlockSums<T, Shape, kSums>::kWarps, BlockSums<T, Shape, kSums>::kBlocks)
     mlp_out_backward_kernel(const T* __restrict__ s, const T* __restrict__ e1, BackwardTensors<T, L> p, int64_t rows,
-                            int64_t D) {
+                            int64_t channels) {
   constexpr int N = Shape::N;
   using Sums = BlockSums<T, Shape, kSums>;
   GCAHNG_SHARED(T, memory, Sums::kValues);
-  const Sums sums{memory};
+  const int64_t D = Shape::width(channels);
+  using Slope = std::conditional_t<Sums::kRegisters, Parked<T, Shape>, Unparked<T, Shape>>;
+  Sums sums{memory};
   if (p.part) sums.clear(D);
+  const T each = reciprocal(T(4 * D));
   const int64_t step = static_cast<int64_t>(gridDim.x) * Sums::kWarps;
-  for (int64_t row = static_cast<int64_t>(blockIdx.x) * Sums::kWarps + threadIdx.y; row < rows; row += step) {
+  for (int64_t row = static_cast<int64_t>(blockIdx.x) * Sums::kWarps + warp_number(); row < rows; row += step) {
     const int64_t at = row * D;
     const T center = p.mean[row], inverse = p.rstd[row];
     T first = 0, second = 0;
-    const auto in = [&](int64_t d) { return read<T, N>(s + at + d); };
-    const auto upstream = [&](int64_t d) { return read<T, N>(p.dy + at + d); };
-    norm_gelu_row_backward<T, N, Shape::V>(
-        D, p.gamma, in, upstream,
-        [&](int64_t d, const Pack<T, N>& dt, const Pack<T, N>& dy, const Pack<T, N>& normalized) {
-          const Pack<T, N> sum = in(d), residual = read<T, N>(e1 + at + d), fold = read<T, N>(p.w + d),
+    const auto in = [&](int, int d) { return read<T, N>(s + at + d); };
+    const auto upstream = [&](int, int d) { return read<T, N>(p.dy + at + d); };
+    norm_gelu_row_backward<T, Shape>(
+        D, p.gamma, Slope{sums.at(0, 0)}, in, upstream,
+        [&](int k, int d, const Pack<T, N>& dt, const Pack<T, N>& dy, const Pack<T, N>& normalized) {
+          const Pack<T, N> sum = in(k, d), residual = read<T, N>(e1 + at + d), fold = read<T, N>(p.w + d),
                            shift = read<T, N>(p.d + d);
-          Pack<T, N> scaled, mean, dgamma;
+          Pack<T, N> scaled, mean;
 #pragma unroll
           for (int n = 0; n < N; ++n) {
             first += dt.v[n] * fold.v[n];
             second += dt.v[n] * (sum.v[n] - residual.v[n] - shift.v[n]);
             scaled.v[n] = dt.v[n] * inverse;
-            mean.v[n] = scaled.v[n] * center;
-            dgamma.v[n] = dy.v[n] * normalized.v[n];
+            mean.v[n] = center;
           }
           write(p.ds + at + d, dt);
           if (p.low) write(p.low + at + d, dt);
           write(p.scaled + at + d, scaled);
           if (!p.part) return;
-          sums.add(0, d, dgamma);
-          sums.add(1, d, dy);
-          sums.add(2, d, dt);
-          sums.add(3, d, mean);
+          sums.add(0, k, d, dy, normalized);
+          sums.add(1, k, d, dy);
+          sums.add(2, k, d, dt);
+          sums.add(3, k, d, scaled, mean);
         });
-    first = warp_sum(first) / T(4 * D);
-    second = warp_sum(second) / T(4 * D);
+    first = warp_sum(first) * each;
+    second = warp_sum(second) * each;
     if (threadIdx.x == 0) {
       p.mean_dn[row] = first;
       p.mean_n_dn[row] = second;
@@ -98,7 +103,7 @@ __global__ void __launch_bounds__(kWarp* BlockSums<T, Shape, kSums>::kWarps, 1)
 }
 
 int64_t backward_parts(int64_t T, int64_t warps) {
-  const int64_t blocks = ceil_div(T, warps);
+  const int64_t blocks = ceil_div(T, kLeastRows * warps);
   return blocks < kMaxParts ? blocks : kMaxParts;
 }
 

@@ -1,6 +1,6 @@
 #include "../norm_gelu.h"
 
-#include "rows.cuh"
+#include "norm_gelu.cuh"
 
 namespace gcahng::cuda {
 namespace {
@@ -10,14 +10,16 @@ constexpr int kWarps = 8;  // rows of a block
 template <class T, class L, class Shape>
 __global__ void __launch_bounds__(kWarp* kWarps, 1)
     norm_gelu_forward_kernel(const T* t, const T* __restrict__ gamma, const T* __restrict__ beta, T* full, L* low,
-                             int64_t rows, int64_t D) {
+                             int64_t rows, int64_t channels) {
   constexpr int N = Shape::N;
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.y;
+  const int64_t D = Shape::width(channels);
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + warp_number();
   if (row >= rows) return;
-  const auto in = [&](int64_t d) { return read<T, N>(t + row * D + d); };
-  norm_gelu_row<T, N, Shape::V>(D, gamma, beta, in, [&](int64_t d, const Pack<T, N>& value) {
-    if (full) write(full + row * D + d, value);
-    if (low) write(low + row * D + d, value);
+  const int64_t at = row * D;
+  const auto in = [&](int, int d) { return read<T, N>(t + at + d); };
+  norm_gelu_row<T, Shape>(D, gamma, beta, in, [&](int, int d, const Pack<T, N>& value) {
+    if (full) write(full + at + d, value);
+    if (low) write(low + at + d, value);
   });
 }
 

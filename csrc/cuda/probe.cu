@@ -6,7 +6,8 @@ namespace {
 __global__ void probe_kernel() {}
 }  // namespace
 
-// Called by gcahng/native.py through ctypes: CUDA's number of an error and what it says, or 0. The current device stays.
+// Called by gcahng/native.py through ctypes: CUDA's number of an error and what it says, or 0. The current device
+// stays.
 extern "C" __attribute__((visibility("default"))) int gcahng_cuda_probe(int device, const char** said) {
   int before = 0;
   cudaError_t error = cudaGetDevice(&before);

@@ -42,7 +42,6 @@ def test_every_stage_is_derived(impl: str) -> None:
     there = {kernel.stage for step in steps for kernel in roofline.kernels(step)}
     assert known <= there
     assert there - known == {
-        "θ and edges' gradients, stored",
         "J_soft: products",
         "J_soft, J_sim",
         "mlp_in: product again",

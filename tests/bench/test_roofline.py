@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -35,7 +36,7 @@ FREE = {
 }
 KERNELS = {"edge_to_node_fwd_": 2, "edge_to_node_bwd_": 2, "gate_bwd_": 6, "mlp_out_bwd_": 2, "mlp_in_bwd_": 2}
 KERNELS |= {"head_bwd_": 2, "head_moments_": 2, "head_sums_": 2, "mix_bwd_z_": 4, "diversity_fwd_": 2}
-KERNELS |= {"edge_start_bwd_": 2}
+KERNELS |= {"edge_start_bwd_": 2, "mlp_out_bwd_ of nodes": 2}
 STAGES = {
     "edge_start": "edge_start_fwd_",
     "N of stored sums": "norm_gelu_",
@@ -82,6 +83,8 @@ class Count(TorchDispatchMode):
         name = function.overloadpacket.__name__
         # x[part] += y copies x[part] to where it lies: torch sees that and launches nothing.
         in_place = name == "copy_" and args[0].untyped_storage()._cdata == args[1].untyped_storage()._cdata
+        if name in ("norm_gelu_", "mlp_out_bwd_") and len(args[0]) not in self.rows:
+            name += " of nodes"
         if not (function.is_view or name in FREE or in_place):
             self.calls[name] += 1
             tensors = (x for x in args if isinstance(x, Tensor))
@@ -135,6 +138,23 @@ def test_a_stage_takes_the_longest_of_its_times_and_adds_those_that_do_not_overl
     assert seconds(4, 10, 40, True) == pytest.approx(max(4 * flop, 10 * byte, 40 * issue))
     assert seconds(4, 10, 40, False) == pytest.approx(max(4 * flop + 40 * issue, 10 * byte))
     assert seconds(4, 100, 40, False) == pytest.approx(100 * byte)
+
+
+# Stages whose ops tests/emulator/traffic.py counts by the edge, beside STAGES; and arguments that stay in a cache.
+COUNTED = {stage: (op,) for stage, op in STAGES.items() if not stage.startswith("mix")}
+COUNTED |= {"head: backward, row-wise": ("head_bwd_", "head_sums_")}
+CACHED = {"x", "dx", "u", "v", "c", "du", "dv", "dc", "ds", "sum", "square", "mean", "scratch"}
+CACHED |= {"gamma", "beta", "bias", "w", "d", "scale", "a", "b"}
+
+
+@pytest.mark.parametrize("stage", COUNTED)
+def test_bytes_are_those_that_the_emulator_counts(stage: str) -> None:
+    """What the same threads read again is in their cache."""
+    traffic = json.loads(roofline.RESULTS.with_name("traffic.json").read_text(encoding="utf-8"))
+    size = 8 if stage.startswith("mlp_in") else 4  # of an edge's channel in fp32, or of four hidden ones in bf16
+    moved = [numbers for op in COUNTED[stage] for name, numbers in traffic[op].items() if name not in CACHED]
+    (kernel,) = [k for k in roofline.kernels(roofline.Step(1023, 2, "bf16", False)) if k.stage == stage]
+    assert kernel.bytes == sum(min(number, size) for numbers in moved for number in numbers)
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])

@@ -48,6 +48,12 @@ class Arguments {
 
 }  // namespace emu
 
+// See emu::Watched.
+extern "C" void emulator_watch(int count, const uintptr_t* begin, const uintptr_t* end, int64_t* read, int64_t* written,
+                               int64_t* lowest, int64_t* highest) {
+  emu::watched = {count, begin, end, read, written, lowest, highest};
+}
+
 // The op `name`, whose struct the function of that name reads: emulate_<name>_ runs its launcher, and scratch_<name>_
 // says how many values of scratch that asks for.
 #define GCAHNG_EMULATE(name, launcher)                                               \

@@ -1,6 +1,7 @@
 // Runs CUDA kernels' own source on the host: one block at a time, one fiber per CUDA thread, warps in random order.
 // Include it before a .cu file of csrc/cuda. A seed of -1 runs threads in order; others shuffle, and so find missing
-// barriers. Shared memory starts as NaN in every block. CUDA_EMULATOR_DROP_BARRIERS makes __syncthreads do nothing.
+// barriers. Shared memory starts as NaN in every block. CUDA_EMULATOR_DROP_BARRIERS makes __syncthreads do nothing,
+// and CUDA_EMULATOR_LAST_BLOCK runs the last block of each row of a grid alone.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -120,9 +121,26 @@ inline void fail(const char* message) {
   wait(State::failed);
 }
 
+// Tensors whose accesses are counted: so many, where each begins and ends, the bytes that are read and written, and the
+// lowest and highest of these. Accesses outside of them, such as those of shared memory, are not.
+struct Watched {
+  int count = 0;
+  const uintptr_t *begin = nullptr, *end = nullptr;
+  int64_t *read = nullptr, *written = nullptr, *lowest = nullptr, *highest = nullptr;
+};
+inline Watched watched;
+
 // A GPU reads and writes N bytes at once at multiples of N alone.
-inline void aligned(const void* pointer, size_t bytes) {
-  if (reinterpret_cast<uintptr_t>(pointer) % bytes != 0) fail("an access that is not aligned");
+inline void accessed(const void* pointer, size_t bytes, bool write) {
+  const auto at = reinterpret_cast<uintptr_t>(pointer);
+  if (at % bytes != 0) fail("an access that is not aligned");
+  for (int k = 0; k < watched.count; ++k) {
+    if (at < watched.begin[k] || at >= watched.end[k]) continue;
+    const auto offset = static_cast<int64_t>(at - watched.begin[k]), size = static_cast<int64_t>(bytes);
+    (write ? watched.written : watched.read)[k] += size;
+    watched.lowest[k] = std::min(watched.lowest[k], offset);
+    watched.highest[k] = std::max(watched.highest[k], offset + size);
+  }
 }
 
 template <class T>
@@ -218,6 +236,9 @@ void run_grid(dim3 grid, dim3 size, Call&& call) {
   for (unsigned z = 0; z < grid.z; ++z)
     for (unsigned y = 0; y < grid.y; ++y)
       for (unsigned x = 0; x < grid.x; ++x) {
+#ifdef CUDA_EMULATOR_LAST_BLOCK
+        if (x + 1 < grid.x) x = grid.x - 1;
+#endif
         b.index = dim3(x, y, z);
         b.shared.clear();
         for (unsigned i = 0; i < count; ++i) {
@@ -249,6 +270,18 @@ T exchange(unsigned mask, T value, unsigned source) {
   wait(State::at_warp_barrier);
   return result;
 }
+// What an approximate instruction gives for the value x: one that is off by so many units in the last place, towards
+// infinity or away from it as CUDA_EMULATOR_APPROXIMATION (1, -1) says; x itself without it.
+inline float approximate(float x, int units) {
+#ifdef CUDA_EMULATOR_APPROXIMATION
+  int32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  if (std::isnormal(x)) bits += units * (CUDA_EMULATOR_APPROXIMATION);
+  std::memcpy(&x, &bits, sizeof bits);
+#endif
+  (void)units;
+  return x;
+}
 inline unsigned lane() { return block->current->linear % 32; }
 
 // Runs launchers from C: nullptr, or what went wrong.
@@ -276,7 +309,8 @@ const char* report(int with_seed, Call&& call) {
 #define GCAHNG_SHARED(T, name, count) \
   static const char name##_key = 0;   \
   T* const name = ::emu::shared<T>(&name##_key, count)
-#define GCAHNG_ALIGNED(pointer, bytes) ::emu::aligned(pointer, bytes)
+#define GCAHNG_READ(pointer, bytes) ::emu::accessed(pointer, bytes, false)
+#define GCAHNG_WRITTEN(pointer, bytes) ::emu::accessed(pointer, bytes, true)
 #define GCAHNG_LAUNCH(kernel, grid, size, stream, ...) \
   ((void)(stream), ::emu::run_grid(grid, size, [&] { kernel(__VA_ARGS__); }))
 

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from emulator.build import Guarded, compiled
 from torch import Tensor
+
+
+class Accesses(NamedTuple):
+    """Of one argument: the bytes that an op's kernels read and write, through caches or not, and where the lowest
+    begins and the highest ends. Numbers that an edge has one of do not count."""
+
+    read: int
+    written: int
+    lowest: int
+    highest: int
+
+
+Traffic = dict[str, dict[str, Accesses]]  # of each op's last call, by argument ("scratch" is one)
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # in the order of csrc/common/dtype.h
 
@@ -96,10 +110,21 @@ class EmulatedOps:
         offset: values by which tensors miss their alignment: all of them, or the `only`-th of each call.
         flags: of the compiler, such as -DCUDA_EMULATOR_DROP_BARRIERS.
         only: see offset.
+        bare: whether kernels work on the tensors themselves, which are not copied, and on empty scratch.
+        traffic: where the bytes that kernels read and write are put (see `Traffic`); None: they are not counted.
     """
 
-    def __init__(self, seed: int = -1, offset: int = 0, *flags: str, only: int | None = None) -> None:
+    def __init__(
+        self,
+        seed: int = -1,
+        offset: int = 0,
+        *flags: str,
+        only: int | None = None,
+        bare: bool = False,
+        traffic: Traffic | None = None,
+    ) -> None:
         self._seed, self._offset, self._flags, self._only = seed, offset, flags, only
+        self._bare, self._traffic = bare, traffic
 
     def run(self, name: str, *flat: Any) -> None:
         """Runs the op of this name. Raises RuntimeError for what the launcher reports."""
@@ -109,13 +134,20 @@ class EmulatedOps:
         low = [] if op.low is None else [dtype if arguments[op.low] is None else arguments[op.low].dtype]
         shape = arguments[op.rows].shape
         sizes = shape[-1:] if "tile" in op.inputs else (shape.numel() // shape[-1], shape[-1])
-        copies = _Copies(self._offset, self._only)
+        copies = _Copies(self._offset, self._only, self._bare)
         slots = [DTYPES.index(dtype), *map(DTYPES.index, low), *map(copies.passed, flat), *sizes]
         library = compiled(op.stem, *self._flags)
         count = _function(library, f"scratch_{name}", ctypes.c_int64)(_packed(slots))
-        scratch = torch.full((count,), torch.nan, dtype=op.scratch or dtype) if count else None
+        scratch = torch.empty(count, dtype=op.scratch or dtype) if count else None
+        if scratch is not None and not self._bare:
+            scratch.fill_(torch.nan)
         place = ctypes.c_void_p(copies.passed(scratch))
-        message = _function(library, f"emulate_{name}", ctypes.c_char_p)(self._seed, _packed(slots), place)
+        counting = nullcontext()
+        if self._traffic is not None:
+            named = {name: x for name, x in arguments.items() if isinstance(x, Tensor)} | {"scratch": scratch}
+            counting = _counted(library, name, {name: copies.of(x) for name, x in named.items()}, self._traffic)
+        with counting:
+            message = _function(library, f"emulate_{name}", ctypes.c_char_p)(self._seed, _packed(slots), place)
         if message is not None:
             raise RuntimeError(message.decode())
         outputs = (scratch, *flat[len(op.inputs) :])
@@ -125,9 +157,10 @@ class EmulatedOps:
 class _Copies:
     """The tensors of one call, each once, between fences."""
 
-    def __init__(self, offset: int, only: int | None) -> None:
-        self._offset, self._only = offset, only
+    def __init__(self, offset: int, only: int | None, bare: bool) -> None:
+        self._offset, self._only, self._bare = offset, only, bare
         self._copies: dict[int, tuple[Tensor, Guarded]] = {}
+        self._own: dict[int, Tensor] = {}
         self._alive: list[Tensor] = []
 
     def passed(self, argument: Any) -> int | float | None:
@@ -140,6 +173,9 @@ class _Copies:
         assert argument.is_contiguous()
         if not argument.is_floating_point():
             return argument.data_ptr()
+        if self._bare:
+            self._own[argument.data_ptr()] = argument
+            return argument.data_ptr()
         if argument.data_ptr() not in self._copies:
             offset = self._offset if self._only in (None, len(self._copies)) else 0
             guarded = Guarded(*argument.shape, dtype=argument.dtype, offset=offset)
@@ -147,13 +183,38 @@ class _Copies:
             self._copies[argument.data_ptr()] = argument, guarded
         return self._copies[argument.data_ptr()][1].tensor.data_ptr()
 
+    def of(self, argument: Tensor | None) -> Tensor | None:
+        """The copy of a tensor that was passed; None of one of whole numbers, and of None."""
+        if argument is None or self._bare:
+            return None if argument is None else self._own.get(argument.data_ptr())
+        found = self._copies.get(argument.data_ptr())
+        return None if found is None else found[1].tensor
+
     def give_back(self, written: set[int], name: str) -> None:
         """Copies back what lies at these addresses, once nothing else was written."""
         for place, (argument, guarded) in self._copies.items():
             if place in written:
                 argument.copy_(guarded.check())
             else:
-                assert torch.equal(argument, guarded.check()), f"{name} wrote to an input"
+                before, after = (x.reshape(-1).view(torch.uint8) for x in (argument, guarded.check()))
+                assert torch.equal(before, after), f"{name} wrote to an input"
+
+
+@contextmanager
+def _counted(library: ctypes.CDLL, op: str, copies: dict[str, Tensor | None], traffic: Traffic) -> Iterator[None]:
+    """Counts the accesses of these tensors; of one that has two names, under the first."""
+    once = {x.data_ptr(): name for name, x in reversed(copies.items()) if x is not None}
+    names = list(once.values())
+    begin = (ctypes.c_size_t * len(names))(*once)
+    end = (ctypes.c_size_t * len(names))(*(copies[name].data_ptr() + copies[name].nbytes for name in names))
+    found = [(ctypes.c_int64 * len(names))(*[start] * len(names)) for start in (0, 0, 2**62, 0)]
+    watch = _function(library, "emulator_watch", None)
+    watch(len(names), begin, end, *found)
+    try:
+        yield
+    finally:
+        watch(0, *[None] * 6)
+    traffic[op] = {name: Accesses(*(x[k] for x in found)) for k, name in enumerate(names)}
 
 
 def _packed(slots: Sequence[int | float | None]) -> ctypes.Array[ctypes.c_uint64]:
@@ -162,7 +223,7 @@ def _packed(slots: Sequence[int | float | None]) -> ctypes.Array[ctypes.c_uint64
     return (ctypes.c_uint64 * len(slots)).from_buffer_copy(packed)
 
 
-def _function(library: ctypes.CDLL, name: str, result: type) -> Callable[..., Any]:
+def _function(library: ctypes.CDLL, name: str, result: type | None) -> Callable[..., Any]:
     function = getattr(library, name)
     function.restype = result
     return function

@@ -47,7 +47,7 @@ def test_no_kernel_needs_a_stack(library: Path) -> None:
     """A stack holds spilled registers, or arrays that should be registers."""
     pattern = r"Function (\S+):\s*\n?\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)"
     used = re.findall(pattern, listing(library, "-res-usage"))
-    assert sum("mlp_out_backward_kernel" in name for name, *_ in used) == 3 * 17  # targets, variants
+    assert sum("mlp_out_backward_kernel" in name for name, *_ in used) == 3 * 23  # targets, variants
     assert not [name for name, _, stack, shared, local in used if int(stack) or int(local) or int(shared) > 48 << 10]
 
 

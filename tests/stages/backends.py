@@ -48,6 +48,8 @@ TRITON_SETUPS = [
     Setup(3, 2, 24, 40),  # parts of a product's columns that are whole, or not there at all
 ]
 
+# Rows of which every lane of a warp has as many channels: kernels of their own.
+_WHOLE_LANES = [Setup(3, 3, 128, 40, p=0.3), *(Setup(2, 2, dim, 9, p=0.3) for dim in (256, 512, 1024))]
 CUDA_SETUPS: Setups = {
     # Rows that wide accesses fit, of every number of channels that a lane holds, and rows that they do not fit; edges
     # that stand for one pair and for two.
@@ -58,6 +60,7 @@ CUDA_SETUPS: Setups = {
         Setup(5, 2, 72, 30, symmetric=False),
         Setup(3, 2, 260, 20),
         Setup(2, 2, 520, 9),
+        *_WHOLE_LANES,
     ],
     # Tied and apart; tiles of one class and of several; rows that wide accesses fit, fit in fp32 alone, and do not fit;
     # anchors with many edges, beside their columns and apart from them, and columns that begin again at class 0; more
@@ -67,6 +70,7 @@ CUDA_SETUPS: Setups = {
         Setup(5, 2, 136, 40, symmetric=False, p=0.5),
         Some(70, 2, 64, 0, p=0.1, tiles=((0, 1, 0, 36, 1), (69, 1, 10, 40, 0), (3, 2, 1, 34, 0))),
         Setup(4, 9, 36, 400),
+        *_WHOLE_LANES,
     ],
     # Logits fewer than a block's threads and more, of which wide accesses fit or not; four classes a channel.
     "negatives": [Setup(6, 3, 19, 60), Setup(4, 2, 136, 20), Setup(3, 2, 260, 20)],

@@ -137,11 +137,18 @@ def test_a_run_measures_images_as_its_options_prepare_them(
 ) -> None:
     seen = []
 
-    def embedded(model: object, images: ImageSet, device: object, preprocessing: Preprocessing, workers: int) -> object:
+    def embedded(
+        processes: object,
+        model: object,
+        images: ImageSet,
+        device: object,
+        preprocessing: Preprocessing,
+        workers: int,
+    ) -> object:
         seen.append((len(images), preprocessing, workers))
         return torch.eye(len(images))
 
-    monkeypatch.setattr(split_metrics, "embed", embedded)
+    monkeypatch.setattr(split_metrics, "embed_shared", embedded)
     data = replace(small_data, gallery=small_data.test)
     config = small_config(data=DataConfig(resize=40, image_size=30, workers=3))
     for split in ("val", "test"):
@@ -154,8 +161,8 @@ def test_an_evaluation_has_the_threads_of_its_run(finished_run: FinishedRun, mon
     """With the same number of threads sums are rounded alike."""
     run, _ = finished_run
     seen = []
-    real = evaluate.embed
-    monkeypatch.setattr(evaluate, "embed", lambda *given: seen.append(torch.get_num_threads()) or real(*given))
+    real = evaluate.embed_shared
+    monkeypatch.setattr(evaluate, "embed_shared", lambda *given: seen.append(torch.get_num_threads()) or real(*given))
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
