@@ -24,7 +24,7 @@ import torch
 import triton
 
 from gcahng.testing.aot import ARCHS, DIMS, DTYPES, Build, Case, build_all
-from gcahng.testing.sass import MULTIPROCESSORS
+from gcahng.testing.multiprocessors import MULTIPROCESSORS
 
 OUT = Path(__file__).parent / "results" / "aot.md"
 DEFAULT_DTYPES = ("bf16", "fp16", "fp32", "tf32")

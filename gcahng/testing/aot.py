@@ -35,7 +35,8 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from gcahng.testing import sass
-from gcahng.testing.sass import MULTIPROCESSORS, RESERVED_SHARED, Reading
+from gcahng.testing.multiprocessors import MULTIPROCESSORS, RESERVED_SHARED, WARP
+from gcahng.testing.sass import Reading
 
 DTYPES = {
     "bf16": torch.bfloat16,
@@ -263,7 +264,7 @@ def build(launch: Launch) -> Build:
         lines = [line for line in str(error).splitlines() if line.strip()] or [""]
         return replace(result, error=f"does not compile: {type(error).__name__}: {lines[0]} … {lines[-1]}")
     (kernel,) = sass.kernels_of(built.asm["cubin"])
-    threads = built.metadata.num_warps * sass.WARP
+    threads = built.metadata.num_warps * WARP
     counted = sass.usually_counted(kernel)
     names = [instruction.name for instruction in kernel.instructions]
     widths = [m[1] for m in map(re.compile(r"(?:LDG|STG|LDGSTS)\.E[.\w]*?\.(64|128)\b").match, names) if m]

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gcahng.testing import sass
+from gcahng.testing.multiprocessors import MULTIPROCESSORS, WARP
 from gcahng.testing.sass import Kernel, Reading
 
 ROOT = Path(__file__).parents[2]
@@ -117,7 +118,7 @@ def load(path: Path = FILE) -> list[Limit]:
             if len(cells) != len(COLUMNS):
                 raise ValueError(f"it has {len(cells)} columns; it must have {len(COLUMNS)}")
             kernel, by, dim, arch, counted, values, each, moves, moved, calls, registers, shared, ctas = cells
-            if by not in ("triton", "cuda") or counted not in sass.COUNTED or int(arch) not in sass.MULTIPROCESSORS:
+            if by not in ("triton", "cuda") or counted not in sass.COUNTED or int(arch) not in MULTIPROCESSORS:
                 raise ValueError(f"{by}, {arch} or {counted} is none of the values that there are")
             if by == "cuda" and values == "-":
                 raise ValueError("values is -; for CUDA C++ it must be a number")
@@ -168,7 +169,7 @@ def compile_triton(archs: Iterable[int], dims: Iterable[int], name: str = "") ->
                     continue
                 built = aot.compile_launch(launch)
                 (kernel,) = sass.kernels_of(built.asm["cubin"])
-                threads = built.metadata.num_warps * sass.WARP
+                threads = built.metadata.num_warps * WARP
                 found.append(Compiled("triton", dim, kernel, launch.tile / threads, built.metadata.shared, threads))
     return found
 

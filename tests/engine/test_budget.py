@@ -13,6 +13,7 @@ import pytest
 
 from gcahng.testing import budget, sass
 from gcahng.testing.budget import Compiled, Limit
+from gcahng.testing.multiprocessors import blocks_at_once
 from gcahng.testing.sass import Instruction, Kernel
 
 TOOL = Path(__file__).parents[2] / "benchmarks" / "budget.py"
@@ -170,7 +171,7 @@ def test_a_products_main_loop_is_the_innermost_with_matrix_instructions() -> Non
     ],
 )
 def test_blocks_at_once(arch: int, registers: int, shared: int, threads: int, blocks: int) -> None:
-    assert sass.blocks_at_once(arch, registers, shared, threads) == blocks
+    assert blocks_at_once(arch, registers, shared, threads) == blocks
 
 
 # -- the file
