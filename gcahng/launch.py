@@ -63,7 +63,8 @@ def launched(environment: Mapping[str, str] = os.environ) -> Launch:
 
 def _refuse_others(environment: Mapping[str, str]) -> None:
     for size, place, starter in _OTHERS:
-        if size == "SLURM_NTASKS" and environment.get("ENVIRONMENT") == "BATCH":
+        of_job = environment.get("ENVIRONMENT") == "BATCH" or "SLURM_STEP_NUM_TASKS" in environment
+        if size == "SLURM_NTASKS" and of_job:
             continue
         if place not in environment or (count := _number(environment, size, 1)) < 2:
             continue

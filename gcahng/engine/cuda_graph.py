@@ -59,7 +59,7 @@ class GraphCache:
     def idle(self, device: torch.device) -> int:
         """Bytes on a device that the cache's graphs keep for their temporaries. No one else can have them."""
         captured = (*self._captured.values(), *self._steps.values())
-        return sum(one.taken.reserved - one.taken.allocated for one in captured if one.device == device)
+        return sum(max(0, one.taken.reserved - one.taken.allocated) for one in captured if one.device == device)
 
     def __call__(
         self, run: Run, inputs: Sequence[Tensor], fixed: Sequence[Tensor], settings: Any, kind: Any = None
@@ -129,6 +129,8 @@ def _memory(device: torch.device) -> _Memory:
 @contextmanager
 def _taking(device: torch.device) -> Iterator[list[_Memory]]:
     """Yields a list, in which stands how much more memory torch has at the context's end than at its beginning."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # as each capture does: what that gives back would hide what the capture takes
     before, taken = _memory(device), []
     yield taken
     taken.append(_Memory(*(max(0, now - was) for now, was in zip(_memory(device), before, strict=True))))

@@ -257,7 +257,7 @@ class GeneratorPass(torch.autograd.Function):
             )
         scaled = differentiable_once("the engine", _scale, *ctx.gradients, d_total)
         ctx.gradients = None
-        named = dict(zip(generator_names(ctx.layers), scaled, strict=False))
+        named = dict(zip(generator_names(ctx.layers), scaled, strict=True))
         return None, None, None, *(named.get(name) for name in parameter_names(ctx.layers))
 
 

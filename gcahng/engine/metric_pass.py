@@ -162,11 +162,10 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 
 
 def _backward(ctx: Any, upstream: list[Tensor | None]) -> tuple[Any, ...]:
-    zero, d_outputs = ctx.saved_tensors[0].new_zeros(()), metric_outputs(upstream)
+    saved = ctx.saved_tensors  # unpacked once: hooks may copy them each time
+    zero, d_outputs = saved[0].new_zeros(()), metric_outputs(upstream)
     d_synthetic, d_entropy = (zero if d is None else d for d in (d_outputs.synthetic, d_outputs.entropy))
-    dz_synthetic, dz_entropy, *scaled = differentiable_once(
-        "the engine", _scale, *ctx.saved_tensors, d_synthetic, d_entropy
-    )
+    dz_synthetic, dz_entropy, *scaled = differentiable_once("the engine", _scale, *saved, d_synthetic, d_entropy)
     named = dict(zip(metric_names(ctx.layers), scaled, strict=True)) if ctx.wanted.want_parameters else {}
     gradients = PassInputs(
         z=dz_synthetic + dz_entropy if ctx.wanted.want_z else None,

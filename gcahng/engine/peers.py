@@ -20,9 +20,10 @@ _SHOWN = 3  # of the options that differ
 # What gloo, NCCL and torch's stores say when another process is gone or does not answer.
 _LOST = re.compile(
     r"connection (was )?(closed|reset|refused)|broken pipe|timed? ?out|socket|NCCL|no route|unreachable|"
-    r"op\.preamble|ioexception|abort",
+    r"op\.preamble|ioexception|connection aborted|aborted (connection|communicator)|communicator was aborted",
     re.IGNORECASE,
 )
+_NOT_LOST = re.compile(r"invalid (usage|argument)|duplicate gpu|only supported with|out of memory", re.IGNORECASE)
 
 
 class LostProcess(UserError):
@@ -99,7 +100,7 @@ def lost(peers: Sequence[Peer], said: str) -> LostProcess:
 def says_lost(error: RuntimeError) -> str | None:
     """What an error of a collective says of another process that was lost, in one line; None if it is another error."""
     line = " ".join(str(error).split("\n")[0].split())
-    return line[:200] if _LOST.search(str(error)) else None
+    return line[:200] if _LOST.search(str(error)) and not _NOT_LOST.search(str(error)) else None
 
 
 def difference(who: Sequence[Peer], facts: Sequence[Mapping[str, object]]) -> str | None:
@@ -134,8 +135,10 @@ def _shown(facts: Mapping[str, object], name: str) -> str:
 @cache
 def _space() -> str:
     try:
+        if os.readlink("/proc/self") != str(os.getpid()):  # /proc is that of another namespace
+            return ""
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+        return f"{platform.node()} {boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return ""
 

@@ -86,14 +86,19 @@ def graph_pass(inputs: PassInputs, s: Settings) -> GraphPass:
 
 
 def workspace_for(device: torch.device) -> Workspace:
-    """The workspace of a pass: this thread's, or a new one while the caller captures a CUDA graph.
+    """The workspace of a pass: this thread's, or a new one in the capture of a CUDA graph or among fake tensors.
 
-    Such a graph owns the memory that it was captured with, so that no other pass may use it.
+    Such a graph owns the memory that it was captured with, so that no other pass may use it. Fake tensors are of no use
+    to any other pass.
     """
-    if cuda_graph.capturing():
+    if cuda_graph.capturing() or _tracing_fake_tensors():
         return Workspace()
     _workspace.follow(device)
     return _workspace
+
+
+def _tracing_fake_tensors() -> bool:
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
 
 
 def edge_memory(z: Tensor, num_classes: int, s: Settings) -> str:

@@ -80,9 +80,17 @@ def _adds_to_wide(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def _works(call: Callable[[Tensor, Tensor], Tensor], device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether torch takes this call, tried on a small matrix. It refuses before it launches anything."""
-    a, into = torch.zeros(8, 8, dtype=dtype, device=device), torch.zeros(8, 8, device=device)
+    """Whether torch takes this call, tried on a small matrix. It refuses before it launches anything.
+
+    Raises:
+        RuntimeError: the device failed, which says nothing about the call.
+    """
+    a, into = (torch.zeros(8, 8, dtype=x, device=device) for x in (dtype, _WIDE))
     try:
         return call(a, into).dtype is _WIDE
-    except (RuntimeError, TypeError):
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError) as error:
+        if "CUDA error" in str(error) or "CUBLAS" in str(error):
+            raise
         return False

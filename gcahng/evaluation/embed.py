@@ -93,7 +93,12 @@ def embed_shared(
 
     Args:
         processes: that embed together.
-        model, images, device, preprocessing, workers, progress: as for `embed`.
+        model: as for `embed`.
+        images: as for `embed`.
+        device: as for `embed`.
+        preprocessing: as for `embed`.
+        workers: as for `embed`.
+        progress: as for `embed`.
 
     Returns:
         (N, D) fp32 embeddings in the first process, those of the own part in the others; on `device`.

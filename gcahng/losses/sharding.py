@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -17,20 +17,24 @@ FSDP = "torch.distributed.fsdp"
 class _Seen(NamedTuple):
     """What a loss looked like when it was found whole. Sharding changes some of it.
 
+    References are weak, since a module may hold the loss.
+
     Attributes:
-        kind: its class.
-        weight: its classifier's weight.
-        modules: the modules in it, and the class of each.
+        weights: those of the classifier and of the network's class head.
+        modules: the modules of the loss, and the class of each.
     """
 
-    kind: type
-    weight: Tensor
-    modules: list[tuple[nn.Module, type]]
+    weights: list[ref[Tensor]]
+    modules: list[tuple[ref[nn.Module], type]]
 
     def still_holds(self, loss: nn.Module) -> bool:
         """Whether nothing has changed. It takes a few microseconds, since every batch asks."""
-        same = type(loss) is self.kind and loss.classifier.weight is self.weight
-        return same and all(type(module) is kind for module, kind in self.modules)
+        same = all(seen() is weight for seen, weight in zip(self.weights, _weights(loss), strict=True))
+        return same and all(type(module()) is kind for module, kind in self.modules)
+
+
+def _weights(loss: nn.Module) -> tuple[Tensor, Tensor]:
+    return loss.classifier.weight, loss.graph_network.class_head.weight
 
 
 _whole: WeakKeyDictionary[nn.Module, _Seen] = WeakKeyDictionary()
@@ -61,5 +65,5 @@ def check_whole(loss: nn.Module) -> None:
             "FSDP shards the loss's parameters, and the loss steps its weights itself and needs them whole in every "
             'process; shard the network alone, and give the loss process_group="world"'
         )
-    parts = [(module, type(module)) for module in loss.modules() if module is not loss]  # else it would never be freed
-    _whole[loss] = _Seen(type(loss), loss.classifier.weight, parts)
+    parts = [(ref(module), type(module)) for module in loss.modules()]
+    _whole[loss] = _Seen([ref(weight) for weight in _weights(loss)], parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -279,7 +280,8 @@ def run_processes() -> Iterator[Processes]:
         yield _current[-1]
         return
     there = dist.is_available() and dist.is_initialized()
-    launch = Launch() if there else launched()
+    local_rank = os.environ.get("LOCAL_RANK", "")
+    launch = Launch(local_rank=int(local_rank) if local_rank.isdigit() else 0) if there else launched()
     if not there and launch.count == 1 or there and dist.get_world_size() == 1:
         _take_device()
         yield ALONE
@@ -295,7 +297,8 @@ def run_processes() -> Iterator[Processes]:
 def _joined(stack: ExitStack, there: bool, launch: Launch) -> tuple[Processes, Watch]:
     """Meet the other processes, and leave them when the stack ends."""
     cuda = _take_device()
-    name = f"gcahng run {next(_started)}"  # of its own, because a script may train several runs
+    # Of its own, because a script may train several runs, and torchrun may start all again with the same store.
+    name = f"gcahng run {next(_started)} of attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     facts = {
         "the version of torch": torch.__version__,
         "the digest of gcahng's code": source_digest(),

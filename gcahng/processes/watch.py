@@ -55,6 +55,7 @@ class Watch:
         self._heard = {peer.rank: (b"", time.monotonic()) for peer in self._watched()}
         self._looked = time.monotonic()
         self._ending = self._told_here = False
+        self._other = ""  # what another process told
         self._killed_for_memory = _oom_kills()
         self._before: dict[int, Any] = {}
         self._thread = threading.Thread(target=self._run, name="gcahng watch", daemon=True)
@@ -92,7 +93,7 @@ class Watch:
             for end in (self._reader, self._writer):
                 end.close()
         with suppress(RuntimeError):
-            self._say_done(wait=kind is None)
+            self._say_done(wait=kind is None or (self._told_here and self._first_has_store))
 
     def fail(self, text: str) -> bool:
         """Write down what ends the job.
@@ -110,8 +111,8 @@ class Watch:
                 first = self._reach().compare_set(FAILED, "", own)
             self._told_here = json.loads(first)["rank"] == self._rank
             return self._told_here
-        self._told_here = True  # nobody hears of it
-        return True
+        self._told_here = not self.failed()  # nobody hears of it
+        return self._told_here
 
     def failed(self) -> str:
         """What ended the job, as another process has it; "" if nothing is known of."""
@@ -120,8 +121,8 @@ class Watch:
                 found = self._reach().get(FAILED)
             if found:
                 record = json.loads(found)
-                return "" if record["rank"] == self._rank else record["text"]
-        return ""
+                self._other = "" if record["rank"] == self._rank else record["text"]
+        return self._other  # the store may be gone by now
 
     def explain(self, error: LostProcess) -> LostProcess | None:
         """What to tell of a process that a collective has lost.
@@ -185,8 +186,9 @@ class Watch:
     def _look(self) -> tuple[str, int] | None:
         """Give a sign of life and look for those of the others; the message and the exit status if the job is over."""
         now = time.monotonic()
-        if now - self._looked > 3 * self._beat() + 3:  # this process was stopped itself
-            self._heard = {rank: (beat, now) for rank, (beat, _) in self._heard.items()}
+        late = now - self._looked - self._beat()
+        if late > self._beat():  # this process was stopped itself, or the store was slow
+            self._heard = {rank: (beat, min(now, since + late)) for rank, (beat, since) in self._heard.items()}
         self._looked = now
         ended = [peer for peer in self._watched() if peer.state() == "ended"]
         self._count += 1

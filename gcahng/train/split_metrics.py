@@ -86,4 +86,5 @@ def measure(
     # The search is exact and repeats, but PyTorch takes its kthvalue for an operation that may not.
     with deterministic(False):
         metrics = processes.on_first(lambda: metrics_of(queries, images, data.recall_at, searched))
-    return Measured(metrics, queries if searched is None else torch.cat([queries, searched.embeddings]))
+    whole = processes.first and searched is not None  # the first process alone has all rows
+    return Measured(metrics, torch.cat([queries, searched.embeddings]) if whole else queries)

@@ -182,6 +182,7 @@ def test_it_counts_what_the_engine_does(batch: int, layers: int, memory: str, dt
         return call
 
     sizes = Sizes(batch // roofline.VIEWS, roofline.VIEWS, layers, roofline.CLASSES)
+    meta_step("cpp", roofline.DIM, roofline.DTYPES[dtype], memory, sizes)  # makes what is kept from step to step
     with (
         patch.object(meta, "METRIC_PASS", counted(meta.METRIC_PASS)),
         patch.object(generator_pass, "generator_pass", counted(generator_pass.generator_pass)),

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from gcahng import GCAHNGLoss, UserError
 from gcahng.engine.schedule import make_schedule
+from gcahng.engine.stages.common import StageContext
+from gcahng.engine.stages.mix_index import batch_mixes
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch has no gloo")
 
@@ -82,6 +84,19 @@ def test_every_tile_is_one_processs(classes: int, count: int, symmetric: bool) -
     shares = [pairs(SimpleNamespace(rank=rank, count=count)) for rank in range(count)]
     assert sorted(pair for share in shares for pair in share) == sorted(pairs(None))
     assert max(map(len, shares)) - min(map(len, shares)) <= classes + 2
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("classes", "count"), [(2, 3), (8, 3)])
+def test_every_mix_is_one_processs(classes: int, count: int, symmetric: bool) -> None:
+    """Some of these processes have no part of the batch."""
+    found = []
+    for rank in range(count):
+        ranks = SimpleNamespace(rank=rank, count=count)
+        schedule = make_schedule(classes, 2, symmetric=symmetric, tile_rows=24, ranks=ranks)
+        context = StageContext(schedule, 4, torch.float32, torch.zeros(1))
+        found.append(batch_mixes(context).place)
+    assert torch.cat(found).sort().values.tolist() == list(range(2 * classes**2))
 
 
 # -- what is refused, and what a loss of a group may be used for

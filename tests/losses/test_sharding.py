@@ -47,3 +47,26 @@ def test_a_loss_that_was_looked_at_is_freed() -> None:
     del gca
     gc.collect()
     assert gone() is None
+
+
+def test_a_loss_that_its_base_knows_is_freed() -> None:
+    class Base(nn.Module):
+        def forward(self, embeddings, labels):
+            return embeddings.square().mean()
+
+    gca = make_loss(base=(base := Base()))
+    base.loss_of = [gca]
+    train_step(gca, *make_batch())
+    gone = weakref.ref(gca)
+    del gca, base
+    gc.collect()
+    assert gone() is None
+
+
+def test_another_weight_of_the_network_is_looked_at() -> None:
+    gca = make_loss()
+    train_step(gca, *make_batch())
+    head = gca.graph_network.class_head
+    head.weight = type("DTensor", (nn.Parameter,), {})(head.weight.detach())
+    with pytest.raises(gcahng.UserError, match="FSDP shards the loss's parameters"):
+        gca(*make_batch())

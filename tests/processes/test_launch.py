@@ -138,7 +138,12 @@ def test_which_errors_mean_a_lost_process() -> None:
     gloo = "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4711"
     assert says_lost(RuntimeError(gloo)) == gloo
     assert says_lost(RuntimeError("Timed out waiting 10000ms for recv operation to complete"))
+    assert says_lost(RuntimeError("NCCL error in: ProcessGroupNCCL.cpp:1, remote process exited or there was an error"))
     assert says_lost(RuntimeError("Expected all tensors to be on the same device")) is None
+    assert (
+        says_lost(RuntimeError("NCCL error, invalid usage (run with NCCL_DEBUG=WARN)\nDuplicate GPU detected")) is None
+    )
+    assert says_lost(RuntimeError("ProcessGroupNCCL is only supported with GPUs, no GPUs found!")) is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="states are read from /proc")

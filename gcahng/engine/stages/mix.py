@@ -64,7 +64,7 @@ def mixing_of(context: StageContext, z: Tensor, u: Tensor, pull: Tensor) -> Mixi
         pull: exp(−α / J̄_m), 0-dim.
     """
     room, d_plus = context.wrapped("mixed z", z.shape[1]), context.wrapped("d plus", 1)
-    views = room.nodes.copy_(z.view_as(room.nodes))
+    views = room.nodes.copy_(z.reshape(room.nodes.shape))
     step = views - views.roll(-1, dims=1) + SMALL
     torch.linalg.vector_norm(step, dim=-1, keepdim=True, out=d_plus.nodes)
     return Mixing(*bands_of(context.schedule, room, d_plus), step, mixing_weights(u), pull.to(z.dtype))

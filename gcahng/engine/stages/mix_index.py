@@ -63,6 +63,9 @@ def batch_mixes(context: StageContext) -> BatchMixes:
     schedule, device = context.schedule, context.like.device
 
     def make() -> BatchMixes:
+        if not schedule.tiles:  # of a process that has no part of the batch
+            none = torch.empty(0, dtype=torch.int64, device=device)
+            return BatchMixes(none, none, none, none.bool())
         parts = [mix_index(schedule, tile, device) for tile in schedule.tiles]
         view, anchor, negative, node = (torch.cat(x) for x in zip(*parts, strict=True))
         place = (view * schedule.classes + anchor) * schedule.classes + negative
