@@ -81,6 +81,27 @@ def test_logistic(flags):
     EmulatedOps(-1, 0, *flags).head_fwd_(x, torch.zeros(1024), theta)
     truth = torch.sigmoid(x.double())
     assert_within(((theta - truth).abs() / truth).max().item() / EPS, 4.5 if flags else 2.0, "logistic", " units")
-    theta = torch.full_like(x, torch.nan)
-    EmulatedOps(-1, 0, *flags).head_fwd_(torch.full_like(x, math.nan), torch.zeros(1024), theta)
-    assert bool(theta.isnan().all())
+
+
+def nan_of_a_gpu(*shape: int) -> Tensor:
+    """NaN with the bits that a GPU's arithmetic gives it. The CPU's are others, and pass on the sign and the payload."""
+    return torch.full(shape, 0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
+
+
+def test_logistic_of_nan():
+    """It must not become a number, or diverged logits would be weights of 1 and 0."""
+    ops, zeros = EmulatedOps(-1, 0), torch.zeros(1024)
+    for nan in (nan_of_a_gpu(1, 1024), torch.full((1, 1024), math.nan)):
+        theta = torch.zeros(1, 1024)
+        ops.head_fwd_(nan, zeros, theta)
+        assert bool(theta.isnan().all())
+
+
+def test_cross_entropy_of_nan():
+    """In any column of a row, for the loss and for all of the gradient."""
+    logits = torch.zeros(2, 37)
+    logits[0, 5] = nan_of_a_gpu(1)[0]
+    loss, d = torch.zeros(2), torch.zeros(2, 37)
+    EmulatedOps(-1, 0).cross_entropy_(logits, torch.zeros(37), torch.arange(2), 1.0, loss, d)
+    assert loss.isnan().tolist() == [True, False]
+    assert bool(d[0].isnan().all() and d[1].isfinite().all())
