@@ -64,12 +64,14 @@ def test_gelu(flags):
 @roundings
 def test_gelu_of_what_is_large_or_not_finite(flags):
     x = torch.zeros(1024)
-    x[:8] = torch.tensor([0.0, -0.0, 40.0, -40.0, 1e30, -1e30, math.nan, 1e-40])
+    x[:10] = torch.tensor([0.0, -0.0, 40.0, -40.0, 1e30, -1e30, math.nan, 1e-40, math.inf, -math.inf])
     gelu, slope = gelu_and_slope(x, *flags)
     assert gelu[:2].tolist() == [0, 0] and gelu[2:6].tolist() == [40, 0, torch.tensor(1e30).item(), 0]
     assert slope[2:6].tolist() == [1, 0, 1, 0]
     assert gelu[6].isnan() and slope[6].isnan()
     assert abs(gelu[7].item() - 0.5e-40) <= 1e-40
+    assert bool(gelu[8:10].isnan().all() and slope[8:10].isnan().all())
+    assert bool(gelu[10:].eq(0).all() and slope[10:].eq(0.5).all())
 
 
 @roundings
@@ -84,7 +86,7 @@ def test_logistic(flags):
 
 
 def nan_of_a_gpu(*shape: int) -> Tensor:
-    """NaN with the bits that a GPU's arithmetic gives it. The CPU's are others, and pass on the sign and the payload."""
+    """NaN with the bits that a GPU's arithmetic gives it. The CPU's own has others."""
     return torch.full(shape, 0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
 
 
