@@ -19,7 +19,7 @@ Name = Literal["_C_cpu", "_C_cuda"]
 NAMES: tuple[Name, ...] = ("_C_cpu", "_C_cuda")
 CPU_ARCHES = ("base", "avx2", "avx512")
 TORCH_FLOOR = (2, 10)  # the first with all of the stable ABI that the libraries use
-# CUDA's errors that another build or driver mends: the driver is too old, or there is no code for the GPU that it takes.
+# CUDA's errors that another build or driver mends: the driver is too old, or takes no code that there is for the GPU.
 _UNFIT_BUILD = frozenset({35, 98, 200, 209, 218, 222, 223})
 _ANSWERS: dict[int, str | None] = {}  # of `unfit_device`, by the number of a GPU
 

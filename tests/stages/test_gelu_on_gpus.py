@@ -71,7 +71,6 @@ def test_gelu_of_what_is_large_or_not_finite(flags):
     assert gelu[6].isnan() and slope[6].isnan()
     assert abs(gelu[7].item() - 0.5e-40) <= 1e-40
     assert bool(gelu[8:10].isnan().all() and slope[8:10].isnan().all())
-    assert bool(gelu[10:].eq(0).all() and slope[10:].eq(0.5).all())
 
 
 @roundings
