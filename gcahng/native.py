@@ -19,6 +19,9 @@ Name = Literal["_C_cpu", "_C_cuda"]
 NAMES: tuple[Name, ...] = ("_C_cpu", "_C_cuda")
 CPU_ARCHES = ("base", "avx2", "avx512")
 TORCH_FLOOR = (2, 10)  # the first with all of the stable ABI that the libraries use
+# CUDA's errors that another build or driver mends: the driver is too old, or takes no code that there is for the GPU.
+_UNFIT_BUILD = frozenset({35, 98, 200, 209, 218, 222, 223})
+_ANSWERS: dict[int, str | None] = {}  # of `unfit_device`, by the number of a GPU
 
 
 @dataclass(frozen=True)
@@ -138,28 +141,43 @@ def unfit_device(device: torch.device) -> str | None:
     return _probed(torch.cuda.current_device() if device.index is None else device.index)
 
 
-@functools.cache
 def _probed(index: int) -> str | None:
-    """What `unfit_device` says of a GPU by its number."""
+    """What `unfit_device` says of a GPU by its number.
+
+    An answer about the build is kept. Another error may pass, such as that a GPU's memory is full.
+    """
+    if index in _ANSWERS:
+        return _ANSWERS[index]
     path = load("_C_cuda").path
     try:
         function = ctypes.CDLL(str(path)).gcahng_cuda_probe
     except AttributeError:
         return f"{path} is older than this gcahng; run: {installed.build_command()}"
-    function.argtypes, function.restype = [ctypes.c_int, ctypes.POINTER(ctypes.c_char_p)], ctypes.c_int
+    function.argtypes, function.restype = [ctypes.POINTER(ctypes.c_char_p)], ctypes.c_int
     said = ctypes.c_char_p()
-    if (error := function(index, ctypes.byref(said))) == 0:
-        return None
+    try:
+        with torch.cuda.device(index):  # opens no context on the device before
+            error = function(ctypes.byref(said))
+    except RuntimeError as failure:
+        return f"cuda:{index} cannot be used: {str(failure).splitlines()[0]}"
+    if error == 0:
+        return _ANSWERS.setdefault(index, None)
+    have = ".".join(map(str, torch.cuda.get_device_capability(index)))
+    failed = (
+        f"a first launch on cuda:{index} ({torch.cuda.get_device_name(index)}, compute capability {have}) failed: "
+        f"{(said.value or b'').decode()} ({error})"
+    )
+    if error not in _UNFIT_BUILD:
+        return failed
     built, driver = _cuda_of_build(), _driver_cuda()
     architectures = installed.record().get("_C_cuda", {}).get("architectures", "unknown")
-    have = ".".join(map(str, torch.cuda.get_device_capability(index)))
-    return (
-        f"a first launch on cuda:{index} ({torch.cuda.get_device_name(index)}, compute capability {have}) failed: "
-        f"{(said.value or b'').decode()} ({error}). _C_cuda is built with CUDA "
+    _ANSWERS[index] = (
+        f"{failed}. _C_cuda is built with CUDA "
         f"{'.'.join(map(str, built)) if built else 'unknown'} for {architectures}, torch with CUDA "
         f"{torch.version.cuda}, and NVIDIA's driver knows CUDA up to {_written(driver) if driver else 'unknown'}; "
         f"build it on this machine: {installed.build_command()}"
     )
+    return _ANSWERS[index]
 
 
 def _cuda_of_build() -> tuple[int, int] | None:

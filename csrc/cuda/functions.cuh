@@ -2,7 +2,7 @@
 // device (csrc/common/gelu.h).
 //
 // In float, every one of them is as near as float can tell: no result is off by more than a few roundings of the
-// largest of its terms. tests/emulator/test_functions.py holds them to bounds, with the errors that the instructions
+// largest of its terms. tests/stages/test_gelu_on_gpus.py holds them to bounds, with the errors that the instructions
 // may have (PTX ISA: rcp 1 unit in the last place, ex2 2, rsqrt 2) at their worst.
 #pragma once
 #include <cmath>
@@ -54,11 +54,11 @@ __device__ __forceinline__ float exponential(float x) {
   union {
     float value;
     int32_t bits;
-  } shifted{fmaf(x, 1.44269502f, 12582912.0f)}, power;
+  } shifted{fmaf(x, 1.44269502f, 12582912.0f)}, scale;
   const float n = shifted.value - 12582912.0f;
-  power.value = approximate_exp2(fmaf(x, 1.925963033500e-8f, fmaf(x, 1.44269502f, -n)));
-  power.bits += static_cast<int32_t>(static_cast<uint32_t>(shifted.bits) << 23);
-  return power.value;
+  scale.bits = static_cast<int32_t>(static_cast<uint32_t>(shifted.bits + 127) << 23);
+  // A product, not a sum of bits: a GPU's NaN (0x7fffffff) would come out of that as the largest float.
+  return scale.value * approximate_exp2(fmaf(x, 1.925963033500e-8f, fmaf(x, 1.44269502f, -n)));
 }
 __device__ __forceinline__ double exponential(double x) { return exp_negative(x); }
 
@@ -75,7 +75,8 @@ __device__ __forceinline__ Logistic<T> logistic(T x) {
 
 // GELU(x) = x Phi(x), and its derivative. In float by the upper tail Phi(-a), a = |x|: it is exp(-a^2/2) times a
 // function of t = 1/(1 + 0.276 a) that a polynomial of degree 6 without constant meets within 4e-9 exp(a^2/2). Then
-// GELU(x) = max(x, 0) - a Phi(-a), and the derivative is Phi(-a) - a phi(a) for x < 0, and 1 minus that for x > 0.
+// GELU(x) = max(x, 0) - a Phi(-a), and the derivative is Phi(-a) - a phi(a) for x < 0, and 1 minus that for x > 0. Of an
+// infinite x both are NaN: its row becomes NaN anyway, in its LayerNorm or its moments.
 struct Tail {
   float a, density, ratio;  // exp(-a^2/2), and Phi(-a) over it
 

@@ -102,7 +102,7 @@ struct Steps {
   // A thread adds up 2 V sums, whatever the warps are; its registers decide about the rest.
   static constexpr int kWarps = V == 4 ? 8 : V == 8 || V == 16 ? 4 : sizeof(T) == 4 ? 2 : 1;
   // Blocks on a multiprocessor, at least: as many as no register spills for.
-  static constexpr int kMany = Shape::kFull && (V < 16 || kChip >= 90) ? 3 : 2;
+  static constexpr int kMany = Shape::kFull && (V < 16 || (kChip >= 90 && kChip < 120)) ? 3 : 2;
   static constexpr int kBlocks = V == 4 ? 2 : V == 8 || V == 16 ? kMany : 1;
   static constexpr int kThreads = kWarp * kWarps;
   static constexpr int kValues = kPlanes * kWarps * Shape::channels;

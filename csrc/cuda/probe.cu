@@ -6,20 +6,13 @@ namespace {
 __global__ void probe_kernel() {}
 }  // namespace
 
-// Called by gcahng/native.py through ctypes: CUDA's number of an error and what it says, or 0. The current device
-// stays.
-extern "C" __attribute__((visibility("default"))) int gcahng_cuda_probe(int device, const char** said) {
-  int before = 0;
-  cudaError_t error = cudaGetDevice(&before);
-  if (error == cudaSuccess) error = cudaSetDevice(device);
-  if (error == cudaSuccess) {
-    probe_kernel<<<1, 1, 0, cudaStreamPerThread>>>();
-    error = cudaGetLastError();
-    const cudaError_t finished = cudaStreamSynchronize(cudaStreamPerThread);
-    if (error == cudaSuccess) error = finished;
-    cudaSetDevice(before);
-  }
+// Called by gcahng/native.py through ctypes, on the current device: CUDA's number of an error and what it says, or 0.
+extern "C" __attribute__((visibility("default"))) int gcahng_cuda_probe(const char** said) {
+  probe_kernel<<<1, 1, 0, cudaStreamPerThread>>>();
+  cudaError_t error = cudaGetLastError();
+  const cudaError_t finished = cudaStreamSynchronize(cudaStreamPerThread);
+  if (error == cudaSuccess) error = finished;
   *said = cudaGetErrorString(error);
-  cudaGetLastError();  // or torch would find it behind its own next launch
+  cudaGetLastError();  // or this library, which has a CUDA runtime of its own, would find it behind its next launch
   return error;
 }

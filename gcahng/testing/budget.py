@@ -224,6 +224,8 @@ def check(limits: Sequence[Limit], compiled: Sequence[Compiled]) -> Checked:
         values = limit.values or found.values
         reading = sass.read(found.kernel, values, limit.counted, found.dynamic, found.threads)
         rows.append((limit, reading))
+        if not reading.worked:
+            failures.append(f"{limit.name}: nothing is counted as {limit.counted!r}")
         failures += [f"{limit.name}: {excess}" for excess in limit.excess(reading)]
     known = {(_family(limit.kernel), *limit[1:2], limit.arch) for limit in limits}
     missing = {(_family(c.kernel.name), c.by, c.kernel.arch) for c in compiled} - known

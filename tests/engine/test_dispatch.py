@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
 import subprocess
@@ -151,14 +152,23 @@ def test_what_fused_stages_do_not_take(
 
 
 @pytest.fixture
-def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A newer GPU and an older one, and a _C_cuda whose first launch fails on any but the first."""
     source, library = tmp_path / "probe.c", tmp_path / "_C_cuda.so"
     source.write_text(
-        'int gcahng_cuda_probe(int device, const char** said) { *said = device ? "no kernel image is available" : ""; '
-        "return device ? 209 : 0; }"
+        "int current, fails_with = 209;"
+        "int gcahng_cuda_probe(const char** said)"
+        '{ *said = current ? "no kernel image is available" : ""; return current ? fails_with : 0; }'
     )
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+
+    @contextlib.contextmanager
+    def on_device(index: int) -> Iterator[None]:
+        current = ctypes.c_int.in_dll(ctypes.CDLL(str(library)), "current")
+        before, current.value = current.value, index
+        yield
+        current.value = before
+
     record = {"_C_cuda": {"cuda": "13.0.88", "architectures": "90a-real"}}
     capabilities, names = [(9, 0), (8, 6)], ["NVIDIA H100", "NVIDIA A10"]
     monkeypatch.setattr(native, "load", lambda name: native.Library(library, None))
@@ -167,14 +177,14 @@ def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device", on_device)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda k: capabilities[getattr(k, "index", k) or 0])
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda k: names[k])
     monkeypatch.setattr(availability, "_compiler_missing", lambda: None)
     monkeypatch.setattr(dispatch, "_said", set())
-    native._probed.cache_clear()
-    yield
-    native._probed.cache_clear()
+    monkeypatch.setattr(native, "_ANSWERS", {})
+    return library
 
 
 UNFIT = (
@@ -183,7 +193,7 @@ UNFIT = (
 )
 
 
-def test_the_device_of_the_tensors_decides(two_gpus: None) -> None:
+def test_the_device_of_the_tensors_decides(two_gpus: Path) -> None:
     """Not the current one, and not another that is in the machine."""
     for device in ("cuda", "cuda:0"):
         assert chosen_on(device) == "cuda+triton"
@@ -192,7 +202,7 @@ def test_the_device_of_the_tensors_decides(two_gpus: None) -> None:
     assert "and NVIDIA's driver knows CUDA up to 12.8; build it on this machine" in (available("cuda", "cuda:1") or "")
 
 
-def test_a_library_that_does_not_fit_is_said_once(two_gpus: None, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_library_that_does_not_fit_is_said_once(two_gpus: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(UserError, match="impl is 'cuda', which is not available for loss on cuda: a first launch"):
         choose("cuda", "cuda:1")
     for _ in range(3):
@@ -201,7 +211,7 @@ def test_a_library_that_does_not_fit_is_said_once(two_gpus: None, caplog: pytest
     assert record.levelname == "WARNING" and UNFIT in record.message and "uses impl='triton'" in record.message
 
 
-def test_env_shows_each_gpu_where_they_differ(two_gpus: None) -> None:
+def test_env_shows_each_gpu_where_they_differ(two_gpus: Path) -> None:
     found = env._implementations("cuda:1")
     assert env._gpus() == ["cuda:0", "cuda:1"] and UNFIT in found["cuda"] and found["triton"] is None
     assert env._implementations("cuda:0")["cuda"] is None
@@ -209,14 +219,32 @@ def test_env_shows_each_gpu_where_they_differ(two_gpus: None) -> None:
     assert choices["loss on cuda:0"] == "cuda+triton" and choices["loss on cuda:1"].startswith("triton; not cuda+tri")
 
 
-def test_nothing_is_launched_beside_a_capture(two_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_launched_beside_a_capture(two_gpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     assert native.unfit_device(torch.device("cuda:1")) is None
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     assert UNFIT in (native.unfit_device(torch.device("cuda:1")) or "")
 
 
-def test_a_library_without_the_probe_is_older(two_gpus: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_that_no_build_mends_is_said_alone_and_not_kept(two_gpus: Path) -> None:
+    error = ctypes.c_int.in_dll(ctypes.CDLL(str(two_gpus)), "fails_with")
+    error.value = 2  # the GPU's memory is full
+    said = native.unfit_device(torch.device("cuda:1")) or ""
+    assert said.endswith("failed: no kernel image is available (2)")
+    error.value = 0
+    assert native.unfit_device(torch.device("cuda:1")) is None
+
+
+def test_a_gpu_that_cannot_be_opened(two_gpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(index: int) -> None:
+        raise RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable\nCompile with ...")
+
+    monkeypatch.setattr(torch.cuda, "device", refuse)
+    said = native.unfit_device(torch.device("cuda:1"))
+    assert said == "cuda:1 cannot be used: CUDA error: all CUDA-capable devices are busy or unavailable"
+
+
+def test_a_library_without_the_probe_is_older(two_gpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "other.c").write_text("int other;")
     subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "other.so", tmp_path / "other.c"], check=True)
     monkeypatch.setattr(native, "load", lambda name: native.Library(tmp_path / "other.so", None))

@@ -96,6 +96,18 @@ def test_too_many_channels_are_an_error(emulator):
         forward.results(run_of(emulator, Setup(2, 1, 1028, 9), "float32"))
 
 
+@pytest.mark.simulated
+def test_a_missing_barrier_is_caught(emulator):
+    """The backward's threads add up over edges what other warps left in shared memory."""
+    setup = Setup(4, 2, 40, 100)
+    right = backward.results(run_of(emulator, setup, "float32"))
+    assert all(bool(x.isfinite().all()) for x in right.values())
+    for seed in range(3):
+        found = backward.results(run_of(emulator.without_barriers(seed), setup, "float32"))
+        assert all(bool(found[name].isnan().any()) for name in ("du", "dc", "dv"))
+        assert torch.equal(found["de"], right["de"])  # no thread waits for another
+
+
 def attention_between_classes(run: Run) -> Results:
     """The attention weights, and what tokens get of the backward, without the edges of a class with itself."""
     found, sums, gate = Collected(), layer_sums(run), run.stages.edge_update.gate

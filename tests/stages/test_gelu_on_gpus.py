@@ -64,12 +64,13 @@ def test_gelu(flags):
 @roundings
 def test_gelu_of_what_is_large_or_not_finite(flags):
     x = torch.zeros(1024)
-    x[:8] = torch.tensor([0.0, -0.0, 40.0, -40.0, 1e30, -1e30, math.nan, 1e-40])
+    x[:10] = torch.tensor([0.0, -0.0, 40.0, -40.0, 1e30, -1e30, math.nan, 1e-40, math.inf, -math.inf])
     gelu, slope = gelu_and_slope(x, *flags)
     assert gelu[:2].tolist() == [0, 0] and gelu[2:6].tolist() == [40, 0, torch.tensor(1e30).item(), 0]
     assert slope[2:6].tolist() == [1, 0, 1, 0]
     assert gelu[6].isnan() and slope[6].isnan()
     assert abs(gelu[7].item() - 0.5e-40) <= 1e-40
+    assert bool(gelu[8:10].isnan().all() and slope[8:10].isnan().all())
 
 
 @roundings
@@ -81,6 +82,27 @@ def test_logistic(flags):
     EmulatedOps(-1, 0, *flags).head_fwd_(x, torch.zeros(1024), theta)
     truth = torch.sigmoid(x.double())
     assert_within(((theta - truth).abs() / truth).max().item() / EPS, 4.5 if flags else 2.0, "logistic", " units")
-    theta = torch.full_like(x, torch.nan)
-    EmulatedOps(-1, 0, *flags).head_fwd_(torch.full_like(x, math.nan), torch.zeros(1024), theta)
-    assert bool(theta.isnan().all())
+
+
+def nan_of_a_gpu(*shape: int) -> Tensor:
+    """NaN with the bits that a GPU's arithmetic gives it. The CPU's own has others."""
+    return torch.full(shape, 0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
+
+
+def test_logistic_of_nan():
+    """It must not become a number, or diverged logits would be weights of 1 and 0."""
+    ops, zeros = EmulatedOps(-1, 0), torch.zeros(1024)
+    for nan in (nan_of_a_gpu(1, 1024), torch.full((1, 1024), math.nan)):
+        theta = torch.zeros(1, 1024)
+        ops.head_fwd_(nan, zeros, theta)
+        assert bool(theta.isnan().all())
+
+
+def test_cross_entropy_of_nan():
+    """In any column of a row, for the loss and for all of the gradient."""
+    logits = torch.zeros(2, 37)
+    logits[0, 5] = nan_of_a_gpu(1)[0]
+    loss, d = torch.zeros(2), torch.zeros(2, 37)
+    EmulatedOps(-1, 0).cross_entropy_(logits, torch.zeros(37), torch.arange(2), 1.0, loss, d)
+    assert loss.isnan().tolist() == [True, False]
+    assert bool(d[0].isnan().all() and d[1].isfinite().all())
