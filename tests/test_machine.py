@@ -69,6 +69,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it is for glibc")
+@pytest.mark.thorough
 def test_freed_memory_is_kept_unless_the_environment_says_otherwise() -> None:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_", "LD_"))}
     seen = {}

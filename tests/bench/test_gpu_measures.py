@@ -21,6 +21,7 @@ from gcahng.engine.stages.norm_gelu import FusedNormGelu
 # -- steps
 
 
+@pytest.mark.thorough
 def test_steps_have_times_ratios_and_a_check() -> None:
     rows = steps_of(small_step())
     assert list(rows) == ["reference fp32", "cpp fp32 store", "torch fp32 store"]
