@@ -75,8 +75,8 @@ __device__ __forceinline__ Logistic<T> logistic(T x) {
 
 // GELU(x) = x Phi(x), and its derivative. In float by the upper tail Phi(-a), a = |x|: it is exp(-a^2/2) times a
 // function of t = 1/(1 + 0.276 a) that a polynomial of degree 6 without constant meets within 4e-9 exp(a^2/2). Then
-// GELU(x) = max(x, 0) - a Phi(-a), and the derivative is Phi(-a) - a phi(a) for x < 0, and 1 minus that for x > 0. Of an
-// infinite x both are NaN: its row becomes NaN anyway, in its LayerNorm or its moments.
+// GELU(x) = max(x, 0) - a Phi(-a), and the derivative is Phi(-a) - a phi(a) for x < 0, and 1 minus that for x > 0. Of
+// an infinite x both are NaN: its row becomes NaN anyway, in its LayerNorm or its moments.
 struct Tail {
   float a, density, ratio;  // exp(-a^2/2), and Phi(-a) over it
 
