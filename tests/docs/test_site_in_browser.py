@@ -49,8 +49,9 @@ def test_search_answers_without_a_network(opened: Any, site: Path) -> None:
     for words, page in SEARCHES.items():
         field.fill("")
         field.press_sequentially(words)
-        opened.locator(f"a.md-search-result__link[href*='{page}']").first.wait_for(timeout=20_000)
-    opened.locator("a.md-search-result__link").first.click()
+        answer = opened.locator(f"a.md-search-result__link[href*='{page}']").first
+        answer.wait_for(timeout=20_000)
+    answer.click()
     opened.wait_for_url(f"**/{page}?h=*")  # where the words are marked
     assert opened.locator("article mark").count() >= 1
 
