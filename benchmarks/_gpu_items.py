@@ -6,7 +6,7 @@ fit into its part is tried again in the end.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from _stage_tile import STAGES
 
@@ -25,6 +25,22 @@ PARTS = {"ceilings": 0.06, "choices": 0.3, "stages": 0.5, "sizes": 0.75, "refere
 PRODUCTS = ("mlp_in", "mlp_out", "mlp_backward")
 
 Item = dict[str, Any]
+
+
+class Sides(NamedTuple):
+    """What is measured beside each other at one size of whole steps.
+
+    Attributes:
+        impls: implementations of the loss.
+        graphs: captured, too.
+        narrow: with bf16 edges, too.
+        compiled: precisions in which the reference is compiled, too.
+    """
+
+    impls: list[str]
+    graphs: bool = False
+    narrow: bool = False
+    compiled: tuple[str, ...] = ()
 
 
 def items(impls: list[str], ops: list[str], dry: str | None, graphs: bool) -> list[Item]:
@@ -47,8 +63,8 @@ def items(impls: list[str], ops: list[str], dry: str | None, graphs: bool) -> li
 
     def steps(batches: tuple[int, ...], layers: int, precision: str, **more: Any) -> list[Item]:
         first = layers == 2 and precision == "bf16"
-        shared = {"impls": impls, "graphs": graphs and first, "narrow": first}
-        return [step(nearest(n, VIEWS), layers, precision, **shared | more) for n in batches]
+        sides = Sides(impls, graphs and first, narrow=first)._replace(**more)
+        return [step(nearest(n, VIEWS), layers, precision, sides) for n in batches]
 
     def all_stages(precision: str) -> list[Item]:
         return [stages(stage, precision, impls, ops) for stage in STAGES]
@@ -62,7 +78,7 @@ def items(impls: list[str], ops: list[str], dry: str | None, graphs: bool) -> li
         ],
         "stages": all_stages("bf16"),
         "sizes": [*steps((4096, 2048, 512, 81), 2, "bf16"), *steps((1024,), 1, "bf16")],
-        "reference": [*steps((512,), 2, "bf16", compiled=["bf16", "tf32"], impls=["auto"]), *steps((512,), 2, "fp32")],
+        "reference": [*steps((512,), 2, "bf16", compiled=("bf16", "tf32"), impls=["auto"]), *steps((512,), 2, "fp32")],
         "rest": [
             *all_stages("fp32"),
             *steps((256, 81, 1024), 2, "fp32"),
@@ -81,28 +97,18 @@ def nearest(n: int, views: int) -> int:
     return views * max(2, round(n / views))
 
 
-def step(
-    n: int,
-    layers: int,
-    precision: str,
-    impls: list[str],
-    graphs: bool = False,
-    narrow: bool = False,
-    compiled: list[str] | None = None,
-    dim: int = DIM,
-    device: str = "cuda",
-) -> Item:
-    """One size of whole steps. graphs: captured, too; narrow: with bf16 edges, too."""
+def step(n: int, layers: int, precision: str, sides: Sides, dim: int = DIM, device: str = "cuda") -> Item:
+    """One size of whole steps."""
     baselines = ["bf16", "tf32", "fp32"] if precision == "bf16" else ["tf32", "fp32"]
     if device == "cpu":
         baselines = [name for name in baselines if name != "tf32"]
     flops = 2 * edge_products(layers, "store") * dim**2 * n**2 / 2
-    count = len(impls) * (2 if graphs else 1) + narrow + len(compiled or [])
-    guess = START + CASE * count + 6 * count * flops / GUESSED_RATES[precision] + 40 * len(compiled or [])
+    count = len(sides.impls) * (2 if sides.graphs else 1) + sides.narrow + len(sides.compiled)
+    guess = START + CASE * count + 6 * count * flops / GUESSED_RATES[precision] + 40 * len(sides.compiled)
     return {
         "section": "step", "n": n, "views": VIEWS, "dim": dim, "layers": layers, "classes": max(100, n // VIEWS),
-        "precision": precision, "impls": impls, "baselines": baselines, "compiled": compiled or [], "graphs": graphs,
-        "narrow": narrow,
+        "precision": precision, "impls": sides.impls, "baselines": baselines, "compiled": list(sides.compiled),
+        "graphs": sides.graphs, "narrow": sides.narrow,
         "device": device, "seconds": 6.0, "largest_check": 513, "guess": guess,
     }  # fmt: skip
 
@@ -145,7 +151,7 @@ def _dry_items(impls: list[str], ops: list[str], device: str) -> list[Item]:
     for precision in ("bf16", "fp32"):
         n, layers = (6, 1) if precision == "bf16" else (12, 2)
         narrow = precision == "bf16"
-        made.append(step(n, layers, precision, usable(impls, precision), narrow=narrow, dim=8, device=device))
+        made.append(step(n, layers, precision, Sides(usable(impls, precision), narrow=narrow), dim=8, device=device))
         for stage in STAGES if precision == "fp32" else ("mlp_in",):
             names = usable(impls, precision), usable(ops, precision)
             made.append(stages(stage, precision, *names, dim=8, classes=3, device=device))
