@@ -22,7 +22,7 @@ def nothing(_: str) -> None:
 
 
 def small_step(**changes: Any) -> dict[str, Any]:
-    item = _gpu_items.step(12, 1, "fp32", ["cpp", "torch"], dim=8, device="cpu")
+    item = _gpu_items.step(12, 1, "fp32", _gpu_items.Sides(["cpp", "torch"]), dim=8, device="cpu")
     return item | {"seconds": 0.01, "without": []} | changes
 
 

@@ -65,7 +65,10 @@ class Scripted:
 
 
 def test_what_does_not_fit_is_dropped_and_the_rest_kept(tmp_path: Path) -> None:
-    items = [_gpu_items.step(n, 1, "fp32", [], dim=8) | {"guess": guess} for n, guess in ((12, 5), (15, 50), (18, 5))]
+    items = [
+        _gpu_items.step(n, 1, "fp32", _gpu_items.Sides([]), dim=8) | {"guess": guess}
+        for n, guess in ((12, 5), (15, 50), (18, 5))
+    ]
     clock, found, saved = Clock(), empty(), []
     worker = Scripted(clock, 10.0)
     gpu.measure(items, worker, 25.0, found, lambda: saved.append(json.loads(json.dumps(found))), clock)
@@ -107,7 +110,7 @@ def test_an_item_goes_on_without_the_case_that_took_the_process_along() -> None:
     lost = Answer(None, "CUDA error: an illegal memory access", "triton fp32 store")
     clock, found = Clock(), empty()
     worker = Scripted(clock, 1.0, {1: lost, 2: Answer(None, "cut off", None)})
-    gpu.measure([_gpu_items.step(12, 1, "fp32", [], dim=8)], worker, 1e6, found, lambda: None, clock)
+    gpu.measure([_gpu_items.step(12, 1, "fp32", _gpu_items.Sides([]), dim=8)], worker, 1e6, found, lambda: None, clock)
     assert [item["without"] for item in worker.items] == [[], ["triton fp32 store"]]
     assert [row["case"] for row in found["failed"]] == ["triton fp32 store", None]
     assert gpu._went_wrong(found)
@@ -178,7 +181,7 @@ def test_the_wanted_items_of_a_gpu() -> None:
 
 def test_a_part_ends_with_its_share_and_the_rest_comes_last() -> None:
     def item(n: int, part: str) -> dict[str, Any]:
-        return _gpu_items.step(n, 1, "fp32", [], dim=8) | {"guess": 10, "part": part}
+        return _gpu_items.step(n, 1, "fp32", _gpu_items.Sides([]), dim=8) | {"guess": 10, "part": part}
 
     items = [item(12, "choices"), item(15, "choices"), item(18, "choices"), item(21, "stages"), item(24, "rest")]
     clock, found = Clock(), empty()
