@@ -1,9 +1,9 @@
-"""Runs tests with the oldest versions that pyproject.toml allows of what gcahng and its `train` extra depend on.
+"""Runs tests with the oldest versions that pyproject.toml allows of what gcahng and some of its extras depend on.
 
     python tests/lowest.py [--keep FOLDER] [pytest's arguments]
 
-uv resolves and installs them into a new environment. torch, torchvision and pytest are borrowed from the Python that
-runs this, so that nothing large is installed. Nothing else is there, so that tests find what is not declared.
+uv resolves and installs them into a new environment. torch, torchvision, torchmetrics and pytest are borrowed from the
+Python that runs this, so that nothing large is installed. Nothing else is there: tests find what is not declared.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ import tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
 LEFT_OUT = ("torch", "torchvision")
-BORROWED = (*LEFT_OUT, "pytest", "pytest-xdist", "pytest-benchmark")
+BORROWED = (*LEFT_OUT, "pytest", "pytest-xdist", "pytest-benchmark", "torchmetrics")
+EXTRAS = ("train", "faiss-cpu")
 # Each of them uses some of the packages; together they use all.
 TESTS = (
     "tests/data",
@@ -69,7 +70,8 @@ def resolved(folder: Path) -> list[str]:
     """NAME==VERSION of everything but torch: of direct dependencies the oldest version, of others the newest."""
     left_out = folder / "left_out.txt"
     left_out.write_text("\n".join(LEFT_OUT))
-    command = ["uv", "pip", "compile", "--quiet", "--resolution", "lowest-direct", "--extra", "train"]
+    command = ["uv", "pip", "compile", "--quiet", "--resolution", "lowest-direct"]
+    command += [part for extra in EXTRAS for part in ("--extra", extra)]
     command += ["--excludes", str(left_out), "--no-annotate", "--no-header", "--python", sys.executable]
     done = subprocess.run([*command, str(ROOT / "pyproject.toml")], check=True, capture_output=True, text=True)
     return [line.partition(" ")[0] for line in done.stdout.splitlines() if "==" in line]
@@ -104,9 +106,10 @@ def borrow(name: str, site: Path, seen: set[str]) -> None:
 
 
 def declared() -> set[str]:
-    """The names of gcahng's dependencies and of those of its train extra."""
+    """The names of gcahng's dependencies and of those of the extras."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    direct = [*project["dependencies"], *project["optional-dependencies"]["train"]]
+    extras = project["optional-dependencies"]
+    direct = [*project["dependencies"], *(requirement for extra in EXTRAS for requirement in extras[extra])]
     return {re.match(r"[\w-]+", requirement)[0] for requirement in direct} - set(LEFT_OUT)  # type: ignore[index]
 
 
