@@ -153,7 +153,7 @@ def test_the_streams_of_a_process(where: str, embeddings: Path) -> None:
 
 @pytest.mark.processes
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
-@pytest.mark.parametrize("where", [">&- 2>&- <&-", ">/dev/full"])
+@pytest.mark.parametrize("where", [">&- 2>&- <&-", pytest.param(">/dev/full", marks=pytest.mark.slow)])
 def test_training_without_output(where: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     options = "--steps 4 --steps_per_epoch 2 --eval_every 2 --device cpu --threads 1 --backbone.width 4 "

@@ -60,10 +60,10 @@ def told(job: subprocess.Popen[str]) -> str:
     ("point", "rank", "hurt", "cause"),
     [
         ("collective", 1, "KILL", "was killed, or ended without a word"),
-        ("collective", 0, "KILL", "was killed, or ended without a word"),
+        pytest.param("collective", 0, "KILL", "was killed, or ended without a word", marks=pytest.mark.slow),
         ("collective", 1, "STOP", "is stopped (SIGSTOP)"),
         ("checkpoint", 0, "KILL", "was killed, or ended without a word"),
-        ("checkpoint", 0, "STOP", "is stopped (SIGSTOP)"),
+        pytest.param("checkpoint", 0, "STOP", "is stopped (SIGSTOP)", marks=pytest.mark.slow),
         ("batch", 1, "MEMORY", ": memory ran out"),
         ("checkpoint", 0, "DISK", ": run/checkpoints/last.pt cannot be written: No space left on device"),
     ],
