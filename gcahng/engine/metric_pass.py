@@ -70,8 +70,8 @@ def metric_pass(inputs: PassInputs, s: Settings, wanted: Wanted, workspace: Work
 def _synthetic_logits(graph: GraphPass, mixing: Mixing) -> tuple[Tensor, Tensor]:
     """Logits a·N (K, C, C), and Σ‖N‖² over a ≠ c.
 
-    Where edges are stored, θ takes the place of those that leave the last layer. Nothing else needs them, since they
-    have no gradient in this phase.
+    Of several processes each has the logits of its own tiles, and −∞ for the others. Where edges are stored, θ takes
+    the place of those that leave the last layer. Nothing else needs them, since they have no gradient in this phase.
     """
     schedule, mixes = graph.schedule, batch_mixes(graph.stages.context)
     of_mixes, squares = graph.z.new_empty(2, len(mixes.place))
@@ -79,10 +79,12 @@ def _synthetic_logits(graph: GraphPass, mixing: Mixing) -> tuple[Tensor, Tensor]
     for tile in schedule.tiles:
         coefficients = graph.last_coefficients(tile)
         graph.stages.mix.logits(mixing, tile, coefficients, logits_of[tile], squares_of[tile])
-    logits = schedule.room(graph.z, schedule.views, schedule.classes, schedule.classes)
+    logits = graph.z.new_empty(schedule.views, schedule.classes, schedule.classes)
+    if schedule.ranks is not None:
+        logits.fill_(-torch.inf)
     logits.view(-1)[mixes.place] = of_mixes
     norms = (squares * mixes.others).sum(dtype=torch.float64)
-    schedule.complete(logits, norms)
+    schedule.complete(norms)
     return logits, norms
 
 
@@ -94,19 +96,18 @@ def _synthetic_npair(
     Args:
         z: embeddings (n, D).
         schedule: the tiles.
-        logits: a·N (K, C, C), whose diagonal is overwritten by the positives' logits.
+        logits: a·N (K, C, C), as _synthetic_logits returns them; they are overwritten.
         norms: Σ‖N‖² over a ≠ c.
         want_z: whether gradients are wanted.
 
     Returns:
-        J_syn; the gradient of the logits, its diagonal zeroed; and the part of dz (n, D) that comes from the positives
-        and the anchors' norms. Without want_z the second has no meaning and the third is None.
+        J_syn; the gradient of the logits of this process, its diagonal zeroed; and the part of dz (n, D) that comes
+        from the positives and the anchors' norms. Without want_z the second has no meaning and the third is None.
     """
     views, classes = schedule.views, schedule.classes
     x = z.view(classes, views, -1)
     positive = x.roll(-1, dims=1)
-    logits.diagonal(dim1=1, dim2=2).copy_((x * positive).sum(dim=-1).T)
-    log_p = F.log_softmax(logits, dim=2)
+    log_p = _log_softmax(schedule, logits, (x * positive).sum(dim=-1).T)
     diagonal = log_p.diagonal(dim1=1, dim2=2)
     own_weight, weight = L2_WEIGHT / views * (1 / classes + 1 / classes**2), L2_WEIGHT / (views * classes**2)
     squares = own_weight * x.square().sum() + weight * norms
@@ -120,6 +121,33 @@ def _synthetic_npair(
     diagonal.zero_()
     dx = (along * x).roll(1, dims=1).addcmul_(along, positive).add_(x, alpha=2 * own_weight)
     return loss, d, dx.view(z.shape)
+
+
+def _log_softmax(schedule: Schedule, logits: Tensor, positives: Tensor) -> Tensor:
+    """The logarithm of the softmax over the last dimension of all processes' logits.
+
+    Processes exchange the rows' maxima and sums alone, since the logits grow with n².
+
+    Args:
+        schedule: the tiles.
+        logits: a·N (K, C, C), −∞ where they are another process's; they are overwritten.
+        positives: logits (K, C) of the diagonal, the same in all processes.
+
+    Returns:
+        (K, C, C), of this process's logits and of the diagonal.
+    """
+    diagonal = logits.diagonal(dim1=1, dim2=2)
+    if schedule.ranks is None:
+        diagonal.copy_(positives)
+        return F.log_softmax(logits, dim=2)
+    diagonal.fill_(-torch.inf)
+    most = torch.maximum(logits.amax(dim=2), positives)
+    schedule.ranks.take_largest(most)
+    total = (logits - most[..., None]).exp_().sum(dim=2)
+    schedule.complete(total)
+    total.add_((positives - most).exp_())
+    diagonal.copy_(positives)
+    return logits.sub_((most + total.log_())[..., None])
 
 
 def _synthetic_backward(graph: GraphPass, mixing: Mixing, theta: ByTile | None, dlogits: Tensor) -> Tensor:

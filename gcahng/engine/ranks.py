@@ -88,6 +88,11 @@ class Ranks:
             with self.calling():
                 dist.all_reduce(tensor, group=self.group)
 
+    def take_largest(self, tensor: Tensor) -> None:
+        """Replaces each element of a tensor by the largest one of all processes."""
+        with self.calling():
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.group)
+
     def agree(self, question: Hashable, answer: Callable[[], int], device: torch.device) -> int:
         """Has all processes agree on a number: the largest of their answers. Each question is asked once.
 
