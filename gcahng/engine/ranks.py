@@ -6,9 +6,12 @@ completes every sum over edges. Node tensors are then the same in every process,
 
 from __future__ import annotations
 
+import atexit
 import itertools
+import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -20,6 +23,7 @@ from gcahng.engine.peers import Peer, difference, lost, says_lost, this_process
 from gcahng.errors import UserError
 
 SMALL = 2**16  # elements; larger tensors are sent by themselves, so that none of them is copied
+_SECONDS_TO_FINISH = 0.05
 _numbers = itertools.count(1)
 _known: WeakValueDictionary[int, Ranks] = WeakValueDictionary()
 
@@ -43,6 +47,7 @@ class Ranks:
         self._parts_are_known = False
         self.peers: list[Peer] = []
         _known[self.number] = self
+        _let_threads_finish_at_exit()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Ranks:
         return self
@@ -174,6 +179,18 @@ class Ranks:
         with self.calling():
             dist.all_gather(parts, part.contiguous(), group=self.group)
         return torch.cat(parts)
+
+
+@cache
+def _let_threads_finish_at_exit() -> None:
+    """Have the interpreter wait for gloo's threads before it ends.
+
+    A thread of gloo frees the tensors of the last collective, for which it needs the GIL, after the main thread has the
+    result. Python ends a thread that asks for the GIL when the interpreter is finalizing, and C++ then aborts the whole
+    process ("terminate called without an active exception"). Functions of atexit run before that, and sleeping releases
+    the GIL.
+    """
+    atexit.register(time.sleep, _SECONDS_TO_FINISH)
 
 
 def _same_parts(whole: Tensor, count: int) -> bool:

@@ -321,19 +321,20 @@ def _joined(stack: ExitStack, there: bool, launch: Launch) -> tuple[Processes, W
     except UserError as error:
         raise (error if rank == 0 else OtherProcessFailed(error.text)) from None
     watch = stack.enter_context(Watch(meeting, peers, rank, TIMEOUT))
-    if not there:
-        # cuDNN and NCCL may use the GPU of the group from now on.
-        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-        groups = dist.PrefixStore(name, store)
-        dist.init_process_group(backend, store=groups, rank=rank, world_size=count, timeout=timedelta(seconds=TIMEOUT))
-        stack.callback(dist.destroy_process_group)
-    ranks = Ranks(dist.group.WORLD)
-    ranks.peers = peers
-    return Processes(ranks, launch.local_rank, watch), watch
+    with _telling(peers[rank], watch):
+        if not there:
+            # cuDNN and NCCL may use the GPU of the group from now on.
+            backend, groups = "cpu:gloo,cuda:nccl" if cuda else "gloo", dist.PrefixStore(name, store)
+            limit = timedelta(seconds=TIMEOUT)
+            dist.init_process_group(backend, store=groups, rank=rank, world_size=count, timeout=limit)
+            stack.callback(dist.destroy_process_group)
+        ranks = Ranks(dist.group.WORLD)
+        ranks.peers = peers
+        return Processes(ranks, launch.local_rank, watch), watch
 
 
 @contextmanager
-def _telling(processes: Processes, watch: Watch) -> Iterator[None]:
+def _telling(here: Peer | Processes, watch: Watch) -> Iterator[None]:
     """A context in which an error of this process, or the loss of another, ends all, and one of them tells why."""
     try:
         yield
@@ -345,9 +346,9 @@ def _telling(processes: Processes, watch: Watch) -> Iterator[None]:
     except BaseException as error:
         if _is_of_all(error):
             raise
-        if not watch.fail(f"{processes} failed: {error}"):
-            raise OtherProcessFailed(f"another process failed before {processes}") from error
-        error.where = str(processes)  # type: ignore[attr-defined]
+        if not watch.fail(f"{here} failed: {error}"):
+            raise OtherProcessFailed(f"another process failed before {here}") from error
+        error.where = str(here)  # type: ignore[attr-defined]
         raise
 
 

@@ -15,8 +15,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -107,7 +107,7 @@ class Watch:
         self._ending = True
         own = json.dumps({"rank": self._rank, "text": text})
         with suppress(RuntimeError):
-            with self._lock:
+            with self._locked():
                 first = self._reach().compare_set(FAILED, "", own)
             self._told_here = json.loads(first)["rank"] == self._rank
             return self._told_here
@@ -117,7 +117,7 @@ class Watch:
     def failed(self) -> str:
         """What ended the job, as another process has it; "" if nothing is known of."""
         with suppress(RuntimeError):
-            with self._lock:
+            with self._locked():
                 found = self._reach().get(FAILED)
             if found:
                 record = json.loads(found)
@@ -192,7 +192,7 @@ class Watch:
         self._looked = now
         ended = [peer for peer in self._watched() if peer.state() == "ended"]
         self._count += 1
-        with self._lock:
+        with self._locked():
             self._reach().set(f"beat/{self._rank}", str(self._count))
         if text := self.failed():
             return text, 2
@@ -260,6 +260,20 @@ class Watch:
             return self._others()
         return [self._peers[(self._rank + 1) % len(self._peers)]]
 
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """A context in which no other thread asks the store; one whose question is not answered keeps the lock.
+
+        Raises:
+            RuntimeError: the store does not answer.
+        """
+        if not self._lock.acquire(timeout=_GRACE):
+            raise RuntimeError("the store does not answer")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
     def _reach(self) -> Any:
         """The store. Without torchrun it goes with the first process, and torch would write pages to the log."""
         if self._first_has_store and self._rank and self._peers[0].state() == "ended":
@@ -269,7 +283,7 @@ class Watch:
     def _beats(self, peers: list[Peer] | None = None) -> dict[int, bytes]:
         """The last sign of life of each process; {} where the store has gone with the first process."""
         peers = self._others() if peers is None else peers
-        with suppress(RuntimeError), self._lock:
+        with suppress(RuntimeError), self._locked():
             values = self._reach().multi_get([f"beat/{peer.rank}" for peer in peers])
             return {peer.rank: value for peer, value in zip(peers, values, strict=True)}
         return {}
@@ -277,7 +291,7 @@ class Watch:
     def _say_done(self, wait: bool) -> None:
         """Tell the others that this process has nothing more to do; `wait`: until they have, too, because the store
         may go with the first process."""
-        with self._lock:
+        with self._locked():
             self._reach().set(f"beat/{self._rank}", _DONE)
         until = time.monotonic() + _GRACE
         while wait and self._rank == 0 and time.monotonic() < until and {*self._beats().values()} != {_DONE}:

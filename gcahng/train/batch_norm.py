@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gcahng.engine.ranks import Ranks
@@ -36,22 +38,9 @@ class SharedBatchNorm(_BatchNorm):
         if not self.training:
             return super().forward(input)
         x = input.to(self.running_mean.dtype) if self.running_mean is not None else input
-        others = [0, *range(2, x.ndim)]
-        shape = (1, -1, *[1] * (x.ndim - 2))
-        mean = self._mean(x.mean(others))
-        centered = x - mean.view(shape)
-        variance = self._mean(centered.square().mean(others))
-        self._follow(mean.detach(), variance.detach(), self._ranks.count * x.numel() // x.shape[1])
-        scale = torch.rsqrt(variance + self.eps)
-        if self.weight is not None:
-            scale = scale * self.weight
-        normalized = centered * scale.view(shape)
-        if self.bias is not None:
-            normalized = normalized + self.bias.view(shape)
-        return normalized.to(input.dtype)
-
-    def _mean(self, own: Tensor) -> Tensor:
-        return _Sum.apply(own, self._ranks) / self._ranks.count
+        out, mean, variance = _Normalize.apply(x, self.weight, self.bias, self.eps, self._ranks)
+        self._follow(mean, variance, self._ranks.count * x.numel() // x.shape[1])
+        return out.to(input.dtype)
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor, samples: int) -> None:
@@ -63,21 +52,50 @@ class SharedBatchNorm(_BatchNorm):
         self.running_var.lerp_(variance * (samples / (samples - 1)), pace)
 
 
-class _Sum(torch.autograd.Function):
-    """The sum over all processes, whose gradient is the sum of all their gradients."""
+class _Normalize(torch.autograd.Function):
+    """Normalizes by the statistics of all processes, with the fused calls of torch's own BatchNorm on the CPU.
+
+    The forward pass gathers each process's mean and variance (2 C numbers), the backward pass adds up as many sums.
+    """
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor, ranks: Ranks) -> Tensor:
-        ctx.ranks = ranks
-        total = own.clone()
-        ranks.add_up(total)
-        return total
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, ranks: Ranks
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        means, variances = ranks.gather(torch.stack(torch.batch_norm_update_stats(x, None, None, 0.0))[None]).unbind(1)
+        mean = means.mean(0)
+        # Between the processes and within them. A difference of large sums would lose what is small.
+        variance = variances.mean(0) + (means - mean).square().mean(0)
+        ctx.save_for_backward(x, weight, mean, variance)
+        ctx.eps, ctx.ranks = eps, ranks
+        ctx.mark_non_differentiable(mean, variance)
+        return _scaled(x, mean, variance, weight, bias, eps), mean, variance
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        total = gradient.clone()
-        ctx.ranks.add_up(total)
-        return total, None
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        """x' = w r (y' - mean(y') - x̂ mean(x̂ y')), r = 1 / sqrt(variance + eps), with means over all processes.
+
+        torch's backward pass for constant statistics gives w r y', and the sums of x̂ y' and y' of this process.
+        """
+        x, weight, mean, variance = ctx.saved_tensors
+        own, for_weight, for_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient, x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        )
+        sums = torch.stack((for_weight, for_bias))
+        ctx.ranks.add_up(sums)
+        scale = torch.rsqrt(variance + ctx.eps) * (-x.shape[1] / (ctx.ranks.count * x.numel()))
+        if weight is not None:
+            scale = scale * weight
+        own += _scaled(x, mean, variance, sums[0] * scale, sums[1] * scale, ctx.eps)
+        return own, None if weight is None else for_weight, None if weight is None else for_bias, None, None
+
+
+def _scaled(
+    x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """(x - mean) / sqrt(variance + eps) * weight + bias, by channels."""
+    return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
 
 
 def share_batch_norm(model: nn.Module, ranks: Ranks, name: str) -> None:
