@@ -98,7 +98,7 @@ BOUNDS: dict[str, Bound] = {
     "crop_scale_min": Bound(0, 1, "smallest part of an image that a crop takes", whole=False, above=True),
     "workers": Bound(0, 1024, "processes that read image files"),
     "threads": _PROCESSES,
-    "processes": _PROCESSES,
+    "ranks": _PROCESSES,
     "steps": _STEPS,
     "steps_per_epoch": _STEPS,
     "eval_every": _STEPS,
@@ -145,6 +145,8 @@ BOUNDS: dict[str, Bound] = {
     "report seed": _SEED_32,
     "opset": Bound(18, 100, "ONNX operator sets"),  # from 18 on the exporter converts nothing
     "reps": Bound(1, 10**6, "repetitions of a measurement"),
+    "link": Bound(0, 10**6, "speed of the link between processes, in GB/s", whole=False, above=True),
+    "latency": Bound(0, 10**6, "time of a message between processes, in µs", whole=False),
     "rate": Bound(0, 10**12, "speed of matrix products, in GFLOP/s", whole=False, above=True),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from typing import TYPE_CHECKING
 
@@ -38,14 +39,19 @@ def run(arguments: list[str]) -> int:
         help="the engine's stages (fused, or torch for sizes that fused stages do not take)",
     )
     parser.add_number(
-        "--processes", "processes that share a batch; the figures are those of one (1)", default=1, metavar="P"
+        "--ranks", "processes that share a batch; the figures are those of one (1)", default=1, metavar="R"
     )
+    parser.add_argument("--processes", help=argparse.SUPPRESS)
+    parser.add_number("--link", "speed of each process's link (25)", default=25.0, metavar="GB/S")
+    parser.add_number("--latency", "time of a message between two processes (10)", default=10.0, metavar="US")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device that the step runs on (cpu)")
     parser.add_argument(
         "--memory-limit", metavar="BYTES", help="memory to fit into, such as 16GB or 24GiB (what is free here)"
     )
     parser.add_number("--rate", "speed of matrix products (measured here, on the CPU)", metavar="GFLOP/S")
     options = parser.parse_args(arguments)
+    if options.processes is not None:
+        raise UserError("--processes is the old name of an option; it must be --ranks")
 
     import torch
 
@@ -73,7 +79,7 @@ def run(arguments: list[str]) -> int:
         symmetric=not options.independent,
         stages=options.stages or ("torch" if beyond else "fused"),
         device=options.device,
-        ranks=options.processes,
+        ranks=options.ranks,
     )
     limit = None if options.memory_limit is None else parse_bytes(options.memory_limit)
     if limit is None and (options.device == "cpu" or torch.cuda.is_available()):
@@ -85,6 +91,8 @@ def run(arguments: list[str]) -> int:
         # Wider products are no faster, and would take the memory that is only planned here.
         rate = ProductRate(min(options.dim, _WIDEST_MEASURED), options.precision).rate()
     print(plan_text(size, limit, bool(options.memory_limit), rate, measured=options.rate is None))
+    if size.ranks > 1:
+        print(ranks_text(size, rate, options.link * 1e9, options.latency * 1e-6))
     return 0
 
 
@@ -146,6 +154,50 @@ def plan_text(size: StepSize, limit: int | None, given: bool, rate: float | None
         terms = terms | {"the process beside its tensors": plan.cpu_overhead(size, "store")}
     parts = [f"{name} {format_bytes(count)}" for name, count in terms.items() if count]
     lines.append(f"At store's peak: {', '.join(parts)}.")
+    return "\n".join(lines)
+
+
+def ranks_text(size: StepSize, rate: float | None, bandwidth: float, latency: float) -> str:
+    """What `gcahng plan` adds for several processes: their shares, what they send, and the time that follows.
+
+    Args:
+        size: of the step.
+        rate: of a process's matrix products in FLOP/s; None: unknown.
+        bandwidth: of its link in bytes a second.
+        latency: of a message in seconds.
+    """
+    from gcahng.engine import plan, traffic
+
+    shares = traffic.shares(size)
+    mean = sum(shares) / len(shares)
+    alike: dict[int, int] = {}
+    for share in shares:
+        alike[share] = alike.get(share, 0) + 1
+    each = ", ".join(f"{share:,} in {count:,}" for share, count in sorted(alike.items(), reverse=True))
+    lines = [
+        "",
+        f"Pairs by process: {each}; the largest share is {max(shares) / mean:.3f} of the mean.",
+        "",
+        "A process sends in a step (payload of each collective):",
+    ]
+    sent = traffic.collectives(size)
+    for one in sent:
+        shape = " × ".join(f"{length:,}" for length in one.shape)
+        often = f", {one.times} times" if one.times > 1 else ""
+        lines.append(f"  {one.kind:<10}  {format_bytes(one.payload):>8}  {one.name} ({shape}{often})")
+    totals = [f"{kind} {format_bytes(sum(s.payload for s in sent if s.kind == kind))}" for kind in traffic.KINDS]
+    on_link = sum(one.link_bytes(size.ranks) for one in sent)
+    seconds = traffic.link_seconds(size, bandwidth, latency)
+    lines += [
+        f"In total {format_bytes(sum(one.payload for one in sent))}: {', '.join(totals)}. As rings they put "
+        f"{format_bytes(int(on_link))} on each link.",
+        f"Derived, with links of {bandwidth / 1e9:,.3g} GB/s and {latency * 1e6:,.3g} µs a message: sending takes "
+        f"{seconds:,.3g} s.",
+    ]
+    if rate is not None:
+        times = {memory: traffic.product_seconds(size, memory, rate) + seconds for memory in plan.MODES}
+        listed = ", ".join(f"{memory} {time:,.3g} s" for memory, time in times.items())
+        lines.append(f"Derived, with the floor of products before it: {listed}.")
     return "\n".join(lines)
 
 

@@ -121,19 +121,19 @@ def work(size: StepSize, memory: str) -> Work:
 def parameters(size: StepSize) -> int:
     """Number of weights that are trained: those of the graph network and of the classifier."""
     d, m = size.dim, size.classes
-    return _generator_parameters(size) + d + 2 * (m * d + m)
+    return generator_parameters(size) + d + 2 * (m * d + m)
 
 
-def _generator_parameters(size: StepSize) -> int:
+def generator_parameters(size: StepSize) -> int:
     """Number of weights with a gradient in phase 3."""
     d = size.dim
     return size.layers * (25 * d * d + 31 * d) + 2 * d * d + 3 * d
 
 
-def _metric_parameters(size: StepSize) -> int:
+def metric_parameters(size: StepSize) -> int:
     """Number of weights with a gradient in phase 1."""
     d, m = size.dim, size.classes
-    return _generator_parameters(size) + d + m * d + m - (12 * d * d + 19 * d) - (d * d + 2 * d)
+    return generator_parameters(size) + d + m * d + m - (12 * d * d + 19 * d) - (d * d + 2 * d)
 
 
 def state_bytes(size: StepSize) -> int:
@@ -203,7 +203,7 @@ def _moments(size: StepSize, memory: str) -> dict[str, dict[str, int]]:
     entropy = 2 * n * m * a + (n * m * c if low else 0)
     pairs = 3 * size.views * (n // size.views) ** 2 * a
     moments = {}
-    for phase, formed, losses in ((1, _metric_parameters(size), pairs), (3, _generator_parameters(size), negatives)):
+    for phase, formed, losses in ((1, metric_parameters(size), pairs), (3, generator_parameters(size), negatives)):
         held = _held(size, memory, phase)
         again = memory == "recompute" and phase == 3
         early = 10 * d * d if again else 2 * d * d
@@ -222,7 +222,7 @@ def _moments(size: StepSize, memory: str) -> dict[str, dict[str, int]]:
             else vectors + (entropy if phase == 1 else 0),
         }
     moments["gradients of phase 1"] = {  # as formed, and scaled by the upstream gradient; phase 3's are scaled in place
-        "gradients, less the state's": (2 * _metric_parameters(size) - parameters(size)) * a,
+        "gradients, less the state's": (2 * metric_parameters(size) - parameters(size)) * a,
         "tiles": _tile_bytes(size, memory, losses=False) if size.stages != "torch" else 0,
     }
     return moments

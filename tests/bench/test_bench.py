@@ -254,8 +254,11 @@ def test_plan_prints_every_mode(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--batch", "1024", "--device", "cuda", "--precision", "bf16", "--memory-limit", "80GB"]) == 0
     out = capsys.readouterr().out
     assert "fused stages on cuda" in out and "floor:" not in out
-    assert main(["plan", "--batch", "1024", "--processes", "4", "--rate", "180"]) == 0
-    assert "131,584 pairs for each of 4 processes" in capsys.readouterr().out
+    assert main(["plan", "--batch", "1024", "--ranks", "4", "--rate", "180"]) == 0
+    out = capsys.readouterr().out
+    assert "131,584 pairs for each of 4 processes" in out
+    assert "Pairs by process: 131,584 in 4; the largest share is 1.000 of the mean." in out
+    assert "sums of edges at nodes (1,024 × 512, 4 times)" in out and "Derived, with links of 25 GB/s" in out
 
 
 @pytest.mark.parametrize("sizes", [["130", "--views", "65"], ["12", "--dim", "1028", "--device", "cuda"]], ids=str)
@@ -292,7 +295,8 @@ def test_plan_lists_the_whole_peak(classes: str, capsys: pytest.CaptureFixture[s
         (["plan", "--batch", "7", "--rate", "1"], "batch is 7 and views is 3"),
         (["plan", "--batch", "12", "--memory-limit", "much"], "--memory-limit is 'much'"),
         (["plan", "--batch", "12", "--dim", "0"], "dim is 0; it must be a whole number of at least 1"),
-        (["plan", "--batch", "12", "--processes", "0"], "processes is 0; it must be a whole number of at least 1"),
+        (["plan", "--batch", "12", "--ranks", "0"], "ranks is 0; it must be a whole number of at least 1"),
+        (["plan", "--batch", "12", "--processes", "2"], "--processes is the old name of an option; it must be --ranks"),
         (["plan", "--batch", "12", "--rate", "0"], "rate is 0.0; it must be a number above 0"),
         (["plan", "--batch", "12", "--rate", "nan"], "rate is nan; it must be a number above 0"),
         (["plan", "--batch", "12", "--classes", "3"], "--classes is 3; it must be at least 4, the classes in a batch"),

@@ -80,7 +80,7 @@ def test_parameters_are_counted_exactly() -> None:
         size = StepSize(6, dim, layers, 3, classes)
         named = dict(GraphNetwork(dim, classes, layers=layers).named_parameters())
         counts = [sum(named[name].numel() for name in names(layers)) for names in (generator_names, metric_names)]
-        assert counts == [plan._generator_parameters(size), plan._metric_parameters(size)]
+        assert counts == [plan.generator_parameters(size), plan.metric_parameters(size)]
         graph = sum(named[name].numel() for name in parameter_names(layers))
         assert plan.parameters(size) == graph + (dim + 1) * classes
 

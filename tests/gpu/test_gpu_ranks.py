@@ -9,8 +9,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from traffic_cases import CASES, size_of
+from traffic_cases import process as count_bytes
 
 from gcahng import GCAHNGLoss
+from gcahng.engine.traffic import KINDS, collectives
 from gcahng.testing import seeded
 
 pytestmark = pytest.mark.gpu
@@ -56,3 +59,13 @@ def test_gpus_that_share_a_batch_train_as_one(tmp_path: Path) -> None:
         assert found.keys() == wanted.keys()
         for name, value in wanted.items():
             torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_nccl_is_handed_the_bytes_of_the_plan(tmp_path: Path) -> None:
+    count = min(4, torch.cuda.device_count())
+    mp.spawn(count_bytes, (count, str(tmp_path), "nccl"), nprocs=count)
+    for rank in range(count):
+        for case, found in zip(CASES, torch.load(tmp_path / f"{rank}.pt", weights_only=True), strict=True):
+            sent = collectives(size_of(case, count))
+            assert found == {kind: sum(one.payload for one in sent if one.kind == kind) for kind in KINDS}, case

@@ -1,0 +1,81 @@
+"""What the collectives of a training step are handed, counted in processes of a group."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from gcahng import GCAHNGLoss
+from gcahng.engine.step_size import StepSize
+from gcahng.engine.traffic import KINDS
+from gcahng.testing import seeded
+
+# Classes, views, channels, layers, training classes, heads, edge_memory, dtype. The wide one sends large tensors.
+CASES = [
+    (12, 2, 16, 2, 20, 2, "store", torch.float32),
+    (12, 3, 8, 1, 12, 1, "hidden", torch.float32),
+    (24, 2, 16, 3, 30, 4, "recompute", torch.float64),
+    (12, 2, 96, 2, 1000, 2, "store", torch.float32),
+]
+
+
+def size_of(case: tuple, count: int) -> StepSize:
+    classes, views, dim, layers, training, _, _, dtype = case
+    return StepSize(classes * views, dim, layers, views, training, dtype, dtype, dtype, ranks=count)
+
+
+def counted(case: tuple, rank: int, count: int, device: str) -> dict[str, int]:
+    """Bytes that this process hands to each kind of collective in its second step, by kind; and "pairs"."""
+    classes, views, dim, layers, training, heads, memory, dtype = case
+    gca = GCAHNGLoss(training, dim, layers=layers, heads=heads, edge_memory=memory, process_group="world", seed=1)
+    gca = gca.to(device, dtype)
+    labels = torch.arange(classes, device=device).repeat(views).tensor_split(count)[rank]
+    for step in range(2):
+        own = seeded(classes * views, dim, seed=step).to(device, dtype).tensor_split(count)[rank]
+        with Counter() if step else nullcontext() as counter:  # in the first step the processes also meet
+            gca(own.detach().requires_grad_(), labels).backward()
+            gca.generator_step()
+    return counter.bytes
+
+
+class Counter:
+    """Counts in a `with` statement what torch.distributed's collectives are handed, any other one included."""
+
+    OTHERS = ("reduce", "gather", "scatter", "reduce_scatter", "all_to_all", "all_to_all_single", "send", "isend")
+    FLAT = ("all_gather_into_tensor", "reduce_scatter_tensor", "all_reduce_coalesced", "all_gather_object")
+
+    def __enter__(self) -> Counter:
+        self.bytes = dict.fromkeys(KINDS, 0)
+        self._were = {name: getattr(dist, name) for name in (*KINDS, *self.OTHERS, *self.FLAT) if hasattr(dist, name)}
+        for name, call in self._were.items():
+            setattr(dist, name, self._counting(name, call))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name, call in self._were.items():
+            setattr(dist, name, call)
+
+    def _counting(self, name: str, call: object) -> object:
+        def counting(*arguments: object, **named: object) -> object:
+            if name not in KINDS:
+                raise AssertionError(f"{name} is not counted")
+            sent = arguments[1 if name == "all_gather" else 0]
+            self.bytes[name] += sent.numel() * sent.element_size()
+            return call(*arguments, **named)
+
+        return counting
+
+
+def process(rank: int, count: int, folder: str, backend: str = "gloo") -> None:
+    """One process: every case, what was counted in a file."""
+    torch.set_num_threads(1)
+    device = "cpu"
+    if backend == "nccl":
+        torch.cuda.set_device(rank)
+        device = f"cuda:{rank}"
+    dist.init_process_group(backend, init_method=f"file://{folder}/meet", rank=rank, world_size=count)
+    torch.save([counted(case, rank, count, device) for case in CASES], Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
