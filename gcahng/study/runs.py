@@ -118,6 +118,7 @@ def finish_study(
     check_source("out", out)
     check_parent("out", out)
     check_utf8("out", out, "YAML")
+    _check_places(study)
     work = _Work(study, out, say, progress)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -131,6 +132,18 @@ def finish_study(
             _end(work)
         _write(work)
     return work.failed
+
+
+def _check_places(study: Study) -> None:
+    """See that the files of every data set are where the study says.
+
+    Raises:
+        UserError: they are not.
+    """
+    for run in study.runs:
+        for name, place in (("root", run.config.data.root), ("csv", run.config.data.csv)):
+            if place is not None and not Path(place).expanduser().exists():
+                raise UserError(f"data.{run.data}: data.{name} is {place}, which does not exist; it must be the data's")
 
 
 def _train(work: _Work, left: list[Run], jobs: int) -> None:

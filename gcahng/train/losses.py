@@ -21,7 +21,7 @@ from gcahng.losses.official import load_official_state_dict
 from gcahng.models.pretrained import read_tensors
 from gcahng.train.finite import largest
 
-PROXY_LR_FACTORS = {"proxy_anchor": 100.0, "arcface": 10.0}
+PROXY_LR_FACTORS = {"proxy_anchor": 100.0, "soft_triple": 100.0, "arcface": 10.0}
 
 
 class Objective(nn.Module):
@@ -211,5 +211,11 @@ def _pml_loss(name: str, num_classes: int, embedding_dim: int) -> nn.Module:
 
     if name == "supcon":
         return losses.SupConLoss()
-    cls = {"proxy_anchor": losses.ProxyAnchorLoss, "arcface": losses.ArcFaceLoss}[name]
+    if name == "multi_similarity":
+        return losses.MultiSimilarityLoss()
+    cls = {
+        "proxy_anchor": losses.ProxyAnchorLoss,
+        "arcface": losses.ArcFaceLoss,
+        "soft_triple": losses.SoftTripleLoss,
+    }[name]
     return cls(num_classes=num_classes, embedding_size=embedding_dim)

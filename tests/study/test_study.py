@@ -167,3 +167,11 @@ def test_a_folder_of_others_is_left_alone(tmp_path: Path, capsys) -> None:
     assert main(["study", str(tmp_path / "tiny.yaml"), "--out", str(tmp_path / "out")]) == 2
     assert "is there, and no study made it" in capsys.readouterr().err
     assert [*folder.iterdir()] == [folder / "precious"]
+
+
+def test_data_that_is_not_there(tmp_path: Path, capsys) -> None:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(TINY.replace("glyphs: {", "files: {data.name: folder, data.root: nowhere, "))
+    assert main(["study", str(file), "--out", str(tmp_path / "out")]) == 2
+    assert "data.files: data.root is nowhere, which does not exist" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
