@@ -58,7 +58,8 @@ def test_a_runs_config_is_read_back(tmp_path: Path) -> None:
         ("--eval_every_epochs 2", "eval_every_epochs is 2 and epochs is null; give epochs, or eval_every in steps"),
         (
             "--loss triplet",
-            "loss: Expected one of gca_hng, npair, proxy_anchor, supcon, arcface, multi_similarity, soft_tr",
+            "loss: Expected one of gca_hng, npair, proxy_anchor, supcon, arcface, multi_similarity, soft_triple, "
+            "norm_softmax, proxy_synthesis. Got value: triplet",
         ),
         ("--config {tmp}/words.yaml", "config must be a YAML file of options; it holds: 'words'"),
         ("--gca.bass npair", "--gca.bass is not an option; did you mean --gca.base?"),
