@@ -100,6 +100,12 @@ def _means(study: Study, results: Results) -> str:
     for data in study.data:
         rows = [row for row in results.rows if row.data == data]
         parts.append(f"<h3>{escape(data)}</h3>{_table_of_means(study, rows)}")
+        done = [run.name for run in study.runs if run.data == data and run.name in results.summaries]
+        if len({results.summaries[name]["data_digest"] for name in done}) > 1:
+            parts.append(
+                '<p class="note">The runs did not all see the same images: their data digests differ, so their numbers '
+                "may not compare.</p>"
+            )
         charts = []
         for metric in study.metrics:
             shown = [
