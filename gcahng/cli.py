@@ -26,6 +26,7 @@ COMMANDS = {
     "train": ("gcahng.commands.train", "train an embedding network and write a run folder"),
     "eval": ("gcahng.commands.evaluate", "retrieval metrics of a run or a checkpoint"),
     "report": ("gcahng.commands.report", "one HTML page about a run, with pictures"),
+    "study": ("gcahng.commands.study", "a grid of methods, data sets and seeds, and paired tests"),
     "embed": ("gcahng.commands.embed", "embeddings of images, with their paths and labels"),
     "index": ("gcahng.commands.index", "build, extend and inspect a search index of embeddings"),
     "search": ("gcahng.commands.search", "the nearest images of an index, as a table, JSON or a picture"),

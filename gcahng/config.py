@@ -9,8 +9,18 @@ from gcahng.bounds import BOUNDS, check_fields
 from gcahng.data.config import DataConfig
 from gcahng.errors import UserError
 
-LossName = Literal["gca_hng", "npair", "proxy_anchor", "supcon", "arcface"]
-BaseName = Literal["npair", "proxy_anchor", "supcon", "arcface"]
+LossName = Literal[
+    "gca_hng",
+    "npair",
+    "proxy_anchor",
+    "supcon",
+    "arcface",
+    "multi_similarity",
+    "soft_triple",
+    "norm_softmax",
+    "proxy_synthesis",
+]
+BaseName = Literal["npair", "proxy_anchor", "supcon", "arcface", "multi_similarity", "soft_triple"]
 
 
 @dataclass
@@ -113,8 +123,8 @@ class OptimizerConfig:
         warmup_epochs: number of first epochs in which only the embedding head and a loss's proxies train.
         weight_decay: weight decay of the backbone.
         clip_value: gradients are clipped to ± this value.
-        proxy_lr: learning rate of proxy_anchor's and arcface's class vectors; null: 100 times lr for proxy_anchor (as
-            its authors do) and 10 times lr for arcface.
+        proxy_lr: learning rate of a loss's class vectors; null: 100 times lr for proxy_anchor and soft_triple (as their
+            authors do), norm_softmax and proxy_synthesis, and 10 times lr for arcface.
     """
 
     lr: float = 1e-3
@@ -132,8 +142,9 @@ class TrainConfig:
     """A training run.
 
     Attributes:
-        loss: gca_hng, or the baseline npair, or pytorch-metric-learning's proxy_anchor, supcon or arcface; gca.base
-            puts gca_hng on top of each of them.
+        loss: gca_hng, or the baseline npair, or pytorch-metric-learning's proxy_anchor, supcon, arcface,
+            multi_similarity or soft_triple; gca.base puts gca_hng on top of each of them. norm_softmax: softmax over
+            class vectors; proxy_synthesis: the same with synthetic classes, and no graph.
         steps: number of optimizer steps.
         steps_per_epoch: number of steps in an epoch; at its end GCA-HNG's running means roll.
         epochs: number of epochs of ⌊training images / n⌋ steps each, instead of steps and steps_per_epoch.

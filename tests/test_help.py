@@ -92,5 +92,5 @@ def test_what_help_all_adds(capsys: pytest.CaptureFixture[str]) -> None:
         "search_breadth",
         "seed",
     }
-    assert len(added) == 16
+    assert len(added) == 17
     assert "these groups too: settings of --kind, data" in " ".join(short.split())

@@ -41,6 +41,7 @@ LAYERS = [
     ["evaluation"],
     ["train"],
     ["report"],
+    ["study"],
     ["env", "bench"],
     ["commands"],
     ["cli"],

@@ -57,6 +57,7 @@ _DATA_OPTIONS: dict[str, tuple[Callable[[str], Any], str, str]] = {
     "csv": (Path, "FILE", "file of path, label and split (csv)"),
     "train_classes": (int, "N", "number of classes that train (glyphs)"),
     "val_classes": (int, "N", "number of training classes that are set aside for validation"),
+    "merge_lookalikes": (truth, "TRUE|FALSE", "characters that a face draws alike are one class (glyphs; the model's)"),
     "exif_rotate": (
         truth,
         "TRUE|FALSE",

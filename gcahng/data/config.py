@@ -26,6 +26,8 @@ class DataConfig:
         train_classes: number of classes that train (glyphs).
         val_classes: number of training classes that are set aside to choose the best checkpoint; 0: none; null: 100
             of glyphs, a tenth elsewhere.
+        merge_lookalikes: whether characters of which a face draws the same pixels are one class, so that no image is in
+            two classes (glyphs): 2,106 classes instead of 2,135.
         max_shift: training images are shifted by at most this many pixels in each direction (glyphs).
         exif_rotate: whether an image is rotated and mirrored as its EXIF orientation says (image files); null: true for
             folder and csv, false for the published sets, whose numbers are those of the images as they are stored.
@@ -45,6 +47,7 @@ class DataConfig:
     samples_per_class: int = 3
     train_classes: int = 200
     val_classes: int | None = None
+    merge_lookalikes: bool = False
     max_shift: int = 2
     exif_rotate: bool | None = None
     image_size: int = 224

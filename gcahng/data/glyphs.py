@@ -36,7 +36,7 @@ SPLIT_SEED = 20250
 _POINTS_PER_INCH = 72  # at this resolution a size in points is a size in pixels
 
 
-def load_glyphs(train_classes: int = 200, val_classes: int = 100) -> DataSplits:
+def load_glyphs(train_classes: int = 200, val_classes: int = 100, *, merge_lookalikes: bool = False) -> DataSplits:
     """Draw the characters and split the classes: one half tests, the other half trains and validates.
 
     The split is fixed and does not depend on the seed of a run. The first `train_classes` of the second half train and
@@ -45,6 +45,8 @@ def load_glyphs(train_classes: int = 200, val_classes: int = 100) -> DataSplits:
     Args:
         train_classes: number of training classes, at least 2.
         val_classes: number of validation classes, at least 2, or 0 for none.
+        merge_lookalikes: whether characters that `lookalikes` finds are one class, with the images of the one that is
+            kept. The others keep their place in the split, except that classes move up in the order of training.
 
     Returns:
         Splits of (N, 32, 32) uint8 images, bright ink on black, 12 of each class. Drawing takes about a second.
@@ -61,13 +63,16 @@ def load_glyphs(train_classes: int = 200, val_classes: int = 100) -> DataSplits:
     # RandomState, unlike numpy's newer generators, promises the same numbers in every version.
     order = np.random.RandomState(SPLIT_SEED).permutation(num_classes)
     half = num_classes // 2
-    rest = order[half:]
+    test, rest = order[:half], order[half:]
+    if merge_lookalikes:
+        left_out = sorted(_lookalikes_once())
+        test, rest = test[~np.isin(test, left_out)], rest[~np.isin(rest, left_out)]
     if train_classes + val_classes > len(rest):
         raise UserError(
             f"train_classes is {train_classes} and val_classes is {val_classes}; together they must be at most "
             f"{len(rest)}, the number of glyph classes that are not held out for testing"
         )
-    picks = {"train": rest[:train_classes], "val": rest[len(rest) - val_classes :], "test": order[:half]}
+    picks = {"train": rest[:train_classes], "val": rest[len(rest) - val_classes :], "test": test}
     digest = hashlib.sha256()
     splits: dict[str, ImageSet | None] = {}
     for name, pick in picks.items():
@@ -97,7 +102,39 @@ def draw_glyphs() -> tuple[list[int], np.ndarray]:
     return codes, images
 
 
+def lookalikes(images: np.ndarray) -> dict[int, int]:
+    """Classes of which some image is another class's image, pixel for pixel.
+
+    No network can tell two such images apart, so with both classes none finds every image's own class.
+
+    Args:
+        images: (classes, faces, height, width) uint8.
+
+    Returns:
+        The class that each of them looks like, which is kept: the first of its group. A group is what chains of equal
+        images join.
+    """
+    first = np.arange(len(images))
+    owners: dict[bytes, int] = {}
+
+    def kept(c: int) -> int:
+        while first[c] != c:
+            c = int(first[c])
+        return c
+
+    for c, faces in enumerate(images):
+        for image in faces:
+            a, b = sorted((kept(owners.setdefault(image.tobytes(), c)), kept(c)))
+            first[b] = a
+    return {c: kept(c) for c in range(len(images)) if kept(c) != c}
+
+
 _drawn_once = lru_cache(maxsize=1)(draw_glyphs)
+
+
+@lru_cache(maxsize=1)
+def _lookalikes_once() -> dict[int, int]:
+    return lookalikes(_drawn_once()[1])
 
 
 def _require_matplotlib() -> None:

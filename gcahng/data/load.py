@@ -38,7 +38,8 @@ def load_data(config: DataConfig) -> DataSplits:
             the data set.
     """
     if config.name == "glyphs":
-        return load_glyphs(config.train_classes, 100 if config.val_classes is None else config.val_classes)
+        val_classes = 100 if config.val_classes is None else config.val_classes
+        return load_glyphs(config.train_classes, val_classes, merge_lookalikes=config.merge_lookalikes)
     spec = DATA_SETS[config.name]
     try:
         data_files = find_files(spec, config.root, config.csv)

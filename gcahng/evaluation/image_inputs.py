@@ -48,6 +48,7 @@ def with_data(config: DataConfig, options: dict[str, Any]) -> DataConfig:
             csv=None,
             val_classes=None,
             train_classes=defaults.train_classes,
+            merge_lookalikes=defaults.merge_lookalikes,
             exif_rotate=None,
         )
     known = {field.name for field in fields(DataConfig)}

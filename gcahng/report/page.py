@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 
@@ -28,9 +28,22 @@ def page(contents: Contents) -> str:
     }
     config = contents.model.config
     title = f"{config.loss_title} on {config.data.name}"
-    links = "".join(f'<a href="#{name}">{heading}</a>' for name, (heading, _) in parts.items())
+    path = f"{escape(str(contents.model.path))}{_trained(contents)}"
+    return html_page(contents.run.name, title, path, parts)
+
+
+def html_page(name: str, title: str, path: str, parts: Mapping[str, tuple[str, str]]) -> str:
+    """A whole page around parts, in the report's style. It needs no other file, and may load none.
+
+    Args:
+        name: the first part of what the browser calls the page.
+        title: the page's heading.
+        path: the line below it, as markup.
+        parts: the heading of each part and its markup, by the anchor that leads to it.
+    """
+    links = "".join(f'<a href="#{anchor}">{heading}</a>' for anchor, (heading, _) in parts.items())
     body = "".join(
-        f'<section id="{name}"><h2>{heading}</h2>{part}</section>' for name, (heading, part) in parts.items()
+        f'<section id="{anchor}"><h2>{heading}</h2>{part}</section>' for anchor, (heading, part) in parts.items()
     )
     style, script = _resource("page.css"), _resource("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -42,14 +55,14 @@ def page(contents: Contents) -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>{escape(contents.run.name)}: {escape(title)}</title>
+<title>{escape(name)}: {escape(title)}</title>
 <link rel="icon" href="data:,">
 <style>{style}</style>
 </head>
 <body>
 <header><div>
 <h1>{escape(title)}</h1>
-<div class="path">{escape(str(contents.model.path))}{_trained(contents)}</div>
+<div class="path">{path}</div>
 <nav aria-label="Parts of this page">{links}</nav>
 </div></header>
 <main>

@@ -18,10 +18,17 @@ from gcahng.errors import UserError
 from gcahng.extras import require
 from gcahng.losses import GCAHNGLoss, npair_loss
 from gcahng.losses.official import load_official_state_dict
+from gcahng.losses.proxy_synthesis import ProxySynthesisLoss
 from gcahng.models.pretrained import read_tensors
 from gcahng.train.finite import largest
 
-PROXY_LR_FACTORS = {"proxy_anchor": 100.0, "arcface": 10.0}
+PROXY_LR_FACTORS = {
+    "proxy_anchor": 100.0,
+    "soft_triple": 100.0,
+    "norm_softmax": 100.0,
+    "proxy_synthesis": 100.0,
+    "arcface": 10.0,
+}
 
 
 class Objective(nn.Module):
@@ -136,6 +143,9 @@ def build_objective(
     views, dim = config.data.samples_per_class, config.backbone.embedding_dim
     if config.loss == "npair":
         return PlainObjective(partial(npair_loss, num_per_class=views), ranks)
+    if config.loss in ("norm_softmax", "proxy_synthesis"):
+        synthesis = config.loss == "proxy_synthesis"
+        return PlainObjective(ProxySynthesisLoss(num_classes, dim, seed=config.seed, synthesis=synthesis), ranks)
     if config.loss != "gca_hng":
         return PlainObjective(_pml_loss(config.loss, num_classes, dim), ranks)
     gca = config.gca
@@ -211,5 +221,11 @@ def _pml_loss(name: str, num_classes: int, embedding_dim: int) -> nn.Module:
 
     if name == "supcon":
         return losses.SupConLoss()
-    cls = {"proxy_anchor": losses.ProxyAnchorLoss, "arcface": losses.ArcFaceLoss}[name]
+    if name == "multi_similarity":
+        return losses.MultiSimilarityLoss()
+    cls = {
+        "proxy_anchor": losses.ProxyAnchorLoss,
+        "arcface": losses.ArcFaceLoss,
+        "soft_triple": losses.SoftTripleLoss,
+    }[name]
     return cls(num_classes=num_classes, embedding_size=embedding_dim)

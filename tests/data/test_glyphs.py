@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gcahng.data import glyphs, load_glyphs
-from gcahng.data.glyphs import FACES, draw_glyphs
+from gcahng.data.glyphs import FACES, draw_glyphs, lookalikes
 from gcahng.data.image_set import DataSplits
 from gcahng.errors import UserError
 
@@ -103,6 +103,43 @@ def test_more_training_classes_only_add_some(splits: DataSplits) -> None:
     assert set(splits.train.class_names) < set(more.train.class_names)
     assert more.val.class_names == splits.val.class_names and more.test.class_names == splits.test.class_names
     assert more.digest != splits.digest
+
+
+def test_lookalikes_are_joined_by_chains_of_equal_images() -> None:
+    images = np.arange(5 * 3, dtype=np.uint8).reshape(5, 3, 1, 1)
+    assert lookalikes(images) == {}
+    images[4, 2] = images[3, 0]  # in another face
+    images[3, 1] = images[1, 1]
+    images[2, 0] = images[2, 1]  # within a class
+    assert lookalikes(images) == {3: 1, 4: 1}
+    images[0, 2] = images[4, 0]  # a later class joins two groups
+    assert lookalikes(images) == {1: 0, 3: 0, 4: 0}
+
+
+def test_merged_classes_share_no_image(splits: DataSplits, drawn: tuple[list[int], np.ndarray]) -> None:
+    merged = load_glyphs(merge_lookalikes=True)
+    owners: dict[bytes, set[str]] = {}
+    for part in (merged.train, merged.val, merged.test):
+        for image, label in zip(part.images.numpy(), part.labels.tolist(), strict=True):
+            owners.setdefault(image.tobytes(), set()).add(part.class_names[label])
+    assert all(len(classes) == 1 for classes in owners.values())
+    kept = {name.split()[1] for name in (*splits.test.class_names, *splits.train.class_names)}
+    left_out = {chr(drawn[0][c]) for c in lookalikes(drawn[1])}
+    # Cyrillic Ze and a digit, three of four dashes, two sorts of bullet, Greek kappa and Cyrillic ka.
+    assert {"\u0417", "\u2013", "\u2014", "\u2015", "\u2219", "\u03ba", "\u043a"} <= left_out
+    assert not {"3", "\u2012", "\u00b7", "\u0138"} & left_out and kept & left_out
+    # Of the classes that are kept, none changes the side.
+    assert set(merged.test.class_names) == {n for n in splits.test.class_names if n.split()[1] not in left_out}
+    assert merged.digest != splits.digest and merged.train.num_classes == 200 and merged.val.num_classes == 100
+
+
+def test_a_perfect_network_finds_everything_in_merged_classes_only(splits: DataSplits) -> None:
+    """An image that two classes have is found in both, whatever a network makes of it."""
+    for whole, perfect in ((splits, False), (load_glyphs(merge_lookalikes=True), True)):
+        owners: dict[bytes, set[int]] = {}
+        for image, label in zip(whole.test.images.numpy(), whole.test.labels.tolist(), strict=True):
+            owners.setdefault(image.tobytes(), set()).add(label)
+        assert all(len(labels) == 1 for labels in owners.values()) == perfect
 
 
 @pytest.mark.parametrize(

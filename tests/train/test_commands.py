@@ -56,7 +56,11 @@ def test_a_runs_config_is_read_back(tmp_path: Path) -> None:
         ("--steps x", "steps: Expected an int. Got value: x"),
         ("--epochs x", "epochs: Expected an int or null. Got value: x"),
         ("--eval_every_epochs 2", "eval_every_epochs is 2 and epochs is null; give epochs, or eval_every in steps"),
-        ("--loss triplet", "loss: Expected one of gca_hng, npair, proxy_anchor, supcon, arcface. Got value: triplet"),
+        (
+            "--loss triplet",
+            "loss: Expected one of gca_hng, npair, proxy_anchor, supcon, arcface, multi_similarity, soft_triple, "
+            "norm_softmax, proxy_synthesis. Got value: triplet",
+        ),
         ("--config {tmp}/words.yaml", "config must be a YAML file of options; it holds: 'words'"),
         ("--gca.bass npair", "--gca.bass is not an option; did you mean --gca.base?"),
         ("--config {tmp}/no.yaml", "config is {tmp}/no.yaml, which does not exist"),

@@ -73,7 +73,7 @@ def spoil_embeddings(trainer: Trainer) -> Any:
 
 
 @pytest.mark.parametrize("on_top", [False, True])
-@pytest.mark.parametrize("base", ["npair", "proxy_anchor", "supcon", "arcface"])
+@pytest.mark.parametrize("base", ["npair", "proxy_anchor", "supcon", "arcface", "multi_similarity", "soft_triple"])
 def test_embeddings_of_every_loss(base: Any, on_top: bool, small_config: MakeConfig, small_data: DataSplits) -> None:
     config = small_config(gca=GcaConfig(heads=2, base=base)) if on_top else small_config(loss=base)
     trainer = Trainer(config, small_data)

@@ -40,7 +40,7 @@ def steps(trainer: Trainer, count: int) -> list[float]:
 
 
 @pytest.mark.parametrize("on_top", [False, True], ids=["alone", "with_gca_hng"])
-@pytest.mark.parametrize("base", ["npair", "proxy_anchor", "supcon", "arcface"])
+@pytest.mark.parametrize("base", ["npair", "proxy_anchor", "supcon", "arcface", "multi_similarity", "soft_triple"])
 def test_every_loss_trains(base: str, on_top: bool, small_config: MakeConfig, small_data: DataSplits) -> None:
     config = small_config(loss="gca_hng", gca=GcaConfig(base=base)) if on_top else small_config(loss=base)
     trainer = Trainer(config, small_data)
@@ -152,6 +152,8 @@ def test_learning_rates(small_config: MakeConfig, small_data: DataSplits) -> Non
     assert cosine == pytest.approx([1.0, 0.9330127, 0.75, 0.5, 0.25, 0.0669873], abs=1e-7)
     assert rates(loss="proxy_anchor")[0] == pytest.approx([1e-3, 0.1])
     assert rates(loss="arcface")[0] == pytest.approx([1e-3, 0.01])
+    assert rates(loss="soft_triple")[0] == pytest.approx([1e-3, 0.1])
+    assert rates(loss="multi_similarity")[0] == [1e-3]
     assert rates(gca=GcaConfig(base="arcface"), optimizer=OptimizerConfig(proxy_lr=0.5))[0] == [1e-3, 0.5]
 
 
