@@ -59,7 +59,7 @@ def collectives(size: StepSize) -> list[Sent]:
     Args:
         size: of the step.
     """
-    n, d, layers, m, views = size.batch, size.dim, size.layers, size.classes, size.views
+    n, d, layers, m = size.batch, size.dim, size.layers, size.classes
     a, double, whole = size.accumulate.itemsize, torch.float64.itemsize, torch.int64.itemsize
     generator, metric = generator_parameters(size), metric_parameters(size)
     edge_update = 8 * d * d + 8 * d  # mlp_in's and mlp_out's weights, and their sums over edges
@@ -71,8 +71,8 @@ def collectives(size: StepSize) -> list[Sent]:
         # Either phase has a forward, and a backward; phase 1 has none of the last layer's edge update.
         Sent("all_reduce", "sums of edges at nodes", (n, d), a, 2 * layers),
         Sent("all_reduce", "BatchNorm's moments", (2, d), double, 2),
-        Sent("all_reduce", "logits of synthetic negatives", (views, n // views, n // views), a),
         Sent("all_reduce", "norms of synthetic negatives", (1,), double),
+        Sent("all_reduce", "maxima and sums of J_syn's softmax", (n,), a, 2),
         Sent("all_reduce", "their gradients at nodes", (n, d + 1), a),
         Sent("all_reduce", "row sums of J_div", (2, n, d), a),
         Sent("all_reduce", "losses of synthetic negatives", (2,), double),
