@@ -98,6 +98,7 @@ BOUNDS: dict[str, Bound] = {
     "crop_scale_min": Bound(0, 1, "smallest part of an image that a crop takes", whole=False, above=True),
     "workers": Bound(0, 1024, "processes that read image files"),
     "threads": _PROCESSES,
+    "jobs": Bound(1, 1024, "runs of a study at a time"),
     "ranks": _PROCESSES,
     "steps": _STEPS,
     "steps_per_epoch": _STEPS,

@@ -18,7 +18,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument(
         "--out", action=SourcePath, metavar="DIR", help="folder of the runs and the results (runs/study-FILE)"
     )
-    parser.add_number("--jobs", "runs at a time (one for each processor)", key="processes", metavar="N")
+    parser.add_number("--jobs", "runs at a time (one for each processor)", metavar="N")
     parser.add_argument("--dry-run", action="store_true", help="print what is done, what is left and the commands")
     options = parser.parse_args(arguments)
 

@@ -113,7 +113,7 @@ def finish_study(
     """
     require("yaml", "matplotlib", "scipy", extra="train", purpose="gcahng study")
     jobs = default_jobs() if jobs is None else jobs
-    check_number("jobs", jobs, key="processes")
+    check_number("jobs", jobs)
     out = Path(out)
     check_source("out", out)
     check_parent("out", out)
