@@ -123,8 +123,8 @@ class OptimizerConfig:
         warmup_epochs: number of first epochs in which only the embedding head and a loss's proxies train.
         weight_decay: weight decay of the backbone.
         clip_value: gradients are clipped to ± this value.
-        proxy_lr: learning rate of a loss's class vectors; null: 100 times lr for proxy_anchor and soft_triple (as their
-            authors do), norm_softmax and proxy_synthesis, and 10 times lr for arcface.
+        proxy_lr: learning rate of a loss's class vectors; null: 100 times lr for proxy_anchor (as its authors
+            do), soft_triple, norm_softmax and proxy_synthesis, and 10 times lr for arcface.
     """
 
     lr: float = 1e-3
