@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
-from traffic_cases import CASES, size_of
-from traffic_cases import process as count_bytes
+from sent_cases import CASES, size_of
+from sent_cases import process as count_bytes
 
 from gcahng import GCAHNGLoss
 from gcahng.engine.traffic import KINDS, collectives

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from traffic_cases import CASES, process, size_of
+from sent_cases import CASES, process, size_of
 
 from gcahng.engine.schedule import make_schedule
 from gcahng.engine.step_size import StepSize
