@@ -24,7 +24,11 @@ def fresh_compiler():
 
 
 # torch.compile starts compilers: by default it runs for one implementation.
-COMPILED = ["cpp", *(pytest.param(impl, marks=pytest.mark.processes) for impl in ("torch", "reference"))]
+COMPILED = [
+    "cpp",
+    pytest.param("torch", marks=pytest.mark.processes),
+    pytest.param("reference", marks=[pytest.mark.processes, pytest.mark.slow]),
+]
 
 
 @pytest.mark.parametrize("impl", COMPILED)
