@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import nn
 from sent_cases import CASES, size_of
 from sent_cases import process as count_bytes
+from torch import nn
 
 from gcahng import GCAHNGLoss
 from gcahng.engine.traffic import KINDS, collectives
