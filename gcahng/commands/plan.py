@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from gcahng.bounds import format_bytes, shown_value
@@ -170,10 +171,7 @@ def ranks_text(size: StepSize, rate: float | None, bandwidth: float, latency: fl
 
     shares = traffic.shares(size)
     mean = sum(shares) / len(shares)
-    alike: dict[int, int] = {}
-    for share in shares:
-        alike[share] = alike.get(share, 0) + 1
-    each = ", ".join(f"{share:,} in {count:,}" for share, count in sorted(alike.items(), reverse=True))
+    each = ", ".join(f"{share:,} in {count:,}" for share, count in sorted(Counter(shares).items(), reverse=True))
     lines = [
         "",
         f"Pairs by process: {each}; the largest share is {max(shares) / mean:.3f} of the mean.",

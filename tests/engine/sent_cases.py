@@ -28,7 +28,7 @@ def size_of(case: tuple, count: int) -> StepSize:
 
 
 def counted(case: tuple, rank: int, count: int, device: str) -> dict[str, int]:
-    """Bytes that this process hands to each kind of collective in its second step, by kind; and "pairs"."""
+    """Bytes that this process hands to each kind of collective in its second step, by kind."""
     classes, views, dim, layers, training, heads, memory, dtype = case
     gca = GCAHNGLoss(training, dim, layers=layers, heads=heads, edge_memory=memory, process_group="world", seed=1)
     gca = gca.to(device, dtype)
