@@ -50,7 +50,8 @@ def diversity_forward_kernel(
     b_column = tl.zeros((BLOCK_C, BLOCK_D), dtype=COMPUTE)
     for i in range(chunk * BLOCK_V, tl.minimum((chunk + 1) * BLOCK_V, K)):
         o_row = (a * K + i) * O * K + o_c
-        b_x = tl.load(p_theta + o_row[:, None] * D + o_d[None, :], mask=m_cd, other=0.5) - 0.5
+        b_theta = tl.load(p_theta + o_row[:, None] * D + o_d[None, :], mask=m_cd, other=0.5)
+        b_x = b_theta.to(COMPUTE) - 0.5
         b_column += b_x
         o_part = row_part(a, i, block, K, O, BLOCK_C) * D + o_d
         tl.store(p_rows + o_part, tl.sum(b_x, axis=0), mask=m_d)
@@ -87,10 +88,10 @@ def diversity_backward_kernel(
     for i in range(chunk * BLOCK_V, tl.minimum((chunk + 1) * BLOCK_V, K)):
         o = ((a * K + i) * O * K + o_c)[:, None] * D + o_d[None, :]
         b_mean_i = tl.load(p_mean + ((first + a) * K + i) * D + o_d, mask=m_d, other=0.0)
-        b_theta = tl.load(p_theta + o, mask=m_cd, other=0.0)
+        b_theta = tl.load(p_theta + o, mask=m_cd, other=0.0).to(b_scale.dtype)
         b_away = b_theta - b_mean_i[None, :] + tl.where(b_both, b_theta - b_mean_j, 0.0)
-        b_dtheta = tl.load(p_dtheta + o, mask=m_cd, other=0.0)
-        tl.store(p_dtheta + o, b_dtheta + b_scale * b_away, mask=m_cd)
+        b_dtheta = tl.load(p_dtheta + o, mask=m_cd, other=0.0).to(b_scale.dtype) + b_scale * b_away
+        tl.store(p_dtheta + o, b_dtheta.to(p_dtheta.dtype.element_ty), mask=m_cd)
 
 
 def forward(inputs: DiversityInputs, outputs: DiversityOutputs) -> None:
@@ -103,10 +104,10 @@ def forward(inputs: DiversityInputs, outputs: DiversityOutputs) -> None:
     """
     tile, theta = inputs
     places = channel_places(tile, theta.shape[1])
-    sums = node_parts(places, places.channels, theta, skip=tile.mirrored)
-    squares = node_parts(places, places.channels, theta, skip=tile.O)
+    sums = node_parts(places, places.channels, outputs.sum, skip=tile.mirrored)
+    squares = node_parts(places, places.channels, outputs.square, skip=tile.O)
     pointers = (theta, sums.rows, sums.columns, squares.rows)
-    launch_places(diversity_forward_kernel, places, pointers, COMPUTE=compute_type(theta.dtype))
+    launch_places(diversity_forward_kernel, places, pointers, COMPUTE=compute_type(outputs.sum.dtype))
     add_nodes(tile, sums, outputs.sum)
     add_nodes(tile, squares, outputs.square)
 

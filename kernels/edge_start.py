@@ -84,7 +84,7 @@ def edge_start_backward_kernel(
     for i in range(chunk * BLOCK_V, tl.minimum((chunk + 1) * BLOCK_V, K)):
         o_row = (a * K + i) * O * K + o_c
         b_x_i = tl.load(p_x + ((first + a) * K + i) * D + o_d, mask=m_d, other=0.0)
-        b_de = tl.load(p_de + o_row[:, None] * D + o_d[None, :], mask=m_cd, other=0.0)
+        b_de = tl.load(p_de + o_row[:, None] * D + o_d[None, :], mask=m_cd, other=0.0).to(COMPUTE)
         b_column += b_de * b_x_i[None, :]
         o_part = row_part(a, i, block, K, O, BLOCK_C)
         tl.store(p_rows + o_part * D + o_d, tl.sum(b_de * b_x_j, axis=0), mask=m_d)
@@ -124,12 +124,12 @@ def backward(inputs: EdgeStartInputs, gradients: EdgeStartGradients) -> None:
 
     Args:
         inputs: as `forward` had them.
-        gradients: from de (T, D), of x's type, dx (as x) += Σ de x_j at anchors and Σ de x_i at columns.
+        gradients: from de (T, D), dx (as x) += Σ de x_j at anchors and Σ de x_i at columns.
     """
     tile, x = inputs
     de, dx = gradients
     places = channel_places(tile, x.shape[-1])
-    parts = node_parts(places, places.channels, de)
+    parts = node_parts(places, places.channels, dx)
     pointers = (x, de, parts.rows, parts.columns)
-    launch_places(edge_start_backward_kernel, places, pointers, COMPUTE=compute_type(de.dtype))
+    launch_places(edge_start_backward_kernel, places, pointers, COMPUTE=compute_type(dx.dtype))
     add_nodes(tile, parts, dx)

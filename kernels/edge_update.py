@@ -124,7 +124,7 @@ def edge_update_forward_kernel(
     # Rows past the last take its nodes, which spares masks.
     o_i, o_j = places_of_ends(tl.minimum(o_m, T - 1), K, O, first, offset)
     o = first_m * D + tl.arange(0, BLOCK_M)[:, None] * D + o_d[None, :]
-    b_e = tl.load(p_e + o, mask=m_md, other=0.0)
+    b_e = tl.load(p_e + o, mask=m_md, other=0.0).to(tl.float32)
     b_c = tl.load(p_c + o_i) - tl.load(p_c + o_j)
     b_weight_i, b_weight_j = attention(
         b_e, values_at(p_u, o_i, o_d, m_d, D), values_at(p_u, o_j, o_d, m_d, D), b_c, ROOT
@@ -154,9 +154,10 @@ def edge_update_forward_kernel(
     b_full = normalized(b_a, b_of_a, b_of_a_rstd, b_gamma, b_beta)
     b_e1 = b_full.to(p_w1.dtype.element_ty)
     if p_e1 is not None:
-        tl.store(p_e1 + o, b_full, mask=m_md)
+        tl.store(p_e1 + o, b_full.to(p_e1.dtype.element_ty), mask=m_md)
     if p_low is not None:
         tl.store(p_low + o, b_e1, mask=m_md)
+    EDGES: tl.constexpr = p_e.dtype.element_ty
     b_s = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
     b_mean = tl.zeros((BLOCK_M,), dtype=tl.float32)
     b_square = tl.zeros((BLOCK_M,), dtype=tl.float32)
@@ -209,20 +210,19 @@ def edge_update_forward_kernel(
         m_part = o_part < D
         m_mpart = m_m[:, None] & m_part[None, :]
         o = first_m * D + tl.arange(0, BLOCK_M)[:, None] * D + o_part[None, :]
-        b_e = tl.load(p_e + o, mask=m_mpart, other=0.0)
+        b_e = tl.load(p_e + o, mask=m_mpart, other=0.0).to(tl.float32)
         b_v_i, b_v_j = values_at(p_v, o_i, o_part, m_part, D), values_at(p_v, o_j, o_part, m_part, D)
         b_gamma = tl.load(p_gate_gamma + o_part, mask=m_part, other=0.0)
         b_beta = tl.load(p_gate_beta + o_part, mask=m_part, other=0.0)
         b_a = gelu(gate_sum(b_e, b_masked_i, b_v_i, b_masked_j, b_v_j))
-        b_full = normalized(b_a, b_of_a, b_of_a_rstd, b_gamma, b_beta)
+        b_full = normalized(b_a, b_of_a, b_of_a_rstd, b_gamma, b_beta).to(EDGES).to(tl.float32)
         b_w = tl.load(p_w + o_part, mask=m_part, other=0.0)
         b_d = tl.load(p_d + o_part, mask=m_part, other=0.0)
         b_t = (b_parts[k] - b_mean[:, None] * b_w[None, :]) * b_rstd[:, None] + b_d[None, :] + b_full
-        if p_s is not None:  # what goes on is what is stored
-            b_stored = b_t.to(p_s.dtype.element_ty)
+        b_stored = b_t.to(EDGES if p_s is None else p_s.dtype.element_ty)
+        if p_s is not None:
             tl.store(p_s + o, b_stored, mask=m_mpart)
-            b_t = b_stored.to(b_w.dtype)
-        b_g = gelu(b_t)
+        b_g = gelu(b_stored.to(tl.float32))  # what goes on is what is stored
         count = tl.minimum(tl.maximum(D - first_d, 0), BLOCK_D // ENDS).to(tl.float32)
         b_part = tl.sum(tl.where(m_part[None, :], b_g, 0.0), axis=1) / tl.maximum(count, 1.0)
         b_centered = tl.where(m_part[None, :], b_g - b_part[:, None], 0.0)
@@ -241,12 +241,12 @@ def edge_update_forward_kernel(
         b_beta = tl.load(p_beta + o_part, mask=m_part, other=0.0)
         b_y = normalized(b_gs[k], b_of_g, b_rstd, b_gamma, b_beta)
         if p_y is not None:
-            tl.store(p_y + o, b_y, mask=m_mpart)
+            tl.store(p_y + o, b_y.to(p_y.dtype.element_ty), mask=m_mpart)
         if p_y_low is not None:
             tl.store(p_y_low + o, b_y.to(p_y_low.dtype.element_ty), mask=m_mpart)
         if p_part is not None:
             # In float64, as head_moments_kernel: variances are differences of these sums.
-            b_wide = tl.where(m_m[:, None], b_y, 0.0).to(tl.float64)
+            b_wide = tl.where(m_m[:, None], b_y.to(EDGES).to(tl.float32), 0.0).to(tl.float64)
             b_weighted = tl.where(o_m // K % O >= mirrored, 2.0, 1.0)[:, None] * b_wide
             o_sum = tl.program_id(0).to(tl.int64) * 2 * D + o_part
             tl.store(p_part + o_sum, tl.sum(b_weighted, axis=0), mask=m_part)

@@ -130,7 +130,7 @@ def gate_forward_kernel(
     a, i, _, o_c, o_d, m_c, m_d, m_cd = place_of(K, O, D, 0, BLOCK_C, BLOCK_V, BLOCK_D)
     first_i, first_j, first_row = first_places(a, i, K, O, first, offset)
     o = o_c[:, None] * D + o_d[None, :]
-    b_e = tl.load(p_e + first_row * D + o, mask=m_cd, other=0.0)
+    b_e = tl.load(p_e + first_row * D + o, mask=m_cd, other=0.0).to(COMPUTE)
     b_u_i = tl.load(p_u + first_i * D + o_d, mask=m_d, other=0.0)
     b_u_j = tl.load(p_u + first_j * D + o, mask=m_cd, other=0.0)
     b_c = tl.load(p_c + first_i) - tl.load(p_c + first_j + o_c, mask=m_c, other=0.0)
@@ -145,7 +145,7 @@ def gate_forward_kernel(
     b_gamma = tl.load(p_gamma + o_d, mask=m_d, other=0.0)
     b_beta = tl.load(p_beta + o_d, mask=m_d, other=0.0)
     b_y = norm_gelu(b_t, b_gamma, b_beta, m_d[None, :], D)
-    tl.store(p_e1 + first_row * D + o, b_y, mask=m_cd)
+    tl.store(p_e1 + first_row * D + o, b_y.to(p_e1.dtype.element_ty), mask=m_cd)
     if p_low is not None:
         tl.store(p_low + first_row * D + o, b_y.to(p_low.dtype.element_ty), mask=m_cd)
 
@@ -243,8 +243,8 @@ def gate_backward_kernel(
             b_mask_i, b_mask_j = factors_of_view(b_dropped, i - chunk * BLOCK_V, SCALE, COMPUTE)
         b_masked_i, b_masked_j = b_weight_i * b_mask_i, b_weight_j * b_mask_j
         b_v_i = tl.load(p_v + first_i * D + o_d, mask=m_d, other=0.0)
-        b_e = tl.load(p_e + first_row * D + o, mask=m_cd, other=0.0)
-        b_de1 = tl.load(p_de1 + first_row * D + o, mask=m_cd, other=0.0)
+        b_e = tl.load(p_e + first_row * D + o, mask=m_cd, other=0.0).to(COMPUTE)
+        b_de1 = tl.load(p_de1 + first_row * D + o, mask=m_cd, other=0.0).to(COMPUTE)
         b_t = gate_sum(b_e, b_masked_i, b_v_i[None, :], b_masked_j, b_v_j)
         b_dt, b_normalized = norm_gelu_backward(b_t, b_gamma, b_de1, m_d[None, :], D)
         # v is 0 outside of the row, where dt has no meaning; columns past the last have de1 = 0, and so dt = 0
@@ -265,7 +265,8 @@ def gate_backward_kernel(
         if p_de is not None:
             b_u = tl.load(p_u + first_i * D + o_d, mask=m_d, other=0.0)[None, :]
             b_u -= tl.load(p_u + first_j * D + o, mask=m_cd, other=0.0)
-            tl.store(p_de + first_row * D + o, b_dt + b_dlogit[:, None] * b_u, mask=m_cd)
+            b_de = b_dt + b_dlogit[:, None] * b_u
+            tl.store(p_de + first_row * D + o, b_de.to(p_de.dtype.element_ty), mask=m_cd)
     if p_rows_u is not None:
         o_column = column_part(a, chunk, o_c, 0, K, O, BLOCK_V)
         tl.store(p_columns_u + o_column[:, None] * D + o_d[None, :], b_column_u, mask=m_cd)
@@ -282,8 +283,8 @@ def gate_backward_kernel(
 def _constants(inputs: GateInputs) -> tuple[tuple[int, int, int], dict[str, Any]]:
     """The numbers and constants that both kernels take."""
     numbers, constants = dropout_arguments(inputs.dropout, inputs.scale)
-    e = inputs.e
-    return numbers, {"ROOT": e.shape[1] ** -0.5, "COMPUTE": compute_type(e.dtype), **constants}
+    gamma = inputs.norm.gamma
+    return numbers, {"ROOT": len(gamma) ** -0.5, "COMPUTE": compute_type(gamma.dtype), **constants}
 
 
 def forward(inputs: GateInputs, outputs: GateOutputs) -> None:
@@ -317,8 +318,8 @@ def backward(inputs: GateInputs, upstream: GateUpstream, gradients: GateGradient
     places = row_places(tile, channels, GATE_BACKWARD, ENDS.block_views, least)
     parts, norms, added_to = [], [], [None] * 8
     if sums is not None:
-        parts = [node_parts(places, width, e) for width in (channels, 1, channels)]
-        norms = [partials(e, places.grid[0], channels) for _ in range(2)]
+        parts = [node_parts(places, width, norm.gamma) for width in (channels, 1, channels)]
+        norms = [partials(norm.gamma, places.grid[0], channels) for _ in range(2)]
         added_to = [*(part.rows for part in parts), *(part.columns for part in parts), *norms]
     pointers = (tokens.u, tokens.v, norm.gamma, e, *upstream, draw, de, *added_to)
     numbers, constants = _constants(inputs)

@@ -70,7 +70,7 @@ def head_forward_kernel(
     _, _, o, m_rd = rows_at(tl.program_id(0).to(tl.int64) * BLOCK_R, o_d, T, D, BLOCK_R)
     b_bias = tl.load(p_bias + o_d, mask=m_d, other=0.0)
     b_x = tl.load(p_product + o, mask=m_rd, other=0.0).to(COMPUTE) + b_bias[None, :]
-    tl.store(p_theta + o, logistic(b_x), mask=m_rd)
+    tl.store(p_theta + o, logistic(b_x).to(p_theta.dtype.element_ty), mask=m_rd)
 
 
 @triton.jit(do_not_specialize=["T", "rows"])
@@ -92,8 +92,8 @@ def head_backward_kernel(
     b_sum = tl.zeros((BLOCK_R, BLOCK_D), dtype=COMPUTE)
     for start in range(0, rows, BLOCK_R):
         _, _, o, m_rd = rows_at(tl.program_id(0).to(tl.int64) * rows + start, o_d, T, D, BLOCK_R)
-        b_theta = tl.load(p_theta + o, mask=m_rd, other=0.0)
-        b_dpre = tl.load(p_dtheta + o, mask=m_rd, other=0.0) * b_theta * (1.0 - b_theta)
+        b_theta = tl.load(p_theta + o, mask=m_rd, other=0.0).to(COMPUTE)
+        b_dpre = tl.load(p_dtheta + o, mask=m_rd, other=0.0).to(COMPUTE) * b_theta * (1.0 - b_theta)
         tl.store(p_dpre + o, b_dpre.to(p_dpre.dtype.element_ty), mask=m_rd)
         b_sum += b_dpre
     if p_part is not None:
@@ -121,9 +121,9 @@ def head_sums_kernel(
     for start in range(0, rows, BLOCK_R):
         _, _, o, m_rd = rows_at(tl.program_id(0).to(tl.int64) * rows + start, o_d, T, D, BLOCK_R)
         b_dy = tl.load(p_dy + o, mask=m_rd, other=0.0).to(COMPUTE)
-        tl.store(p_wide + o, b_dy, mask=m_rd)
+        tl.store(p_wide + o, b_dy.to(p_wide.dtype.element_ty), mask=m_rd)
         b_sum += b_dy
-        b_along += b_dy * tl.load(p_e + o, mask=m_rd, other=0.0)
+        b_along += b_dy * tl.load(p_e + o, mask=m_rd, other=0.0).to(COMPUTE)
     p_part += tl.program_id(0).to(tl.int64) * 2 * D + o_d
     tl.store(p_part, tl.sum(b_sum, axis=0), mask=m_d)
     tl.store(p_part + D, tl.sum(b_along, axis=0), mask=m_d)
@@ -156,10 +156,11 @@ def head_norm_kernel(
     b_scale = tl.load(p_scale + o_d, mask=m_d, other=0.0)
     b_a = tl.load(p_a + o_d, mask=m_d, other=0.0)
     b_b = tl.load(p_b + o_d, mask=m_d, other=0.0)
-    b_dy = tl.load(p_dy + o, mask=m_rd, other=0.0)
-    b_through = b_a[None, :] + b_b[None, :] * tl.load(p_e + o, mask=m_rd, other=0.0)
+    b_dy = tl.load(p_dy + o, mask=m_rd, other=0.0).to(b_scale.dtype)
+    b_through = b_a[None, :] + b_b[None, :] * tl.load(p_e + o, mask=m_rd, other=0.0).to(b_scale.dtype)
     b_through *= tl.where(o_r.to(tl.int32) // K % O >= mirrored, 2.0, 1.0)[:, None]
-    tl.store(p_de + o, b_scale[None, :] * (b_dy - b_through), mask=m_rd)
+    b_de = b_scale[None, :] * (b_dy - b_through)
+    tl.store(p_de + o, b_de.to(p_de.dtype.element_ty), mask=m_rd)
 
 
 def _launch(
@@ -226,7 +227,7 @@ def backward(arguments: HeadBackward) -> None:
     """
     theta, dtheta, dpre, total = arguments
     each, programs = _summed(theta.shape[0])
-    part = None if total is None else partials(theta, programs, theta.shape[1])
+    part = None if total is None else partials(total, programs, theta.shape[1])
     pointers, constants = (theta, dtheta, dpre, part), {"COMPUTE": compute_type(theta.dtype)}
     _launch(head_backward_kernel, theta.shape, each, pointers, (each,), **constants)
     if part is not None:
@@ -242,8 +243,8 @@ def sums(arguments: HeadSums) -> None:
     """
     dy, e, wide, total = arguments
     each, programs = _summed(e.shape[0])
-    part = partials(e, programs, 2 * e.shape[1])
-    pointers, constants = (dy, e, wide, part), {"COMPUTE": compute_type(e.dtype)}
+    part = partials(total, programs, 2 * e.shape[1])
+    pointers, constants = (dy, e, wide, part), {"COMPUTE": compute_type(total.dtype)}
     _launch(head_sums_kernel, e.shape, each, pointers, (each,), **constants)
     add_partials(part, total.view(-1))
 

@@ -112,7 +112,8 @@ def mix_backward_theta_kernel(
     o_m = A * K * O + a * (O - mirrored) * K + o_c - mirrored * K
     b_dn = tl.load(p_dn + o_m[:, None] * D + o_d[None, :], mask=m_back[:, None] & m_d[None, :], other=0.0)
     b_dtheta -= b_scale[:, None] * b_dn * b_difference
-    tl.store(p_dtheta + ((a * K + i) * O * K + o_c)[:, None] * D + o_d[None, :], b_dtheta, mask=m_cd)
+    p_dtheta += ((a * K + i) * O * K + o_c)[:, None] * D + o_d[None, :]
+    tl.store(p_dtheta, b_dtheta.to(p_dtheta.dtype.element_ty), mask=m_cd)
 
 
 @triton.jit
@@ -186,7 +187,7 @@ def mix_backward_z_kernel(
         o_row = (a * K + i) * O * K + o_c
         b_a = tl.load(p_z + ((first + a) * K + i) * D + o_d, mask=m_d, other=0.0)[None, :]
         b_difference = b_b - b_a
-        b_theta = tl.load(p_theta + o_row[:, None] * D + o_d[None, :], mask=m_cd, other=0.0)
+        b_theta = tl.load(p_theta + o_row[:, None] * D + o_d[None, :], mask=m_cd, other=0.0).to(b_b.dtype)
         b_dn, b_own = upstream_of(p_dlogits, p_mixed, (a * K + i) * O + o_o, m_out, b_a, o_d, D, SQUARE)
 
         b_ratio = tl.load(p_ratio + o_row, mask=m_out, other=0.0)

@@ -82,7 +82,7 @@ def view_of(
     m_md = m_m[:, None] & (o_d < D)[None, :]
     b_b = tl.load(p_z + (o_negative + v)[:, None] * D + o_d[None, :], mask=m_md, other=0.0)
     b_theta = tl.load(p_theta + (o_edge + v * o_step)[:, None] * D + o_d[None, :], mask=m_md, other=0.0)
-    return b_b, b_theta, tl.load(p_kappa + o_view * K + v, mask=m_m, other=0.0)
+    return b_b, b_theta.to(b_b.dtype), tl.load(p_kappa + o_view * K + v, mask=m_m, other=0.0)
 
 
 @triton.jit

@@ -46,14 +46,15 @@ def mlp_out_forward_kernel(
     b_d = tl.load(p_d + o_d, mask=m_d, other=0.0)
     b_mean = tl.load(p_mean + o_r, mask=m_r, other=0.0)
     b_rstd = tl.load(p_rstd + o_r, mask=m_r, other=0.0)
-    b_e1 = tl.load(p_e1 + o, mask=m_rd, other=0.0)
-    b_s = tl.load(p_product + o, mask=m_rd, other=0.0).to(b_e1.dtype)
+    b_e1 = tl.load(p_e1 + o, mask=m_rd, other=0.0).to(b_w.dtype)
+    b_s = tl.load(p_product + o, mask=m_rd, other=0.0).to(b_w.dtype)
     b_s = (b_s - b_mean[:, None] * b_w[None, :]) * b_rstd[:, None] + b_d[None, :] + b_e1
-    tl.store(p_s + o, b_s, mask=m_rd)
+    b_stored = b_s.to(p_s.dtype.element_ty)
+    tl.store(p_s + o, b_stored, mask=m_rd)
     if p_y is not None or p_low is not None:
         b_gamma = tl.load(p_gamma + o_d, mask=m_d, other=0.0)
         b_beta = tl.load(p_beta + o_d, mask=m_d, other=0.0)
-        b_y = norm_gelu(b_s, b_gamma, b_beta, m_d[None, :], D)
+        b_y = norm_gelu(b_stored.to(b_w.dtype), b_gamma, b_beta, m_d[None, :], D)
         if p_y is not None:
             tl.store(p_y + o, b_y, mask=m_rd)
         if p_low is not None:
@@ -95,14 +96,14 @@ def mlp_out_backward_kernel(
     b_means = tl.zeros((BLOCK_D,), dtype=b_gamma.dtype)
     for first in range(0, rows, BLOCK_R):
         o_r, m_r, o, m_rd = rows_at(first_row + first, o_d, T, D, BLOCK_R)
-        b_s = tl.load(p_s + o, mask=m_rd, other=0.0)
-        b_dy = tl.load(p_dy + o, mask=m_rd, other=0.0)
-        b_e1 = tl.load(p_e1 + o, mask=m_rd, other=0.0)
+        b_s = tl.load(p_s + o, mask=m_rd, other=0.0).to(b_gamma.dtype)
+        b_dy = tl.load(p_dy + o, mask=m_rd, other=0.0).to(b_gamma.dtype)
+        b_e1 = tl.load(p_e1 + o, mask=m_rd, other=0.0).to(b_gamma.dtype)
         b_mean = tl.load(p_mean + o_r, mask=m_r, other=0.0)
         b_rstd = tl.load(p_rstd + o_r, mask=m_r, other=0.0)
         b_ds, b_normalized = norm_gelu_backward(b_s, b_gamma, b_dy, m_d[None, :], D)
         b_scaled = b_ds * b_rstd[:, None]
-        tl.store(p_ds + o, b_ds, mask=m_rd)
+        tl.store(p_ds + o, b_ds.to(p_ds.dtype.element_ty), mask=m_rd)
         if p_low is not None:
             tl.store(p_low + o, b_ds.to(p_low.dtype.element_ty), mask=m_rd)
         tl.store(p_scaled + o, b_scaled.to(p_scaled.dtype.element_ty), mask=m_rd)
@@ -153,7 +154,7 @@ def backward(replay: MlpOutReplay, gradients: MlpOutGradients) -> None:
     block_r, block_d = row_block(dim, config)
     each = rows_each(rows, block_r, config.programs)
     programs = triton.cdiv(rows, each)
-    part = None if sums is None else partials(e1, programs, 4 * dim)
+    part = None if sums is None else partials(gamma, programs, 4 * dim)
     same = low.dtype == ds.dtype and low.data_ptr() == ds.data_ptr()  # then ds itself is the operand
     with on_device_of(e1):
         mlp_out_backward_kernel[(programs,)](
@@ -218,9 +219,9 @@ def mlp_out_product_forward_kernel(
         m_mn = m_m[:, None] & m_n[None, :]
         b_w = tl.load(p_w + o_n, mask=m_n, other=0.0)
         b_d = tl.load(p_d + o_n, mask=m_n, other=0.0)
-        b_e1 = tl.load(p_e1 + first_m * D + o, mask=m_mn, other=0.0)
+        b_e1 = tl.load(p_e1 + first_m * D + o, mask=m_mn, other=0.0).to(b_w.dtype)
         b_s = (b_parts[k] - b_mean[:, None] * b_w[None, :]) * b_rstd[:, None] + b_d[None, :] + b_e1
-        tl.store(p_s + first_m * D + o, b_s, mask=m_mn)
+        tl.store(p_s + first_m * D + o, b_s.to(p_s.dtype.element_ty), mask=m_mn)
 
 
 def product_forward(g: Tensor, w2: Tensor, e1: Tensor, moments: RowMoments, fold: Fold, s: Tensor) -> None:

@@ -32,8 +32,8 @@ def norm_gelu_kernel(
     o_d = tl.arange(0, BLOCK_D)
     m_d = o_d < D
     _, _, o, m_rd = rows_at(tl.program_id(0).to(tl.int64) * BLOCK_R, o_d, T, D, BLOCK_R)
-    b_t = tl.load(p_t + o, mask=m_rd, other=0.0)
     b_gamma = tl.load(p_gamma + o_d, mask=m_d, other=0.0)
+    b_t = tl.load(p_t + o, mask=m_rd, other=0.0).to(b_gamma.dtype)
     b_beta = tl.load(p_beta + o_d, mask=m_d, other=0.0)
     b_y = norm_gelu(b_t, b_gamma, b_beta, m_rd, D)
     if p_y is not None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from gcahng.engine.schedule import bands, default_tile_rows
+from gcahng.engine.stages import ops_of
 from gcahng.errors import UserError
 
 
@@ -26,7 +27,8 @@ class StepSize:
         accumulate: dtype of everything else.
         edge_dtype: dtype of stored edges.
         symmetric: whether half of the pairs are computed.
-        stages: implementation of the stages; what counts is whether it is torch or a fused one.
+        stages: implementation of the stages; what counts is whether it is torch or a fused one, and which ones take
+            narrow edges.
         device: type of the device.
         ranks: processes that share the pairs of a batch; what is counted is the share of one of them.
 
@@ -57,7 +59,8 @@ class StepSize:
     @property
     def narrow(self) -> bool:
         """Whether edges are in the products' dtype alone (see StageContext.narrow)."""
-        return self.edge_dtype is self.compute is not self.accumulate and self.stages in ("torch", "cpp")
+        ops = ops_of(self.stages)
+        return self.edge_dtype is self.compute is not self.accumulate and (ops is None or ops.narrow_edges)
 
     @property
     def rows(self) -> int:

@@ -61,7 +61,8 @@ class Case(NamedTuple):
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel as it was launched in a case, as Triton would compile it; times: how often it was launched like that."""
+    """A kernel as it was launched in a case, as Triton would compile it; times: how often it was launched like that;
+    narrow: whether for edges in bf16 alone."""
 
     case: Case
     function: JITFunction
@@ -70,6 +71,7 @@ class Launch:
     attributes: dict[tuple[int, ...], Any]
     options: dict[str, Any]
     times: int = 1
+    narrow: bool = False
 
     @property
     def name(self) -> str:
@@ -186,12 +188,15 @@ def recording(case: Case) -> Iterator[dict[str, Launch]]:
 def record(case: Case) -> list[Launch]:
     """What a training step launches."""
     from gcahng.engine.stages import edge_update
-    from gcahng.testing.launches import launch_all
+    from gcahng.testing.launches import launch_all, launch_narrow
 
     shared = MULTIPROCESSORS[case.arch].block_shared
     with recording(case) as launches, patch.object(edge_update, "shared_memory", lambda _: shared):
         launch_all(case.dim, DTYPES[case.dtype])
-    found = list(launches.values())
+        wide = set(launches)
+        if case.dtype == "bf16":
+            launch_narrow(case.dim)
+    found = [replace(launch, narrow=key not in wide) for key, launch in launches.items()]
     return [launch for launch in found if _has_product(launch)] if case.dtype in PRODUCTS_ALONE else found
 
 
@@ -246,11 +251,12 @@ def compile_launch(launch: Launch) -> Any:
 
 
 def most_frequent(launches: Iterable[Launch]) -> list[Launch]:
-    """Of each kernel's launches in a case that differ for Triton, the one that happens most often."""
+    """Of each kernel's launches in a case that differ for Triton, the one that happens most often, with edges in the
+    accumulating dtype if there is one."""
     most: dict[tuple[str, Case], Launch] = {}
     for launch in launches:
         best = most.setdefault((launch.name, launch.case), launch)
-        if launch.times > best.times:
+        if (not launch.narrow, launch.times) > (not best.narrow, best.times):
             most[launch.name, launch.case] = launch
     return list(most.values())
 

@@ -2,7 +2,8 @@
 
 A budget is a file with a line for each kernel and architecture. Lines that begin with # are comments. The columns:
 
-    kernel     its name; one of CUDA C++ with its template arguments, without namespaces and spaces
+    kernel     its name; one of CUDA C++ with its template arguments, without namespaces and spaces; a Triton kernel of
+               edges in bf16 alone with "<bf16>"
     by         triton or cuda
     D          embedding channels that it is compiled for (Triton; products are in bf16)
     arch       compute capability without its dot
@@ -28,6 +29,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -157,20 +159,32 @@ class Compiled(NamedTuple):
     threads: int | None = None
 
 
-def compile_triton(archs: Iterable[int], dims: Iterable[int], name: str = "") -> list[Compiled]:
-    """Each Triton kernel with this in its name as training steps launch it most often, compiled."""
+def compile_triton(
+    archs: Iterable[int], dims: Iterable[int], name: str = "", limits: Iterable[Limit] = ()
+) -> list[Compiled]:
+    """Each Triton kernel with this in its name as training steps launch it most often, compiled.
+
+    What has no line among the limits is left out where there is one for others of its family: for another D, or for
+    edges of the accumulating dtype.
+    """
     from gcahng.testing import aot
 
+    lines = {(limit.kernel, limit.dim, limit.arch) for limit in limits}
+    families = {(_family(kernel), arch) for kernel, _, arch in lines}
     found = []
     for arch in archs:
         for dim in dims:
-            for launch in aot.most_frequent(aot.record(aot.Case(dim, DTYPE, arch))):
-                if name not in launch.name:
-                    continue
-                built = aot.compile_launch(launch)
-                (kernel,) = sass.kernels_of(built.asm["cubin"])
-                threads = built.metadata.num_warps * WARP
-                found.append(Compiled("triton", dim, kernel, launch.tile / threads, built.metadata.shared, threads))
+            recorded = aot.record(aot.Case(dim, DTYPE, arch))
+            for narrow in (False, True):
+                for launch in aot.most_frequent(one for one in recorded if one.narrow == narrow):
+                    called = f"{launch.name}<bf16>" if narrow else launch.name
+                    other = (called, dim, arch) not in lines and (launch.name, arch) in families
+                    if other or name not in called:
+                        continue
+                    built = aot.compile_launch(launch)
+                    (kernel,) = sass.kernels_of(built.asm["cubin"])
+                    kernel, threads = replace(kernel, name=called), built.metadata.num_warps * WARP
+                    found.append(Compiled("triton", dim, kernel, launch.tile / threads, built.metadata.shared, threads))
     return found
 
 

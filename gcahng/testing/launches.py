@@ -39,7 +39,7 @@ USUAL = Sizes()
 
 
 def launch_all(dim: int, compute: torch.dtype) -> None:
-    """Launches every Triton kernel as steps with D channels and products in the compute dtype do.
+    """Launches every Triton kernel as steps with D channels and products in the compute dtype do; see `launch_narrow`.
 
     The steps run in every memory mode, and with every product left to the library, as in fp64. The backward of
     gcahng.ops.channel_mix is launched too, since no step differentiates the mix by embeddings from dN itself.
@@ -47,11 +47,22 @@ def launch_all(dim: int, compute: torch.dtype) -> None:
     with launching():
         for memory in MODES:
             meta_step("triton", dim, compute, memory)
-        meta_step("triton", dim, compute, "store", edge_dtype=torch.bfloat16)
+        if compute is not torch.bfloat16:
+            meta_step("triton", dim, compute, "store", edge_dtype=torch.bfloat16)
         with patch.object(prepare, "ops_of", lambda implementation: Ops(implementation)):
             meta_step("triton", dim, compute, "store")
             meta_step("triton", dim, compute, "recompute")
         meta_mix_backward("triton", dim, torch.float64 if compute == torch.float64 else torch.float32)
+
+
+def launch_narrow(dim: int) -> None:
+    """Launches what steps in bf16 do whose edges are in bf16 alone."""
+    compute = torch.bfloat16
+    with launching():
+        for memory in MODES:
+            meta_step("triton", dim, compute, memory, edge_dtype=compute)
+        with patch.object(prepare, "ops_of", lambda implementation: Ops(implementation)):
+            meta_step("triton", dim, compute, "store", edge_dtype=compute)
 
 
 def meta_step(

@@ -39,12 +39,20 @@ TRITON_CASES = [
 @pytest.mark.simulated
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("case", TRITON_CASES, ids=str)
-def test_triton_step_in_lower_precision(case, autocast, tiles):
+def test_triton_step_in_lower_precision(case, autocast, tiles, edges=None):
     """Its own products, in one draw since the interpreter is slow."""
     tiles(case)
-    triton = Variant("triton", autocast=autocast, draws=1)
+    triton = Variant("triton", autocast=autocast, edge_dtype=edges, draws=1)
     errors = draw_errors(case, {"triton": triton, "plain": Variant("reference", autocast=autocast)})
     assert_errors(case, triton, errors["triton"], errors["plain"])
+
+
+@pytest.mark.simulated
+@pytest.mark.parametrize(
+    "case", [Case(classes=3, views=2), pytest.param(TRITON_CASES[1], marks=pytest.mark.slow)], ids=str
+)
+def test_triton_step_with_narrow_edges(case, tiles):
+    test_triton_step_in_lower_precision(case, torch.bfloat16, tiles, torch.bfloat16)
 
 
 EDGE_CASES = [

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from stages.cases import Setup, Some
+from stages.cases import NARROW, Setup, Some
 
 from gcahng import UserError, native
 from gcahng.dispatch import available
+from gcahng.engine.schema import NARROW as NARROW_OPS
 from gcahng.engine.schema import OPS, Ops
 from gcahng.engine.stages import ops_of
 
@@ -128,6 +129,7 @@ class Backend:
         setups: the setups of each kind of stage.
         precisions_: the precisions of products.
         low: the narrowest dtype of products.
+        narrow_edges: whether edges may be in the dtype of products alone.
         device: where tensors are.
         arch: the instruction set that is in force; None on a GPU and for plain torch.
         twice: the setup on which two runs give the same bits.
@@ -141,6 +143,7 @@ class Backend:
     setups: Setups = field(repr=False)
     precisions_: tuple[str, ...] = ("float64", "float32", "bfloat16")
     low: torch.dtype = torch.bfloat16
+    narrow_edges: bool = False
     device: torch.device = CPU
     arch: str | None = None
     twice: Setup = SMALL
@@ -165,13 +168,17 @@ class Backend:
             of_bits: whether bits are compared, and not values with fp64.
         """
         found = self.precisions_ if stage.products else self.precisions_[:2]
-        return tuple(name for name in found if name != "float64")[:2] if of_bits else found
+        if of_bits:
+            return tuple(name for name in found if name != "float64")[:2]
+        return (*found, NARROW) if self.narrow_edges else found
 
     def cases(self, stage: Stage) -> Iterator[tuple[Setup, str]]:
         """Every setup and precision in which a stage is compared with the truth."""
-        for case in itertools.product(self.setups[stage.kind], self.precisions(stage)):
-            if not self.quick or self._quick(*case):
-                yield case
+        setups = self.setups[stage.kind]
+        for setup, precision in itertools.product(setups, self.precisions(stage)):
+            one = precision != NARROW or setup is setups[0]  # other kernels differ in loads and stores alone
+            if one and (not self.quick or self._quick(setup, precision)):
+                yield setup, precision
 
     def setups_twice(self, stage: Stage) -> list[Setup]:
         """The setups on which the bits of two runs are compared."""
@@ -269,7 +276,8 @@ def _cpp(arch: str, *, every: bool) -> Backend:
         every: whether it runs on all setups, or only on the first one.
     """
     few = _everywhere(CPP_SETUPS if every else CPP_SETUPS[:1])
-    return Backend(f"cpp-{arch}{'-everywhere' if every and arch != _IN_FORCE else ''}", "cpp", few, arch=arch)
+    name = f"cpp-{arch}{'-everywhere' if every and arch != _IN_FORCE else ''}"
+    return Backend(name, "cpp", few, narrow_edges=True, arch=arch)
 
 
 CPP = [_cpp(arch, every=arch == _IN_FORCE) for arch in native.CPU_ARCHES]
@@ -279,6 +287,7 @@ TRITON = Backend(
     "triton",
     _everywhere(TRITON_SETUPS) | {"updates": TRITON_UPDATES},
     ("float64", "float32", "bfloat16", "float16"),
+    narrow_edges=True,
     twice=Setup(3, 2, 19, 20, p=0.3),
     most_views=(TRITON_MOST_VIEWS, "float64"),
 )
@@ -303,6 +312,7 @@ def _gpu(implementation: str, *, quick: bool) -> Backend:
         f"gpu-{implementation}{'' if quick else '-everywhere'}",
         implementation,
         _everywhere(GPU_SETUPS),
+        narrow_edges=all(part in NARROW_OPS for part in implementation.split("+")),
         device=CUDA,
         twice=GPU_SETUPS[3],
         most_views=(MOST_VIEWS, "float32"),

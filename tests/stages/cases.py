@@ -25,13 +25,21 @@ from gcahng.testing import seeded
 Results = dict[str, Tensor]
 Rows = Callable[[Tensor], Tensor]
 _MARGIN, _CANARY = 64, 7.0
+NARROW = "bfloat16 edges"
 
 
 class Precision(NamedTuple):
-    """The dtypes of a case: `accumulate` is that of vectors and edges, and `compute` that of products."""
+    """The dtypes of a case.
+
+    Attributes:
+        accumulate: that of vectors.
+        compute: that of products.
+        edges: that of edges, their gradients and coefficients; None: that of vectors.
+    """
 
     accumulate: torch.dtype
     compute: torch.dtype
+    edges: torch.dtype | None = None
 
 
 PRECISIONS = {
@@ -39,6 +47,7 @@ PRECISIONS = {
     "float32": Precision(torch.float32, torch.float32),
     "bfloat16": Precision(torch.float32, torch.bfloat16),
     "float16": Precision(torch.float32, torch.float16),
+    NARROW: Precision(torch.float32, torch.bfloat16, torch.bfloat16),
 }
 
 
@@ -116,6 +125,9 @@ def make_inputs(setup: Setup, precision: Precision) -> Inputs:
         x = at + scale * seeded(*shape, seed=next(count), dtype=torch.float32)
         return x.to(precision.compute if low else precision.accumulate)
 
+    def of_edges(x: Tensor) -> Tensor:
+        return x.to(precision.edges or precision.accumulate)
+
     w1, w2 = draw(4 * dim, dim, scale=dim**-0.5, low=True), draw(dim, 4 * dim, scale=0.5 * dim**-0.5, low=True)
     weights = EdgeWeights(
         w1=w1,
@@ -138,7 +150,7 @@ def make_inputs(setup: Setup, precision: Precision) -> Inputs:
         rstd=rstd,
         scale=gamma * rstd,
     )
-    full = draw(rows, dim)
+    full = of_edges(draw(rows, dim))
     edges = Edges(full, full.to(precision.compute))
     return Inputs(
         nodes=draw(n, dim),
@@ -148,14 +160,14 @@ def make_inputs(setup: Setup, precision: Precision) -> Inputs:
         head_sums=draw(2, dim, scale=n),
         tokens=(draw(n, dim), draw(n, 1), draw(n, dim)),
         edges=edges,
-        upstream=draw(rows, dim),
+        upstream=of_edges(draw(rows, dim)),
         node_upstream=draw(n, dim),
-        theta=torch.sigmoid(draw(rows, dim)),
+        theta=of_edges(torch.sigmoid(draw(rows, dim))),
         kappa=mixing_weights(torch.sigmoid(draw(setup.views, setup.views - 1))),
         logits_upstream=draw(mixes),
         mix_upstream=draw(mixes, dim),
         closing=weights._replace(gamma=draw(dim, scale=0.3, at=1.0), beta=draw(dim, scale=0.3)),
-        sums=_sums_of(weights, edges).to(precision.accumulate),
+        sums=of_edges(_sums_of(weights, edges)),
         means=draw(rows, 2, scale=0.1),
     )
 
@@ -213,7 +225,9 @@ class Run:
         self.low = inputs.weights.w1.dtype
         dropout = EdgeDropout(setup.p, 7, torch.tensor(3, device=self.like.device)) if setup.p else None
         fused = (self.workspace, ops) if ops is not None else (None, None)
-        self.stages = make_stages(StageContext(self.schedule, self.dim, self.low, self.like, dropout, 2, *fused))
+        self.edge_dtype = inputs.edges.full.dtype
+        of_edges = (dropout, 2, *fused, self.edge_dtype)
+        self.stages = make_stages(StageContext(self.schedule, self.dim, self.low, self.like, *of_edges))
         tokens = Tokens(*map(self.band, inputs.tokens))
         self.layer = Layer(1, inputs.weights, inputs.closing, tokens)
         u = inputs.nodes.new_zeros(setup.views, setup.views - 1)
@@ -237,6 +251,10 @@ class Run:
     def edges(self, rows: Rows) -> Edges:
         full = rows(self.inputs.edges.full)
         return Edges(full, full if self.low is full.dtype else rows(self.inputs.edges.low))
+
+    def edge_room(self, tile: Tile) -> Tensor:
+        """Memory (T, D) full of NaN for a tensor over a tile's edges."""
+        return self.nan(tile.rows, self.dim, dtype=self.edge_dtype)
 
     def nan(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """Memory full of NaN that a stage is to write, by default in the accumulating dtype."""

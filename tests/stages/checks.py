@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from stages.backends import Backend, Emulated
-from stages.cases import PRECISIONS, Inputs, Results, Run, Setup, make_inputs, mapped
+from stages.cases import NARROW, PRECISIONS, Inputs, Results, Run, Setup, make_inputs, mapped
 from torch import Tensor
 
 from gcahng.testing import assert_close_to_truth, moved, nan_poisoned
@@ -88,6 +88,12 @@ class Wanted(NamedTuple):
     plain: list[Results]
 
 
+def _moved(x: Tensor, precision: str, generator: torch.Generator) -> Tensor:
+    if precision == NARROW and x.dtype is torch.bfloat16:  # a rounding of edges would hide what fp32 sums are off by
+        return x
+    return moved(x.cpu(), x.dtype, generator).to(x.device)
+
+
 @functools.cache  # for every backend
 def wanted(stage: Stage, setup: Setup, precision: str, device: torch.device = CPU) -> Wanted:
     inputs = inputs_of(setup, precision, device)
@@ -96,7 +102,7 @@ def wanted(stage: Stage, setup: Setup, precision: str, device: torch.device = CP
         return Wanted(truth, [])
     # A generator each, so that what an input is moved by does not depend on those after it.
     generators = [torch.Generator().manual_seed(seed) for seed in (1, 2, 3)]
-    near = [mapped(lambda x, g=g: moved(x.cpu(), x.dtype, g).to(device), inputs) for g in generators]
+    near = [mapped(lambda x, g=g: _moved(x, precision, g), inputs) for g in generators]
     return Wanted(truth, [stage.results(Run(setup, one)) for one in (inputs, *near)])
 
 

@@ -26,7 +26,7 @@ def forward(run: Run) -> Results:
     moments, of_edges = head.moments(), head.moments()
     for number, tile, rows in run.tiles():
         h = run.nan(tile.rows, 4 * run.dim, dtype=run.low)
-        stored, s = RowMoments(run.nan(tile.rows, 1), run.nan(tile.rows, 1)), run.nan(tile.rows, run.dim)
+        stored, s = RowMoments(run.nan(tile.rows, 1), run.nan(tile.rows, 1)), run.edge_room(tile)
         given = (run.layer, tile, run.edges(rows))
         e, e1, saved = update.forward(*given, Saving("e1", h, stored, s), "out")
         assert h.isfinite().all()
@@ -45,7 +45,7 @@ def forward(run: Run) -> Results:
 
 def check_narrow_storage(run: Run, given: tuple) -> None:
     """What goes on is what was stored."""
-    stored, s = (run.nan(given[1].rows, run.dim, dtype=dtype) for dtype in (torch.bfloat16, run.like.dtype))
+    stored, s = run.nan(given[1].rows, run.dim, dtype=torch.bfloat16), run.edge_room(given[1])
     run.stages.edge_update.forward(*given, Saving(s=s), "whole")
     e = run.stages.edge_update.forward(*given, Saving(s=stored), "stored").edges
     assert torch.equal(stored, s.bfloat16())
