@@ -128,6 +128,7 @@ class Backend:
         setups: the setups of each kind of stage.
         precisions_: the precisions of products.
         low: the narrowest dtype of products.
+        narrow: on how many of the setups of a kind edges are in bf16, too, beside products in bf16.
         device: where tensors are.
         arch: the instruction set that is in force; None on a GPU and for plain torch.
         twice: the setup on which two runs give the same bits.
@@ -141,6 +142,7 @@ class Backend:
     setups: Setups = field(repr=False)
     precisions_: tuple[str, ...] = ("float64", "float32", "bfloat16")
     low: torch.dtype = torch.bfloat16
+    narrow: int = 0
     device: torch.device = CPU
     arch: str | None = None
     twice: Setup = SMALL
@@ -165,12 +167,16 @@ class Backend:
             of_bits: whether bits are compared, and not values with fp64.
         """
         found = self.precisions_ if stage.products else self.precisions_[:2]
-        return tuple(name for name in found if name != "float64")[:2] if of_bits else found
+        if of_bits:
+            found = tuple(name for name in found if name != "float64")[:2]
+        return (*found, "narrow") if self.narrow and stage.edges else found
 
     def cases(self, stage: Stage) -> Iterator[tuple[Setup, str]]:
         """Every setup and precision in which a stage is compared with the truth."""
-        for case in itertools.product(self.setups[stage.kind], self.precisions(stage)):
-            if not self.quick or self._quick(*case):
+        setups = self.setups[stage.kind]
+        for case in itertools.product(setups, self.precisions(stage)):
+            left_out = case[1] == "narrow" and case[0] not in setups[: self.narrow]
+            if not left_out and (not self.quick or self._quick(*case)):
                 yield case
 
     def setups_twice(self, stage: Stage) -> list[Setup]:
@@ -199,6 +205,7 @@ class Emulated(Backend):
     only: int | None = None
     flags: tuple[str, ...] = ()
     triton_products = False
+    narrow_edges = True
     emulated = True
 
     def __str__(self) -> str:
@@ -269,7 +276,8 @@ def _cpp(arch: str, *, every: bool) -> Backend:
         every: whether it runs on all setups, or only on the first one.
     """
     few = _everywhere(CPP_SETUPS if every else CPP_SETUPS[:1])
-    return Backend(f"cpp-{arch}{'-everywhere' if every and arch != _IN_FORCE else ''}", "cpp", few, arch=arch)
+    name = f"cpp-{arch}{'-everywhere' if every and arch != _IN_FORCE else ''}"
+    return Backend(name, "cpp", few, narrow=2, arch=arch)
 
 
 CPP = [_cpp(arch, every=arch == _IN_FORCE) for arch in native.CPU_ARCHES]
@@ -294,6 +302,7 @@ EMULATED = Emulated(
     "cuda",
     CUDA_SETUPS,
     ("float64", "float32", "bfloat16", "float16"),
+    narrow=max(map(len, CUDA_SETUPS.values())),
     most_views=(CUDA_MOST_VIEWS, "float32"),
 )
 
@@ -303,6 +312,7 @@ def _gpu(implementation: str, *, quick: bool) -> Backend:
         f"gpu-{implementation}{'' if quick else '-everywhere'}",
         implementation,
         _everywhere(GPU_SETUPS),
+        narrow=len(GPU_SETUPS) if implementation == "cuda" else 0,
         device=CUDA,
         twice=GPU_SETUPS[3],
         most_views=(MOST_VIEWS, "float32"),

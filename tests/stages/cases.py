@@ -28,17 +28,20 @@ _MARGIN, _CANARY = 64, 7.0
 
 
 class Precision(NamedTuple):
-    """The dtypes of a case: `accumulate` is that of vectors and edges, and `compute` that of products."""
+    """The dtypes of a case: `accumulate` is that of vectors, `compute` that of products, and `edges` that of edges,
+    their gradients and coefficients."""
 
     accumulate: torch.dtype
     compute: torch.dtype
+    edges: torch.dtype
 
 
 PRECISIONS = {
-    "float64": Precision(torch.float64, torch.float64),
-    "float32": Precision(torch.float32, torch.float32),
-    "bfloat16": Precision(torch.float32, torch.bfloat16),
-    "float16": Precision(torch.float32, torch.float16),
+    "float64": Precision(torch.float64, torch.float64, torch.float64),
+    "float32": Precision(torch.float32, torch.float32, torch.float32),
+    "bfloat16": Precision(torch.float32, torch.bfloat16, torch.float32),
+    "float16": Precision(torch.float32, torch.float16, torch.float32),
+    "narrow": Precision(torch.float32, torch.bfloat16, torch.bfloat16),
 }
 
 
@@ -138,7 +141,7 @@ def make_inputs(setup: Setup, precision: Precision) -> Inputs:
         rstd=rstd,
         scale=gamma * rstd,
     )
-    full = draw(rows, dim)
+    full = draw(rows, dim).to(precision.edges)
     edges = Edges(full, full.to(precision.compute))
     return Inputs(
         nodes=draw(n, dim),
@@ -148,14 +151,14 @@ def make_inputs(setup: Setup, precision: Precision) -> Inputs:
         head_sums=draw(2, dim, scale=n),
         tokens=(draw(n, dim), draw(n, 1), draw(n, dim)),
         edges=edges,
-        upstream=draw(rows, dim),
+        upstream=draw(rows, dim).to(precision.edges),
         node_upstream=draw(n, dim),
-        theta=torch.sigmoid(draw(rows, dim)),
+        theta=torch.sigmoid(draw(rows, dim)).to(precision.edges),
         kappa=mixing_weights(torch.sigmoid(draw(setup.views, setup.views - 1))),
         logits_upstream=draw(mixes),
         mix_upstream=draw(mixes, dim),
         closing=weights._replace(gamma=draw(dim, scale=0.3, at=1.0), beta=draw(dim, scale=0.3)),
-        sums=_sums_of(weights, edges).to(precision.accumulate),
+        sums=_sums_of(weights, edges).to(precision.edges),
         means=draw(rows, 2, scale=0.1),
     )
 
@@ -210,10 +213,12 @@ class Run:
     def __init__(self, setup: Setup, inputs: Inputs, ops: Any = None) -> None:
         self.inputs, self.dim, self.schedule = inputs, setup.dim, setup.schedule
         self.like, self.workspace = inputs.nodes.new_zeros(()), PoisonedWorkspace()
-        self.low = inputs.weights.w1.dtype
+        self.low, self.edges_dtype = inputs.weights.w1.dtype, inputs.edges.full.dtype
         dropout = EdgeDropout(setup.p, 7, torch.tensor(3, device=self.like.device)) if setup.p else None
         fused = (self.workspace, ops) if ops is not None else (None, None)
-        self.stages = make_stages(StageContext(self.schedule, self.dim, self.low, self.like, dropout, 2, *fused))
+        context = StageContext(self.schedule, self.dim, self.low, self.like, dropout, 2, *fused, self.edges_dtype)
+        assert context.edges_dtype is self.edges_dtype
+        self.stages = make_stages(context)
         tokens = Tokens(*map(self.band, inputs.tokens))
         self.layer = Layer(1, inputs.weights, inputs.closing, tokens)
         u = inputs.nodes.new_zeros(setup.views, setup.views - 1)

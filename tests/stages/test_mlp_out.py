@@ -35,11 +35,11 @@ def forward(run: Run) -> Results:
     found, w, update = Collected(), run.inputs.weights, run.stages.edge_update
     for number, _, rows in run.tiles():
         e1 = run.edges(rows)
-        stored = run.nan(*e1.full.shape) if number else None
+        stored = run.nan(*e1.full.shape, dtype=run.edges_dtype) if number else None
         s, e = update.mlp_out.forward(w, e1, *update.mlp_in.forward(w, e1, None, None), stored, "out")
         if number:
-            assert torch.equal(stored, s)
-        found.add(s=s, e=e.full, low=e.low)
+            assert torch.equal(stored.to(s.dtype), s)
+        found.add(s=s.to(run.edges_dtype), e=e.full, low=e.low)
     return found.results()
 
 
