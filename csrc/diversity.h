@@ -15,7 +15,7 @@ struct DiversityForward {
   void* square;       // (classes + reach, K, D): sums of x^2 at the anchors are added, twice of an edge that stands for
                       // both directions
   int64_t D;
-  DType edge_type;  // of edges and their gradients: dtype, or on the CPU bf16 beside f32
+  DType edge_type;
 };
 
 struct DiversityBackward {
@@ -27,7 +27,7 @@ struct DiversityBackward {
   void* dtheta;  // (T, D), to which scale (theta - mean_i) is added, and scale (theta - mean_j) where an edge stands
                  // for both directions
   int64_t D;
-  DType edge_type;  // of edges and their gradients: dtype, or on the CPU bf16 beside f32
+  DType edge_type;
 };
 
 // The tile's part of `sum`, of D values, columns of mirrored offsets alone; square (units, K, D).

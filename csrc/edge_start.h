@@ -22,7 +22,7 @@ struct EdgeStartBackward {
   const void* de;  // (T, D)
   void* dx;        // (classes + reach, K, D): sums of de x_j at anchors and of de x_i at columns are added to it
   int64_t D;
-  DType edge_type;  // of edges and their gradients: dtype, or on the CPU bf16 beside f32
+  DType edge_type;
 };
 
 struct EdgeStartCpu {

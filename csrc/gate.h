@@ -20,11 +20,10 @@ struct GateForward {
   GateTokens tokens;
   NormWeights norm;
   const void* e;              // (T, D)
-  void* e1;                   // (T, D)
-  void* low;                  // (T, D), e1 in low_type, or null
+  EdgesOut out;               // e1
   void *weight_i, *weight_j;  // (T,) each: the attention weights of an edge's nodes, before dropout; they sum to 1
   int64_t D;
-  DType edge_type;  // of edges and their gradients: dtype, or on the CPU bf16 beside f32
+  DType edge_type;
 };
 
 // Gradients that a tile's sums are added to: du and dv (classes + reach, K, D), dc (classes + reach, K), dgamma and
@@ -45,7 +44,7 @@ struct GateBackward {
   void* de;                         // (T, D), or null; may be de1
   GateGradients sums;
   int64_t D;
-  DType edge_type;  // of edges and their gradients: dtype, or on the CPU bf16 beside f32
+  DType edge_type;
 };
 
 // The tile's part of GateGradients: u and v of D values, c of one; dgamma and dbeta (units, D).

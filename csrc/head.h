@@ -13,7 +13,7 @@ struct HeadMoments {
   const void* e;  // (T, D)
   void* sums;     // (2, D), f64: sums of e and of its square are added, each edge once for each pair it stands for
   int64_t D;
-  DType edge_type;  // of edges and their gradients: dtype, or on the CPU bf16 beside f32
+  DType edge_type;
 };
 
 struct HeadForward {
@@ -22,7 +22,7 @@ struct HeadForward {
   const void* bias;     // (D,)
   void* theta;          // (T, D)
   int64_t T, D;
-  DType edge_type;  // of edges and their gradients: dtype, or on the CPU bf16 beside f32
+  DType edge_type;
 };
 
 struct HeadBackward {
@@ -31,7 +31,7 @@ struct HeadBackward {
   void* dpre;                  // (T, D), low_type: dtheta theta (1 - theta)
   void* sum;                   // (D,), to which dpre's sum is added, or null
   int64_t T, D;
-  DType edge_type;  // of edges and their gradients: dtype, or on the CPU bf16 beside f32
+  DType edge_type;
 };
 
 struct HeadSums {
@@ -41,7 +41,7 @@ struct HeadSums {
   void* wide;      // (T, D): dy in dtype
   void* sums;      // (2, D): the sums of dy and of dy e are added
   int64_t T, D;
-  DType edge_type;  // of edges and their gradients: dtype, or on the CPU bf16 beside f32
+  DType edge_type;
 };
 
 struct HeadNorm {
@@ -51,7 +51,7 @@ struct HeadNorm {
   const void *scale, *a, *b;  // (D,) each
   void* de;                   // (T, D): scale (dy - w (a + b e)), w: the pairs that the edge stands for; may be dy
   int64_t D;
-  DType edge_type;  // of edges and their gradients: dtype, or on the CPU bf16 beside f32
+  DType edge_type;
 };
 
 struct HeadCpu {

@@ -28,7 +28,7 @@ struct MixForward {
   void* negatives;         // (mixes, D): N, or null
   void *logits, *squares;  // (mixes,) each: a . N and |N|^2, or both null
   int64_t D;
-  DType edge_type;  // of edges and their gradients: dtype, or on the CPU bf16 beside f32
+  DType edge_type;
 };
 
 struct MixBackwardTheta {
@@ -38,7 +38,7 @@ struct MixBackwardTheta {
   const void* dn;  // (mixes, D)
   void* dtheta;    // (T, D), both directions together
   int64_t D;
-  DType edge_type;  // of edges and their gradients: dtype, or on the CPU bf16 beside f32
+  DType edge_type;
 };
 
 // The gradient of N is either dn itself, or that of logits a . N and of |N|^2, square N + dlogits a, and then the
@@ -55,7 +55,7 @@ struct MixBackwardZ {
   void* dz;             // (classes + reach, K, D), added to
   void* dd_plus;        // (classes + reach, K), added to
   int64_t D;
-  DType edge_type;  // of edges and their gradients: dtype, or on the CPU bf16 beside f32
+  DType edge_type;
 };
 
 // The tile's part of dz, of D values, and of dd_plus, of one.

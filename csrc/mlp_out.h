@@ -21,7 +21,7 @@ struct MlpOutForward {
   void* s;       // (T, D): (product - mean w) rstd + d + e1
   EdgesOut out;  // LayerNorm(GELU(s))
   int64_t T, D;
-  DType edge_type;  // of edges and their gradients: dtype, or on the CPU bf16 beside f32
+  DType edge_type;
 };
 
 struct MlpOutBackward {
@@ -37,7 +37,7 @@ struct MlpOutBackward {
   void *mean_dn, *mean_n_dn;  // (T,) each, of NormRows (csrc/mlp_in.h)
   void* sums;                 // (4, D), to which the sums of dgamma, dbeta, ds, and ds rstd mean are added, or null
   int64_t T, D;
-  DType edge_type;  // of edges and their gradients: dtype, or on the CPU bf16 beside f32
+  DType edge_type;
 };
 
 struct MlpOutCpu {

@@ -11,7 +11,7 @@ struct NormGeluForward {
   NormWeights norm;
   EdgesOut out;
   int64_t T, D;
-  DType edge_type;  // of edges and their gradients: dtype, or on the CPU bf16 beside f32
+  DType edge_type;
 };
 
 struct NormGeluCpu {

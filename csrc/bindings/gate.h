@@ -28,8 +28,7 @@ void gate_fwd(const Ints& tile_, const Ints& dropout, double scale, const Tensor
   const Tile tile = call.tile(tile_);
   const DType dtype = call.accumulating(gamma, "gamma"), edge_type = call.edges(e, dtype, "e");
   // Narrow edges have no copy beside them: e1 itself is written in the products' type.
-  const bool narrow = edge_type != dtype;
-  const DType low_type = narrow ? edge_type : call.product(low, dtype, "low");
+  const DType low_type = edge_type == dtype ? call.product(low, dtype, "low") : edge_type;
   const int64_t D = call.channels(e, "e"), T = tile.rows();
   Device::run(
       GateForward{
@@ -41,8 +40,8 @@ void gate_fwd(const Ints& tile_, const Ints& dropout, double scale, const Tensor
                      call.nodes(v, tile, D, dtype, "v")},
           .norm = {call.data(gamma, D, dtype, "gamma"), call.data(beta, D, dtype, "beta")},
           .e = call.data(e, T * D, edge_type, "e"),
-          .e1 = narrow ? nullptr : call.data(e1, T * D, dtype, "e1"),
-          .low = narrow ? call.data(e1, T * D, edge_type, "e1") : call.data(low, T * D, low_type, "low"),
+          .out = edges_out(dtype, edge_type, call.data(e1, T * D, edge_type, "e1"),
+                           call.data(low, T * D, low_type, "low")),
           .weight_i = call.data(weight_i, T, dtype, "weight_i"),
           .weight_j = call.data(weight_j, T, dtype, "weight_j"),
           .D = D,

@@ -27,8 +27,8 @@ void forward(const GateForward& args, int64_t begin, int64_t end) {
     GCAHNG_SCRATCH(T, t, 3 * D);
     const auto edges = edge_rows<T>(args.e, args.edge_type, D);
     const T scale = inverse_root(T(D));
-    T* e1 = typed<T>(args.e1);
-    L* low = typed<L>(args.low);
+    T* full = typed<T>(args.out.full);
+    L* low = typed<L>(args.out.low);
     for (int64_t number = begin; number < end; ++number)
       each_edge(args.tile, unit_of(args.tile, number), [&](const Edge& edge) {
         const auto n = ends_of(args, edge, type);
@@ -43,7 +43,7 @@ void forward(const GateForward& args, int64_t begin, int64_t end) {
         const T w_i = weight_i * n.mask_i, w_j = weight_j * n.mask_j;
 #pragma omp simd
         for (int64_t d = 0; d < D; ++d) t[d] = e[d] + w_i * n.v_i[d] + w_j * n.v_j[d];
-        norm_gelu_row(t, typed<T>(args.norm.gamma), typed<T>(args.norm.beta), e1 ? e1 + edge.row * D : nullptr,
+        norm_gelu_row(t, typed<T>(args.norm.gamma), typed<T>(args.norm.beta), full ? full + edge.row * D : nullptr,
                       low ? low + edge.row * D : nullptr, t + D, D);
       });
   });

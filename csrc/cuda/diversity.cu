@@ -6,12 +6,12 @@ namespace gcahng::cuda {
 namespace {
 
 // What an edge adds to J_div's sums at its nodes: x = theta - 1/2, and at the anchor x^2 for each of its directions.
-template <class T_, int N_>
+template <class T_, class E, int N_>
 struct Spread {
   using T = T_;
   static constexpr int N = N_, kPlanes = 2, kAnchors = 4;
   static constexpr bool kNumber = false;
-  const T* theta;
+  const E* theta;
   int64_t mirrored, D;
 
   __device__ __forceinline__ void add(const Edge& edge, int64_t d, Sum<T, N, 2>& anchor, Sum<T, N, 2>& column) const {
@@ -29,10 +29,10 @@ struct Spread {
 };
 
 // dtheta += scale (theta - mean_i), and scale (theta - mean_j) for mirrored offsets.
-template <class T, int N>
+template <class T, class E, int N>
 __global__ void __launch_bounds__(kColumnLanes* kColumnRows, kBlocks)
-    diversity_backward_kernel(Tile tile, const T* __restrict__ theta, const T* __restrict__ mean,
-                              const T* __restrict__ scale, T* dtheta, int64_t D, ColumnGrid grid) {
+    diversity_backward_kernel(Tile tile, const E* __restrict__ theta, const T* __restrict__ mean,
+                              const T* __restrict__ scale, E* dtheta, int64_t D, ColumnGrid grid) {
   const T factor = *scale;
   each_edge<0, N>(tile, grid, static_cast<T*>(nullptr), [&](const Edge& edge, int64_t d, auto&) {
     const int64_t row = edge.row;
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kColumnLanes* kColumnRows, kBlocks)
 }  // namespace
 
 int64_t diversity_forward_scratch(const DiversityForward& args) {
-  return node_sums_scratch<Spread<float, 1>>(args.tile, args.D);
+  return node_sums_scratch<Spread<float, float, 1>>(args.tile, args.D);
 }
 
 int launch_diversity_forward(const DiversityForward& args, void* scratch, void* stream) {
@@ -63,9 +63,9 @@ int launch_diversity_forward(const DiversityForward& args, void* scratch, void* 
   const int64_t D = args.D;
   if (tile.rows() * D == 0) return cudaSuccess;
   if (!numbered(tile)) return cudaErrorInvalidConfiguration;
-  return with_accumulating(args.dtype, [&]<class T>(T*) -> int {
+  return with_edges(args.dtype, args.edge_type, [&]<class T, class E>(T*, E*) -> int {
     const auto run = [&]<int N>(Width<N>) -> int {
-      const Spread<T, N> term{typed<T>(args.theta), tile.mirrored, D};
+      const Spread<T, E, N> term{typed<E>(args.theta), tile.mirrored, D};
       const Places<T, 2> into{{typed<T>(args.sum), typed<T>(args.square)}, nullptr};
       return add_node_sums(term, tile, tile.mirrored, typed<T>(scratch), into, D, stream);
     };
@@ -77,12 +77,12 @@ int launch_diversity_backward(const DiversityBackward& args, void* stream) {
   const int64_t rows = args.tile.rows(), D = args.D;
   if (rows * D == 0) return cudaSuccess;
   if (!numbered(args.tile)) return cudaErrorInvalidConfiguration;
-  return with_accumulating(args.dtype, [&]<class T>(T*) -> int {
+  return with_edges(args.dtype, args.edge_type, [&]<class T, class E>(T*, E*) -> int {
     const auto run = [&]<int N>(Width<N>) -> int {
       const ColumnGrid grid = column_grid(rows, D, N, 4 * kColumnRows);
       if (grid.blocks() > kMaxBlocks) return cudaErrorInvalidConfiguration;
-      GCAHNG_LAUNCH((diversity_backward_kernel<T, N>), dim3(grid.blocks()), dim3(kColumnLanes, kColumnRows), stream,
-                    args.tile, typed<T>(args.theta), typed<T>(args.mean), typed<T>(args.scale), typed<T>(args.dtheta),
+      GCAHNG_LAUNCH((diversity_backward_kernel<T, E, N>), dim3(grid.blocks()), dim3(kColumnLanes, kColumnRows), stream,
+                    args.tile, typed<E>(args.theta), typed<T>(args.mean), typed<T>(args.scale), typed<E>(args.dtheta),
                     D, grid);
       return cudaGetLastError();
     };

@@ -47,11 +47,10 @@ __device__ __forceinline__ T of_lane(T x, int lane) {
 }
 
 // A warp takes kRows edges of one anchor. Each lane draws the masks of one of them.
-template <class T, class L, class Shape>
+template <class T, class E, class L, class Shape>
 __global__ void __launch_bounds__(kWarp* kWarps, 1)
-    gate_forward_kernel(Tile tile, Dropout dropout, Tokens<T> tokens, NormOf<T> norm, const T* __restrict__ e,
-                        T* __restrict__ e1, L* __restrict__ low, T* __restrict__ weight_i, T* __restrict__ weight_j,
-                        int64_t channels) {
+    gate_forward_kernel(Tile tile, Dropout dropout, Tokens<T> tokens, NormOf<T> norm, const E* __restrict__ e,
+                        Out<T, L> out, T* __restrict__ weight_i, T* __restrict__ weight_j, int64_t channels) {
   constexpr int N = Shape::N;
   const int64_t D = Shape::width(channels);
   const int lane = threadIdx.x, columns = static_cast<int>(tile.O * tile.K), lane_row = lane % kRows;
@@ -87,10 +86,7 @@ __global__ void __launch_bounds__(kWarp* kWarps, 1)
     norm_gelu_row<T, Shape>(
         D, norm.gamma, norm.beta,
         [&](int k, int d) { return attended<T, N>(cached.get(k, [&] { return edge(d); }), at_i, at_j, w_i, w_j, d); },
-        [&](int, int d, const Pack<T, N>& y) {
-          write(e1 + row * D + d, y);
-          if (low) write(low + row * D + d, y);
-        });
+        [&](int, int d, const Pack<T, N>& y) { out.put(row * D + d, y); });
   }
 }
 
@@ -112,27 +108,20 @@ struct Steps {
   static constexpr bool kShared = !NormSums::kRegisters;  // they need memory of their own
 };
 
-// What the sums over edges leave: planes dU and dV, and the number dc.
-template <class T_, int N_>
-struct TokenSums {
-  using T = T_;
-  static constexpr int N = N_, kPlanes = 2;
-  static constexpr bool kNumber = true;
-};
-
-template <class T>
+template <class T, class E>
 struct BackwardTensors {
-  const T *e, *de1, *weight_i, *weight_j;
-  T* de;    // or null; may be de1
+  const E *e, *de1;
+  const T *weight_i, *weight_j;
+  E* de;    // or null; may be de1
   T* part;  // (2, blocks, D): sums of dgamma and dbeta; null where no sums are wanted
 };
 
 // An edge adds dlogit e to dU and w dt to dV at both of its nodes, dlogit to dc; at the column U and c have the other
 // sign.
-template <class T, class Shape>
+template <class T, class E, class Shape>
 __global__ void __launch_bounds__(Steps<T, Shape>::kThreads, Steps<T, Shape>::kBlocks)
     gate_backward_kernel(Tile tile, Dropout dropout, Tokens<T> tokens, const T* __restrict__ gamma,
-                         BackwardTensors<T> p, EndGrid grid, EndParts<T, 2> parts, int64_t channels) {
+                         BackwardTensors<T, E> p, EndGrid grid, EndParts<T, 2> parts, int64_t channels) {
   using S = Steps<T, Shape>;
   constexpr int N = Shape::N, V = Shape::V;
   GCAHNG_SHARED(T, slots, S::kValues);
@@ -318,15 +307,15 @@ int launch_gate_forward(const GateForward& args, void* stream) {
   const int64_t D = args.D, units = tile.A * tile.K * ceil_div(tile.O * tile.K, kRows);
   if (tile.rows() * D == 0) return cudaSuccess;
   if (!numbered(tile) || D > kMaxChannels) return cudaErrorInvalidConfiguration;
-  return with_products(args.dtype, args.low_type, [&]<class L>(L*) -> int {
-    using T = compute_t<L>;
+  return with_edges(args.dtype, args.edge_type, args.low_type, [&]<class T, class E, class L>(T*, E*, L*) -> int {
     const NormOf<T> norm{typed<T>(args.norm.gamma), typed<T>(args.norm.beta)};
-    const T* e = typed<T>(args.e);
-    const bool aligned = wide<T>(D, args.tokens.u, args.tokens.v, norm.gamma, norm.beta, e, args.e1, args.low);
+    const E* e = typed<E>(args.e);
+    const auto out = out_of<T, L>(args.out);
+    const bool aligned = wide<T>(D, args.tokens.u, args.tokens.v, norm.gamma, norm.beta, e, out.full, out.low);
     return with_row_shape<T>(D, aligned, [&]<class Shape>(Shape) -> int {
-      GCAHNG_LAUNCH((gate_forward_kernel<T, L, Shape>), dim3(ceil_div(units, kWarps)), dim3(kWarp, kWarps), stream,
-                    tile, args.dropout, tokens_of<T>(args.tokens), norm, e, typed<T>(args.e1), typed<L>(args.low),
-                    typed<T>(args.weight_i), typed<T>(args.weight_j), D);
+      GCAHNG_LAUNCH((gate_forward_kernel<T, E, L, Shape>), dim3(ceil_div(units, kWarps)), dim3(kWarp, kWarps), stream,
+                    tile, args.dropout, tokens_of<T>(args.tokens), norm, e, out, typed<T>(args.weight_i),
+                    typed<T>(args.weight_j), D);
       return cudaGetLastError();
     });
   });
@@ -349,32 +338,33 @@ int launch_gate_backward(const GateBackward& args, void* scratch, void* stream) 
   const bool summed = into.du;
   if (tile.rows() * D == 0 || (!summed && !args.de)) return cudaSuccess;
   if (!numbered(tile) || D > kMaxChannels) return cudaErrorInvalidConfiguration;
-  return with_accumulating(args.dtype, [&]<class T>(T*) -> int {
-    const T *gamma = typed<T>(args.norm.gamma), *e = typed<T>(args.e), *de1 = typed<T>(args.de1);
+  return with_edges(args.dtype, args.edge_type, [&]<class T, class E>(T*, E*) -> int {
+    const T* gamma = typed<T>(args.norm.gamma);
+    const E *e = typed<E>(args.e), *de1 = typed<E>(args.de1);
     const bool aligned = wide<T>(D, args.tokens.u, args.tokens.v, gamma, e, de1, args.de, into.du, into.dv, scratch);
     return with_steps<T>(args, aligned, [&]<class Shape>(const EndGrid& grid, Shape) -> int {
       using S = Steps<T, Shape>;
-      using Term = TokenSums<T, Shape::N>;
+      using Sums = Parts<T, Shape::N, 2, true>;  // dU and dV, and the number dc
       EndParts<T, 2> parts{};
       T* part = nullptr;
       if (summed) {
         part = typed<T>(scratch);
         parts = end_parts<2>(tile, grid, part + 2 * int64_t(grid.blocks()) * D, D);
       }
-      const BackwardTensors<T> p{
+      const BackwardTensors<T, E> p{
           .e = e,
           .de1 = de1,
           .weight_i = typed<T>(args.weight_i),
           .weight_j = typed<T>(args.weight_j),
-          .de = typed<T>(args.de),
+          .de = typed<E>(args.de),
           .part = part,
       };
-      GCAHNG_LAUNCH((gate_backward_kernel<T, Shape>), dim3(grid.blocks()), dim3(kWarp, S::kWarps), stream, tile,
+      GCAHNG_LAUNCH((gate_backward_kernel<T, E, Shape>), dim3(grid.blocks()), dim3(kWarp, S::kWarps), stream, tile,
                     args.dropout, tokens_of<T>(args.tokens), gamma, p, grid, parts, D);
       const int error = cudaGetLastError();
       if (error || !summed) return error;
       const Places<T, 2> places{{typed<T>(into.du), typed<T>(into.dv)}, typed<T>(into.dc)};
-      int failed = launch_node_sums<Term>(tile, grid, parts, places, 0, D, stream);
+      int failed = launch_node_sums<Sums>(tile, grid, parts, places, 0, D, stream);
       const int64_t blocks = grid.blocks();
       if (!failed) failed = launch_add_partials<T>(part, typed<T>(into.dgamma), 1, blocks, D, stream);
       if (!failed) failed = launch_add_partials<T>(part + blocks * D, typed<T>(into.dbeta), 1, blocks, D, stream);

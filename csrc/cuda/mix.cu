@@ -6,9 +6,9 @@ namespace gcahng::cuda {
 namespace {
 
 // negatives (mixes, D), and logits = a . N and squares = |N|^2 (mixes,); either may be null.
-template <class T, int N>
+template <class T, class E, int N>
 __global__ void __launch_bounds__(kWarp* kWarps, kBlocks)
-    mix_forward_kernel(Tile tile, Inputs<T> in, const T* __restrict__ theta, T* __restrict__ negatives,
+    mix_forward_kernel(Tile tile, Inputs<T> in, const E* __restrict__ theta, T* __restrict__ negatives,
                        T* __restrict__ logits, T* __restrict__ squares, int64_t mixes) {
   GCAHNG_SHARED(Weight<T>, shared, kWarps * kMaxViews);
   const int64_t number = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.y;
@@ -37,9 +37,9 @@ __global__ void __launch_bounds__(kWarp* kWarps, kBlocks)
 }
 
 // dtheta (T, D) from dn (mixes, D), both directions of an edge together: a warp an edge.
-template <class T, int N>
+template <class T, class E, int N>
 __global__ void __launch_bounds__(kWarp* kWarps, kBlocks)
-    mix_backward_theta_kernel(Tile tile, Inputs<T> in, const T* __restrict__ dn, T* __restrict__ dtheta, int64_t rows) {
+    mix_backward_theta_kernel(Tile tile, Inputs<T> in, const T* __restrict__ dn, E* __restrict__ dtheta, int64_t rows) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.y;
   if (row >= rows) return;
   const Edge e = edge_of(tile, row);
@@ -87,8 +87,8 @@ struct FromLogits {
   T factor;
   T* negatives;  // (mixes, D), which prepare writes
 
-  template <int N>
-  __device__ __forceinline__ void prepare(const Mix& m, const Inputs<T>& in, const T* theta, const Weight<T>* weights,
+  template <int N, class E>
+  __device__ __forceinline__ void prepare(const Mix& m, const Inputs<T>& in, const E* theta, const Weight<T>* weights,
                                           int K, int64_t number) const {
     T* negative = negatives + number * in.D;
     each_pack<RowShape<N, 0>>(in.D, [&](int, int d) {
@@ -116,8 +116,8 @@ struct Given {
   static constexpr bool kOwn = true;
   const T* gradient;  // (mixes, D)
 
-  template <int N>
-  __device__ __forceinline__ void prepare(const Mix&, const Inputs<T>&, const T*, const Weight<T>*, int,
+  template <int N, class E>
+  __device__ __forceinline__ void prepare(const Mix&, const Inputs<T>&, const E*, const Weight<T>*, int,
                                           int64_t) const {}
   template <int N>
   struct At {
@@ -138,9 +138,9 @@ struct MixParts {
   T *d_plus, *ratio, *along;
 };
 
-template <class T, int N, class Upstream>
+template <class T, class E, int N, class Upstream>
 __global__ void __launch_bounds__(kWarp* kWarps, kBlocks)
-    mix_backward_kernel(Tile tile, Inputs<T> in, const T* __restrict__ theta, Upstream upstream, MixParts<T> parts,
+    mix_backward_kernel(Tile tile, Inputs<T> in, const E* __restrict__ theta, Upstream upstream, MixParts<T> parts,
                         int64_t mixes) {
   GCAHNG_SHARED(Weight<T>, shared, kWarps * kMaxViews);
   const int64_t number = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.y;
@@ -187,14 +187,14 @@ __global__ void __launch_bounds__(kWarp* kWarps, kBlocks)
 
 // What an edge adds to dz at its two nodes. Of each mix, the gradient dn of N reaches the negative b as
 // kappa dn (ratio + rest theta) + along (b - a - small), and the anchor a as a whole less all of these.
-template <class T_, int N_, class Upstream>
+template <class T_, class E, int N_, class Upstream>
 struct MixGradient {
   using T = T_;
   static constexpr int N = N_, kPlanes = 1, kAnchors = sizeof(T) == 8 || N == 1 ? 2 : 4;
   static constexpr bool kNumber = true;
   Tile tile;
   Inputs<T> in;
-  const T* theta;
+  const E* theta;
   Upstream upstream;
   MixParts<T> parts;
 
@@ -238,51 +238,52 @@ Inputs<T> inputs_of(const MixInputs& in, int64_t D) {
   return {typed<T>(in.z), typed<T>(in.d_plus), typed<T>(in.kappa), typed<T>(in.pull), D};
 }
 
-// f(Inputs<T>, Width) for tiles that can be numbered; pointers: of rows of D values.
+// f(Inputs<T>, null pointer of the edges' type E, Width) for tiles that can be numbered; pointers: of rows of D values.
 template <class Args, class F, class... P>
 int with_inputs(const Args& args, F f, const P*... pointers) {
   const int64_t D = args.D;
   if (args.tile.rows() * D == 0) return cudaSuccess;
   if (!numbered(args.tile) || mixes_of(args.tile) > kMaxBlocks || args.tile.K > kMaxViews)
     return cudaErrorInvalidConfiguration;
-  return with_accumulating(args.dtype, [&]<class T>(T*) -> int {
+  return with_edges(args.dtype, args.edge_type, [&]<class T, class E>(T*, E* edge) -> int {
     const Inputs<T> inputs = inputs_of<T>(args.inputs, D);
-    return wide<T>(D, inputs.z, pointers...) ? f(inputs, Width<kWide<T>>{}) : f(inputs, Width<1>{});
+    return wide<T>(D, inputs.z, pointers...) ? f(inputs, edge, Width<kWide<T>>{}) : f(inputs, edge, Width<1>{});
   });
 }
 
-template <class T, int N, class Upstream>
+template <class E, int N, class T, class Upstream>
 int backward_z(const MixBackwardZ& args, const Inputs<T>& in, const Upstream& upstream, T* scratch, void* stream) {
   const Tile& tile = args.tile;
   const int64_t mixes = mixes_of(tile);
-  T *node_sums = scratch, *d_plus = node_sums + node_sums_scratch<MixGradient<T, N, Upstream>>(tile, args.D);
+  T *node_sums = scratch, *d_plus = node_sums + node_sums_scratch<MixGradient<T, E, N, Upstream>>(tile, args.D);
   const MixParts<T> parts{d_plus, d_plus + mixes, d_plus + mixes + 2 * tile.rows()};
-  const T* theta = typed<T>(args.theta);
-  GCAHNG_LAUNCH((mix_backward_kernel<T, N, Upstream>), dim3(ceil_div(mixes, kWarps)), dim3(kWarp, kWarps), stream, tile,
-                in, theta, upstream, parts, mixes);
+  const E* theta = typed<E>(args.theta);
+  GCAHNG_LAUNCH((mix_backward_kernel<T, E, N, Upstream>), dim3(ceil_div(mixes, kWarps)), dim3(kWarp, kWarps), stream,
+                tile, in, theta, upstream, parts, mixes);
   const int error = cudaGetLastError();
   if (error) return error;
-  const MixGradient<T, N, Upstream> term{tile, in, theta, upstream, parts};
+  const MixGradient<T, E, N, Upstream> term{tile, in, theta, upstream, parts};
   return add_node_sums(term, tile, 0, node_sums, {{typed<T>(args.dz)}, typed<T>(args.dd_plus)}, args.D, stream);
 }
 
 }  // namespace
 
 int launch_mix_forward(const MixForward& args, void* stream) {
-  const auto run = [&]<class T, int N>(const Inputs<T>& in, Width<N>) -> int {
+  const auto run = [&]<class T, class E, int N>(const Inputs<T>& in, E*, Width<N>) -> int {
     const int64_t mixes = mixes_of(args.tile);
-    GCAHNG_LAUNCH((mix_forward_kernel<T, N>), dim3(ceil_div(mixes, kWarps)), dim3(kWarp, kWarps), stream, args.tile, in,
-                  typed<T>(args.theta), typed<T>(args.negatives), typed<T>(args.logits), typed<T>(args.squares), mixes);
+    GCAHNG_LAUNCH((mix_forward_kernel<T, E, N>), dim3(ceil_div(mixes, kWarps)), dim3(kWarp, kWarps), stream, args.tile,
+                  in, typed<E>(args.theta), typed<T>(args.negatives), typed<T>(args.logits), typed<T>(args.squares),
+                  mixes);
     return cudaGetLastError();
   };
   return with_inputs(args, run, args.theta, args.negatives);
 }
 
 int launch_mix_backward_theta(const MixBackwardTheta& args, void* stream) {
-  const auto run = [&]<class T, int N>(const Inputs<T>& in, Width<N>) -> int {
+  const auto run = [&]<class T, class E, int N>(const Inputs<T>& in, E*, Width<N>) -> int {
     const int64_t rows = args.tile.rows();
-    GCAHNG_LAUNCH((mix_backward_theta_kernel<T, N>), dim3(ceil_div(rows, kWarps)), dim3(kWarp, kWarps), stream,
-                  args.tile, in, typed<T>(args.dn), typed<T>(args.dtheta), rows);
+    GCAHNG_LAUNCH((mix_backward_theta_kernel<T, E, N>), dim3(ceil_div(rows, kWarps)), dim3(kWarp, kWarps), stream,
+                  args.tile, in, typed<T>(args.dn), typed<E>(args.dtheta), rows);
     return cudaGetLastError();
   };
   return with_inputs(args, run, args.dn, args.dtheta);
@@ -291,17 +292,17 @@ int launch_mix_backward_theta(const MixBackwardTheta& args, void* stream) {
 int64_t mix_backward_z_scratch(const MixBackwardZ& args) {
   const int64_t mixes = mixes_of(args.tile), D = args.D;
   // Enough for either group of anchors, which depends on the type and on alignment.
-  const int64_t sums = std::max(node_sums_scratch<MixGradient<float, 1, Given<float>>>(args.tile, D),
-                                node_sums_scratch<MixGradient<float, 4, Given<float>>>(args.tile, D));
+  const int64_t sums = std::max(node_sums_scratch<MixGradient<float, float, 1, Given<float>>>(args.tile, D),
+                                node_sums_scratch<MixGradient<float, float, 4, Given<float>>>(args.tile, D));
   return (args.dn ? 0 : mixes * D) + sums + mixes + 4 * args.tile.rows();
 }
 
 int launch_mix_backward_z(const MixBackwardZ& args, void* scratch, void* stream) {
-  const auto run = [&]<class T, int N>(const Inputs<T>& in, Width<N>) -> int {
+  const auto run = [&]<class T, class E, int N>(const Inputs<T>& in, E*, Width<N>) -> int {
     T* memory = typed<T>(scratch);
-    if (args.dn) return backward_z<T, N>(args, in, Given<T>{typed<T>(args.dn)}, memory, stream);
+    if (args.dn) return backward_z<E, N>(args, in, Given<T>{typed<T>(args.dn)}, memory, stream);
     const FromLogits<T> upstream{typed<T>(args.dlogits), T(args.square), memory};
-    return backward_z<T, N>(args, in, upstream, memory + mixes_of(args.tile) * args.D, stream);
+    return backward_z<E, N>(args, in, upstream, memory + mixes_of(args.tile) * args.D, stream);
   };
   return with_inputs(args, run, args.theta, args.dn, args.dz, scratch);
 }

@@ -64,8 +64,8 @@ template <class T>
 struct Weight {
   T ratio, rest, kappa, away;
 };
-template <class T, int N>
-__device__ __forceinline__ Pack<T, N> mixed(const Mix& m, const Inputs<T>& in, const T* theta, const Weight<T>* weights,
+template <class T, class E, int N>
+__device__ __forceinline__ Pack<T, N> mixed(const Mix& m, const Inputs<T>& in, const E* theta, const Weight<T>* weights,
                                             int K, const Pack<T, N>& a, int64_t d) {
   Pack<T, N> out = a;
   for (int v = 0; v < K; ++v) {

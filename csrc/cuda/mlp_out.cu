@@ -10,16 +10,16 @@ constexpr int64_t kMaxParts = 1024;  // blocks of the backward, each with partia
 constexpr int64_t kLeastRows = 4;    // of each of their warps, if there are as many
 constexpr int kSums = 4;             // dgamma, dbeta, ds, ds rstd mean
 
-template <class T, class L>
+template <class T, class E, class L>
 struct ForwardTensors {
   const T *mean, *rstd, *w, *d, *gamma, *beta;
-  T *s, *full;
-  L* low;
+  E* s;
+  Out<T, L> out;
 };
 
-template <class T, class L, class Shape>
+template <class T, class E, class L, class Shape>
 __global__ void __launch_bounds__(kWarp* kForwardWarps, 1)
-    mlp_out_forward_kernel(const L* __restrict__ product, const T* __restrict__ e1, ForwardTensors<T, L> p,
+    mlp_out_forward_kernel(const L* __restrict__ product, const E* __restrict__ e1, ForwardTensors<T, E, L> p,
                            int64_t rows, int64_t channels) {
   constexpr int N = Shape::N;
   const int64_t D = Shape::width(channels);
@@ -33,27 +33,26 @@ __global__ void __launch_bounds__(kWarp* kForwardWarps, 1)
 #pragma unroll
     for (int n = 0; n < N; ++n) x.v[n] = (x.v[n] - center * fold.v[n]) * inverse + shift.v[n] + residual.v[n];
     write(p.s + at + d, x);
-    return x;
+    return rounded<E>(x);  // what goes on is what is stored
   };
-  if (!p.full && !p.low) return each_pack<Shape>(D, [&](int k, int d) { in(k, d); });
-  norm_gelu_row<T, Shape>(D, p.gamma, p.beta, in, [&](int, int d, const Pack<T, N>& value) {
-    if (p.full) write(p.full + at + d, value);
-    if (p.low) write(p.low + at + d, value);
-  });
+  if (!p.out.full && !p.out.low) return each_pack<Shape>(D, [&](int k, int d) { in(k, d); });
+  norm_gelu_row<T, Shape>(D, p.gamma, p.beta, in,
+                          [&](int, int d, const Pack<T, N>& value) { p.out.put(at + d, value); });
 }
 
-template <class T, class L>
+template <class T, class E, class L>
 struct BackwardTensors {
-  const T *dy, *mean, *rstd, *w, *d, *gamma;
-  T* ds;  // may be dy
+  const E* dy;
+  const T *mean, *rstd, *w, *d, *gamma;
+  E* ds;  // may be dy
   L *low, *scaled;
   T *mean_dn, *mean_n_dn;
   T* part;  // (kSums, blocks, D)
 };
 
-template <class T, class L, class Shape>
+template <class T, class E, class L, class Shape>
 __global__ void __launch_bounds__(kWarp* BlockSums<T, Shape, kSums>::kWarps, BlockSums<T, Shape, kSums>::kBlocks)
-    mlp_out_backward_kernel(const T* __restrict__ s, const T* __restrict__ e1, BackwardTensors<T, L> p, int64_t rows,
+    mlp_out_backward_kernel(const E* __restrict__ s, const E* __restrict__ e1, BackwardTensors<T, E, L> p, int64_t rows,
                             int64_t channels) {
   constexpr int N = Shape::N;
   using Sums = BlockSums<T, Shape, kSums>;
@@ -115,24 +114,22 @@ int launch_mlp_out_forward(const MlpOutForward& args, void* stream) {
   const int64_t blocks = ceil_div(args.T, kForwardWarps);
   if (blocks > kMaxBlocks) return cudaErrorInvalidConfiguration;
   if (args.T * D == 0) return cudaSuccess;
-  return with_products(args.dtype, args.low_type, [&]<class L>(L*) {
-    using A = compute_t<L>;
+  return with_edges(args.dtype, args.edge_type, args.low_type, [&]<class A, class E, class L>(A*, E*, L*) {
     const L* product = typed<L>(args.product);
-    const A* e1 = typed<A>(args.e1);
-    const ForwardTensors<A, L> p{
+    const E* e1 = typed<E>(args.e1);
+    const ForwardTensors<A, E, L> p{
         .mean = typed<A>(args.moments.mean),
         .rstd = typed<A>(args.moments.rstd),
         .w = typed<A>(args.fold.w),
         .d = typed<A>(args.fold.d),
         .gamma = typed<A>(args.norm.gamma),
         .beta = typed<A>(args.norm.beta),
-        .s = typed<A>(args.s),
-        .full = typed<A>(args.out.full),
-        .low = typed<L>(args.out.low),
+        .s = typed<E>(args.s),
+        .out = out_of<A, L>(args.out),
     };
-    const bool aligned = wide<A>(D, product, e1, p.w, p.d, p.gamma, p.beta, p.s, p.full, p.low);
+    const bool aligned = wide<A>(D, product, e1, p.w, p.d, p.gamma, p.beta, p.s, p.out.full, p.out.low);
     return with_row_shape<A>(D, aligned, [&]<class Shape>(Shape) {
-      GCAHNG_LAUNCH((mlp_out_forward_kernel<A, L, Shape>), dim3(blocks), dim3(kWarp, kForwardWarps), stream, product,
+      GCAHNG_LAUNCH((mlp_out_forward_kernel<A, E, L, Shape>), dim3(blocks), dim3(kWarp, kForwardWarps), stream, product,
                     e1, p, args.T, D);
       return static_cast<int>(cudaGetLastError());
     });
@@ -147,17 +144,16 @@ int launch_mlp_out_backward(const MlpOutBackward& args, void* scratch, void* str
   const int64_t D = args.D;
   if (D > kMaxChannels) return cudaErrorInvalidValue;
   if (args.T * D == 0) return cudaSuccess;
-  return with_products(args.dtype, args.low_type, [&]<class L>(L*) {
-    using A = compute_t<L>;
-    const A *s = typed<A>(args.s), *e1 = typed<A>(args.e1);
-    const BackwardTensors<A, L> p{
-        .dy = typed<A>(args.dy),
+  return with_edges(args.dtype, args.edge_type, args.low_type, [&]<class A, class E, class L>(A*, E*, L*) {
+    const E *s = typed<E>(args.s), *e1 = typed<E>(args.e1);
+    const BackwardTensors<A, E, L> p{
+        .dy = typed<E>(args.dy),
         .mean = typed<A>(args.moments.mean),
         .rstd = typed<A>(args.moments.rstd),
         .w = typed<A>(args.fold.w),
         .d = typed<A>(args.fold.d),
         .gamma = typed<A>(args.gamma),
-        .ds = typed<A>(args.ds),
+        .ds = typed<E>(args.ds),
         .low = args.low == args.ds ? nullptr : typed<L>(args.low),
         .scaled = typed<L>(args.scaled),
         .mean_dn = typed<A>(args.mean_dn),
@@ -168,8 +164,8 @@ int launch_mlp_out_backward(const MlpOutBackward& args, void* scratch, void* str
     return with_row_shape<A>(D, aligned, [&]<class Shape>(Shape) {
       constexpr int kWarps = BlockSums<A, Shape, kSums>::kWarps;
       const int64_t parts = backward_parts(args.T, kWarps);
-      GCAHNG_LAUNCH((mlp_out_backward_kernel<A, L, Shape>), dim3(parts), dim3(kWarp, kWarps), stream, s, e1, p, args.T,
-                    D);
+      GCAHNG_LAUNCH((mlp_out_backward_kernel<A, E, L, Shape>), dim3(parts), dim3(kWarp, kWarps), stream, s, e1, p,
+                    args.T, D);
       const int error = cudaGetLastError();
       return error || !p.part ? error : launch_add_partials(p.part, typed<A>(args.sums), kSums, parts, D, stream);
     });

@@ -6,6 +6,7 @@
 #pragma once
 #include <type_traits>
 
+#include "../common/arguments.h"
 #include "functions.cuh"
 
 namespace gcahng::cuda {
@@ -67,6 +68,34 @@ __device__ __forceinline__ void write(S* p, const Pack<T, N>& values) {
     for (int n = 0; n < M; ++n) part.v[n] = values.v[first + n];
     store<M>(p + first, narrow_pack<S>(part));
   }
+}
+
+// The values as S has them.
+template <class S, class T, int N>
+__device__ __forceinline__ Pack<T, N> rounded(const Pack<T, N>& values) {
+  if constexpr (std::is_same_v<S, T>) return values;
+  const Pack<S, N> narrowed = narrow_pack<S>(values);
+  Pack<T, N> wide;
+#pragma unroll
+  for (int n = 0; n < N; ++n) wide.v[n] = widen(narrowed.v[n]);
+  return wide;
+}
+
+// Where a kernel leaves edges, as they are and as operands of products. Either may be null.
+template <class T, class L>
+struct Out {
+  T* full;
+  L* low;
+
+  template <int N>
+  __device__ __forceinline__ void put(int64_t at, const Pack<T, N>& values) const {
+    if (full) write(full + at, values);
+    if (low) write(low + at, values);
+  }
+};
+template <class T, class L>
+Out<T, L> out_of(const EdgesOut& out) {
+  return {typed<T>(out.full), typed<L>(out.low)};
 }
 
 // The sum over a warp's lanes, the same bits in every lane.
@@ -236,6 +265,26 @@ int with_products(DType dtype, DType low_type, F f) {
   int error = cudaSuccess;
   with_type<true>(low_type, [&]<class L>(L* low) { error = f(low); });
   return error;
+}
+
+// f(null pointers of the accumulating type T and of the edges' type E): T itself or, beside float, bf16.
+template <class F>
+int with_edges(DType dtype, DType edge_type, F f) {
+  if (edge_type == dtype) return with_accumulating(dtype, [&]<class T>(T* type) { return f(type, type); });
+  const bool known = dtype == DType::f32 && edge_type == DType::bf16;
+  return known ? f(static_cast<float*>(nullptr), static_cast<bf16*>(nullptr)) : int(cudaErrorInvalidValue);
+}
+
+// f(null pointers of T, E and the products' type L). Edges in bf16 go with products in bf16 alone.
+template <class F>
+int with_edges(DType dtype, DType edge_type, DType low_type, F f) {
+  if (edge_type == dtype)
+    return with_products(dtype, low_type, [&]<class L>(L* low) {
+      compute_t<L>* const type = nullptr;
+      return f(type, type, low);
+    });
+  if (low_type != edge_type) return cudaErrorInvalidValue;
+  return with_edges(dtype, edge_type, [&]<class T, class E>(T* type, E* edge) { return f(type, edge, edge); });
 }
 
 }  // namespace

@@ -68,6 +68,15 @@ struct Sum {
   Pack<T, N> planes[kPlanes];
   T number;
 };
+// All of it but `add`, which is what the second kernel needs: terms that agree in the rest share that kernel.
+template <class T_, int N_, int kPlanes_, bool kNumber_>
+struct Parts {
+  using T = T_;
+  static constexpr int N = N_, kPlanes = kPlanes_;
+  static constexpr bool kNumber = kNumber_;
+};
+template <class Term>
+using PartsOf = Parts<typename Term::T, Term::N, Term::kPlanes, Term::kNumber>;
 template <class Term>
 using SumOf = Sum<typename Term::T, Term::N, Term::kPlanes>;
 
@@ -282,7 +291,7 @@ int add_node_sums(const Term& term, const Tile& tile, int64_t skip, typename Ter
   GCAHNG_LAUNCH((end_sums_kernel<Term>), dim3(slices * grid.blocks()), dim3(kColumnLanes, kColumnRows), stream, term,
                 tile, grid, parts, D, static_cast<int>(slices));
   const int error = cudaGetLastError();
-  return error ? error : launch_node_sums<Term>(tile, grid, parts, into, skip, D, stream);
+  return error ? error : launch_node_sums<PartsOf<Term>>(tile, grid, parts, into, skip, D, stream);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 // How tests/emulator/ops.py passes an op's arguments: one slot of 64 bits each, types first, then as the op takes them,
-// then the sizes T and D that the struct of csrc/<stem>.h ends with.
+// then the sizes T and D and, where the op takes edges, their type, which the struct of csrc/<stem>.h ends with.
 #pragma once
 #include <cstdint>
 #include <cstring>

@@ -11,7 +11,8 @@ static DiversityForward diversity_fwd(emu::Arguments& in) {
           .theta = in.data(),
           .sum = in.data(),
           .square = in.data(),
-          .D = in.whole()};
+          .D = in.whole(),
+          .edge_type = in.dtype()};
 }
 GCAHNG_EMULATE_WITH_SCRATCH(diversity_fwd, launch_diversity_forward, diversity_forward_scratch)
 
@@ -22,6 +23,7 @@ static DiversityBackward diversity_bwd(emu::Arguments& in) {
           .mean = in.data(),
           .scale = in.data(),
           .dtheta = in.data(),
-          .D = in.whole()};
+          .D = in.whole(),
+          .edge_type = in.dtype()};
 }
 GCAHNG_EMULATE(diversity_bwd, launch_diversity_backward)

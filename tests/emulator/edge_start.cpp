@@ -16,6 +16,12 @@ static EdgeStartForward edge_start_fwd(emu::Arguments& in) {
 GCAHNG_EMULATE(edge_start_fwd, launch_edge_start_forward)
 
 static EdgeStartBackward edge_start_bwd(emu::Arguments& in) {
-  return {.dtype = in.dtype(), .tile = in.tile(), .x = in.data(), .de = in.data(), .dx = in.data(), .D = in.whole()};
+  return {.dtype = in.dtype(),
+          .tile = in.tile(),
+          .x = in.data(),
+          .de = in.data(),
+          .dx = in.data(),
+          .D = in.whole(),
+          .edge_type = in.dtype()};
 }
 GCAHNG_EMULATE_WITH_SCRATCH(edge_start_bwd, launch_edge_start_backward, edge_start_backward_scratch)

@@ -6,7 +6,12 @@
 using namespace gcahng;
 
 static HeadMoments head_moments(emu::Arguments& in) {
-  return {.dtype = in.dtype(), .tile = in.tile(), .e = in.data(), .sums = in.data(), .D = in.whole()};
+  return {.dtype = in.dtype(),
+          .tile = in.tile(),
+          .e = in.data(),
+          .sums = in.data(),
+          .D = in.whole(),
+          .edge_type = in.dtype()};
 }
 GCAHNG_EMULATE_WITH_SCRATCH(head_moments, launch_head_moments, head_moments_scratch)
 
@@ -17,7 +22,8 @@ static HeadForward head_fwd(emu::Arguments& in) {
           .bias = in.data(),
           .theta = in.data(),
           .T = in.whole(),
-          .D = in.whole()};
+          .D = in.whole(),
+          .edge_type = in.dtype()};
 }
 GCAHNG_EMULATE(head_fwd, launch_head_forward)
 
@@ -29,7 +35,8 @@ static HeadBackward head_bwd(emu::Arguments& in) {
           .dpre = in.data(),
           .sum = in.data(),
           .T = in.whole(),
-          .D = in.whole()};
+          .D = in.whole(),
+          .edge_type = in.dtype()};
 }
 GCAHNG_EMULATE_WITH_SCRATCH(head_bwd, launch_head_backward, head_backward_scratch)
 
@@ -41,7 +48,8 @@ static HeadSums head_sums(emu::Arguments& in) {
           .wide = in.data(),
           .sums = in.data(),
           .T = in.whole(),
-          .D = in.whole()};
+          .D = in.whole(),
+          .edge_type = in.dtype()};
 }
 GCAHNG_EMULATE_WITH_SCRATCH(head_sums, launch_head_sums, head_sums_scratch)
 
@@ -54,6 +62,7 @@ static HeadNorm head_norm(emu::Arguments& in) {
           .a = in.data(),
           .b = in.data(),
           .de = in.data(),
-          .D = in.whole()};
+          .D = in.whole(),
+          .edge_type = in.dtype()};
 }
 GCAHNG_EMULATE(head_norm, launch_head_norm)

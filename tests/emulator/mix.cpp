@@ -13,7 +13,8 @@ static MixForward mix_fwd(emu::Arguments& in) {
           .negatives = in.data(),
           .logits = in.data(),
           .squares = in.data(),
-          .D = in.whole()};
+          .D = in.whole(),
+          .edge_type = in.dtype()};
 }
 GCAHNG_EMULATE(mix_fwd, launch_mix_forward)
 
@@ -23,7 +24,8 @@ static MixBackwardTheta mix_bwd_theta(emu::Arguments& in) {
           .inputs = {in.data(), in.data(), in.data(), in.data()},
           .dn = in.data(),
           .dtheta = in.data(),
-          .D = in.whole()};
+          .D = in.whole(),
+          .edge_type = in.dtype()};
 }
 GCAHNG_EMULATE(mix_bwd_theta, launch_mix_backward_theta)
 
@@ -37,6 +39,7 @@ static MixBackwardZ mix_bwd_z(emu::Arguments& in) {
           .dn = in.data(),
           .dz = in.data(),
           .dd_plus = in.data(),
-          .D = in.whole()};
+          .D = in.whole(),
+          .edge_type = in.dtype()};
 }
 GCAHNG_EMULATE_WITH_SCRATCH(mix_bwd_z, launch_mix_backward_z, mix_backward_z_scratch)

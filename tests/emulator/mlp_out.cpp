@@ -16,7 +16,8 @@ static MlpOutForward mlp_out_fwd(emu::Arguments& in) {
           .s = in.data(),
           .out = {in.data(), in.data()},
           .T = in.whole(),
-          .D = in.whole()};
+          .D = in.whole(),
+          .edge_type = in.dtype()};
 }
 GCAHNG_EMULATE(mlp_out_fwd, launch_mlp_out_forward)
 
@@ -36,6 +37,7 @@ static MlpOutBackward mlp_out_bwd(emu::Arguments& in) {
           .mean_n_dn = in.data(),
           .sums = in.data(),
           .T = in.whole(),
-          .D = in.whole()};
+          .D = in.whole(),
+          .edge_type = in.dtype()};
 }
 GCAHNG_EMULATE_WITH_SCRATCH(mlp_out_bwd, launch_mlp_out_backward, mlp_out_backward_scratch)

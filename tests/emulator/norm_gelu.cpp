@@ -12,6 +12,7 @@ static NormGeluForward norm_gelu(emu::Arguments& in) {
           .norm = {in.data(), in.data()},
           .out = {in.data(), in.data()},
           .T = in.whole(),
-          .D = in.whole()};
+          .D = in.whole(),
+          .edge_type = in.dtype()};
 }
 GCAHNG_EMULATE(norm_gelu, launch_norm_gelu_forward)

@@ -38,9 +38,10 @@ class Emulated:
         stem: tests/emulator/<stem>.cpp has it.
         inputs: the names of the arguments that are only read, in order.
         outputs: the names of those that are written, which follow.
-        wide: an argument of the accumulating type.
-        low: one of the products' type, where the op has that type; given as None, it is the accumulating type.
+        wide: an argument of the accumulating type, or edges.
+        low: one of the products' type, where the op has that type; given as None, it is the edges' type.
         rows: an argument of shape (T, D). T is passed where the op takes no tile.
+        edges: an argument of the edges' type, where the op has that type: the accumulating one, or bf16 beside fp32.
         scratch: the type of scratch, if not the accumulating one.
     """
 
@@ -50,42 +51,42 @@ class Emulated:
     wide: str
     low: str | None
     rows: str
+    edges: str | None = None
     scratch: torch.dtype | None = None
 
 
-def _op(
-    stem: str, arguments: str, wide: str, low: str | None = None, rows: str | None = None, **more: torch.dtype
-) -> Emulated:
+def _op(stem: str, arguments: str, wide: str, low: str | None = None, rows: str | None = None, **more: Any) -> Emulated:
     inputs, outputs = (tuple(part.split()) for part in arguments.split("->"))
     return Emulated(stem, inputs, outputs, wide, low, rows or wide, **more)
 
 
 _GATE = "tile dropout scale draw u c v gamma beta e"
+_MLP_OUT, _MLP_OUT_GRADIENTS = "mean rstd w d gamma", "ds low scaled mean_dn mean_n_dn sums"
 _MIX = "tile z d_plus kappa pull"
 OPS = {
-    "norm_gelu_": _op("norm_gelu", "t gamma beta -> full low", "t", "low"),
+    "norm_gelu_": _op("norm_gelu", "t gamma beta -> full low", "t", "low", edges="t"),
     "edge_start_fwd_": _op("edge_start", "tile x -> full low", "x", "low"),
-    "edge_start_bwd_": _op("edge_start", "tile x de -> dx", "de"),
+    "edge_start_bwd_": _op("edge_start", "tile x de -> dx", "x", edges="de"),
     "edge_to_node_fwd_": _op("edge_to_node", "tile product bias -> sum", "bias", "product"),
     "edge_to_node_bwd_": _op("edge_to_node", "tile product bias ds -> dp db", "bias", "product"),
-    "gate_fwd_": _op("gate", f"{_GATE} -> e1 low weight_i weight_j", "e", "low"),
-    "gate_bwd_": _op("gate", f"{_GATE} de1 weight_i weight_j -> de du dc dv dgamma dbeta", "e"),
+    "gate_fwd_": _op("gate", f"{_GATE} -> e1 low weight_i weight_j", "e", "low", edges="e"),
+    "gate_bwd_": _op("gate", f"{_GATE} de1 weight_i weight_j -> de du dc dv dgamma dbeta", "e", edges="e"),
     "mlp_in_fwd_": _op("mlp_in", "h bias -> g mean rstd", "bias", "h", "h"),
     "mlp_in_bwd_": _op("mlp_in", "h bias dn mean rstd mean_dn mean_n_dn -> g dh db", "bias", "h", "h"),
-    "mlp_out_fwd_": _op("mlp_out", "product e1 mean rstd w d gamma beta -> s full low", "e1", "product"),
-    "mlp_out_bwd_": _op("mlp_out", "s e1 dy mean rstd w d gamma -> ds low scaled mean_dn mean_n_dn sums", "e1", "low"),
-    "head_moments_": _op("head", "tile e -> sums", "e", scratch=torch.float64),
-    "head_fwd_": _op("head", "product bias -> theta", "bias", "product", "product"),
-    "head_bwd_": _op("head", "theta dtheta -> dpre sum", "theta", "dpre"),
-    "head_sums_": _op("head", "dy e -> wide sums", "e", "dy"),
-    "head_norm_": _op("head", "tile dy e scale a b -> de", "e"),
-    "mix_fwd_": _op("mix", f"{_MIX} theta -> negatives logits squares", "z"),
-    "mix_bwd_theta_": _op("mix", f"{_MIX} dn -> dtheta", "z"),
-    "mix_bwd_z_": _op("mix", f"{_MIX} theta dlogits square dn -> dz dd_plus", "z"),
+    "mlp_out_fwd_": _op("mlp_out", f"product e1 {_MLP_OUT} beta -> s full low", "e1", "product", edges="e1"),
+    "mlp_out_bwd_": _op("mlp_out", f"s e1 dy {_MLP_OUT} -> {_MLP_OUT_GRADIENTS}", "e1", "low", edges="e1"),
+    "head_moments_": _op("head", "tile e -> sums", "e", edges="e", scratch=torch.float64),
+    "head_fwd_": _op("head", "product bias -> theta", "bias", "product", "product", edges="theta"),
+    "head_bwd_": _op("head", "theta dtheta -> dpre sum", "theta", "dpre", edges="theta"),
+    "head_sums_": _op("head", "dy e -> wide sums", "e", "dy", edges="e"),
+    "head_norm_": _op("head", "tile dy e scale a b -> de", "e", edges="e"),
+    "mix_fwd_": _op("mix", f"{_MIX} theta -> negatives logits squares", "z", edges="theta"),
+    "mix_bwd_theta_": _op("mix", f"{_MIX} dn -> dtheta", "z", edges="dtheta"),
+    "mix_bwd_z_": _op("mix", f"{_MIX} theta dlogits square dn -> dz dd_plus", "z", edges="theta"),
     "cross_entropy_": _op("cross_entropy", "logits bias labels scale -> loss d", "bias", "logits", "logits"),
     "similarity_": _op("similarity", "anchors node negatives counted scale -> loss dn", "negatives"),
-    "diversity_fwd_": _op("diversity", "tile theta -> sum square", "theta"),
-    "diversity_bwd_": _op("diversity", "tile theta mean scale -> dtheta", "theta"),
+    "diversity_fwd_": _op("diversity", "tile theta -> sum square", "theta", edges="theta"),
+    "diversity_bwd_": _op("diversity", "tile theta mean scale -> dtheta", "theta", edges="theta"),
 }
 STEMS = tuple(dict.fromkeys(op.stem for op in OPS.values()))
 
@@ -130,12 +131,16 @@ class EmulatedOps:
         """Runs the op of this name. Raises RuntimeError for what the launcher reports."""
         op = OPS[name]
         arguments = dict(zip((*op.inputs, *op.outputs), flat, strict=True))
+        edges = [] if op.edges is None else [arguments[op.edges].dtype]
         dtype = arguments[op.wide].dtype
-        low = [] if op.low is None else [dtype if arguments[op.low] is None else arguments[op.low].dtype]
+        if op.wide == op.edges and dtype is torch.bfloat16:
+            dtype = torch.float32
+        low = [] if op.low is None else [(*edges, dtype)[0] if arguments[op.low] is None else arguments[op.low].dtype]
         shape = arguments[op.rows].shape
         sizes = shape[-1:] if "tile" in op.inputs else (shape.numel() // shape[-1], shape[-1])
         copies = _Copies(self._offset, self._only, self._bare)
         slots = [DTYPES.index(dtype), *map(DTYPES.index, low), *map(copies.passed, flat), *sizes]
+        slots += map(DTYPES.index, edges)
         library = compiled(op.stem, *self._flags)
         count = _function(library, f"scratch_{name}", ctypes.c_int64)(_packed(slots))
         scratch = torch.empty(count, dtype=op.scratch or dtype) if count else None

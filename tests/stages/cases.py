@@ -25,7 +25,7 @@ from gcahng.testing import seeded
 Results = dict[str, Tensor]
 Rows = Callable[[Tensor], Tensor]
 _MARGIN, _CANARY = 64, 7.0
-NARROW = "bfloat16 edges"
+NARROW = "narrow"
 
 
 class Precision(NamedTuple):
@@ -222,7 +222,7 @@ class Run:
     def __init__(self, setup: Setup, inputs: Inputs, ops: Any = None) -> None:
         self.inputs, self.dim, self.schedule = inputs, setup.dim, setup.schedule
         self.like, self.workspace = inputs.nodes.new_zeros(()), PoisonedWorkspace()
-        self.low = inputs.weights.w1.dtype
+        self.low, self.edges_dtype = inputs.weights.w1.dtype, inputs.edges.full.dtype
         dropout = EdgeDropout(setup.p, 7, torch.tensor(3, device=self.like.device)) if setup.p else None
         fused = (self.workspace, ops) if ops is not None else (None, None)
         self.edge_dtype = inputs.edges.full.dtype

@@ -29,12 +29,14 @@ class Stage:
         results: the function that runs the stage. A stem's test writes it, so that it shows how the stage is called.
         kind: rows, tiles or negatives, which says what its setups differ in (see Backend.setups).
         products: whether one of its tensors is an operand of products, whose dtype may be narrower.
+        edges: whether it takes edges, their gradients or coefficients, whose dtype may be narrower.
     """
 
     name: str
     results: Callable[[Run], Results]
     kind: str
     products: bool
+    edges: bool
 
     def __str__(self) -> str:
         return self.name
@@ -43,12 +45,12 @@ class Stage:
 STAGES: dict[str, Stage] = {}
 
 
-def stage(kind: str, *, products: bool = True) -> Callable[[Callable[[Run], Results]], Stage]:
+def stage(kind: str, *, products: bool = True, edges: bool = True) -> Callable[[Callable[[Run], Results]], Stage]:
     """Declares a stage; see Stage."""
 
     def declare(results: Callable[[Run], Results]) -> Stage:
         stem = results.__module__.rpartition("test_")[2]
-        found = Stage(f"{stem}.{results.__name__}", results, kind, products)
+        found = Stage(f"{stem}.{results.__name__}", results, kind, products, edges)
         STAGES[found.name] = found
         return found
 
@@ -82,7 +84,8 @@ def truth_of(setup: Setup, inputs: Inputs) -> Run:
 
 class Wanted(NamedTuple):
     """The truth, and what plain torch gives at the precision: on the inputs, and on inputs that are moved by a
-    rounding. A single run may be right by luck."""
+    rounding. A single run may be right by luck. Narrow edges stay as they are: sums over them are as exact as over
+    others."""
 
     truth: Results
     plain: list[Results]

@@ -16,7 +16,7 @@ from gcahng.engine.stages.mix_index import mix_index
 from gcahng.testing import seeded
 
 
-@stage("negatives")
+@stage("negatives", edges=False)
 def forward(run: Run) -> Results:
     """Under a classifier of 4D classes."""
     found, w, entropy = Collected(), run.inputs.weights, run.stages.cross_entropy

@@ -12,7 +12,7 @@ from stages.checks import check_same_bits, check_stage, check_unaligned, run_of,
 from gcahng.engine.weights import ToNodeSums
 
 
-@stage("tiles")
+@stage("tiles", edges=False)
 def forward(run: Run) -> Results:
     into = run.node_sum()
     for _, tile, rows in run.tiles():
@@ -20,7 +20,7 @@ def forward(run: Run) -> Results:
     return {"sum": into.total()}
 
 
-@stage("tiles")
+@stage("tiles", edges=False)
 def backward(run: Run) -> Results:
     found, ds = Collected(), run.band(run.inputs.node_upstream)
     sums = ToNodeSums(run.like.new_zeros(run.dim, run.dim), run.like.new_zeros(run.dim))

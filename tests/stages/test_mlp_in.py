@@ -23,7 +23,7 @@ from gcahng.engine.weights import EdgeGradients
 from gcahng.testing import assert_close_to_truth, seeded
 
 
-@stage("rows")
+@stage("rows", edges=False)
 def forward(run: Run) -> Results:
     """h and the moments are stored where they are asked for."""
     found = Collected()
@@ -39,7 +39,7 @@ def forward(run: Run) -> Results:
     return found.results()
 
 
-@stage("rows")
+@stage("rows", edges=False)
 def backward(run: Run) -> Results:
     """From the stored product, and from one that is formed again."""
     found, into, mlp_in = Collected(), EdgeGradients(run.dim, run.like), run.stages.edge_update.mlp_in

@@ -38,8 +38,8 @@ def forward(run: Run) -> Results:
         stored = torch.full_like(e1.full, torch.nan) if number else None
         s, e = update.mlp_out.forward(w, e1, *update.mlp_in.forward(w, e1, None, None), stored, "out")
         if number:
-            assert torch.equal(stored, s)
-        found.add(s=s.to(e.full.dtype), e=e.full, low=e.low)  # plain torch goes on with rounded values in fp32
+            assert torch.equal(stored.to(s.dtype), s)
+        found.add(s=s.to(run.edge_dtype), e=e.full, low=e.low)  # plain torch goes on with rounded values in fp32
     return found.results()
 
 

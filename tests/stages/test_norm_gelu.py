@@ -74,3 +74,12 @@ def test_what_the_kernels_do_not_take_is_an_error(emulator):
     for wrong in ((1025, torch.float32), (8, torch.float64), (8, torch.bfloat16, torch.float64)):
         with pytest.raises(RuntimeError, match="cudaError_t 1"):
             norm_gelu(*wrong)
+
+
+@pytest.mark.simulated
+@pytest.mark.parametrize("low", [torch.float32, torch.float16], ids=str)
+def test_edges_in_bfloat16_go_with_products_in_bfloat16(emulator, low):
+    given = inputs(3, 8, emulator.device)
+    given = given._replace(t=given.t.bfloat16())
+    with pytest.raises(RuntimeError, match="cudaError_t 1"):
+        emulator.norm_gelu_(given, EdgesOut(None, torch.zeros(3, 8, dtype=low)))

@@ -43,11 +43,17 @@ def off_by(ulp: int, x: Tensor) -> Tensor:
     return (x.double() * (1 + ulp * torch.finfo(x.dtype).eps * signs)).to(x.dtype)
 
 
-@pytest.mark.parametrize("stage", [s for name, s in STAGES.items() if name != "head.moments"], ids=str)
-def test_a_few_roundings_are_refused(stage):
+COMPARED = [s for name, s in STAGES.items() if name != "head.moments"]
+# Products in bf16 within a stage leave more than a few roundings of fp32.
+MULTIPLY = {"head.backward", "mlp_out.backward", "edge_update.forward", "edge_update.mlp_backward"}
+CASES = [("float32", s) for s in COMPARED] + [("narrow", s) for s in COMPARED if s.edges and s.name not in MULTIPLY]
+
+
+@pytest.mark.parametrize(("precision", "stage"), CASES, ids=str)
+def test_a_few_roundings_are_refused(precision, stage):
     setup = Setup(7, 2, 64, 150)
-    truth, plain = wanted(stage, setup, "float32")
-    actual = stage.results(Run(setup, inputs_of(setup, "float32")))
+    truth, plain = wanted(stage, setup, precision)
+    actual = stage.results(Run(setup, inputs_of(setup, precision)))
     for name in truth:
         near = [found[name] for found in plain]
         assert_close_to_truth(actual[name], near, truth[name])

@@ -13,7 +13,7 @@ from gcahng.engine.stages.similarity import SimilarityInputs
 from gcahng.testing import seeded
 
 
-@stage("negatives", products=False)
+@stage("negatives", products=False, edges=False)
 def forward(run: Run) -> Results:
     found = Collected()
     for number, tile, _ in run.tiles():
