@@ -272,9 +272,10 @@ def check_tensor(name: str, given: Any, own: Tensor) -> None:
     if not isinstance(given, Tensor):
         raise UserError(f"state_dict's {name} is {describe(given)}; it must be a tensor")
     if given.shape != own.shape and not (own.dim() == 0 and given.shape == (1,)):
+        other = "coefficients" if "coefficient_head" in name else "num_classes"
         raise UserError(
             f"state_dict does not fit this loss: {name} has shape {tuple(given.shape)}; it must be {tuple(own.shape)} "
-            "(embedding_dim, num_classes and coefficients must be those of the state_dict)"
+            f"(embedding_dim and {other} must be those of the state_dict)"
         )
     kinds = [(t.is_floating_point(), t.is_complex(), t.dtype is torch.bool) for t in (given, own)]
     if kinds[0] != kinds[1] or given.layout is not own.layout or given.is_quantized:
