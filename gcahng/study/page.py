@@ -56,9 +56,7 @@ def interval_chart(
     bottom = height - _BOTTOM
     grid = "".join(f"M{x(mark):.1f},6V{bottom}" for mark in marks)
     parts = [f'<path class="grid" d="{grid}"/>']
-    parts += [
-        f'<text x="{x(mark):.1f}" y="{bottom + 15}" text-anchor="middle">{number(mark)}</text>' for mark in marks
-    ]
+    parts += [f'<text x="{x(mark):.1f}" y="{bottom + 15}" text-anchor="middle">{number(mark)}</text>' for mark in marks]
     if zero:
         parts.append(f'<path class="line c6 dashed" d="M{x(0.0):.1f},6V{bottom}"/>')
     for place, (name, (_, spread, values)) in enumerate(zip(names, rows, strict=True)):
