@@ -75,6 +75,10 @@ class GcaConfig:
         dot_weight: weight of J_sim in J_gen.
         div_weight: weight of J_div in J_gen.
         softmax_factor: weight of the classifier's cross entropy in J_gen.
+        coefficients: channel: the graph network makes a coefficient for each pair and channel. pair: one for each pair.
+            constant: all are 1/2, and J_gen trains nothing. The last two show what the first is worth.
+        message_passing: whether the graph network's nodes hear of other nodes and of edges. false: the coefficients of
+            a pair come from its own two samples alone.
         edge_dropout: dropout of the edges' attention weights.
         symmetric: whether both directions of an edge share one dropout draw.
         compat: fixed; or official, which reproduces a mistake in the authors' J_sim.
@@ -92,6 +96,8 @@ class GcaConfig:
     base: BaseName = "npair"
     layers: int = 1
     heads: int = 2
+    coefficients: Literal["channel", "pair", "constant"] = "channel"
+    message_passing: bool = True
     alpha: float = 5.0
     beta: float = 20.0
     dot_weight: float = 20.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from gcahng.engine.operands import PassInputs, Settings, Wanted
 from gcahng.engine.precision import compute_dtype, name_of, note_bf16
 from gcahng.engine.prepare import graph_pass
 from gcahng.engine.ranks import Ranks
-from gcahng.engine.weights import buffer_list, parameter_list
+from gcahng.engine.weights import buffer_list, fixed_in_generator_pass, fixed_in_metric_pass, parameter_list
 from gcahng.errors import UserError
 from gcahng.reference.head import momentum
 from gcahng.reference.similarity import official_own_entries
@@ -55,7 +56,8 @@ class Engine:
 
     def metric_pass(self, network: GraphNetwork, batch: Batch) -> MetricLosses:
         """Does what gcahng.reference.training_step.metric_pass does."""
-        s, inputs = self._settings(network, batch), _inputs(network, batch, batch.z)
+        s = self._settings(network, batch)
+        inputs = _inputs(network, batch, batch.z, fixed_in_metric_pass(network))
         if not torch.compiler.is_compiling():
             refuse_transforms("the engine", batch.z, *inputs.parameters)
         record = torch.is_grad_enabled()
@@ -75,7 +77,8 @@ class Engine:
         weights: GeneratorWeights,
     ) -> GeneratorLosses:
         """Does what gcahng.reference.training_step.generator_pass does."""
-        s, inputs = self._settings(network, batch), _inputs(network, batch, batch.z.detach())
+        s = self._settings(network, batch)
+        inputs = _inputs(network, batch, batch.z.detach(), fixed_in_generator_pass(network))
         zeroed = None if official_order is None else official_own_entries(batch.views, official_order)
         fixed = (classifier.weight.detach().contiguous(), classifier.bias.detach().contiguous())
         task = GeneratorTask(*fixed, zeroed, weights, record=True)
@@ -135,10 +138,11 @@ def refuse_transforms(what: str, *tensors: Tensor) -> None:
         )
 
 
-def _inputs(network: GraphNetwork, batch: Batch, z: Tensor) -> PassInputs:
-    """The tensors of a pass on embeddings z (n, D)."""
+def _inputs(network: GraphNetwork, batch: Batch, z: Tensor, fixed: Set[str] = frozenset()) -> PassInputs:
+    """The tensors of a pass on embeddings z (n, D); `fixed` names the parameters that get no gradient."""
     draw = torch.zeros((), dtype=torch.int64, device=z.device) if batch.dropout is None else batch.dropout.draw
-    return PassInputs(z, batch.classes, batch.pull, batch.u, draw, parameter_list(network), buffer_list(network))
+    parameters = parameter_list(network, fixed)
+    return PassInputs(z, batch.classes, batch.pull, batch.u, draw, parameters, buffer_list(network))
 
 
 def _store_statistics(network: GraphNetwork, statistics: list[Tensor]) -> None:

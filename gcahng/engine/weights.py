@@ -3,6 +3,7 @@ it."""
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -50,10 +51,43 @@ def generator_names(layers: int) -> list[str]:
     return [name for name in parameter_names(layers) if not name.startswith(("class_head.", "node_batch_norm."))]
 
 
-def parameter_list(network: GraphNetwork) -> list[Tensor]:
-    """The parameters that parameter_names lists."""
-    named = dict(network.named_parameters())
-    return [named[name] for name in parameter_names(len(network.layers))]
+def fixed_in_metric_pass(network: GraphNetwork) -> set[str]:
+    """Names of parameters that have no gradient in phase 1 for what the network leaves out.
+
+    Without message passing no edge reaches a node.
+    """
+    names = metric_names(len(network.layers))
+    return set() if network.message_passing else {name for name in names if ".edge." in name}
+
+
+def fixed_in_generator_pass(network: GraphNetwork) -> set[str]:
+    """Names of parameters that have no gradient in phase 3 for what the network leaves out.
+
+    Nothing leads to a θ that is constant.
+    """
+    return set(generator_names(len(network.layers))) if network.coefficients == "constant" else set()
+
+
+def parameter_list(network: GraphNetwork, fixed: Set[str] = frozenset()) -> list[Tensor]:
+    """The parameters that parameter_names lists, in the shapes that they have in a whole network.
+
+    What a network leaves out is a matter of these tensors alone, and no code behind them knows of it. A coefficient for
+    all channels is a head with equal rows, whose gradients autograd adds up. Nodes get no message where the linear maps
+    that bring them are 0, and θ is ½ where the head is 0.
+
+    Args:
+        network: owns them.
+        fixed: names of those that must not get a gradient.
+    """
+    named, dim = dict(network.named_parameters()), network.dim
+    shapes = {"weight": (dim, dim), "bias": (dim,)}
+    found = []
+    for name in parameter_names(len(network.layers)):
+        parameter = named.get(name, network.absent)
+        if name not in named or (name.startswith("coefficient_head.") and network.coefficients == "pair"):
+            parameter = parameter.expand(shapes[name.rpartition(".")[2]])
+        found.append(parameter.detach() if name in fixed else parameter)
+    return found
 
 
 def buffer_list(network: GraphNetwork) -> list[Tensor]:

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from gcahng import dispatch
 from gcahng.engine.cuda_graph import capturing
-from gcahng.engine.weights import metric_names
+from gcahng.engine.weights import fixed_in_metric_pass, metric_names
 from gcahng.errors import UserError
 from gcahng.losses.base import Base, IndicesTuple, base_loss, check_base, check_mined
 from gcahng.losses.layout import ClassLayout
 from gcahng.losses.misuse import Trace, refuse_gathering, sample
 from gcahng.losses.module import LossModule, check_draws
 from gcahng.losses.optimizers import check_holds, clipped_step, set_gradients
-from gcahng.losses.options import RATES, EngineOptions, check_options, engine_options, plain_numbers
+from gcahng.losses.options import RATES, EngineOptions, check_options, plain_numbers, split_knobs
 from gcahng.nn import GraphNetwork
 from gcahng.reference.npair import npair
 from gcahng.reference.training_step import GeneratorWeights
@@ -118,8 +118,8 @@ class GCAHNGLoss(LossModule):
         epochs: the graph network's learning rate follows a cosine to 0 over so many epochs; with None it stays
             constant.
         steps_per_epoch: end_epoch is called after so many generator steps; None leaves it to the caller.
-        engine: how passes are run. Its fields may be passed as keywords instead: impl, edge_memory, edge_dtype,
-            cuda_graph and process_group.
+        engine: how passes are run. Its fields may be keywords instead: impl, edge_memory, edge_dtype, cuda_graph and
+            process_group. So may those of gcahng.nn.GraphAblation: coefficients and message_passing.
 
     Raises:
         UserError: (a ValueError) an argument is wrong, and the message names it: an option that is not what it must be;
@@ -161,7 +161,7 @@ class GCAHNGLoss(LossModule):
         # There are this many parameters because each is an option of the method, of which a user sets a few.
         super().__init__()
         options = dict(locals())
-        engine = engine_options(engine, knobs)
+        engine, ablation = split_knobs(engine, knobs)
         check_options(options | vars(engine))
         check_base(base, miner)
         if engine.process_group not in (None, "alone"):
@@ -177,7 +177,7 @@ class GCAHNGLoss(LossModule):
         self.num_per_class, self.clip_value = num_per_class, clip_value
         self.epochs, self.steps_per_epoch = epochs, steps_per_epoch
 
-        self.graph_network = GraphNetwork(embedding_dim, num_classes, layers=layers, heads=heads)
+        self.graph_network = GraphNetwork(embedding_dim, num_classes, layers=layers, heads=heads, ablation=ablation)
         self.classifier = nn.Linear(embedding_dim, num_classes)
         self.base, self.miner = base, miner
         self._set_up(engine, {name: options[name] for name in RATES})
@@ -388,7 +388,7 @@ class GCAHNGLoss(LossModule):
 
     def _generator_alone_trains(self) -> bool:
         """Whether all weights are frozen that have gradients in the caller's backward, and others are not."""
-        of_caller = set(metric_names(len(self.graph_network.layers)))
+        of_caller = {*metric_names(len(self.graph_network.layers))} - fixed_in_metric_pass(self.graph_network)
         trained = {name for name, parameter in self.graph_network.named_parameters() if parameter.requires_grad}
         return bool(trained) and not trained & of_caller
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gcahng.errors import UserError
 from gcahng.losses.state import check_tensor, some
+from gcahng.nn import GraphAblation
 
 if TYPE_CHECKING:
     from gcahng.losses.gca_hng import GCAHNGLoss
@@ -45,7 +46,17 @@ _HEADS = {
 
 
 def _names(gca: GCAHNGLoss) -> Iterator[tuple[str, Tensor]]:
-    """The authors' name and our tensor for everything that their checkpoints hold of the loss."""
+    """The authors' name and our tensor for everything that their checkpoints hold of the loss.
+
+    Raises:
+        UserError: the loss's graph network leaves something out that they hold.
+    """
+    ablation = gca.graph_network.ablation
+    if ablation != GraphAblation():
+        raise UserError(
+            f"coefficients is {ablation.coefficients!r} and message_passing {ablation.message_passing}; for the "
+            "authors' checkpoints they must be 'channel' and True"
+        )
     modules = dict(_HEADS)
     for number, layer in enumerate(gca.graph_network.layers):
         ours = f"graph_network.layers.{number}"
@@ -68,6 +79,9 @@ def official_state_dict(gca: GCAHNGLoss) -> dict[str, Tensor]:
 
     Returns:
         All `gnn.*` and `softmax_classifier.*` entries of an authors' checkpoint, the unused `update_node` included.
+
+    Raises:
+        UserError: the loss's graph network leaves something out that they hold.
     """
     return {name: tensor.detach().clone() for name, tensor in _names(gca)}
 
@@ -83,7 +97,8 @@ def load_official_state_dict(gca: GCAHNGLoss, state_dict: Mapping[str, Tensor]) 
         state_dict: the checkpoint, as torch.load returns it.
 
     Raises:
-        UserError: names are missing or unexpected, or shapes do not fit. Nothing is changed then.
+        UserError: names are missing or unexpected, shapes do not fit, or the loss's graph network leaves something out.
+            Nothing is changed then.
     """
     if not isinstance(state_dict, Mapping):
         raise UserError(

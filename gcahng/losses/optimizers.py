@@ -169,7 +169,8 @@ def read_group(group: Mapping[str, Any], states: Mapping[Any, Any], parameters: 
 
 
 LOSS_CURE = (
-    "num_classes and embedding_dim must be those of the state_dict (for weights alone leave its _extra_state out)"
+    "num_classes, embedding_dim and coefficients must be those of the state_dict (for weights alone leave its "
+    "_extra_state out)"
 )
 
 

@@ -13,6 +13,7 @@ import torch
 
 from gcahng.bounds import check_number, shown_value
 from gcahng.errors import UserError
+from gcahng.nn import GraphAblation
 
 _CHOICES = {
     "compat": ("fixed", "official"),
@@ -80,20 +81,25 @@ class EngineOptions:
         return self
 
 
-def engine_options(engine: EngineOptions | None, knobs: Mapping[str, Any]) -> EngineOptions:
-    """Puts the engine's options together.
+def split_knobs(engine: EngineOptions | None, knobs: Mapping[str, Any]) -> tuple[EngineOptions, GraphAblation]:
+    """Puts together the options of GCAHNGLoss that are fields of a class of their own.
 
     Args:
-        engine: all of them, or None.
-        knobs: single fields of EngineOptions, as keywords of GCAHNGLoss.
+        engine: all options of the engine, or None.
+        knobs: single fields of EngineOptions and of GraphAblation, as keywords of GCAHNGLoss.
 
     Raises:
         TypeError: a keyword is not among the fields, as for any other function.
-        UserError: `engine` is no EngineOptions, or both were passed.
+        UserError: `engine` is no EngineOptions, or was passed beside a field of it.
     """
-    names = [field.name for field in fields(EngineOptions)]
-    if unknown := [name for name in knobs if name not in names]:
+    of_engine, of_graph = ({f.name for f in fields(cls)} for cls in (EngineOptions, GraphAblation))
+    if unknown := [name for name in knobs if name not in of_engine | of_graph]:
         raise TypeError(f"GCAHNGLoss() got an unexpected keyword argument {unknown[0]!r}")
+    ablation = GraphAblation(**{name: value for name, value in knobs.items() if name in of_graph})
+    return _engine_options(engine, {name: value for name, value in knobs.items() if name in of_engine}), ablation
+
+
+def _engine_options(engine: EngineOptions | None, knobs: Mapping[str, Any]) -> EngineOptions:
     if engine is None:
         return EngineOptions(**knobs)
     if not isinstance(engine, EngineOptions):
@@ -109,7 +115,7 @@ def plain_numbers(init: Callable[..., None]) -> Callable[..., None]:
     """Decorates GCAHNGLoss's constructor to turn numpy's scalars into Python's numbers.
 
     `labels.max() + 1` is a number of classes, but a state that holds such a scalar does not load with
-    weights_only=True. The signature also gets the fields of EngineOptions.
+    weights_only=True. The signature also gets the fields of GraphAblation and EngineOptions.
 
     Args:
         init: the constructor.
@@ -121,11 +127,11 @@ def plain_numbers(init: Callable[..., None]) -> Callable[..., None]:
 
     signature = inspect.signature(init)
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    of_engine = [
+    of_classes = [
         inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
-        for f in fields(EngineOptions)
+        for f in (*fields(GraphAblation), *fields(EngineOptions))
     ]
-    call.__signature__ = signature.replace(parameters=[*own, *of_engine])  # type: ignore[attr-defined]
+    call.__signature__ = signature.replace(parameters=[*own, *of_classes])  # type: ignore[attr-defined]
     return call
 
 

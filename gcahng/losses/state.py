@@ -272,9 +272,10 @@ def check_tensor(name: str, given: Any, own: Tensor) -> None:
     if not isinstance(given, Tensor):
         raise UserError(f"state_dict's {name} is {describe(given)}; it must be a tensor")
     if given.shape != own.shape and not (own.dim() == 0 and given.shape == (1,)):
+        other = "coefficients" if "coefficient_head" in name else "num_classes"
         raise UserError(
             f"state_dict does not fit this loss: {name} has shape {tuple(given.shape)}; it must be {tuple(own.shape)} "
-            "(embedding_dim and num_classes must be those of the state_dict)"
+            f"(embedding_dim and {other} must be those of the state_dict)"
         )
     kinds = [(t.is_floating_point(), t.is_complex(), t.dtype is torch.bool) for t in (given, own)]
     if kinds[0] != kinds[1] or given.layout is not own.layout or given.is_quantized:
@@ -295,8 +296,8 @@ def _check_count(number: int, saved: int, own: int, layers: int) -> None:
         return
     if number == 0:
         raise UserError(
-            f"state_dict is of a graph network of {saved} weights, this one has {own} (layers={layers}); layers must "
-            "be that of the state_dict"
+            f"state_dict is of a graph network of {saved} weights, this one has {own} (layers={layers}); layers, "
+            "coefficients and message_passing must be those of the state_dict"
         )
     raise _malformed(f"is of a classifier of {saved} weights")
 

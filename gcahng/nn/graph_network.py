@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gcahng.bounds import check_number
 from gcahng.engine.fits import check_weights
 from gcahng.errors import UserError
+from gcahng.nn.ablation import GraphAblation
 from gcahng.reference.edge_update import EdgeUpdateWeights
+
+_MESSAGES = ("query", "key", "value", "output", "edge_to_node")  # the parts of a NodeLayer that bring messages
 
 
 def attention_projection(dim: int) -> nn.Linear:
@@ -21,6 +26,8 @@ def attention_projection(dim: int) -> nn.Linear:
 
 class NodeLayer(nn.Module):
     """Node attention, the sum over edges, and the node MLP. One LayerNorm serves all three.
+
+    In a network without message passing, the parts of the first two are None.
 
     Args:
         dim: channels D.
@@ -95,14 +102,29 @@ class GraphNetwork(nn.Module):
         num_classes: training classes M.
         layers: layers L.
         heads: heads H of the node attention, a divisor of D.
+        ablation: what is left out; nothing by default.
+
+    Attributes:
+        coefficient_head: the linear map to the sigmoid's argument; to one channel if coefficients="pair", and None if
+            coefficients="constant".
+        absent: 0, 0-dim, which stands for each parameter that is left out; None if there is none.
 
     Raises:
         UserError: one of them is out of its range (gcahng.bounds), dim is not divisible by heads, or the weights would
             not fit into memory.
     """
 
-    def __init__(self, dim: int, num_classes: int, *, layers: int = 2, heads: int = 4) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        *,
+        layers: int = 2,
+        heads: int = 4,
+        ablation: GraphAblation = GraphAblation(),  # noqa: B008  immutable
+    ) -> None:
         super().__init__()
+        ablation.check()
         for name, value in (("embedding_dim", dim), ("num_classes", num_classes), ("layers", layers), ("heads", heads)):
             check_number(name, value)
         if dim % heads:
@@ -117,6 +139,37 @@ class GraphNetwork(nn.Module):
         self.node_batch_norm.bias.requires_grad_(False)
         self.coefficient_head = nn.Linear(dim, dim)
         self.class_head = nn.Linear(dim, num_classes)
+        self.coefficients, self.message_passing = ablation.coefficients, ablation.message_passing
+        self._leave_out()
+
+    def _leave_out(self) -> None:
+        """Drops what the ablation leaves out.
+
+        Everything was made before, so that with the same seed what stays starts as in the whole network.
+        """
+        if not self.message_passing:
+            for layer in self.layers:
+                for name in _MESSAGES:
+                    setattr(layer.node, name, None)
+        if self.coefficients == "pair":
+            head = self.coefficient_head
+            head.weight, head.bias = (nn.Parameter(p.detach()[:1].clone()) for p in (head.weight, head.bias))
+            head.out_features = 1
+        elif self.coefficients == "constant":
+            self.coefficient_head = None
+        absent = None if self.message_passing and self.coefficients != "constant" else torch.zeros(())
+        self.register_buffer("absent", absent, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GraphNetwork:
+        super()._apply(fn, recurse)
+        if self.absent is not None:
+            self.absent.zero_()  # to_empty leaves it undefined, and no state dict holds it
+        return self
+
+    @property
+    def ablation(self) -> GraphAblation:
+        """What is left out."""
+        return GraphAblation(self.coefficients, self.message_passing)
 
     def trainable(self) -> list[nn.Parameter]:
         """The parameters that an optimizer steps."""

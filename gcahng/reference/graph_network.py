@@ -53,6 +53,18 @@ def node_update(layer: NodeLayer, f: Tensor, e: Tensor, other_class: Tensor, hea
     """
     f = layer.norm(F.gelu(f + node_attention(layer, f, other_class, heads)))
     f = layer.norm(F.gelu(f + edge_to_node(layer, e)))
+    return node_mlp(layer, f)
+
+
+def node_update_alone(layer: NodeLayer, f: Tensor) -> Tensor:
+    """A layer's node update without messages: node_update with both sums left out. f and the result are (n, D)."""
+    for _ in range(2):
+        f = layer.norm(F.gelu(f))
+    return node_mlp(layer, f)
+
+
+def node_mlp(layer: NodeLayer, f: Tensor) -> Tensor:
+    """A layer's node MLP. f and the result are (n, D)."""
     return layer.norm(F.gelu(f + layer.mlp_out(F.gelu(layer.mlp_in(f)))))
 
 
@@ -81,7 +93,10 @@ def graph_network(
     other_class = classes[:, None] != classes[None, :]
     f = network.node_input(z)
     for number, layer in enumerate(network.layers):
-        f = node_update(layer.node, f, e, other_class, network.heads)
+        if network.message_passing:
+            f = node_update(layer.node, f, e, other_class, network.heads)
+        else:
+            f = node_update_alone(layer.node, f)
         tokens = F.gelu(layer.edge.node_to_edge(f))
         e = edge_update(layer.edge.weights(), e, tokens, dropout if training else None, number)
     nodes = batch_norm(network.node_batch_norm, f, training=training, update=update)

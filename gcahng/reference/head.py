@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from gcahng.nn import GraphNetwork
 
 
+CONSTANT = 0.5
+"""θ of coefficients="constant": that of a head whose weights are 0."""
+
+
 def momentum(norm: nn.BatchNorm1d) -> float:
     """What the next batch weighs in the running statistics.
 
@@ -50,6 +54,9 @@ def batch_norm(norm: nn.BatchNorm1d, x: Tensor, *, training: bool, update: bool)
 def head(network: GraphNetwork, e: Tensor, *, training: bool, update: bool) -> Tensor:
     """Computes θ. The BatchNorm runs over all n² edges.
 
+    With coefficients="pair" all channels of a pair have the same coefficient. With "constant" all pairs have it, and
+    the edges only leave their statistics.
+
     Args:
         network: parameters.
         e: edges that leave the last layer (n, n, D).
@@ -61,4 +68,6 @@ def head(network: GraphNetwork, e: Tensor, *, training: bool, update: bool) -> T
     """
     n, _, dim = e.shape
     rows = batch_norm(network.edge_batch_norm, e.reshape(n * n, dim), training=training, update=update)
-    return torch.sigmoid(network.coefficient_head(rows)).view(n, n, dim)
+    if network.coefficients == "constant":
+        return rows.new_full((n, n, dim), CONSTANT)
+    return torch.sigmoid(network.coefficient_head(rows)).view(n, n, -1).expand(n, n, dim)

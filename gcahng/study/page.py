@@ -14,8 +14,8 @@ from gcahng.study.plan import Study
 from gcahng.study.results import Comparison, Results, Row, command
 from gcahng.study.statistics import MOST_FLIPPED, Spread
 
-_WIDTH, _LEFT, _RIGHT, _LINE, _BOTTOM = 380, 130, 12, 20, 34
-_LONGEST = 20  # characters of a method's name in a chart
+_WIDTH, _RIGHT, _LINE, _BOTTOM = 380, 22, 20, 34
+_LONGEST, _LETTER = 26, 6.8  # characters of a method's name in a chart, and the width of one
 
 
 def page(study: Study, out: Path, results: Results) -> str:
@@ -25,7 +25,8 @@ def page(study: Study, out: Path, results: Results) -> str:
         "differences": ("Differences to the baselines", _differences(study, results)),
         "runs": ("Runs", _runs(study, out, results)),
     }
-    about = f"{len(study.methods)} methods, {len(study.data)} data sets, {len(study.seeds)} seeds"
+    counts = {"method": len(study.methods), "data set": len(study.data), "seed": len(study.seeds)}
+    about = ", ".join(f"{count} {thing}{'s' * (count != 1)}" for thing, count in counts.items())
     return html_page("study", study.name, f"{escape(str(out))} · {about}", parts)
 
 
@@ -43,27 +44,24 @@ def interval_chart(
     numbers = [value for _, spread, values in rows for value in (spread.mean, *values)]
     numbers += [end for _, spread, _ in rows for end in (spread.low, spread.high) if end is not None]
     numbers += [0.0] if zero else []
-    marks = ticks(min(numbers), max(numbers), 4)
+    marks = ticks(min(numbers), max(numbers), 3)
     low, high = marks[0], marks[-1]
     height = _LINE * len(rows) + 10 + _BOTTOM
+    names = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name, *_ in rows]
+    left = 16 + _LETTER * max(map(len, names))
 
     def x(value: float) -> float:
-        return _LEFT + (_WIDTH - _LEFT - _RIGHT) * (value - low) / (high - low)
+        return left + (_WIDTH - left - _RIGHT) * (value - low) / (high - low)
 
     bottom = height - _BOTTOM
     grid = "".join(f"M{x(mark):.1f},6V{bottom}" for mark in marks)
     parts = [f'<path class="grid" d="{grid}"/>']
-    parts += [
-        f'<text x="{x(mark):.1f}" y="{bottom + 15}" text-anchor="{"end" if mark == high else "middle"}">'
-        f"{number(mark)}</text>"
-        for mark in marks
-    ]
+    parts += [f'<text x="{x(mark):.1f}" y="{bottom + 15}" text-anchor="middle">{number(mark)}</text>' for mark in marks]
     if zero:
         parts.append(f'<path class="line c6 dashed" d="M{x(0.0):.1f},6V{bottom}"/>')
-    for place, (name, spread, values) in enumerate(rows):
+    for place, (name, (_, spread, values)) in enumerate(zip(names, rows, strict=True)):
         y = 6 + _LINE * (place + 0.5)
-        shown = name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
-        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{escape(shown)}</text>')
+        parts.append(f'<text x="{left - 8:.1f}" y="{y + 4:.1f}" text-anchor="end">{escape(name)}</text>')
         parts += [f'<circle class="dot c6" cx="{x(value):.1f}" cy="{y:.1f}" r="1.6"/>' for value in values]
         if spread.low is not None and spread.high is not None:
             parts.append(f'<path class="line c1" d="M{x(spread.low):.1f},{y:.1f}H{x(spread.high):.1f}"/>')
@@ -91,8 +89,8 @@ def _means(study: Study, results: Results) -> str:
     chosen = "the best checkpoint by the validation classes" if checkpoint == "best" else "the last checkpoint"
     done = f"{len(results.values)} of {len(study.runs)} runs have finished."
     note = (
-        f"Percent on the {classes} classes, of {chosen}. Mean ± sample standard deviation over seeds; bars are 95 % "
-        f"intervals of the mean (Student's t), and small points are runs. {done}"
+        f"Percent on the {classes} classes, of {chosen}. Mean ± sample standard deviation over seeds; bars are "
+        f"95&nbsp;% intervals of the mean (Student's t), and small points are runs. {done}"
     )
     if classes == "validation" and checkpoint == "best":
         note += " The same validation classes chose the checkpoint, so these numbers are a little too good."
@@ -133,7 +131,7 @@ def _table_of_means(study: Study, rows: Sequence[Row]) -> str:
             count = max(count, spread.count if spread else 0)
             best = ' class="top"' if spread is not None and spread.mean == top[metric] else ""
             line += f"<td{best}>{mean_and_std(spread)}</td>"
-        lines.append(f"<tr><th>{escape(method)}</th>{line}<td>{count}</td></tr>")
+        lines.append(f"<tr><th>{_breakable(method)}</th>{line}<td>{count}</td></tr>")
     head = "".join(f"<th>{metric_title(metric)}</th>" for metric in study.metrics)
     return _table(f"<th>method</th>{head}<th>seeds</th>", lines)
 
@@ -151,10 +149,10 @@ def _differences(study: Study, results: Results) -> str:
     if not results.comparisons:
         return '<p class="empty">No method has finished with a seed that its baseline has finished with.</p>'
     note = (
-        "Method minus baseline in points, seed by seed, with the 95 % interval of the paired t test. p are two-sided: "
-        "of the paired t test, and of the exact sign-flip test, which sums all ways to exchange the two values of a "
-        f"seed (up to {MOST_FLIPPED} seeds) and cannot fall below 2<sup>1−n</sup> with n seeds. Holm's correction is "
-        "over all comparisons of a metric on this page."
+        "Method minus baseline in points, seed by seed, with the 95&nbsp;% interval of the paired t test. p are two-"
+        "sided: of the paired t test, and of the exact sign-flip test, which sums all ways to exchange the two values "
+        f"of a seed (up to {MOST_FLIPPED} seeds) and cannot fall below 2<sup>1−n</sup> with n seeds. Holm's correction "
+        "is over all comparisons of a metric on this page."
     )
     parts = [f'<p class="note">{note}</p>']
     for data in study.data:
@@ -196,7 +194,7 @@ def _comparison(one: Comparison) -> str:
     p_values = (one.paired.p_t, one.holm_t, one.paired.p_sign_flip, one.holm_sign_flip)
     cells = [escape(one.baseline), metric_title(one.metric), str(len(one.seeds)), f"{100 * difference.mean:+.2f}"]
     cells += [interval, *("–" if p is None else f"{p:.2g}" for p in p_values)]
-    return f"<tr><th>{escape(one.method)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+    return f"<tr><th>{_breakable(one.method)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
 
 def _runs(study: Study, out: Path, results: Results) -> str:
@@ -205,7 +203,7 @@ def _runs(study: Study, out: Path, results: Results) -> str:
     for run in study.runs:
         values = results.values.get(run.name, {})
         cells = [f"{100 * values[m]:.2f}" if m in values else "–" for m in study.metrics]
-        lines.append(f"<tr><th>{escape(run.name)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+        lines.append(f"<tr><th>{_breakable(run.name)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     commands = "\n".join(shlex.join(command(out, run)) for run in study.runs)
     note = "The configuration of each run is in options/, and all numbers are in results.json and results.csv."
     return (
@@ -214,6 +212,11 @@ def _runs(study: Study, out: Path, results: Results) -> str:
     )
 
 
+def _breakable(name: str) -> str:
+    """A name as markup that may go on in a new line behind an underscore."""
+    return escape(name).replace("_", "_<wbr>")
+
+
 def _table(head: str, lines: Sequence[str]) -> str:
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
-    return f'<div class="scroll" tabindex="0">{table}</div>'
+    rows = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
+    return f'<div class="scroll" tabindex="0"><table class="numbers">{rows}</table></div>'

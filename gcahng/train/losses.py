@@ -155,6 +155,8 @@ def build_objective(
         dim,
         layers=gca.layers,
         heads=gca.heads,
+        coefficients=gca.coefficients,
+        message_passing=gca.message_passing,
         alpha=gca.alpha,
         beta=gca.beta,
         dot_weight=gca.dot_weight,

@@ -19,7 +19,8 @@ DIM, FEATURES, TRAINING_CLASSES, STEPS, SEED = 8, 5, 9, 2, 7
 
 class RankCase(NamedTuple):
     """classes, views: of a batch; impl, memory, symmetric, compat: the loss's options; tile_rows: edges in a tile;
-    around: what DistributedDataParallel is around, the model or both, as in Lightning."""
+    around: what DistributedDataParallel is around, the model or both, as in Lightning; coefficients, messages: what is
+    left out of the graph network."""
 
     impl: str
     memory: str = "store"
@@ -29,6 +30,8 @@ class RankCase(NamedTuple):
     views: int = 3
     tile_rows: int = 40
     around: str = "model"
+    coefficients: str = "channel"
+    messages: bool = True
 
     @property
     def name(self) -> str:
@@ -43,6 +46,8 @@ CASES = [
     RankCase("cpp", classes=2, views=6),  # fewer classes than processes
     RankCase("reference"),
     RankCase("cpp", around="both"),
+    RankCase("cpp", coefficients="pair", messages=False),
+    RankCase("torch", "recompute", coefficients="constant"),
 ]
 
 
@@ -69,6 +74,7 @@ def make(case: RankCase, seed: int, group: str | None, **more: Any) -> tuple[nn.
     model = nn.Linear(FEATURES, DIM).double()
     torch.manual_seed(seed)
     options = {"impl": case.impl, "symmetric": case.symmetric, "compat": case.compat, "edge_memory": case.memory}
+    options |= {"coefficients": case.coefficients, "message_passing": case.messages}
     gca = GCAHNGLoss(TRAINING_CLASSES, DIM, layers=2, heads=2, **options, **more, process_group=group).double()
     gca.mean_metric, gca.mean_generator = 2.0, 20.0
     return model, gca

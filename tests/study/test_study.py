@@ -139,6 +139,9 @@ def test_the_page_in_a_browser(killed: tuple[Path, str, str], browser) -> None:
         for chart in page.locator("svg").all():
             box = chart.bounding_box()
             assert box["width"] > 200 and box["x"] + box["width"] <= width
+            for text in chart.locator("text").all():
+                inner = text.bounding_box()
+                assert box["x"] <= inner["x"] and inner["x"] + inner["width"] <= box["x"] + box["width"]
         folder = os.environ.get("GCAHNG_SCREENSHOTS")
         if folder:
             page.screenshot(path=Path(folder) / f"study-{width}.png", full_page=True)

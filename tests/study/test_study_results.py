@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from gcahng.errors import UserError
 from gcahng.study import Study, read_study
-from gcahng.study.page import page
+from gcahng.study.page import interval_chart, page
 from gcahng.study.results import as_csv, as_json, collect, run_folder
-from gcahng.study.statistics import holm, paired
+from gcahng.study.statistics import Spread, holm, paired
 
 FILE = """
 data: {a: {}, b: {data.train_classes: 20}}
@@ -103,3 +104,12 @@ def test_a_metric_that_was_not_measured(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"val": {"map@r": 0.5}', '"val": {}'))
     with pytest.raises(UserError, match="data.a: a-base-seed0 has no map@r of the best checkpoint on validation"):
         collect(study, tmp_path)
+
+
+def test_long_names_stay_apart_in_a_chart() -> None:
+    """Whole where a study's names differ at their end, and with room for every letter to the left of the line."""
+    names = ["gca-supcon-no_messages-one", "gca-supcon-no_messages-two"]
+    spread = Spread(1, 0.5, None, None, None)
+    text = interval_chart([(name, spread, [0.5]) for name in names], title="MAP@R", note="")
+    ends = [float(x) for name in names for x in re.findall(rf'<text x="([\d.]+)"[^>]*>{name}</text>', text)]
+    assert len(ends) == 2 and min(ends) > 6.5 * len(names[0])

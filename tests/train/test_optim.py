@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, S
 from gcahng.errors import UserError
 from gcahng.losses.official import official_state_dict
 from gcahng.models.backbones import Backbone, build_backbone
+from gcahng.nn import GraphAblation
 from gcahng.train import BackboneConfig, GcaConfig, OptimizerConfig, TrainConfig
 from gcahng.train.losses import GcaObjective, build_objective
 from gcahng.train.optim import build_optimizer, prepare_step
@@ -212,6 +213,8 @@ def test_every_option_of_gca_hng_reaches_the_loss(small_config: MakeConfig) -> N
     built = {
         "layers": 3,
         "heads": 8,
+        "coefficients": "pair",
+        "message_passing": False,
         "graph_weight_decay": 0.125,
         "classifier_lr": 0.25,
         "classifier_weight_decay": 1.5,
@@ -221,6 +224,7 @@ def test_every_option_of_gca_hng_reaches_the_loss(small_config: MakeConfig) -> N
     assert {name: getattr(gca, name) for name in plain} == plain
     assert (gca.num_classes, gca.embedding_dim, gca.num_per_class, gca.seed, gca.epochs) == (4, 16, 3, 77, 3)
     assert (len(gca.graph_network.layers), gca.graph_network.heads) == (3, 8)
+    assert gca.graph_network.ablation == GraphAblation("pair", message_passing=False)
     (graph,), (classifier,) = gca.graph_optimizer.param_groups, gca.classifier_optimizer.param_groups
     assert (graph["lr"], graph["weight_decay"]) == (0.5, 0.125)
     assert (classifier["lr"], classifier["weight_decay"]) == (0.25, 1.5)
