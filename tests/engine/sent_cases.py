@@ -12,7 +12,7 @@ import torch.distributed as dist
 from gcahng import GCAHNGLoss
 from gcahng.engine.shared_attention import LEAST_NODES
 from gcahng.engine.step_size import StepSize
-from gcahng.engine.traffic import KINDS
+from gcahng.engine.traffic import KINDS, Sent, collectives, corrections
 from gcahng.testing import seeded
 
 # Classes, views, channels, layers, training classes, heads, edge_memory, dtype. The wide one sends large tensors.
@@ -25,9 +25,22 @@ CASES = [
 LEAST = 36  # nodes whose attention processes share, here
 
 
-def size_of(case: tuple, count: int) -> StepSize:
+def size_of(case: tuple, count: int, device: str = "cpu") -> StepSize:
     classes, views, dim, layers, training, _, _, dtype = case
-    return StepSize(classes * views, dim, layers, views, training, dtype, dtype, dtype, ranks=count)
+    return StepSize(classes * views, dim, layers, views, training, dtype, dtype, dtype, device=device, ranks=count)
+
+
+def by_kind(sent: list[Sent]) -> dict[str, int]:
+    """The payload of each kind of collective."""
+    return {kind: sum(one.payload for one in sent if one.kind == kind) for kind in KINDS}
+
+
+def wanted(size: StepSize, alike: bool) -> dict[str, int]:
+    """What the plan says that a step sends, where processes round alike or have been found not to."""
+    sent = collectives(size)
+    if not alike:  # nothing is noted, so that no checksum is compared
+        sent = [one for one in sent if "checksum" not in one.name] + corrections(size)
+    return by_kind(sent)
 
 
 class Found(NamedTuple):

@@ -9,13 +9,13 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from sent_cases import CASES, LEAST, process, size_of
+from sent_cases import CASES, LEAST, process, size_of, wanted
 
 from gcahng.engine.plan import work
 from gcahng.engine.schedule import make_schedule
 from gcahng.engine.shared_attention import LEAST_NODES
 from gcahng.engine.step_size import StepSize
-from gcahng.engine.traffic import KINDS, Sent, collectives, corrections, link_seconds, repeated, shares
+from gcahng.engine.traffic import Sent, collectives, link_seconds, repeated, shares
 
 
 @pytest.mark.processes
@@ -26,20 +26,10 @@ def test_the_bytes_sent_are_those_of_the_plan(count: int, tmp_path: Path, monkey
     mp.spawn(process, (count, str(tmp_path)), nprocs=count)
     for rank in range(count):
         for case, found in zip(CASES, torch.load(tmp_path / f"{rank}.pt", weights_only=True), strict=True):
-            size, where = size_of(case, count), f"{case} in process {rank}"
             sent, corrected, alike = found
-            assert sent == by_kind(collectives(size)), where
-            more = corrections(size) if count > 1 else []
-            # Nothing has been noted since, so that no checksum is compared.
-            checksum = [one for one in collectives(size) if "checksum" in one.name]
-            wanted = by_kind([*collectives(size), *more])
-            wanted["all_gather"] -= sum(one.payload for one in checksum) if more else 0
-            assert corrected == wanted, where
-            assert alike == (True, count == 1), where
-
-
-def by_kind(sent: list[Sent]) -> dict[str, int]:
-    return {kind: sum(one.payload for one in sent if one.kind == kind) for kind in KINDS}
+            assert alike == (True, count == 1), f"{case} in process {rank}"
+            for bytes_sent, are_alike in zip((sent, corrected), alike, strict=True):
+                assert bytes_sent == wanted(size_of(case, count), are_alike), f"{case} in process {rank}"
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

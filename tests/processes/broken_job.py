@@ -76,7 +76,7 @@ if __name__ == "__main__":
     session.draw_pictures = no_pictures
     Trainer.train_step = step_is_noted(Trainer.train_step)  # type: ignore[method-assign]
     if POINT == "collective":
-        Ranks.add_up = hurts(Ranks.add_up)  # type: ignore[method-assign]
+        Ranks.start_adding = hurts(Ranks.start_adding)  # type: ignore[method-assign]
     if POINT == "batch":
         Trainer._learn = hurts(Trainer._learn)  # type: ignore[method-assign]
     if POINT == "checkpoint":
