@@ -176,7 +176,7 @@ def main(folder: Path, kills: int, seed: int) -> None:
     torch.set_num_threads(1)
     data = small_data()
     loop.load_data = lambda _: data  # type: ignore[assignment]
-    session._draw = no_pictures
+    session.draw_pictures = no_pictures
     chance = random.Random(seed)
     whole, count = folder / "whole", folder / "count"
     start = time.monotonic()

@@ -90,7 +90,7 @@ def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """The plots take longer than such a run, and have tests of their own."""
     from killed_runs import no_pictures
 
-    monkeypatch.setattr("gcahng.train.session._draw", no_pictures)
+    monkeypatch.setattr("gcahng.train.session.draw_pictures", no_pictures)
 
 
 @pytest.fixture(scope="session")
@@ -104,7 +104,7 @@ def whole(
 
     out = tmp_path_factory.mktemp("runs") / "whole"
     with _every_run_sees(small_data), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gcahng.train.session._draw", no_pictures)
+        patch.setattr("gcahng.train.session.draw_pictures", no_pictures)
         fit(small_config(steps=8, eval_every=3, keep_every=4, out=str(out)))
     return out
 

@@ -121,6 +121,12 @@ class Parser(argparse.ArgumentParser):
         """
         self.add_argument("--device", action=_Device, default=default, help=f"auto, cpu, cuda or cuda:N ({meaning})")
 
+    def add_timeout(self) -> None:
+        """Add the option --timeout."""
+        self.add_number(
+            "--timeout", "seconds that several processes wait for one of them (600)", default=600.0, metavar="S"
+        )
+
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
 

@@ -49,6 +49,7 @@ def run(arguments: list[str]) -> int:
         help="file of embeddings that those of --embeddings are searched in",
     )
     parser.add_device()
+    parser.add_timeout()
     parser.add_argument(
         "--json", action=TargetPath, metavar="FILE", help="where to write (eval-WHICH-SPLIT.json in the run)"
     )
@@ -149,6 +150,7 @@ def _evaluate_network(options: argparse.Namespace) -> dict[str, Any]:
             options=_metric_options(options),
             data=data_options(options),
             device=options.device,
+            timeout=options.timeout,
             progress=bar,
         )
     if result["same_data"] is False and not launched().rank:

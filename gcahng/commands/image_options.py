@@ -37,6 +37,7 @@ def add_stream_options(parser: Parser) -> None:
     """Add the options of embedding many images into a file."""
     parser.add_argument("--skip_unreadable", action="store_true", help="leave out and list files that cannot be read")
     parser.add_number("--batch_size", "images that are embedded at once (256)", default=256, metavar="N")
+    parser.add_timeout()
 
 
 def load_images(
@@ -104,7 +105,7 @@ def embed_sources(
     check(items)
     workers = data_options(options).get("workers")
     normalize = normalize or (like is not None and like.normalized)
-    how = EmbedOptions(options.device, options.batch_size, workers, options.skip_unreadable, normalize)
+    how = EmbedOptions(options.device, options.batch_size, workers, options.skip_unreadable, normalize, options.timeout)
     with progress_bar("embedding") as bar:
         result = embed_to_file(model, images, items, out, preprocessing=preprocessing, options=how, progress=bar)
     if launched().rank:  # the first process prints for all

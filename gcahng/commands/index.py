@@ -126,6 +126,8 @@ def _info(arguments: list[str]) -> int:
     parser = Parser(prog="gcahng index info", description=_info.__doc__)
     parser.add_argument("index", action=SourcePath, metavar="INDEX", help="the index")
     options = parser.parse_args(arguments)
+    if launched().rank:  # the first process prints for all
+        return 0
 
     from gcahng.retrieval.index_file import read_header
     from gcahng.retrieval.items import model_from
@@ -155,6 +157,8 @@ def _export(arguments: list[str]) -> int:
     parser.add_argument("index", action=SourcePath, metavar="INDEX", help="the index")
     parser.add_argument("out", action=TargetPath, metavar="X.faiss", help="the file to write; its table is X.csv")
     options = parser.parse_args(arguments)
+    if launched().rank:  # the first process writes and prints for all
+        return 0
 
     from gcahng.retrieval.index_export import export_faiss
 

@@ -82,6 +82,11 @@ def run(arguments: list[str]) -> int:
         device=options.device,
         ranks=options.ranks,
     )
+    if options.batch % options.ranks:
+        raise UserError(
+            f"--ranks is {options.ranks:,}; --batch, {options.batch:,}, must be a multiple of it, since the processes' "
+            "parts of a batch are equally large"
+        )
     limit = None if options.memory_limit is None else parse_bytes(options.memory_limit)
     if limit is None and (options.device == "cpu" or torch.cuda.is_available()):
         limit = free_memory(options.device)
@@ -196,7 +201,30 @@ def ranks_text(size: StepSize, rate: float | None, bandwidth: float, latency: fl
         times = {memory: traffic.product_seconds(size, memory, rate) + seconds for memory in plan.MODES}
         listed = ", ".join(f"{memory} {time:,.3g} s" for memory, time in times.items())
         lines.append(f"Derived, with the floor of products before it: {listed}.")
+    late = sum(one.payload for one in traffic.corrections(size))
+    lines += [
+        f"If processes are found to round differently, the first one's gradients are sent too: {format_bytes(late)}, "
+        "broadcast.",
+        "",
+        *_repeated_lines(size, rate, bandwidth),
+    ]
     return "\n".join(lines)
+
+
+def _repeated_lines(size: StepSize, rate: float | None, bandwidth: float) -> list[str]:
+    """What every process computes, and whether sharing it would pay; arguments as of ranks_text."""
+    from gcahng.engine import plan, traffic
+
+    whole, parts = plan.work(size, "store").total, traffic.repeated(size)
+    share = sum(part.products for part in parts) / whole
+    lines = [f"Repeated by every process: {share:.2%} of the products of a step (store)."]
+    for part in parts:
+        line = f"  {part.name}: {part.products / whole:.2%}"
+        if rate is not None:
+            saved = 2 * part.products * (1 - 1 / size.ranks) / rate
+            line += f"; shared it would save {saved:,.3g} s and send for {part.link_bytes / bandwidth:,.3g} s"
+        lines.append(line)
+    return lines
 
 
 def parse_bytes(text: str) -> int:

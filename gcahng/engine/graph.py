@@ -13,11 +13,13 @@ from gcahng.engine.graph_options import GraphOptions
 from gcahng.engine.node_layer import Attention, Update
 from gcahng.engine.nodes import Head, NodeContext, NodeNorm, NormSums, Start, attend_mask
 from gcahng.engine.schedule import Band, ByTile, Schedule, Tile, bands_of
+from gcahng.engine.shared_attention import queries_of
 from gcahng.engine.stages import Stages
 from gcahng.engine.stages.common import Edges, RowMoments
 from gcahng.engine.stages.edge_update import EdgeRecord, Saving
 from gcahng.engine.stages.gate import Layer, LayerSums, Tokens, TokenSums
 from gcahng.engine.stages.head import EdgeNorm, HeadWeights, head_weights
+from gcahng.engine.under_way import UnderWay
 from gcahng.engine.weights import EdgeGradients, LowWeights, ToNodeSums, edge_weights, to_node_weights
 
 
@@ -67,7 +69,8 @@ class GraphPass:
         self.low = LowWeights(named, self.layers, context)
         self.edge_weights = [edge_weights(named, layer, context, self.low) for layer in range(self.layers)]
         self.to_node = [to_node_weights(named, layer, self.low) for layer in range(self.layers)]
-        self.context = NodeContext(named, self.low, options.heads, attend_mask(context), record, stages)
+        own = queries_of(context)
+        self.context = NodeContext(named, self.low, options.heads, attend_mask(context), own, record, stages)
         self.tokens: list[Tokens] = []
         self.attends: list[Attention] = []
         self.updates: list[Update] = []
@@ -233,6 +236,7 @@ class GraphPass:
         """
         self._top, self._top_gradient = top, top_gradient
         self._edge_sum_gradients: list[Band | None] = [None] * self.layers
+        self._under_way = UnderWay(self.schedule, self.gradients)
         sums = self.context.sums = NormSums(self.layers, self.z)
         for layer in reversed(range(self.layers)):
             tokens = self._backward_sweep(layer, want_edges=layer > 0 or want_z) if layer <= top else None
@@ -243,7 +247,9 @@ class GraphPass:
         sums.file(self.gradients)
         dx = self._start_sweep(want_z)
         self._top_gradient = None  # it holds this pass: a cycle would keep all edges until the collector comes
-        return self.start.backward(df, dx, want_z, self.gradients)
+        dz = self.start.backward(df, dx, want_z, self.gradients)
+        self._under_way.finish()
+        return dz
 
     def _backward_sweep(self, layer: int, want_edges: bool) -> list[Tensor]:
         """Runs the backward of a layer's edge update over all tiles, and returns dU, dc and dV of its tokens."""
@@ -254,11 +260,12 @@ class GraphPass:
             d = self._layer_backward(layer, tile, d, record, sums, want_edges)
             if want_edges:
                 self.leave_gradient(tile, d)
-        self.schedule.complete(*sums.gradients.parts())
-        self.gradients |= sums.gradients.named(self.named, layer)
+        tokens, edges = sums.tokens.totals(), sums.gradients
+        self._under_way.finish()  # those of the sweep before
+        self._under_way.add(edges.parts(), lambda: edges.named(self.named, layer))
         if layer + 1 < self.layers:
             self._finish_to_node(layer + 1, to_node)
-        return sums.tokens.totals()
+        return tokens
 
     def _gradient_above(self, layer: int, tile: Tile, to_node: ToNodeSums | None) -> tuple[Tensor, EdgeRecord]:
         """The gradient (T, D) of the edges that leave a layer, through everything above it, and the layer's record.
@@ -341,8 +348,9 @@ class GraphPass:
             self.stages.edge_to_node.backward(tile, self.to_node[0], e, band, to_node, d, add=self._top >= 0)
             if want_z:
                 self.stages.edge_start.backward(tile, self.x, d, dx)
+        dx = dx.total() if want_z else None
         self._finish_to_node(0, to_node)
-        return dx.total() if want_z else None
+        return dx
 
     def _start_gradient(self, tile: Tile) -> Tensor:
         """The gradient of e⁰ through the first edge update; memory for a gradient if there is none."""
@@ -350,8 +358,7 @@ class GraphPass:
             return self._new_gradient(tile)
         if self.stored:
             return self.gradient_of(tile)
-        d, record = self._recomputed_above(0, tile, None)
-        return self._layer_backward(0, tile, d, record, None, True)
+        return self._layer_backward(0, tile, *self._recomputed_above(0, tile, None), None, True)
 
     # -- parts
 
@@ -363,8 +370,7 @@ class GraphPass:
         return self.buffer
 
     def gradient_room(self, tile: Tile) -> Tensor | None:
-        """Where a tile's gradient (T, D) will be left for the next sweep; None if it is left there in another dtype, or
-        not at all."""
+        """Where a tile's gradient (T, D) will be left for the next sweep; None if it is not left there as it is."""
         if not self.stored or self.options.edge_dtype is not self.stages.context.edges_dtype:
             return None
         return self._gradient_buffer()[tile]
@@ -388,7 +394,6 @@ class GraphPass:
         return ToNodeSums(self.z.new_zeros(self.dim, self.dim), self.z.new_zeros(self.dim))
 
     def _finish_to_node(self, layer: int, sums: ToNodeSums) -> None:
-        """Files the gradients that a sweep has added up."""
-        self.schedule.complete(*sums)
-        prefix = f"layers.{layer}.node.edge_to_node"
-        self.gradients[f"{prefix}.weight"], self.gradients[f"{prefix}.bias"] = sums
+        """Files the gradients that a sweep has added up, once they are complete."""
+        at = f"layers.{layer}.node.edge_to_node"
+        self._under_way.add(sums, lambda: {f"{at}.weight": sums.weight, f"{at}.bias": sums.bias})

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from gcahng.engine.nodes import NodeContext, NormGelu
 from gcahng.engine.schedule import Band, bands_of
+from gcahng.engine.shared_attention import Queries
 from gcahng.engine.stages.common import Edges
 
 
@@ -36,7 +37,7 @@ class _Heads(NamedTuple):
 
     Attributes:
         rows: those of the nodes (n, 3D).
-        query: (1, H, n, D/H).
+        query: those of this process, all n or some of them (1, H, n, D/H).
         key: with the sink (1, H, n + 1, D/H).
         value: with the sink (1, H, n + 1, D/H).
     """
@@ -47,10 +48,10 @@ class _Heads(NamedTuple):
     value: Tensor
 
 
-def _heads_of(memory: Tensor, heads: int) -> _Heads:
+def _heads_of(memory: Tensor, heads: int, own: Queries) -> _Heads:
     query, key, value = memory.view(1, len(memory), 3, heads, -1).permute(2, 0, 3, 1, 4)
     memory[0].zero_()  # it lies at the beginning whatever n is, and nothing else writes there
-    leaves = (x.detach().requires_grad_() for x in (query[:, :, 1:], key, value))
+    leaves = (x.detach().requires_grad_() for x in (query[:, :, 1 + own.first : 1 + own.end], key, value))
     return _Heads(memory[1:], *leaves)
 
 
@@ -81,13 +82,13 @@ class Attention:
         self._ctx, self._at = ctx, f"layers.{layer}.node"
         (n, dim), memory, heads = f.full.shape, ctx.memory, ctx.heads
         weight, bias = ctx.low.stacked[layer]
-        slot = f"qkv {layer} of {dim}"
-        parts = memory.views(slot, n + 1, 3 * dim, lambda x: _heads_of(x, heads), (heads,))
+        slot, own = f"qkv {layer} of {dim}", ctx.queries
+        parts = memory.views(slot, n + 1, 3 * dim, lambda x: _heads_of(x, heads, own), (heads, own.first, own.end))
         torch.addmm(bias, f.low, memory.transposed(weight), out=parts.rows)
         leaves = (parts.query, parts.key, parts.value)
         with recording(ctx.record):
-            out = F.scaled_dot_product_attention(*leaves, attn_mask=ctx.attend)
-        attended = out.transpose(1, 2).reshape(n, dim)
+            out = F.scaled_dot_product_attention(*leaves, attn_mask=ctx.attend[own.first : own.end])
+        attended = own.whole(out.transpose(1, 2).reshape(-1, dim))
         self._norm = NormGelu(ctx, layer, "attention", f.full + ctx.linear(f"{self._at}.output", attended))
         self.f1 = self._norm.full
         self._saved = (f.low, leaves, out, attended, weight) if ctx.record else None
@@ -103,17 +104,18 @@ class Attention:
             The gradient of f (n, D).
         """
         ctx, at, (low, leaves, out, attended, weight) = self._ctx, self._at, self._saved
-        memory, heads, (n, dim) = ctx.memory, ctx.heads, d.shape
+        memory, heads, own, (n, dim) = ctx.memory, ctx.heads, ctx.queries, d.shape
         self._saved = None
         dy, dy_low = self._norm.backward(d, memory.wide("d node", n, dim))
         into[f"{at}.output.weight"] = ctx.weight_gradient(dy_low, attended)
         d_attended, d_heads = memory.views("d attended", n, dim, lambda x: (x, _by_head(x, heads)), (heads,))
         torch.mm(dy_low, ctx.low[f"{at}.output.weight"], out=d_attended)
         with recording(True):
-            dq, dk, dv = torch.autograd.grad(out, leaves, d_heads)
+            dq, dk, dv = torch.autograd.grad(out, leaves, d_heads[:, :, own.first : own.end])
         gradients = memory.views("d qkv", n, 3 * dim, lambda x: _gradients_of(x, heads), (heads,))
-        torch._foreach_copy_([*gradients[1:4]], [dq, dk[:, :, 1:], dv[:, :, 1:]])
-        d_all = gradients[0]
+        d_all, of_query, *of_others = gradients[:4]
+        torch._foreach_copy_([of_query[:, :, own.first : own.end], *of_others], [dq, dk[:, :, 1:], dv[:, :, 1:]])
+        own.complete(d_all, memory.like.dtype)
         of_weights = torch.split_with_sizes_copy(ctx.weight_gradient(d_all, low), [dim] * 3)
         for part, of_weight, flat in zip(("query", "key", "value"), of_weights, gradients[4:], strict=True):
             into[f"{at}.{part}.weight"] = of_weight

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gcahng.engine import products
 from gcahng.engine.schedule import bands_of
+from gcahng.engine.shared_attention import Queries
 from gcahng.engine.stages import Stages
 from gcahng.engine.stages.common import Edges, StageContext
 from gcahng.engine.weights import LowWeights, NormWeights
@@ -31,6 +32,7 @@ class NodeContext:
         low: operands of products by name.
         heads: heads H of the attention.
         attend: added to the attention's logits, (n, n + 1) in the dtype of products (see attend_mask).
+        queries: those of this process.
         record: whether a backward will follow.
         stages: the edges' stages, of which the norms serve nodes, too.
         sums: what the norms' backwards add to; None until the backward begins.
@@ -41,6 +43,7 @@ class NodeContext:
     low: LowWeights
     heads: int
     attend: Tensor
+    queries: Queries
     record: bool
     stages: Stages
     sums: NormSums | None = None

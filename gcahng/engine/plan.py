@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from gcahng.engine.masks import MASKS_AT_ONCE
+from gcahng.engine.shared_attention import shares_attention
 from gcahng.engine.stages.cross_entropy import LOGITS_AT_ONCE
 from gcahng.engine.step_size import StepSize, tiling
 from gcahng.errors import UserError
@@ -28,7 +29,7 @@ class Work(NamedTuple):
     Attributes:
         edges: on edges.
         negatives: of the classifier on synthetic negatives.
-        nodes: on nodes, the classifiers on the batch included.
+        nodes: on nodes, the classifiers on the batch included. Processes repeat them, but for shared attention.
     """
 
     edges: int
@@ -111,7 +112,10 @@ def work(size: StepSize, memory: str) -> Work:
     # Each product of a node layer (16 D²) and of the input has two in its backward, but for the last layer's tokens
     # in phase 1 and the embeddings' gradient in phase 3.
     # Attention: 2 n² D forward, 5 backward.
-    nodes = n * d * d * (6 * (16 * layers + 1) - 9) + 14 * layers * n * n * d + 5 * n * m * d
+    attention = 14 * layers * n * n * d
+    if shares_attention(n, size.device, size.ranks):
+        attention //= size.ranks
+    nodes = n * d * d * (6 * (16 * layers + 1) - 9) + attention + 5 * n * m * d
     return Work(edge_products(layers, memory) * rows * d * d, 2 * passes * mixes * m * d, nodes)
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 import torch
@@ -89,9 +89,11 @@ class Ranks:
 
     def add_up(self, *tensors: Tensor) -> None:
         """Replaces each tensor by its sum over all processes."""
-        for tensor in _messages(tensors):
-            with self.calling():
-                dist.all_reduce(tensor, group=self.group)
+        self.start_adding(*tensors).finish()
+
+    def start_adding(self, *tensors: Tensor) -> Adding:
+        """Starts what `add_up` does. Tensors must be left alone until it is finished."""
+        return Adding(self, tensors)
 
     def take_largest(self, tensor: Tensor) -> None:
         """Replaces each element of a tensor by the largest one of all processes."""
@@ -114,9 +116,10 @@ class Ranks:
 
     def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
         """Replaces each process's tensors by those of the first process."""
-        for tensor in _messages(tensors):
+        for message in _messages(tensors):
             with self.calling():
-                dist.broadcast(tensor, dist.get_global_rank(self.group, 0), group=self.group)
+                dist.broadcast(message.sent, dist.get_global_rank(self.group, 0), group=self.group)
+            message.hand_back()
 
     def join(self, module: nn.Module, seed: int) -> int:
         """Gives every process the parameters, buffers and seed of the first one.
@@ -146,7 +149,7 @@ class Ranks:
         Raises:
             UserError: the parts differ in size, or the first ones are all the same. All processes raise it.
         """
-        sizes = self._sizes(len(labels), labels.device)
+        sizes = self.numbers(torch.tensor([len(labels)], device=labels.device))
         if len(set(sizes)) > 1:
             raise UserError(
                 f"embeddings has {len(labels)} rows here, and those of the process group's processes have "
@@ -162,15 +165,22 @@ class Ranks:
             self._parts_are_known = True
         return whole
 
-    def _sizes(self, rows: int, device: torch.device) -> list[int]:
-        """How many rows each process has."""
-        if device.type != "cuda":
-            return self.gather(torch.tensor([rows], device=device)).tolist()
+    def numbers(self, own: Tensor, ready: torch.cuda.Event | None = None) -> list[int]:
+        """Reads a whole number of each process on the host, without waiting for what a GPU has been given to do since.
+
+        Args:
+            own: this process's number (1,), int64.
+            ready: on a GPU the event after which it is there; None if it is there already.
+        """
+        if not own.is_cuda:
+            return self.gather(own).tolist()
         if self._stream is None:
-            self._stream = torch.cuda.Stream(device)
+            self._stream = torch.cuda.Stream(own.device)
         # On the current stream the host would have to wait until the network has computed the embeddings.
         with torch.cuda.stream(self._stream):
-            return self.gather(torch.tensor([rows], device=device)).tolist()
+            if ready is not None:
+                self._stream.wait_event(ready)
+            return self.gather(own).tolist()
 
     def gather(self, part: Tensor) -> Tensor:
         """Concatenates the processes' parts of a tensor along its first dimension."""
@@ -198,23 +208,67 @@ def _same_parts(whole: Tensor, count: int) -> bool:
     return bool((parts == parts[:1]).all())
 
 
-def _messages(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
+class _Message(NamedTuple):
+    """What is sent for some tensors.
+
+    Attributes:
+        sent: a large tensor itself, or small ones as one tensor (W,).
+        parts: those small tensors, to which the result is copied back.
+    """
+
+    sent: Tensor
+    parts: list[Tensor]
+
+    def hand_back(self) -> None:
+        """Copies what the message has become back into the small tensors."""
+        if self.parts:
+            found = self.sent.split([tensor.numel() for tensor in self.parts])
+            for tensor, part in zip(self.parts, found, strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+
+def _messages(tensors: Iterable[Tensor]) -> Iterator[_Message]:
     """What is sent for these tensors: each large one, then for each dtype all small ones as one tensor.
 
-    A message costs time however short it is. When the loop goes on, what the message has become is copied back into the
-    small tensors.
+    A message costs time however short it is.
     """
     small: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors:
         if tensor.numel() > SMALL:
-            yield tensor
+            yield _Message(tensor, [])
         else:
             small.setdefault(tensor.dtype, []).append(tensor)
     for same in small.values():
-        flat = torch.cat([tensor.reshape(-1) for tensor in same])
-        yield flat
-        for tensor, part in zip(same, flat.split([tensor.numel() for tensor in same]), strict=True):
-            tensor.copy_(part.view_as(tensor))
+        yield _Message(torch.cat([tensor.reshape(-1) for tensor in same]), same)
+
+
+class Adding:
+    """Sums over all processes that are on their way while a process goes on computing.
+
+    They have the same bits as if the process waited for them: the collectives are the same, in the same order.
+
+    Args:
+        ranks: the processes.
+        tensors: what is replaced by its sum.
+    """
+
+    def __init__(self, ranks: Ranks, tensors: Iterable[Tensor]) -> None:
+        self._ranks, self._messages = ranks, list(_messages(tensors))
+        with ranks.calling():
+            self._works = [
+                dist.all_reduce(message.sent, group=ranks.group, async_op=True) for message in self._messages
+            ]
+
+    def finish(self) -> None:
+        """Waits for the sums.
+
+        Raises:
+            LostProcess: as in Ranks.calling.
+        """
+        for work, message in zip(self._works, self._messages, strict=True):
+            with self._ranks.calling():
+                work.wait()
+            message.hand_back()
 
 
 class _Gather(torch.autograd.Function):

@@ -11,6 +11,7 @@ C) for the first C/2 classes. So the diagonal costs n·K/2 extra edges, and noth
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -95,8 +96,11 @@ class Schedule(NamedTuple):
 
     def complete(self, *sums: Tensor) -> None:
         """Turns sums over these tiles into sums over the tiles of all processes, in place."""
-        if self.ranks is not None:
-            self.ranks.add_up(*sums)
+        self.complete_later(*sums)()
+
+    def complete_later(self, *sums: Tensor) -> Callable[[], None]:
+        """Starts what `complete` does, and returns what waits for it. Until then the sums must be left alone."""
+        return (lambda: None) if self.ranks is None else self.ranks.start_adding(*sums).finish
 
 
 def _split(count: int, most: int) -> list[tuple[int, int]]:

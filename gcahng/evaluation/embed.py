@@ -126,7 +126,8 @@ def embed_to_file(
 ) -> EmbedResult:
     """Embed images into a file; where an earlier call was stopped, the same call continues and ends with the same bits.
 
-    Memory does not grow with the number of images, because rows go to the disk as they come.
+    Memory does not grow with the number of images, because rows go to the disk as they come. Processes that torchrun
+    started embed a part each; all must call it, unless it is within `gcahng.processes.alone()`.
 
     Args:
         model: the network.
@@ -150,7 +151,7 @@ def embed_to_file(
     check_suffix("out", Path(out))
     check_fields(options)
     job = EmbedJob(model, images, items, Path(out), preprocessing or model.preprocessing, options)
-    with run_processes() as processes:
+    with run_processes(options.timeout) as processes:
         if processes.count > 1:
             return embed_in_parts(job, processes, progress)
     if (there := job.already()) is not None:

@@ -17,6 +17,7 @@ from gcahng.devices import resolve_device
 from gcahng.errors import UserError
 from gcahng.evaluation.partial_embeddings import ImagesKey, PartialRows
 from gcahng.models.model_file import Model
+from gcahng.processes import TIMEOUT
 from gcahng.progress import Progress
 from gcahng.retrieval.embeddings import EmbeddingSet, read_embeddings, write_embeddings
 from gcahng.retrieval.items import EmbeddingModel, Items
@@ -36,6 +37,7 @@ class EmbedOptions:
         workers: processes that read image files; None: one less than there are cores, but at most 8.
         skip_unreadable: True: files that cannot be read are left out and listed; False: the first one is an error.
         normalize: whether embeddings are scaled to norm 1.
+        timeout: seconds that several processes wait for one of them.
     """
 
     device: str = "auto"
@@ -43,6 +45,7 @@ class EmbedOptions:
     workers: int | None = None
     skip_unreadable: bool = False
     normalize: bool = False
+    timeout: float = TIMEOUT
 
 
 @dataclass

@@ -42,6 +42,9 @@ def embed_in_parts(job: EmbedJob, processes: Processes, progress: Progress | Non
             **vars(replace(job.options, workers=None)),
         }
     )
+    with processes.together():
+        device = processes.device(job.options.device)
+    processes.check_devices(device)
     if processes.on_first(job.out.exists):
         return _read(job, processes)
     processes.on_first(lambda: check_free(job.out))

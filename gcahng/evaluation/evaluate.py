@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gcahng.bounds import check_number
 from gcahng.data import LabeledImages, Preprocessing, load_data, usual_workers
 from gcahng.devices import torch_threads
 from gcahng.errors import UserError
 from gcahng.evaluation.embed import embed, embed_shared, fingerprint
 from gcahng.evaluation.image_inputs import choose_split, with_data
 from gcahng.models.model_file import load_model
-from gcahng.processes import run_processes
+from gcahng.processes import TIMEOUT, run_processes
 from gcahng.progress import Progress, no_progress
 from gcahng.retrieval import retrieval_metrics
 
@@ -171,12 +172,13 @@ def evaluate_checkpoint(
     options: EvalOptions | None = None,
     data: dict[str, Any] | None = None,
     device: str = "auto",
+    timeout: float = TIMEOUT,
     progress: Callable[[str], Progress] | None = None,
 ) -> dict[str, Any]:
     """Retrieval metrics of a trained network; the same as `gcahng eval`.
 
     Processes that torchrun started embed a part of the images each. The first one searches, and all get its metrics,
-    which are those of a single process.
+    which are those of a single process. All must call it, unless it is within `gcahng.processes.alone()`.
 
     Args:
         run_or_checkpoint: a run folder, a checkpoint file, or a .safetensors file.
@@ -185,6 +187,7 @@ def evaluate_checkpoint(
         options: what is measured.
         data: fields of `DataConfig` that override those of the run, such as {"name": "cub200", "root": …}.
         device: "auto", "cpu", "cuda" or "cuda:N".
+        timeout: seconds that several processes wait for one of them.
         progress: called with the name of each part of the work; it returns the `Progress` of that part.
 
     Returns:
@@ -197,9 +200,18 @@ def evaluate_checkpoint(
     """
     options = options or EvalOptions()
     note = progress or (lambda what: no_progress)
-    with run_processes() as processes:
+    check_number("timeout", timeout)
+    with run_processes(timeout) as processes:
         asked = {"RUN_OR_CHECKPOINT": str(run_or_checkpoint), "which": which, "split": split, "options": repr(options)}
-        processes.same({**asked, "device": device, "data": {**(data or {}), "root": "", "csv": "", "workers": 0}})
+        asked |= {"timeout": str(timeout)}
+        processes.same(
+            {
+                **asked,
+                "device": device,
+                "timeout": timeout,
+                "data": {**(data or {}), "root": "", "csv": "", "workers": 0},
+            }
+        )
         with processes.together(patient=True), processes.in_turn():
             model = load_model(run_or_checkpoint, which)
             config = with_data(model.config.data, data or {})
@@ -207,6 +219,7 @@ def evaluate_checkpoint(
             splits = load_data(config)
             images = choose_split(splits, split, config.name)
         processes.same({"the digest of the network": fingerprint(model)[:12], "the digest of the data": splits.digest})
+        processes.check_devices(place)
         gallery = splits.gallery if split == "test" else None
         preprocessing = Preprocessing(config.resize, config.image_size)
         # As many threads as the training run had, so that sums are rounded alike, but no more than there are cores.

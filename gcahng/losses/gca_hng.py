@@ -305,6 +305,7 @@ class GCAHNGLoss(LossModule):
         self.draw.add_(1)
         set_gradients(generator if scale is None else generator * scale, self.graph_network.parameters())
         self._step_graph_network(scale)
+        self._note_weights()
 
         logs = pending.metric_logs | {
             "J_cls": classifier_loss.detach(),

@@ -17,6 +17,7 @@ from gcahng.engine.engine import PassOptions, refuse_transforms
 from gcahng.engine.ranks import ranks_for
 from gcahng.errors import UserError
 from gcahng.installed import source_digest
+from gcahng.losses.agreement import Agreement
 from gcahng.losses.layout import (
     PROBLEMS,
     ClassLayout,
@@ -79,6 +80,7 @@ class LossModule(RunningMeans):
         """
         # Before `engine`, so that pickling a loss with a process group meets the ranks first, which say why it fails.
         self._ranks, self._joined = ranks_for(engine.process_group), False
+        self._agreement = Agreement()
         self.engine = engine
         self._graphs = GraphCache() if engine.cuda_graph else None
         self._start_counting()
@@ -184,6 +186,8 @@ class LossModule(RunningMeans):
         if not self._joined:
             self._ranks.meet(self._facts())
             self.seed, self._joined = self._ranks.join(self, self.seed), True
+        state = (*self._weights(), *self.graph_network.buffers(), *self.buffers(recurse=False))
+        self._agreement.on_weights(self._ranks, state, (self.graph_optimizer, self.classifier_optimizer))
         wide, labels = embeddings.to(self.classifier.weight.dtype), labels.to(embeddings.device, torch.int64)
         return self._ranks.whole_batch(wide, labels)
 
@@ -300,9 +304,18 @@ class LossModule(RunningMeans):
         return all(parameter.grad is None for parameter in self.graph_network.parameters())
 
     def _agree_on_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Gives all processes the same gradients, whose rounding may differ: their weights would drift apart."""
+        """Gives all processes the same gradients, if they round differently: their weights would drift apart."""
         if self._ranks is not None:
-            self._ranks.copy_from_first([p.grad for p in parameters if p.grad is not None])
+            self._agreement.on_gradients(self._ranks, parameters)
+
+    def _note_weights(self) -> None:
+        """Notes the weights that a step has left, which the processes compare before they are used again."""
+        if self._ranks is not None:
+            self._agreement.note(self._weights())
+
+    def _weights(self) -> list[nn.Parameter]:
+        """The weights that the loss steps."""
+        return [*self.graph_network.parameters(), *self.classifier.parameters()]
 
     def _step_graph_network(self, scale: Tensor | None) -> None:
         """Steps the graph network on its gradients, which a GradScaler may have scaled, and clears them."""

@@ -1,5 +1,5 @@
 """The processes of one job: how they find, watch and tell each other."""
 
-from gcahng.processes.group import ALONE, OtherProcessFailed, Processes, run_processes
+from gcahng.processes.group import ALONE, TIMEOUT, OtherProcessFailed, Processes, alone, run_processes
 
-__all__ = ["ALONE", "OtherProcessFailed", "Processes", "run_processes"]
+__all__ = ["ALONE", "TIMEOUT", "OtherProcessFailed", "Processes", "alone", "run_processes"]

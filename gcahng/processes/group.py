@@ -15,25 +15,21 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gcahng.devices import local_device_index, resolve_device
-from gcahng.engine.peers import LostProcess, Peer, difference, says_lost, this_process
+from gcahng.engine.peers import Peer, difference, says_lost, this_process
 from gcahng.engine.ranks import Ranks
 from gcahng.errors import UserError
 from gcahng.installed import source_digest
 from gcahng.launch import Launch, launched
 from gcahng.processes.meeting import meet
+from gcahng.processes.telling import OtherProcessFailed, of_all, telling
 from gcahng.processes.watch import Watch
 
 _Result = TypeVar("_Result")
-_Error = TypeVar("_Error", bound=BaseException)
 TIMEOUT = 600.0  # seconds, before the processes have agreed on another
 # What one process does for all may take long, such as the search of a large test set. The watch sees that it lives.
 _PATIENCE = timedelta(days=7)
 _started = itertools.count()
 _current: list[Processes] = []
-
-
-class OtherProcessFailed(UserError):
-    """Another process of the run failed and reports its error; this process only ends."""
 
 
 class Processes:
@@ -59,8 +55,18 @@ class Processes:
         self.first = self.rank == 0
         self._control: Any = None
         self._patient: Any = None
+        self._made: list[Any] = []
         if ranks is not None:
-            self._control = self._patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
+            self._control = self._patient = self._new_group(backend="gloo", timeout=_PATIENCE)
+
+    def _new_group(self, **options: Any) -> Any:
+        self._made.append(dist.new_group(**options))
+        return self._made[-1]
+
+    def close(self) -> None:
+        """Give back the groups that were made for these processes, once no collective is under way."""
+        while self._made:
+            dist.destroy_process_group(self._made.pop())
 
     def set_timeout(self, seconds: float) -> None:
         """Bound how long a process waits for the others where none of them does something for all.
@@ -71,8 +77,8 @@ class Processes:
         if self.ranks is None:
             return
         peers, limit = self.ranks.peers, timedelta(seconds=seconds)
-        self._control = dist.new_group(backend="gloo", timeout=limit)
-        self.ranks = Ranks(dist.new_group(timeout=limit))
+        self._control = self._new_group(backend="gloo", timeout=limit)
+        self.ranks = Ranks(self._new_group(timeout=limit))
         self.ranks.peers = peers
         if self._watch is not None:
             self._watch.timeout = seconds
@@ -101,7 +107,7 @@ class Processes:
         found = self.all_of(dict(facts))
         peers = self.ranks.peers or self._introduced()
         if text := difference(peers, found):
-            raise _of_all(UserError(text)) if self.first else OtherProcessFailed(text)
+            raise of_all(UserError(text)) if self.first else OtherProcessFailed(text)
 
     def _introduced(self) -> list[Peer]:
         """The processes by rank, where they have not met before."""
@@ -198,7 +204,7 @@ class Processes:
         if error is not None and failed == self.rank:
             if any_succeeded:
                 error.where = str(self)  # type: ignore[attr-defined]
-            raise _of_all(error)
+            raise of_all(error)
         if failed < self.count:
             raise OtherProcessFailed(f"process {failed} of {self.count} failed and says why") from error
 
@@ -264,12 +270,29 @@ ALONE = Processes()
 
 
 @contextmanager
-def run_processes() -> Iterator[Processes]:
+def alone() -> Iterator[None]:
+    """A context in which what this process does is its own, although others were started with it.
+
+    In a script in which only one process evaluates or embeds, it would wait for the others otherwise. It is not for
+    training.
+    """
+    _current.append(ALONE)
+    try:
+        yield
+    finally:
+        _current.pop()
+
+
+@contextmanager
+def run_processes(timeout: float = TIMEOUT) -> Iterator[Processes]:
     """The processes that torchrun started for this run, or those of a torch.distributed group that exists already;
     without either, this process alone. Within another such context, the same processes.
 
     On CUDA each process takes the GPU of its local rank, or the only one that it sees. Where LOCAL_RANK is not set,
     because a script started its processes itself, it takes the current GPU.
+
+    Args:
+        timeout: seconds for all to come, and to answer later. Within another such context only the latter.
 
     Raises:
         UserError: not all processes have come, or they differ in code; several were started that torch.distributed does
@@ -277,6 +300,8 @@ def run_processes() -> Iterator[Processes]:
         OtherProcessFailed: another process says why all end.
     """
     if _current:
+        if timeout != TIMEOUT:
+            _current[-1].set_timeout(timeout)
         yield _current[-1]
         return
     there = dist.is_available() and dist.is_initialized()
@@ -287,14 +312,16 @@ def run_processes() -> Iterator[Processes]:
         yield ALONE
         return
     with ExitStack() as stack:
-        processes, watch = _joined(stack, there, launch)
+        processes, watch = _joined(stack, there, launch, timeout)
         _current.append(processes)
         stack.callback(_current.pop)
-        with _telling(processes, watch):
+        with telling(processes, watch):
             yield processes
+        if there:  # otherwise they end with the group of all; after an error others may still be in a collective
+            processes.close()
 
 
-def _joined(stack: ExitStack, there: bool, launch: Launch) -> tuple[Processes, Watch]:
+def _joined(stack: ExitStack, there: bool, launch: Launch, timeout: float) -> tuple[Processes, Watch]:
     """Meet the other processes, and leave them when the stack ends."""
     cuda = _take_device()
     # Of its own, because a script may train several runs, and torchrun may start all again with the same store.
@@ -308,7 +335,7 @@ def _joined(stack: ExitStack, there: bool, launch: Launch) -> tuple[Processes, W
         store, rank, count = dist.distributed_c10d._get_default_store(), dist.get_rank(), dist.get_world_size()
     else:
         try:
-            store, rank, count = next(iter(dist.rendezvous("env://", timeout=timedelta(seconds=TIMEOUT))))
+            store, rank, count = next(iter(dist.rendezvous("env://", timeout=timedelta(seconds=timeout))))
         except RuntimeError as error:
             raise UserError(
                 f"process {launch.rank} of {launch.count} cannot reach the others ({says_lost(error) or error}); "
@@ -317,54 +344,20 @@ def _joined(stack: ExitStack, there: bool, launch: Launch) -> tuple[Processes, W
     meeting = dist.PrefixStore(f"{name} meeting", store)
     Watch.prepare(meeting, rank)
     try:
-        peers = meet(meeting, rank, count, facts, TIMEOUT)
+        peers = meet(meeting, rank, count, facts, timeout)
     except UserError as error:
         raise (error if rank == 0 else OtherProcessFailed(error.text)) from None
-    watch = stack.enter_context(Watch(meeting, peers, rank, TIMEOUT))
-    with _telling(peers[rank], watch):
+    watch = stack.enter_context(Watch(meeting, peers, rank, timeout))
+    with telling(peers[rank], watch):
         if not there:
             # cuDNN and NCCL may use the GPU of the group from now on.
             backend, groups = "cpu:gloo,cuda:nccl" if cuda else "gloo", dist.PrefixStore(name, store)
-            limit = timedelta(seconds=TIMEOUT)
+            limit = timedelta(seconds=timeout)
             dist.init_process_group(backend, store=groups, rank=rank, world_size=count, timeout=limit)
             stack.callback(dist.destroy_process_group)
         ranks = Ranks(dist.group.WORLD)
         ranks.peers = peers
         return Processes(ranks, launch.local_rank, watch), watch
-
-
-@contextmanager
-def _telling(here: Peer | Processes, watch: Watch) -> Iterator[None]:
-    """A context in which an error of this process, or the loss of another, ends all, and one of them tells why."""
-    try:
-        yield
-    except LostProcess as error:
-        told = watch.explain(error)
-        raise (OtherProcessFailed(error.text) if told is None else told) from None
-    except (OtherProcessFailed, SystemExit):  # the latter after --help, in all
-        raise
-    except BaseException as error:
-        if _is_of_all(error):
-            raise
-        if not watch.fail(f"{here} failed: {error}"):
-            raise OtherProcessFailed(f"another process failed before {here}") from error
-        error.where = str(here)  # type: ignore[attr-defined]
-        raise
-
-
-def _of_all(error: _Error) -> _Error:
-    """The error, marked as one that all processes know of."""
-    error.of_all = True  # type: ignore[attr-defined]
-    return error
-
-
-def _is_of_all(error: BaseException | None) -> bool:
-    """Whether all processes know of an error, or of what it comes from."""
-    while error is not None:
-        if getattr(error, "of_all", False):
-            return True
-        error = error.__cause__
-    return False
 
 
 def _take_device() -> bool:

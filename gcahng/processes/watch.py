@@ -27,6 +27,7 @@ FAILED = "failed"  # the key of what ended the job: the first process that write
 _DONE = b"done"
 _ALL = 16  # processes that all watch each other; of more, each watches the next one
 _GRACE = 5.0  # seconds for the main thread to come out of a collective whose process is lost
+ECHO = 0.25  # seconds within which the same signal again is the first one, which something has passed on
 _IMPATIENT = 5.0  # seconds without a sign of life after a signal that is to end the run
 
 
@@ -52,6 +53,7 @@ class Watch:
         self._over, self._lock = threading.Event(), threading.RLock()
         self._count = 0
         self._signals: list[int] = []
+        self._signalled = 0.0
         self._heard = {peer.rank: (b"", time.monotonic()) for peer in self._watched()}
         self._looked = time.monotonic()
         self._ending = self._told_here = False
@@ -87,8 +89,8 @@ class Watch:
             signal.set_wakeup_fd(self._wakeup_before)
             for number, handler in self._before.items():
                 signal.signal(number, handler)
-            if kind is not None and self._told_here:  # torchrun's SIGTERM, which follows, must not cut the message off
-                signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, self._before[number]))
+            if kind is not None and self._told_here:
+                _spare(self._before[signal.SIGTERM])
         if not self._thread.is_alive():
             for end in (self._reader, self._writer):
                 end.close()
@@ -242,7 +244,15 @@ class Watch:
         ready, _, _ = select.select([self._reader], [], [], self._beat())
         if ready:
             with suppress(OSError):
-                self._signals += [n for n in self._reader.recv(64) if n in (signal.SIGINT, signal.SIGTERM)]
+                self._note([n for n in self._reader.recv(64) if n in (signal.SIGINT, signal.SIGTERM)])
+
+    def _note(self, numbers: list[int]) -> None:
+        """Note signals, but not the same one again within `ECHO` seconds."""
+        now = time.monotonic()
+        for number in numbers:
+            if self._signals[-1:] != [number] or now - self._signalled >= ECHO:
+                self._signals.append(number)
+                self._signalled = now
 
     def _wake(self) -> None:
         with suppress(OSError):
@@ -310,6 +320,23 @@ class Watch:
             self._before[number](number, frame)
         elif self._before[number] == signal.SIG_DFL:
             os.kill(os.getpid(), number)
+
+
+def _spare(before: Any) -> None:
+    """Let SIGTERM wait for `_GRACE` seconds: torchrun sends one when another process has ended, which must not cut off
+    the message of this one. After that it acts as before, if a script has caught the error and goes on.
+
+    Args:
+        before: SIGTERM's handler.
+    """
+    until = time.monotonic() + _GRACE
+
+    def spare(number: int, frame: FrameType | None) -> None:
+        if time.monotonic() >= until:
+            signal.signal(number, before)
+            os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGTERM, spare)
 
 
 def _oom_kills() -> int:

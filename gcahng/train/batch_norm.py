@@ -76,18 +76,21 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         """x' = w r (y' - mean(y') - x̂ mean(x̂ y')), r = 1 / sqrt(variance + eps), with means over all processes.
 
-        torch's backward pass for constant statistics gives w r y', and the sums of x̂ y' and y' of this process.
+        torch's backward pass for constant statistics gives the sums of x̂ y' and y' of this process. The rest is linear
+        in y' and in x, and takes a pass over each.
         """
         x, weight, mean, variance = ctx.saved_tensors
-        own, for_weight, for_bias = torch.ops.aten.native_batch_norm_backward(
-            gradient, x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        _, for_weight, for_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient, x, None, mean, variance, None, None, False, ctx.eps, [False, True, True]
         )
         sums = torch.stack((for_weight, for_bias))
         ctx.ranks.add_up(sums)
-        scale = torch.rsqrt(variance + ctx.eps) * (-x.shape[1] / (ctx.ranks.count * x.numel()))
+        of_x, of_ones = sums.mul_(x.shape[1] / (ctx.ranks.count * x.numel()))
+        slope = of_x / -(variance + ctx.eps)
         if weight is not None:
-            scale = scale * weight
-        own += _scaled(x, mean, variance, sums[0] * scale, sums[1] * scale, ctx.eps)
+            slope *= weight
+        own = _scaled(gradient, of_ones, variance, weight, -mean * slope, ctx.eps)
+        own.addcmul_(x, slope.view(-1, *[1] * (x.dim() - 2)))
         return own, None if weight is None else for_weight, None if weight is None else for_bias, None, None
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from gcahng.config import TrainConfig
-from gcahng.data import DataSplits, ImageFiles, LabeledImages, UnreadableImage, read_image
+from gcahng.data import DataSplits, UnreadableImage
+from gcahng.engine.peers import LostProcess
 from gcahng.errors import UserError
 from gcahng.evaluation.hardness import NegativesProbe
 from gcahng.files import CannotWrite, write_json, writing
@@ -24,6 +23,7 @@ from gcahng.runs.run_folder import RunFolderGone, check_run_lock
 from gcahng.runs.summary import SUMMARY
 from gcahng.runs.versions import versions
 from gcahng.train.finite import NonFinite
+from gcahng.train.pictures import draw_pictures
 from gcahng.train.signals import StopSignals
 from gcahng.train.split_metrics import Measured, Split, measure
 from gcahng.train.terminal import Terminal
@@ -297,20 +297,25 @@ class Session:
     def _adopt_best(self) -> None:
         """Take over the best checkpoint, which may be of a later step than the one that the run continues from."""
         path = checkpoint_path(self.run, "best")
+        instead = f"the best checkpoint is chosen again from step {self.trainer.step} on"
+        self.best = self._of_best(lambda: load_checkpoint(path)["best"] if path.is_file() or self.best else {}, instead)
+
+    def _of_best(self, read: Callable[[], dict[str, Any]], instead: str) -> dict[str, Any]:
+        """What the first process reads of the best checkpoint; {}, with a warning, if it is damaged or gone."""
         try:
-            self.best = self.processes.on_first(
-                lambda: load_checkpoint(path)["best"] if path.is_file() or self.best else {}
-            )
-        except UserError as error:  # damaged, or no longer there
-            self.terminal.warning(f"{error}; the best checkpoint is chosen again from step {self.trainer.step} on")
-            self.best = {}
+            return self.processes.on_first(read)
+        except UserError as error:
+            if isinstance(error, LostProcess):  # it ends the job
+                raise
+            self.terminal.warning(f"{error}; {instead}")
+            return {}
 
     def _conclude(self) -> dict[str, Any]:
         config, trainer = self.config, self.trainer
         with self.processes.together():
             self.terminal.status("evaluating on the test classes")
         test, embeddings = self._measure("test")
-        self.processes.on_first(lambda: _draw(self.run, self.data, embeddings, config))
+        self.processes.on_first(lambda: draw_pictures(self.run, self.data, embeddings, config))
         of_best = test
         if self.best and self.best["step"] != trainer.step:
             of_best = self._measure_best()
@@ -342,15 +347,13 @@ class Session:
 
     def _measure_best(self) -> dict[str, float]:
         """The metrics of the best checkpoint on the test classes; where it is gone, nothing is the best."""
-        best = checkpoint_path(self.run, "best")
-        try:
-            state = self.processes.on_first(lambda: load_checkpoint(best)["model"])
-        except UserError as error:
-            self.terminal.warning(f"{error}; the last checkpoint is the result")
-            self.best = {}
-            return {}
-        self.trainer.model.load_state_dict(state)
-        return self._measure("test").metrics
+        path = checkpoint_path(self.run, "best")
+        state = self._of_best(lambda: load_checkpoint(path)["model"], "the last checkpoint is the result")
+        if state:
+            self.trainer.model.load_state_dict(state)
+            return self._measure("test").metrics
+        self.best = {}
+        return {}
 
     def _write_summary(self, summary: dict[str, Any]) -> dict[str, Any]:
         check_run_lock(self.run)
@@ -366,35 +369,3 @@ def _placed_as(error: UserError, more: UserError) -> UserError:
     """An error that says more than another, of the same process."""
     more.where = error.where
     return more
-
-
-def _draw(run: Path, data: DataSplits, embeddings: Tensor, config: TrainConfig) -> None:
-    """Draw the curves, and a picture of retrieval among all test images, those of a gallery included."""
-    from gcahng.runs.plots import plot_curves, plot_retrieval_grid
-
-    check_run_lock(run)
-    parts = [data.test] if data.gallery is None else [data.test, data.gallery]
-
-    def picture(index: int) -> Tensor:
-        part, index = (0, index) if index < len(data.test) else (1, index - len(data.test))
-        return _picture(parts[part], index, config.data.image_size)
-
-    with writing(run / "curves.png"):
-        plot_curves(run / "metrics.jsonl", run / "curves.png")
-    with writing(run / "retrieval.png"):
-        plot_retrieval_grid(
-            picture,
-            torch.cat([part.labels for part in parts]),
-            embeddings.cpu(),
-            run / "retrieval.png",
-            seed=config.seed,
-            class_names=data.test.class_names,
-        )
-
-
-def _picture(images: LabeledImages, index: int, size: int) -> Tensor:
-    """Image `index` as (H, W) or (3, H, W) in [0, 1]; files are scaled to a square."""
-    if not isinstance(images, ImageFiles):
-        return images.images[index].float() / 255
-    square = read_image(images, index).resize((size, size))
-    return torch.from_numpy(np.array(square)).movedim(2, 0).float() / 255

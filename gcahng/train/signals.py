@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
+
+from gcahng.processes.watch import ECHO
 
 
 class StopSignals:
     """A context in which the first SIGINT or SIGTERM is only noted, so that the step can end. A second acts as usual.
+
+    The same signal again within `ECHO` seconds is the first one: a terminal or a batch system signals all processes,
+    and torchrun passes on the signal that it got itself.
 
     It does nothing outside the main thread, where Python allows no handlers.
 
@@ -20,6 +27,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.received: int | None = None
         self._before: dict[int, Any] = {}
+        self._since = 0.0
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
@@ -33,5 +41,9 @@ class StopSignals:
         self._before = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        self.__exit__()
+        now = time.monotonic()
+        if self.received is None:
+            self.received, self._since = number, now
+        elif number != self.received or now - self._since >= ECHO:
+            self.__exit__()
+            os.kill(os.getpid(), number)

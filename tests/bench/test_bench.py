@@ -259,6 +259,11 @@ def test_plan_prints_every_mode(capsys: pytest.CaptureFixture[str]) -> None:
     assert "131,584 pairs for each of 4 processes" in out
     assert "Pairs by process: 131,584 in 4; the largest share is 1.000 of the mean." in out
     assert "sums of edges at nodes (1,024 × 512, 4 times)" in out and "Derived, with links of 25 GB/s" in out
+    assert "round differently, the first one's gradients are sent too" in out
+    assert re.search(r"^Repeated by every process: 1\.\d\d% of the products", out, re.M)
+    assert re.search(
+        r"^  linear maps of nodes: 1\.\d\d%; shared it would save 0\.4\d* s and send for 0\.0\d* s$", out, re.M
+    )
 
 
 @pytest.mark.parametrize("sizes", [["130", "--views", "65"], ["12", "--dim", "1028", "--device", "cuda"]], ids=str)
@@ -296,6 +301,7 @@ def test_plan_lists_the_whole_peak(classes: str, capsys: pytest.CaptureFixture[s
         (["plan", "--batch", "12", "--memory-limit", "much"], "--memory-limit is 'much'"),
         (["plan", "--batch", "12", "--dim", "0"], "dim is 0; it must be a whole number of at least 1"),
         (["plan", "--batch", "12", "--ranks", "0"], "ranks is 0; it must be a whole number of at least 1"),
+        (["plan", "--batch", "12", "--ranks", "5"], "--ranks is 5; --batch, 12, must be a multiple of it"),
         (["plan", "--batch", "12", "--processes", "2"], "--processes is the old name of an option; it must be --ranks"),
         (["plan", "--batch", "12", "--rate", "0"], "rate is 0.0; it must be a number above 0"),
         (["plan", "--batch", "12", "--rate", "nan"], "rate is nan; it must be a number above 0"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from gcahng import GCAHNGLoss, UserError
 from gcahng.engine import prepare
 from gcahng.engine.plan import MODES
+from gcahng.engine.ranks import Adding, Ranks
+from gcahng.engine.shared_attention import LEAST_NODES
 from gcahng.testing import seeded
 
 DIM, FEATURES, TRAINING_CLASSES, STEPS, SEED = 8, 5, 9, 2, 7
@@ -20,7 +23,7 @@ DIM, FEATURES, TRAINING_CLASSES, STEPS, SEED = 8, 5, 9, 2, 7
 class RankCase(NamedTuple):
     """classes, views: of a batch; impl, memory, symmetric, compat: the loss's options; tile_rows: edges in a tile;
     around: what DistributedDataParallel is around, the model or both, as in Lightning; coefficients, messages: what is
-    left out of the graph network."""
+    left out of the graph network; rounding: by how much gradients differ from one process to the next."""
 
     impl: str
     memory: str = "store"
@@ -32,6 +35,8 @@ class RankCase(NamedTuple):
     around: str = "model"
     coefficients: str = "channel"
     messages: bool = True
+    rounding: float = 1e-14  # as on devices that round otherwise
+    attention: bool = False
 
     @property
     def name(self) -> str:
@@ -48,7 +53,11 @@ CASES = [
     RankCase("cpp", around="both"),
     RankCase("cpp", coefficients="pair", messages=False),
     RankCase("torch", "recompute", coefficients="constant"),
+    RankCase("cpp", rounding=0.0),
+    RankCase("cpp", "recompute", rounding=0.0, attention=True),
+    RankCase("torch", symmetric=False, attention=True),
 ]
+AT_ONCE = CASES[-1]  # which is run again, with sums that are waited for at once
 
 
 class ModelAndLoss(nn.Module):
@@ -89,9 +98,10 @@ def train(case: RankCase, seed: int, rank: int, count: int) -> dict[str, Any]:
     elif count > 1:
         whole.model = nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for parameter in gca.parameters():  # as on devices that round otherwise
+    for parameter in gca.parameters():
         if parameter.requires_grad:
-            parameter.register_hook(lambda gradient: None if gradient is None else gradient * (1 + 1e-14 * rank))
+            factor = 1 + case.rounding * rank
+            parameter.register_hook(lambda gradient, by=factor: None if gradient is None else gradient * by)
     found = {}
     for step in range(STEPS):
         x, labels = (t.tensor_split(count)[rank] for t in batch(case, step))
@@ -108,6 +118,7 @@ def train(case: RankCase, seed: int, rank: int, count: int) -> dict[str, Any]:
     # Without the bytes of the optimizers, which are no numbers to compare.
     found |= {name: value for name, value in gca.state_dict().items() if name != "_extra_state"}
     agreed = [] if gca._ranks is None else list(gca._ranks._agreed.values())
+    found["alike"] = [gca._agreement.alike]
     return found | {"seed": torch.tensor(gca.seed), "memory": [MODES[number] for number in agreed]}
 
 
@@ -132,6 +143,13 @@ def refused(rank: int) -> list[str]:
     return found
 
 
+def at_once(ranks: Ranks, *tensors: Tensor) -> SimpleNamespace:
+    """Ranks.start_adding, finished before anything else is done."""
+    adding = Adding(ranks, tensors)
+    adding.finish()
+    return SimpleNamespace(finish=lambda: None)
+
+
 def process(rank: int, count: int, folder: str) -> None:
     """One process: every case, what was found in a file."""
     torch.set_num_threads(1)
@@ -140,6 +158,9 @@ def process(rank: int, count: int, folder: str) -> None:
     found = {}
     for case in CASES:
         prepare.default_tile_rows = lambda *_, rows=case.tile_rows: rows
+        LEAST_NODES["cpu"] = 1 if case.attention else 256
         found[case.name] = train(case, SEED + rank, rank, count)
+    Ranks.start_adding = at_once
+    found["at once"] = train(AT_ONCE, SEED + rank, rank, count)
     torch.save((found, refused(rank)), Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
 from gcahng import GCAHNGLoss
+from gcahng.engine.shared_attention import LEAST_NODES
 from gcahng.engine.step_size import StepSize
-from gcahng.engine.traffic import KINDS
+from gcahng.engine.traffic import KINDS, Sent, collectives, corrections
 from gcahng.testing import seeded
 
 # Classes, views, channels, layers, training classes, heads, edge_memory, dtype. The wide one sends large tensors.
@@ -20,25 +22,55 @@ CASES = [
     (24, 2, 16, 3, 30, 4, "recompute", torch.float64),
     (12, 2, 96, 2, 1000, 2, "store", torch.float32),
 ]
+LEAST = 36  # nodes whose attention processes share, here
 
 
-def size_of(case: tuple, count: int) -> StepSize:
+def size_of(case: tuple, count: int, device: str = "cpu") -> StepSize:
     classes, views, dim, layers, training, _, _, dtype = case
-    return StepSize(classes * views, dim, layers, views, training, dtype, dtype, dtype, ranks=count)
+    return StepSize(classes * views, dim, layers, views, training, dtype, dtype, dtype, device=device, ranks=count)
 
 
-def counted(case: tuple, rank: int, count: int, device: str) -> dict[str, int]:
-    """Bytes that this process hands to each kind of collective in its second step, by kind."""
+def by_kind(sent: list[Sent]) -> dict[str, int]:
+    """The payload of each kind of collective."""
+    return {kind: sum(one.payload for one in sent if one.kind == kind) for kind in KINDS}
+
+
+def wanted(size: StepSize, alike: bool) -> dict[str, int]:
+    """What the plan says that a step sends, where processes round alike or have been found not to."""
+    sent = collectives(size)
+    if not alike:  # nothing is noted, so that no checksum is compared
+        sent = [one for one in sent if "checksum" not in one.name] + corrections(size)
+    return by_kind(sent)
+
+
+class Found(NamedTuple):
+    """Bytes that this process hands to each kind of collective in a step: where all processes round alike, and where
+    they do not and have found out; and whether they were alike before and then."""
+
+    sent: dict[str, int]
+    corrected: dict[str, int]
+    alike: tuple[bool, bool]
+
+
+def counted(case: tuple, rank: int, count: int, device: str) -> Found:
+    """Counts in the second step, and in the second one of those in which processes round differently."""
     classes, views, dim, layers, training, heads, memory, dtype = case
     gca = GCAHNGLoss(training, dim, layers=layers, heads=heads, edge_memory=memory, process_group="world", seed=1)
     gca = gca.to(device, dtype)
     labels = torch.arange(classes, device=device).repeat(views).tensor_split(count)[rank]
-    for step in range(2):
+    found, alike = [], []
+    for step in range(5):  # in the first one the processes also meet
         own = seeded(classes * views, dim, seed=step).to(device, dtype).tensor_split(count)[rank]
-        with Counter() if step else nullcontext() as counter:  # in the first step the processes also meet
+        if step == 2:  # 10⁻³, so that float32 weights show it after one step
+            for parameter in filter(lambda p: p.requires_grad, gca.parameters()):
+                parameter.register_hook(lambda gradient: None if gradient is None else gradient * (1 + 1e-3 * rank))
+        with Counter() if step in (1, 4) else nullcontext() as counter:
             gca(own.detach().requires_grad_(), labels).backward()
             gca.generator_step()
-    return counter.bytes
+        if counter is not None:
+            found.append(counter.bytes)
+            alike.append(gca._agreement.alike)
+    return Found(*found, tuple(alike))
 
 
 class Counter:
@@ -72,10 +104,11 @@ class Counter:
 def process(rank: int, count: int, folder: str, backend: str = "gloo") -> None:
     """One process: every case, what was counted in a file."""
     torch.set_num_threads(1)
+    LEAST_NODES.update(cpu=LEAST, cuda=LEAST)
     device = "cpu"
     if backend == "nccl":
         torch.cuda.set_device(rank)
         device = f"cuda:{rank}"
     dist.init_process_group(backend, init_method=f"file://{folder}/meet", rank=rank, world_size=count)
-    torch.save([counted(case, rank, count, device) for case in CASES], Path(folder) / f"{rank}.pt")
+    torch.save([tuple(counted(case, rank, count, device)) for case in CASES], Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()

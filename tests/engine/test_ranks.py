@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from rank_cases import CASES, SEED, RankCase, process, train
+from rank_cases import AT_ONCE, CASES, SEED, RankCase, process, train
 from torch import Tensor
 
 from gcahng import GCAHNGLoss, UserError
@@ -49,6 +49,16 @@ def test_processes_that_share_a_batch_train_as_one(
         trained = [name for name in mine if name.startswith(("graph_network.", "classifier.", "model "))]
         assert len(trained) > 40
         assert all(torch.equal(mine[name], group[0][0][case.name][name]) for name in trained), "weights drift apart"
+        assert mine["alike"] == [case.rounding == 0], "the checksum of the weights shows what differs, and no more"
+
+
+@pytest.mark.processes
+def test_sums_under_way_have_the_bits_of_those_that_are_waited_for(
+    group: list[tuple[dict, list[str]]],
+) -> None:
+    for found, _ in group:
+        later, at_once = found[AT_ONCE.name], found["at once"]
+        assert all(torch.equal(value, at_once[name]) for name, value in later.items() if isinstance(value, Tensor))
 
 
 @pytest.mark.processes

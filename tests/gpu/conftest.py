@@ -6,6 +6,6 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
-for folder in ("engine", "golden"):
+for folder in ("engine", "golden", "processes", "."):
     if str(TESTS / folder) not in sys.path:
         sys.path.append(str(TESTS / folder))

@@ -67,7 +67,7 @@ def import_everything() -> None:
 
     from gcahng.train import session
 
-    session._draw = no_pictures  # curves take longer than all the rest of such a run
+    session.draw_pictures = no_pictures  # curves take longer than all the rest of such a run
 
 
 def config(out: Path, root: Path, **fields: Any) -> Any:

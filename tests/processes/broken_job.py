@@ -73,10 +73,10 @@ class File(FileStandIn):
 
 if __name__ == "__main__":
     loop.load_data = lambda _: small_data()  # type: ignore[assignment]
-    session._draw = no_pictures
+    session.draw_pictures = no_pictures
     Trainer.train_step = step_is_noted(Trainer.train_step)  # type: ignore[method-assign]
     if POINT == "collective":
-        Ranks.add_up = hurts(Ranks.add_up)  # type: ignore[method-assign]
+        Ranks.start_adding = hurts(Ranks.start_adding)  # type: ignore[method-assign]
     if POINT == "batch":
         Trainer._learn = hurts(Trainer._learn)  # type: ignore[method-assign]
     if POINT == "checkpoint":

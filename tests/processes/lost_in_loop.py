@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from gcahng import GCAHNGLoss, UserError
+from gcahng.processes import run_processes
 from gcahng.testing import seeded
 
 DIFFERENT: dict[str, dict[str, Any]] = {
@@ -44,11 +45,25 @@ def error_of(action: Callable[[], Any]) -> str:
     return "none"
 
 
+def made_groups() -> int:
+    """How many groups there are more once gcahng's own work is done in a group that was there."""
+    before = len(dist.distributed_c10d._world.pg_map)
+    with run_processes(timeout=50.0) as processes:
+        processes.set_timeout(40.0)
+        assert processes.largest(processes.rank) == 1
+        assert len(dist.distributed_c10d._world.pg_map) == before + 3
+    return len(dist.distributed_c10d._world.pg_map) - before
+
+
 def process(rank: int, folder: str) -> None:
     """Write down what each loop ended with; the second process is killed in the last one."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    found = {name: error_of(lambda own=own: step(loss(**own if rank else {}), rank)) for name, own in DIFFERENT.items()}
+    found: dict[str, Any] = {}
+    found |= {
+        name: error_of(lambda own=own: step(loss(**own if rank else {}), rank)) for name, own in DIFFERENT.items()
+    }
+    found["groups"] = [made_groups() for _ in range(2)]
     gca = loss()
     step(gca, rank)
     if rank == 1:

@@ -17,8 +17,11 @@ COMMANDS = {
     "embed": "embed run --out {out}/e.safetensors --batch_size 3 --data.workers 0",
     "again": "embed run --out {out}/e.safetensors --batch_size 3 --data.workers 0",
     "refused": "embed run damaged --out {out}/d.safetensors --batch_size 3 --data.workers 0",
-    "skipped": "embed run damaged --out {out}/s.safetensors --batch_size 3 --data.workers 0 --skip_unreadable",
+    "skipped": "embed run damaged --out {out}/s.safetensors --batch_size 3 --data.workers 0 --skip_unreadable "
+    "--timeout 50",
     "index": "index build --model run --out {out}/i.index --batch_size 3 --data.workers 0",
+    "info": "index info {out}/i.index",
+    "export": "index export {out}/i.index {out}/i.faiss",
     "report": "report run",
 }
 

@@ -21,6 +21,7 @@ from gcahng import UserError
 from gcahng.cli import main
 from gcahng.devices import local_device_index
 from gcahng.engine.peers import Peer, difference, says_lost, this_process
+from gcahng.errors import UserNote
 from gcahng.launch import Launch, launched
 from gcahng.processes.meeting import meet
 from gcahng.streams import print_line
@@ -119,6 +120,45 @@ def test_all_are_told_what_differs_and_who_is_missing() -> None:
     assert first == second and first.startswith("a is 1 in process 0 of 2 on")
     first, second = met([{}, {}], 4, timeout=0.2)
     assert first == second and first.startswith("processes 2, 3 of 4 did not come within 0 s; WORLD_SIZE is 4")
+
+
+def test_one_waits_with_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gcahng.processes.meeting._SECONDS_TO_NOTE", 0.05)
+    with (
+        pytest.warns(UserNote, match=r"waiting up to 0 s for process 1 of 2; all must call this, unless .*alone"),
+        pytest.raises(UserError, match="process 1 of 2 did not come within 0 s"),
+    ):
+        meet(dist.HashStore(), 0, 2, {}, 0.1)
+
+
+def test_the_first_process_does_not_end_before_the_others_know_why() -> None:
+    """The store may end with it, and the others would have nothing but the frames of C++ to show."""
+    store, raised = dist.HashStore(), []
+
+    def first() -> None:
+        with pytest.raises(UserError, match="x is 1 in process 0") as found:
+            meet(store, 0, 2, {"x": 1}, 10.0)
+        raised.append(found.value)
+
+    store.set("here/1", json.dumps([this_process(1, 2), {"x": 2}]))
+    thread = Thread(target=first)
+    thread.start()
+    thread.join(0.3)
+    assert thread.is_alive() and not raised
+    with pytest.raises(UserError, match="x is 1 in process 0"):
+        meet(store, 1, 2, {"x": 2}, 10.0)
+    thread.join(10)
+    assert len(raised) == 1
+
+
+def test_a_store_that_has_gone_is_told_in_a_line() -> None:
+    class Gone:
+        def set(self, *_: object) -> None:
+            raise RuntimeError("Connection was reset\nException raised from recvBytes at Utils.hpp:670\nframe #0: c10")
+
+    with pytest.raises(UserError) as raised:
+        meet(Gone(), 1, 2, {}, 1.0)
+    assert str(raised.value) == "process 1 of 2 has lost the others before all had come (Connection was reset)"
 
 
 def test_a_difference_names_both_and_counts_the_rest() -> None:

@@ -6,6 +6,7 @@ import json
 import platform
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch.distributed as dist
@@ -20,7 +21,7 @@ HOST = platform.node()
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """The error of each loop in each process."""
     folder = tmp_path_factory.mktemp("loops")
     with pytest.raises(mp.ProcessExitedException, match="SIGKILL"):
@@ -36,7 +37,7 @@ def _spawn(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", DIFFERENT)
-def test_options_that_differ_are_named_in_all(name: str, found: list[dict[str, str]]) -> None:
+def test_options_that_differ_are_named_in_all(name: str, found: list[dict[str, Any]]) -> None:
     for errors in found:
         assert errors[name].startswith(f"UserError: {name} is "), errors[name]
         assert f"in process 0 of 2 on {HOST} and " in errors[name]
@@ -44,5 +45,9 @@ def test_options_that_differ_are_named_in_all(name: str, found: list[dict[str, s
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a process is known to have ended by way of /proc")
-def test_a_process_that_has_gone_is_named(found: list[dict[str, str]]) -> None:
+def test_a_process_that_has_gone_is_named(found: list[dict[str, Any]]) -> None:
     assert found[0]["killed"] == f"LostProcess: process 1 of 2 on {HOST} was killed, or ended without a word"
+
+
+def test_groups_are_given_back(found: list[dict[str, Any]]) -> None:
+    assert [errors["groups"] for errors in found] == [[0, 0]] * 2

@@ -84,9 +84,9 @@ def test_what_cannot_be_read_is_left_out_or_named_by_one(folder: Path) -> None:
 
 
 def test_one_process_prints(folder: Path) -> None:
-    for name in ("eval", "embed", "again", "index"):
+    for name in ("eval", "embed", "again", "index", "info", "export"):
         one, several = said(folder, name)
-        assert several[0] == [0, one[1].replace("one/", "several/"), one[2]], name
+        assert several[0] == [0, one[1].replace("one/", "several/"), one[2]] and one[1], name
         assert several[1:] == [[0, "", ""]] * (COUNT - 1), name
     assert "rows were there already" not in said(folder, "embed")[1][0][2]
     assert "20 rows were there already" in said(folder, "again")[1][0][2]

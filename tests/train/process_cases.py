@@ -197,7 +197,7 @@ def small_runs() -> Any:
     data = small_data()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "load_data", lambda of: data if of.name == "glyphs" else load_data(of))
-        patch.setattr(session, "_draw", no_pictures)
+        patch.setattr(session, "draw_pictures", no_pictures)
         yield
 
 

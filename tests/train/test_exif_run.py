@@ -25,7 +25,7 @@ from trees import make_cub200, make_folder
 @pytest.fixture(autouse=True)
 def the_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gcahng.train.loop.load_data", load_data)
-    monkeypatch.setattr("gcahng.train.session._draw", lambda *_: None)  # pictures take longest
+    monkeypatch.setattr("gcahng.train.session.draw_pictures", lambda *_: None)  # pictures take longest
 
 
 @pytest.fixture

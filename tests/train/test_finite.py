@@ -28,7 +28,7 @@ NAN = float("nan")
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gcahng.train.session._draw", lambda *_: None)
+    monkeypatch.setattr("gcahng.train.session.draw_pictures", lambda *_: None)
 
 
 def everything(trainer: Trainer) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from stopped_runs import full_disk_after, interrupted
 from tiers import few
 
 from gcahng.cli import main
+from gcahng.engine.peers import LostProcess
 from gcahng.errors import UserError
 from gcahng.files import Held
 from gcahng.runs.run_folder import LOCK, RunFolderGone, run_lock
@@ -317,3 +319,20 @@ def test_a_process_that_is_stopped_and_continued(config_of_whole: TrainConfig, w
     assert differences(outcome(whole), outcome(run)) == []
     summary = json.loads((run / "summary.json").read_text())
     assert summary["seconds"] > stopped - 0.01 and summary["step_seconds"] > stopped - 0.01
+
+
+def test_a_lost_process_is_not_taken_for_a_damaged_checkpoint() -> None:
+    said: list[str] = []
+
+    def lose(_: object) -> None:
+        raise LostProcess("process 1 of 2 was killed")
+
+    def refuse(_: object) -> None:
+        raise UserError("best.pt is damaged")
+
+    of = SimpleNamespace(terminal=SimpleNamespace(warning=said.append), processes=SimpleNamespace(on_first=lose))
+    with pytest.raises(LostProcess):
+        Session._of_best(of, dict, "another is taken")  # type: ignore[arg-type]
+    of.processes.on_first = refuse
+    assert Session._of_best(of, dict, "another is taken") == {}  # type: ignore[arg-type]
+    assert said == ["best.pt is damaged; another is taken"]
