@@ -6,7 +6,7 @@ them goes on through the mix by hand, as in the other pairings.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -118,7 +118,10 @@ class _OnBase:
         return loss.detach(), d
 
     def _check_memory(self, graph: GraphPass, count: int) -> None:
-        needed, free = COPIES_AT_ONCE * count * graph.dim * graph.z.element_size(), free_memory(graph.z.device)
+        nodes = graph.schedule.nodes
+        compared = nodes * (nodes + count) if self.base.of_pairs else 0  # a matrix, where each anchor's part counts
+        needed = COPIES_AT_ONCE * (count * graph.dim + compared) * graph.z.element_size()
+        free = free_memory(graph.z.device)
         if free is not None and needed > free:
             raise UserError(
                 f'synthetic is "base", and this base takes all {count:,} synthetic negatives of a batch at once, about '
@@ -127,28 +130,34 @@ class _OnBase:
             )
 
 
+class _Task(NamedTuple):
+    """What a pass does: the loss of the negatives, which gradients are wanted, and whether those of the base are."""
+
+    base: OnNegatives
+    wanted: Wanted
+    want_base: bool
+
+
 class BasePass(torch.autograd.Function):
     """J_syn, J_gce and the running statistics, as a function of z, the network's and the base's parameters."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: PassInputs, s: Settings, base: OnNegatives, z: Tensor, *parameters: Tensor) -> Any:
+    def forward(ctx: Any, inputs: PassInputs, s: Settings, task: _Task, z: Tensor, *parameters: Tensor) -> Any:
         """Runs phase 1.
 
         Args:
             ctx: of autograd.
             inputs: the pass's tensors, without z and parameters: autograd needs those as arguments of their own.
             s: everything else.
-            base: the loss of the negatives.
+            task: the loss of the negatives, and what is wanted.
             z: embeddings (n, D).
             parameters: the graph network's (see parameter_list), then what base.trained() lists.
         """
         count = len(parameter_names(s.layers))
-        want_z, wants = ctx.needs_input_grad[3], ctx.needs_input_grad[4:]
         inputs = inputs._replace(z=z, parameters=list(parameters[:count]))
-        form = _OnBase(base, inputs.classes, any(wants[count:]))
+        form = _OnBase(task.base, inputs.classes, task.want_base)
         with torch.autocast(z.device.type, enabled=False), torch.no_grad():
-            wanted = Wanted(want_z, any(wants[:count]))
-            out = form_losses(inputs, s, wanted, workspace_for(z.device), form)
+            out = form_losses(inputs, s, task.wanted, workspace_for(z.device), form)
         # Not the losses, which hold this in turn.
         ctx.dz, ctx.of_network, ctx.of_base = (out.dz_synthetic, out.dz_entropy), out.gradients, form.gradients
         ctx.layers, ctx.base_count = s.layers, len(parameters) - count
@@ -192,6 +201,9 @@ def run_base_pass(inputs: PassInputs, s: Settings, base: OnNegatives) -> MetricO
     Returns:
         Losses and statistics; their gradients are autograd's.
     """
+    record, trained = torch.is_grad_enabled(), base.trained()  # asked here: a Function's forward records nothing
+    wanted = Wanted(record and inputs.z.requires_grad, record and any(p.requires_grad for p in inputs.parameters))
+    task = _Task(base, wanted, record and bool(trained))
     moving = inputs._replace(z=inputs.z.detach(), parameters=[])
-    synthetic, entropy, *statistics = BasePass.apply(moving, s, base, inputs.z, *inputs.parameters, *base.trained())
+    synthetic, entropy, *statistics = BasePass.apply(moving, s, task, inputs.z, *inputs.parameters, *trained)
     return MetricOutputs(synthetic, entropy, statistics, inputs.z.new_empty(0), inputs.z.new_empty(0), [])

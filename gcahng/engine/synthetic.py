@@ -49,8 +49,8 @@ class MixGradients:
 
     def total(self) -> Tensor:
         """Over the tiles of all processes (n, D). To be called once, since it adds in place."""
-        dz, d_positive = totals(self.z, self._positive)
-        return dz + self._mixing.positive_backward(d_positive) if self._anchors else dz
+        dz, d_positive = totals(self.z, self._positive)  # memory that the next pass uses again
+        return dz + self._mixing.positive_backward(d_positive) if self._anchors else dz.clone()
 
 
 def npair(graph: GraphPass, mixing: Mixing, s: Settings, want_z: bool) -> tuple[Tensor, Tensor | None]:

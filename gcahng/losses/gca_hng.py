@@ -165,7 +165,7 @@ class GCAHNGLoss(LossModule):
         self.graph_network = GraphNetwork(embedding_dim, num_classes, layers=layers, heads=heads, ablation=ablation)
         self.classifier = nn.Linear(embedding_dim, num_classes)
         self.base, self.miner, self.pairing = base, miner, pairing
-        self._synthetic = pairing.with_base(base)
+        pairing.with_base(base)  # which refuses bases
         self._set_up(engine, {name: options[name] for name in RATES})
 
     # -- the step
@@ -212,7 +212,7 @@ class GCAHNGLoss(LossModule):
                 self._watch.forward(self._trace_without_step(), self.engine.process_group)
             self._pending = None
         passes = dispatch.passes(self.impl, batch, self._pass_options)
-        losses = passes.metric_pass(self.graph_network, batch, self._synthetic)
+        losses = passes.metric_pass(self.graph_network, batch, self.pairing.with_base(self.base))
         # A step makes two draws, one in each phase.
         synthetic = self.pairing.weight(self.mean_generator, self.beta, self.draw // 2) * losses.synthetic
         if self.training:

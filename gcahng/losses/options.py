@@ -178,6 +178,14 @@ def check_options(options: Mapping[str, Any]) -> None:
                 raise UserError(
                     f'synthetic is "base" and {name} is given; with it synthetic must be "npair" or "cosine"'
                 )
+    own = next(
+        (name for name, theirs in (("synthetic", "npair"), ("anchor_gradient", True)) if options[name] != theirs), ""
+    )
+    if options["compat"] == "official" and own:
+        raise UserError(
+            f"{own} is {options[own]!r} and compat is 'official', which repeats what the authors' code does; compat "
+            "must be 'fixed'"
+        )
     if options["cuda_graph"] and shared:
         raise UserError("cuda_graph is True and process_group is given; process_group does not support cuda_graph")
 

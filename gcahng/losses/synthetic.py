@@ -83,7 +83,9 @@ class SyntheticOptions:
         weight = self.synthetic_weight
         if weight is None:
             weight = 1 - torch.exp(-beta / mean_generator)
-        return weight * (step / self.synthetic_warmup).clamp(max=1) if self.synthetic_warmup else weight
+        if not self.synthetic_warmup:
+            return weight
+        return weight * (step.to(mean_generator.dtype) / self.synthetic_warmup).clamp(max=1)
 
 
 class BaseOnNegatives:
@@ -102,12 +104,13 @@ class BaseOnNegatives:
 
     def __init__(self, base: Callable[..., Tensor]) -> None:
         self._base = base
-        if _is_one_of(base, "CrossBatchMemory"):
+        parts = base.modules() if isinstance(base, nn.Module) else [base]
+        if any(_is_one_of(part, "CrossBatchMemory") for part in parts):
             raise UserError(
-                'synthetic is "base" and base is CrossBatchMemory, which would keep synthetic negatives as samples; '
+                'synthetic is "base" and base has a CrossBatchMemory, which would keep synthetic negatives as samples; '
                 'synthetic must be "npair" or "cosine"'
             )
-        self.of_pairs = _is_one_of(base, "BaseMetricLossFunction") and not _is_one_of(base, "WeightRegularizerMixin")
+        self.of_pairs = _is_one_of(base, "BaseMetricLossFunction") and _takes_references(base)
         self.additive = (
             type(base).__name__ in _ADDITIVE
             and _is_one_of(base, *_ADDITIVE)
@@ -132,6 +135,11 @@ class BaseOnNegatives:
     def trained(self) -> list[Tensor]:
         """The parameters of the loss that want a gradient."""
         return [p for p in self._base.parameters() if p.requires_grad] if isinstance(self._base, nn.Module) else []
+
+
+def _takes_references(base: Any) -> bool:
+    """Whether a loss of pytorch-metric-learning compares a batch with other samples, not with vectors of its own."""
+    return "ref_not_supported" not in type(base).compute_loss.__code__.co_names
 
 
 def _is_one_of(base: Any, *names: str) -> bool:

@@ -18,9 +18,11 @@ class OnNegatives(Protocol):
 
     Attributes:
         additive: whether it is the mean of what each negative gives by itself, so that it may be formed in parts.
+        of_pairs: whether it compares each anchor with its positives and its negatives.
     """
 
     additive: bool
+    of_pairs: bool
 
     def __call__(self, negatives: Tensor, classes: Tensor, node: Tensor, z: Tensor, labels: Tensor) -> Tensor:
         """Forms the loss, 0-dim.

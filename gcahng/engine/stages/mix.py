@@ -275,22 +275,16 @@ class Mix(Stage):
             d_difference = weighted * _share(m, d, shares)
             along = -d_ratio * shares.ratio / shares.to_negative.square()
             d_difference.addcmul_(along[..., None], shares.difference - SMALL)
+            if anchors:
+                d_anchors = dn - d_difference.sum(dim=3)
+                if through_logits:
+                    d_anchors = d_anchors + g * negatives
+                self._add_at_anchors(d, tile, d_anchors, into)
+                self._add_at_anchors(d, tile, (d_ratio / shares.to_negative).sum(dim=3)[..., None], into_positive)
             if d.forward:
                 into.add_columns(tile, d_difference.sum(dim=1))
             else:
                 into.add_rows(tile, d_difference.sum(dim=(1, 2)))
-            if not anchors:
-                continue
-            d_anchors = dn - d_difference.sum(dim=3)
-            if through_logits:
-                d_anchors = d_anchors + g * negatives
-            d_positive = (d_ratio / shares.to_negative).sum(dim=3)[..., None]
-            if d.forward:
-                into.add_rows(tile, d_anchors.sum(dim=2))
-                into_positive.add_rows(tile, d_positive.sum(dim=2))
-            else:
-                into.add_columns(tile, d_anchors.transpose(1, 2), skip=tile.mirrored)
-                into_positive.add_columns(tile, d_positive.transpose(1, 2), skip=tile.mirrored)
 
     def add_at_anchors(self, m: Mixing, tile: Tile, values: Tensor, into: NodeSum) -> None:
         """Adds a vector of each mix at its anchor.
@@ -302,10 +296,14 @@ class Mix(Stage):
             into: (n, D), which is added to.
         """
         for d, part in self._paired(m, tile, values):
-            if d.forward:
-                into.add_rows(tile, part.sum(dim=2))
-            else:
-                into.add_columns(tile, part.transpose(1, 2), skip=tile.mirrored)
+            self._add_at_anchors(d, tile, part, into)
+
+    def _add_at_anchors(self, d: _Direction, tile: Tile, values: Tensor, into: NodeSum) -> None:
+        """Adds values (A, Ka, O, W) of the mixes of one direction at their anchors."""
+        if d.forward:
+            into.add_rows(tile, values.sum(dim=2))
+        else:
+            into.add_columns(tile, values.transpose(1, 2), skip=tile.mirrored)
 
     def _directions(self, m: Mixing, tile: Tile, theta: Tensor | None) -> Iterator[_Direction]:
         """The directions of a tile, with θ (T, D) seen from either end."""
