@@ -125,8 +125,7 @@ class _OnBase:
         if free is not None and needed > free:
             raise UserError(
                 f'synthetic is "base", and this base takes all {count:,} synthetic negatives of a batch at once, about '
-                f"{needed / 1e9:.1f} GB, of which {free / 1e9:.1f} GB are free; the batch must be smaller, or "
-                'synthetic "npair" or "cosine"'
+                f'{needed:,} bytes, and {free:,} are free; the batch must be smaller, or synthetic "npair" or "cosine"'
             )
 
 
@@ -161,6 +160,7 @@ class BasePass(torch.autograd.Function):
         # Not the losses, which hold this in turn.
         ctx.dz, ctx.of_network, ctx.of_base = (out.dz_synthetic, out.dz_entropy), out.gradients, form.gradients
         ctx.layers, ctx.base_count = s.layers, len(parameters) - count
+        ctx.save_for_backward(z, *parameters)
         ctx.mark_non_differentiable(*out.statistics)
         return out.synthetic, out.entropy, *out.statistics
 
@@ -169,7 +169,9 @@ class BasePass(torch.autograd.Function):
         """Scales the gradients of the two losses."""
         count = len(ctx.of_network)
         tensors = (*ctx.dz, d_synthetic, d_entropy, *ctx.of_network, *ctx.of_base)
-        dz, *scaled = differentiable_once("the engine", _Scale(count), *tensors)
+        # What the gradients depend on is looked at only where they are to be differentiated.
+        depends_on = ctx.saved_tensors if torch.is_grad_enabled() else ()
+        dz, *scaled = differentiable_once("the engine", _Scale(count, len(tensors)), *tensors, *depends_on)
         named = dict(zip(metric_names(ctx.layers) if count else [], scaled[:count], strict=True))
         network = [named.get(name) for name in parameter_names(ctx.layers)]
         base = scaled[count:] or [None] * ctx.base_count
@@ -177,14 +179,18 @@ class BasePass(torch.autograd.Function):
 
 
 class _Scale:
-    """Multiplies gradients with the upstream gradients of J_syn and J_gce. `count`: those of the graph network."""
+    """Multiplies gradients with the upstream gradients of J_syn and J_gce.
 
-    def __init__(self, count: int) -> None:
-        self._count = count
+    Args:
+        count: how many are the graph network's.
+        used: how many of the tensors that it is called with are used.
+    """
 
-    def __call__(
-        self, of_synthetic: Tensor, of_entropy: Tensor, d_synthetic: Tensor, d_entropy: Tensor, *gradients: Tensor
-    ) -> tuple[Tensor, ...]:
+    def __init__(self, count: int, used: int) -> None:
+        self._count, self._used = count, used
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        of_synthetic, of_entropy, d_synthetic, d_entropy, *gradients = tensors[: self._used]
         network, base = gradients[: self._count], gradients[self._count :]
         dz = of_synthetic * d_synthetic + of_entropy * d_entropy
         return dz, *(x * d_entropy for x in network), *(x * d_synthetic for x in base)
