@@ -13,24 +13,27 @@ from gcahng.engine.step_size import StepSize
 from gcahng.engine.traffic import KINDS
 from gcahng.testing import seeded
 
-# Classes, views, channels, layers, training classes, heads, edge_memory, dtype. The wide one sends large tensors.
+# Classes, views, channels, layers, training classes, heads, edge_memory, dtype, synthetic, anchor_gradient. The wide
+# one sends large tensors.
 CASES = [
-    (12, 2, 16, 2, 20, 2, "store", torch.float32),
-    (12, 3, 8, 1, 12, 1, "hidden", torch.float32),
-    (24, 2, 16, 3, 30, 4, "recompute", torch.float64),
-    (12, 2, 96, 2, 1000, 2, "store", torch.float32),
+    (12, 2, 16, 2, 20, 2, "store", torch.float32, "npair", True),
+    (12, 3, 8, 1, 12, 1, "hidden", torch.float32, "npair", False),
+    (24, 2, 16, 3, 30, 4, "recompute", torch.float64, "npair", True),
+    (12, 2, 96, 2, 1000, 2, "store", torch.float32, "npair", True),
+    (12, 2, 16, 1, 20, 2, "store", torch.float32, "cosine", True),
 ]
 
 
 def size_of(case: tuple, count: int) -> StepSize:
-    classes, views, dim, layers, training, _, _, dtype = case
+    classes, views, dim, layers, training, _, _, dtype, _, _ = case
     return StepSize(classes * views, dim, layers, views, training, dtype, dtype, dtype, ranks=count)
 
 
 def counted(case: tuple, rank: int, count: int, device: str) -> dict[str, int]:
     """Bytes that this process hands to each kind of collective in its second step, by kind."""
-    classes, views, dim, layers, training, heads, memory, dtype = case
-    gca = GCAHNGLoss(training, dim, layers=layers, heads=heads, edge_memory=memory, process_group="world", seed=1)
+    classes, views, dim, layers, training, heads, memory, dtype, synthetic, anchors = case
+    options = {"layers": layers, "heads": heads, "edge_memory": memory, "synthetic": synthetic}
+    gca = GCAHNGLoss(training, dim, **options, anchor_gradient=anchors, process_group="world", seed=1)
     gca = gca.to(device, dtype)
     labels = torch.arange(classes, device=device).repeat(views).tensor_split(count)[rank]
     for step in range(2):

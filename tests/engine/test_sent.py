@@ -24,6 +24,8 @@ def test_the_bytes_sent_are_those_of_the_plan(count: int, tmp_path: Path) -> Non
     for rank in range(count):
         for case, found in zip(CASES, torch.load(tmp_path / f"{rank}.pt", weights_only=True), strict=True):
             sent = collectives(size_of(case, count))
+            if "cosine" in case:
+                sent = [one for one in sent if one.name != "norms of synthetic negatives"]
             wanted = {kind: sum(one.payload for one in sent if one.kind == kind) for kind in KINDS}
             assert found == wanted, f"{case} in process {rank}"
 
