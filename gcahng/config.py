@@ -79,6 +79,12 @@ class GcaConfig:
             constant: all are 1/2, and J_gen trains nothing. The last two show what the first is worth.
         message_passing: whether the graph network's nodes hear of other nodes and of edges. false: the coefficients of
             a pair come from its own two samples alone.
+        synthetic: J_syn. npair: the paper's, in dot products. cosine: the same in cosines over a temperature. base:
+            base itself on the synthetic negatives.
+        anchor_gradient: whether J_syn moves anchors and positives too. false: it moves the real negatives alone.
+        synthetic_temperature: of synthetic=cosine.
+        synthetic_weight: weight of J_syn; null is the paper's 1 - exp(-beta / running mean of J_gen).
+        synthetic_warmup: steps over which that weight grows from 0.
         edge_dropout: dropout of the edges' attention weights.
         symmetric: whether both directions of an edge share one dropout draw.
         compat: fixed; or official, which reproduces a mistake in the authors' J_sim.
@@ -98,6 +104,11 @@ class GcaConfig:
     heads: int = 2
     coefficients: Literal["channel", "pair", "constant"] = "channel"
     message_passing: bool = True
+    synthetic: Literal["npair", "base", "cosine"] = "npair"
+    anchor_gradient: bool = True
+    synthetic_temperature: float = 0.1
+    synthetic_weight: float | None = None
+    synthetic_warmup: int = 0
     alpha: float = 5.0
     beta: float = 20.0
     dot_weight: float = 20.0

@@ -18,6 +18,7 @@ Each of the other files has one task.
     operands, schema             arguments by name, and how NamedTuples become a torch op's flat arguments
     nodes, weights, masks        node tensors by autograd; prepared parameters; dropout masks
     stages/common, stages/edge_update   what stages share; gate, mlp_in and mlp_out together
+    synthetic, base_pass         J_syn over tiles; phase 1 where the base loss makes it
     edge_update, channel_mix     the operators behind gcahng.ops
     coefficients                 θ of a whole batch, for GCAHNGLoss.generate
     precision, differentiable_once      dtype of products; the error for a second derivative

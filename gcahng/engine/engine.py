@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from gcahng.engine.base_pass import run_base_pass
 from gcahng.engine.coefficients import coefficients
 from gcahng.engine.cuda_graph import GraphCache
 from gcahng.engine.generator_pass import GeneratorPass, GeneratorTask
@@ -21,6 +22,7 @@ from gcahng.engine.weights import buffer_list, fixed_in_generator_pass, fixed_in
 from gcahng.errors import UserError
 from gcahng.reference.head import momentum
 from gcahng.reference.similarity import official_own_entries
+from gcahng.reference.synthetic import PAPER, Synthetic
 from gcahng.reference.training_step import Batch, GeneratorLosses, GeneratorWeights, MetricLosses, generated
 
 if TYPE_CHECKING:
@@ -54,16 +56,29 @@ class Engine:
     def __init__(self, implementation: str, options: PassOptions = PassOptions()) -> None:  # noqa: B008  immutable
         self.implementation, self.options = implementation, options
 
-    def metric_pass(self, network: GraphNetwork, batch: Batch) -> MetricLosses:
+    def metric_pass(self, network: GraphNetwork, batch: Batch, synthetic: Synthetic = PAPER) -> MetricLosses:
         """Does what gcahng.reference.training_step.metric_pass does."""
         s = self._settings(network, batch)
+        s = s._replace(
+            pairing=synthetic.pairing,
+            anchor_gradient=synthetic.anchor_gradient,
+            temperature=synthetic.temperature,
+        )
         inputs = _inputs(network, batch, batch.z, fixed_in_metric_pass(network))
         if not torch.compiler.is_compiling():
             refuse_transforms("the engine", batch.z, *inputs.parameters)
-        record = torch.is_grad_enabled()
-        want_z = record and batch.z.requires_grad
-        want_parameters = record and any(p.requires_grad for p in inputs.parameters)
-        out = run_metric_pass(inputs, s, Wanted(want_z, want_parameters))
+        if synthetic.base is not None:
+            if torch.compiler.is_compiling():
+                raise UserError(
+                    'synthetic is "base", which torch.compile does not take; it must be "npair" or "cosine", or the '
+                    "loss be called outside of what is compiled"
+                )
+            out = run_base_pass(inputs, s, synthetic.base)
+        else:
+            record = torch.is_grad_enabled()
+            want_z = record and batch.z.requires_grad
+            want_parameters = record and any(p.requires_grad for p in inputs.parameters)
+            out = run_metric_pass(inputs, s, Wanted(want_z, want_parameters))
         if s.training:
             _store_statistics(network, out.statistics)
         return MetricLosses(out.synthetic, out.entropy)

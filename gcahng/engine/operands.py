@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from gcahng.reference.synthetic import PAPER
+
 
 class PassInputs(NamedTuple):
     """The tensors that a pass takes.
@@ -49,6 +51,9 @@ class Settings(NamedTuple):
         edge_dtype: dtype of stored edges, by name.
         graphs: number of the gcahng.engine.cuda_graph.GraphCache that holds the captured pass; 0 if it is not captured.
         ranks: number of the gcahng.engine.ranks.Ranks that share the batch; 0 if this process works alone.
+        pairing: how J_syn is formed (see gcahng.reference.synthetic.Synthetic), as all that follows.
+        anchor_gradient: whether J_syn moves anchors and positives.
+        temperature: of J_syn's cosines.
     """
 
     layers: int
@@ -66,6 +71,9 @@ class Settings(NamedTuple):
     edge_dtype: str
     graphs: int
     ranks: int
+    pairing: str = PAPER.pairing
+    anchor_gradient: bool = PAPER.anchor_gradient
+    temperature: float = PAPER.temperature
 
 
 class Wanted(NamedTuple):

@@ -2,8 +2,9 @@
 
 The list follows the code: one entry for each tensor that a pass hands to `gcahng.engine.ranks.Ranks`, in the order in
 which a step does so. It does not depend on how edges are kept, since no edge is sent. A step is the loss's forward and
-backward and `generator_step`. What the first batch sends once (weights, options) is not in it, and neither are the
-network's gradients, which DistributedDataParallel sends.
+backward and `generator_step`, with J_syn as in the paper; cosines need no norms of negatives. What the first batch
+sends once (weights, options) is not in it, and neither are the network's gradients, which DistributedDataParallel
+sends.
 """
 
 from __future__ import annotations

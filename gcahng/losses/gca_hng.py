@@ -13,6 +13,7 @@ from gcahng.engine.cuda_graph import capturing
 from gcahng.engine.weights import fixed_in_metric_pass, metric_names
 from gcahng.errors import UserError
 from gcahng.losses.base import Base, IndicesTuple, base_loss, check_base, check_mined
+from gcahng.losses.generated import Generated
 from gcahng.losses.layout import ClassLayout
 from gcahng.losses.misuse import Trace, refuse_gathering, sample
 from gcahng.losses.module import LossModule, check_draws
@@ -29,25 +30,6 @@ WITHOUT_GRADIENTS = (
     "zero_grad of a module that holds the loss or of an optimizer that holds its parameters), or its parameters are "
     "frozen"
 )
-
-
-class Generated(NamedTuple):
-    """What `GCAHNGLoss.generate` returns.
-
-    A is the number of anchor classes: C, or as many as were asked for, in the order in which they were asked for.
-
-    Attributes:
-        negatives: (K, A, C, D), for anchor view k of class a the synthetic sample of class c. The entries a = c are no
-            negatives.
-        coefficients: θ (A·K, n, D) of every anchor row and every row of the batch, both in the caller's order.
-        classes: labels in ascending order (C,), which is the order of a and c.
-        index: the batch's row that is view k of class a, (K, C).
-    """
-
-    negatives: Tensor
-    coefficients: Tensor
-    classes: Tensor
-    index: Tensor
 
 
 class _Pending(NamedTuple):
@@ -119,7 +101,9 @@ class GCAHNGLoss(LossModule):
             constant.
         steps_per_epoch: end_epoch is called after so many generator steps; None leaves it to the caller.
         engine: how passes are run. Its fields may be keywords instead: impl, edge_memory, edge_dtype, cuda_graph and
-            process_group. So may those of gcahng.nn.GraphAblation: coefficients and message_passing.
+            process_group. So may those of gcahng.nn.GraphAblation (coefficients and message_passing), and of
+            gcahng.losses.SyntheticOptions (synthetic, anchor_gradient, synthetic_temperature, synthetic_weight and
+            synthetic_warmup).
 
     Raises:
         UserError: (a ValueError) an argument is wrong, and the message names it: an option that is not what it must be;
@@ -161,8 +145,9 @@ class GCAHNGLoss(LossModule):
         # There are this many parameters because each is an option of the method, of which a user sets a few.
         super().__init__()
         options = dict(locals())
-        engine, ablation = split_knobs(engine, knobs)
-        check_options(options | vars(engine))
+        engine, ablation, pairing = split_knobs(engine, knobs)
+        pairing.check()
+        check_options(options | vars(engine) | vars(pairing))
         check_base(base, miner)
         if engine.process_group not in (None, "alone"):
             refuse_gathering(base, miner)
@@ -179,7 +164,8 @@ class GCAHNGLoss(LossModule):
 
         self.graph_network = GraphNetwork(embedding_dim, num_classes, layers=layers, heads=heads, ablation=ablation)
         self.classifier = nn.Linear(embedding_dim, num_classes)
-        self.base, self.miner = base, miner
+        self.base, self.miner, self.pairing = base, miner, pairing
+        pairing.with_base(base)  # which refuses bases
         self._set_up(engine, {name: options[name] for name in RATES})
 
     # -- the step
@@ -204,7 +190,8 @@ class GCAHNGLoss(LossModule):
                 for the base loss.
 
         Returns:
-            J_m + (1 - exp(-β / J̄_gen)) J_syn + J_gce, 0-dim.
+            J_m + w J_syn + J_gce, 0-dim, with w = 1 - exp(-β / J̄_gen) unless synthetic_weight or synthetic_warmup says
+            otherwise.
         """
         check_mined(self.base, indices_tuple, shared=self._ranks is not None)
         embeddings, labels = self._whole_batch(embeddings, labels)
@@ -225,10 +212,11 @@ class GCAHNGLoss(LossModule):
                 self._watch.forward(self._trace_without_step(), self.engine.process_group)
             self._pending = None
         passes = dispatch.passes(self.impl, batch, self._pass_options)
-        losses = passes.metric_pass(self.graph_network, batch)
+        losses = passes.metric_pass(self.graph_network, batch, self.pairing.with_base(self.base))
+        # A step makes two draws, one in each phase.
+        synthetic = self.pairing.weight(self.mean_generator, self.beta, self.draw // 2) * losses.synthetic
         if self.training:
             self.draw.add_(1)
-        synthetic = (1 - torch.exp(-self.beta / self.mean_generator)) * losses.synthetic
         if remember:
             logs = {"J_m": metric.detach(), "J_syn": synthetic.detach(), "J_gce": losses.node_entropy.detach()}
             trace = Trace(sample(self.graph_network, self.classifier))

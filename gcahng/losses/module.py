@@ -197,7 +197,12 @@ class LossModule(RunningMeans):
         options = {name: getattr(self, name) for name in _SHARED}
         for kind, optimizer in (("graph", self.graph_optimizer), ("classifier", self.classifier_optimizer)):
             options |= {f"{kind}_{name}": optimizer.param_groups[0][name] for name in ("lr", "weight_decay")}
-        options |= {"layers": len(network.layers), "heads": network.heads, **vars(network.ablation)}
+        options |= {
+            "layers": len(network.layers),
+            "heads": network.heads,
+            **vars(network.ablation),
+            **vars(self.pairing),
+        }
         options["base"] = self.base if isinstance(self.base, str) else type(self.base).__name__
         options |= {"dtype": str(self.classifier.weight.dtype), "edge_dtype": str(self.edge_dtype)}
         options |= {"device": self.classifier.weight.device.type, "training": self.training}

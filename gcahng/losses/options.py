@@ -6,13 +6,14 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from gcahng.bounds import check_number, shown_value
 from gcahng.errors import UserError
+from gcahng.losses.synthetic import SyntheticOptions
 from gcahng.nn import GraphAblation
 
 _CHOICES = {
@@ -81,22 +82,35 @@ class EngineOptions:
         return self
 
 
-def split_knobs(engine: EngineOptions | None, knobs: Mapping[str, Any]) -> tuple[EngineOptions, GraphAblation]:
+_CLASSES = (EngineOptions, GraphAblation, SyntheticOptions)
+
+
+class Options(NamedTuple):
+    """Those options of GCAHNGLoss that are fields of a class of their own."""
+
+    engine: EngineOptions
+    ablation: GraphAblation
+    synthetic: SyntheticOptions
+
+
+def split_knobs(engine: EngineOptions | None, knobs: Mapping[str, Any]) -> Options:
     """Puts together the options of GCAHNGLoss that are fields of a class of their own.
 
     Args:
         engine: all options of the engine, or None.
-        knobs: single fields of EngineOptions and of GraphAblation, as keywords of GCAHNGLoss.
+        knobs: single fields of these classes, as keywords of GCAHNGLoss.
 
     Raises:
         TypeError: a keyword is not among the fields, as for any other function.
         UserError: `engine` is no EngineOptions, or was passed beside a field of it.
     """
-    of_engine, of_graph = ({f.name for f in fields(cls)} for cls in (EngineOptions, GraphAblation))
-    if unknown := [name for name in knobs if name not in of_engine | of_graph]:
-        raise TypeError(f"GCAHNGLoss() got an unexpected keyword argument {unknown[0]!r}")
-    ablation = GraphAblation(**{name: value for name, value in knobs.items() if name in of_graph})
-    return _engine_options(engine, {name: value for name, value in knobs.items() if name in of_engine}), ablation
+    rest = dict(knobs)
+    of_engine, of_graph, of_synthetic = (
+        {f.name: rest.pop(f.name) for f in fields(cls) if f.name in rest} for cls in _CLASSES
+    )
+    if rest:
+        raise TypeError(f"GCAHNGLoss() got an unexpected keyword argument {next(iter(rest))!r}")
+    return Options(_engine_options(engine, of_engine), GraphAblation(**of_graph), SyntheticOptions(**of_synthetic))
 
 
 def _engine_options(engine: EngineOptions | None, knobs: Mapping[str, Any]) -> EngineOptions:
@@ -115,7 +129,7 @@ def plain_numbers(init: Callable[..., None]) -> Callable[..., None]:
     """Decorates GCAHNGLoss's constructor to turn numpy's scalars into Python's numbers.
 
     `labels.max() + 1` is a number of classes, but a state that holds such a scalar does not load with
-    weights_only=True. The signature also gets the fields of GraphAblation and EngineOptions.
+    weights_only=True. The signature also gets the fields of the classes in Options.
 
     Args:
         init: the constructor.
@@ -129,7 +143,8 @@ def plain_numbers(init: Callable[..., None]) -> Callable[..., None]:
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     of_classes = [
         inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
-        for f in (*fields(GraphAblation), *fields(EngineOptions))
+        for cls in reversed(_CLASSES)
+        for f in fields(cls)
     ]
     call.__signature__ = signature.replace(parameters=[*own, *of_classes])  # type: ignore[attr-defined]
     return call
@@ -156,7 +171,22 @@ def check_options(options: Mapping[str, Any]) -> None:
     for name in ("symmetric", "cuda_graph"):
         if not isinstance(options[name], bool):
             raise UserError(f"{name} is {options[name]!r}; it must be True or False")
-    if options["cuda_graph"] and options["process_group"] not in (None, "alone"):
+    shared = options["process_group"] not in (None, "alone")
+    if options["synthetic"] == "base" and options["base"] != "npair":
+        for name, given in (("cuda_graph", options["cuda_graph"]), ("process_group", shared)):
+            if given:
+                raise UserError(
+                    f'synthetic is "base" and {name} is given; with it synthetic must be "npair" or "cosine"'
+                )
+    own = next(
+        (name for name, theirs in (("synthetic", "npair"), ("anchor_gradient", True)) if options[name] != theirs), ""
+    )
+    if options["compat"] == "official" and own:
+        raise UserError(
+            f"{own} is {options[own]!r} and compat is 'official', which repeats what the authors' code does; compat "
+            "must be 'fixed'"
+        )
+    if options["cuda_graph"] and shared:
         raise UserError("cuda_graph is True and process_group is given; process_group does not support cuda_graph")
 
 

@@ -11,7 +11,7 @@ def distance(x: Tensor, y: Tensor) -> Tensor:
     return (x - y + 1e-6).norm(dim=-1)
 
 
-def mix(views: Tensor, coefficients: Tensor, u: Tensor, pull: Tensor) -> Tensor:
+def mix(views: Tensor, coefficients: Tensor, u: Tensor, pull: Tensor, *, anchor_gradient: bool = True) -> Tensor:
     """Generates synthetic negatives.
 
     In each channel a real negative is pulled towards the anchor, so that r = (d⁺ + (d⁻ - d⁺) θ · pull) / d⁻ of the way
@@ -24,15 +24,18 @@ def mix(views: Tensor, coefficients: Tensor, u: Tensor, pull: Tensor) -> Tensor:
         coefficients: θ (K, C, K, C, D) of anchor (k, a) and negative (v, c).
         u: mixing draws (K, K-1).
         pull: exp(-α / J̄_m), 0-dim.
+        anchor_gradient: whether negatives have a gradient for their anchors and for the anchors' positives. Without it
+            they have one for the real negatives alone.
 
     Returns:
         Negatives N (K, C, C, D), where N[k, a, c] is for anchor view k of class a against class c. The entries a = c
         are no negatives, but are computed.
     """
     num_views = views.shape[0]
+    fixed = views if anchor_gradient else views.detach()
     negatives = []
     for k in range(num_views):
-        anchor, positive = views[k], views[(k + 1) % num_views]
+        anchor, positive = fixed[k], fixed[(k + 1) % num_views]
         to_positive = distance(anchor, positive)[None, :, None]  # (1, a, 1)
         to_negative = distance(anchor[None, :, None], views[:, None])  # (v, a, c)
         theta = coefficients[k].transpose(0, 1)  # (v, a, c, D)

@@ -18,7 +18,7 @@ from gcahng.reference.diversity import diversity
 from gcahng.reference.edge_update import Dropout
 from gcahng.reference.graph_network import graph_network
 from gcahng.reference.mix import mix
-from gcahng.reference.npair import synthetic_npair
+from gcahng.reference.synthetic import PAPER, Synthetic, synthetic_loss
 
 if TYPE_CHECKING:
     from gcahng.nn import GraphNetwork
@@ -105,13 +105,13 @@ def coefficients_by_view(coefficients: Tensor, views: int) -> Tensor:
     return coefficients.view(n // views, views, n // views, views, dim).permute(1, 0, 3, 2, 4)
 
 
-def _negatives(batch: Batch, coefficients: Tensor) -> Tensor:
+def _negatives(batch: Batch, coefficients: Tensor, anchor_gradient: bool = True) -> Tensor:
     """The batch's synthetic negatives (K, C, C, D) for θ (n, n, D)."""
     by_view = coefficients_by_view(coefficients.to(batch.z.dtype), batch.views)
-    return mix(batch.by_view(), by_view, batch.u, batch.pull)
+    return mix(batch.by_view(), by_view, batch.u, batch.pull, anchor_gradient=anchor_gradient)
 
 
-def metric_pass(network: GraphNetwork, batch: Batch) -> MetricLosses:
+def metric_pass(network: GraphNetwork, batch: Batch, synthetic: Synthetic = PAPER) -> MetricLosses:
     """Runs phase 1, whose losses train the embedding.
 
     θ is held fixed, so that gradients reach z and the node side of the network.
@@ -119,12 +119,14 @@ def metric_pass(network: GraphNetwork, batch: Batch) -> MetricLosses:
     Args:
         network: parameters; the running statistics are updated in training.
         batch: the batch.
+        synthetic: how J_syn is formed.
     """
     graph = graph_network(network, batch.z, batch.labels(), training=batch.training, dropout=batch.dropout)
     node_entropy = F.cross_entropy(graph.node_logits, batch.labels())
     with torch.autocast(batch.z.device.type, enabled=False):
-        negatives = _negatives(batch, graph.coefficients.detach())
-        return MetricLosses(synthetic_npair(batch.by_view(), negatives), node_entropy)
+        negatives = _negatives(batch, graph.coefficients.detach(), synthetic.anchor_gradient)
+        views = batch.by_view() if synthetic.anchor_gradient else batch.by_view().detach()
+        return MetricLosses(synthetic_loss(synthetic, views, negatives, batch.classes), node_entropy)
 
 
 def generator_pass(

@@ -23,7 +23,8 @@ DIM, FEATURES, TRAINING_CLASSES, STEPS, SEED = 8, 5, 9, 2, 7
 class RankCase(NamedTuple):
     """classes, views: of a batch; impl, memory, symmetric, compat: the loss's options; tile_rows: edges in a tile;
     around: what DistributedDataParallel is around, the model or both, as in Lightning; coefficients, messages: what is
-    left out of the graph network; rounding: by how much gradients differ from one process to the next."""
+    left out of the graph network; synthetic, anchors: what J_syn is, and whether it moves anchors; rounding: by how
+    much gradients differ from one process to the next; attention: whether node attention is shared."""
 
     impl: str
     memory: str = "store"
@@ -35,6 +36,8 @@ class RankCase(NamedTuple):
     around: str = "model"
     coefficients: str = "channel"
     messages: bool = True
+    synthetic: str = "npair"
+    anchors: bool = True
     rounding: float = 1e-14  # as on devices that round otherwise
     attention: bool = False
 
@@ -53,6 +56,10 @@ CASES = [
     RankCase("cpp", around="both"),
     RankCase("cpp", coefficients="pair", messages=False),
     RankCase("torch", "recompute", coefficients="constant"),
+    RankCase("cpp", synthetic="cosine"),
+    RankCase("torch", "recompute", synthetic="cosine", anchors=False),
+    RankCase("cpp", "hidden", symmetric=False, anchors=False),
+    RankCase("cpp", classes=2, views=6, synthetic="cosine"),
     RankCase("cpp", rounding=0.0),
     RankCase("cpp", "recompute", rounding=0.0, attention=True),
     RankCase("torch", symmetric=False, attention=True),
@@ -84,6 +91,7 @@ def make(case: RankCase, seed: int, group: str | None, **more: Any) -> tuple[nn.
     torch.manual_seed(seed)
     options = {"impl": case.impl, "symmetric": case.symmetric, "compat": case.compat, "edge_memory": case.memory}
     options |= {"coefficients": case.coefficients, "message_passing": case.messages}
+    options |= {"synthetic": case.synthetic, "anchor_gradient": case.anchors}
     gca = GCAHNGLoss(TRAINING_CLASSES, DIM, layers=2, heads=2, **options, **more, process_group=group).double()
     gca.mean_metric, gca.mean_generator = 2.0, 20.0
     return model, gca

@@ -15,18 +15,20 @@ from gcahng.engine.step_size import StepSize
 from gcahng.engine.traffic import KINDS, Sent, collectives, corrections
 from gcahng.testing import seeded
 
-# Classes, views, channels, layers, training classes, heads, edge_memory, dtype. The wide one sends large tensors.
+# Classes, views, channels, layers, training classes, heads, edge_memory, dtype, synthetic, anchor_gradient. The wide
+# one sends large tensors.
 CASES = [
-    (12, 2, 16, 2, 20, 2, "store", torch.float32),
-    (12, 3, 8, 1, 12, 1, "hidden", torch.float32),
-    (24, 2, 16, 3, 30, 4, "recompute", torch.float64),
-    (12, 2, 96, 2, 1000, 2, "store", torch.float32),
+    (12, 2, 16, 2, 20, 2, "store", torch.float32, "npair", True),
+    (12, 3, 8, 1, 12, 1, "hidden", torch.float32, "npair", False),
+    (24, 2, 16, 3, 30, 4, "recompute", torch.float64, "npair", True),
+    (12, 2, 96, 2, 1000, 2, "store", torch.float32, "npair", True),
+    (12, 2, 16, 1, 20, 2, "store", torch.float32, "cosine", True),
 ]
 LEAST = 36  # nodes whose attention processes share, here
 
 
 def size_of(case: tuple, count: int, device: str = "cpu") -> StepSize:
-    classes, views, dim, layers, training, _, _, dtype = case
+    classes, views, dim, layers, training, _, _, dtype, _, _ = case
     return StepSize(classes * views, dim, layers, views, training, dtype, dtype, dtype, device=device, ranks=count)
 
 
@@ -35,9 +37,12 @@ def by_kind(sent: list[Sent]) -> dict[str, int]:
     return {kind: sum(one.payload for one in sent if one.kind == kind) for kind in KINDS}
 
 
-def wanted(size: StepSize, alike: bool) -> dict[str, int]:
+def wanted(case: tuple, count: int, alike: bool) -> dict[str, int]:
     """What the plan says that a step sends, where processes round alike or have been found not to."""
+    size = size_of(case, count)
     sent = collectives(size)
+    if "cosine" in case:
+        sent = [one for one in sent if one.name != "norms of synthetic negatives"]
     if not alike:  # nothing is noted, so that no checksum is compared
         sent = [one for one in sent if "checksum" not in one.name] + corrections(size)
     return by_kind(sent)
@@ -54,8 +59,9 @@ class Found(NamedTuple):
 
 def counted(case: tuple, rank: int, count: int, device: str) -> Found:
     """Counts in the second step, and in the second one of those in which processes round differently."""
-    classes, views, dim, layers, training, heads, memory, dtype = case
-    gca = GCAHNGLoss(training, dim, layers=layers, heads=heads, edge_memory=memory, process_group="world", seed=1)
+    classes, views, dim, layers, training, heads, memory, dtype, synthetic, anchors = case
+    options = {"layers": layers, "heads": heads, "edge_memory": memory, "synthetic": synthetic}
+    gca = GCAHNGLoss(training, dim, **options, anchor_gradient=anchors, process_group="world", seed=1)
     gca = gca.to(device, dtype)
     labels = torch.arange(classes, device=device).repeat(views).tensor_split(count)[rank]
     found, alike = [], []

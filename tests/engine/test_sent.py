@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from sent_cases import CASES, LEAST, process, size_of, wanted
+from sent_cases import CASES, LEAST, process, wanted
 
 from gcahng.engine.plan import work
 from gcahng.engine.schedule import make_schedule
@@ -29,7 +29,7 @@ def test_the_bytes_sent_are_those_of_the_plan(count: int, tmp_path: Path, monkey
             sent, corrected, alike = found
             assert alike == (True, count == 1), f"{case} in process {rank}"
             for bytes_sent, are_alike in zip((sent, corrected), alike, strict=True):
-                assert bytes_sent == wanted(size_of(case, count), are_alike), f"{case} in process {rank}"
+                assert bytes_sent == wanted(case, count, are_alike), f"{case} in process {rank}"
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

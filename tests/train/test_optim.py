@@ -219,7 +219,10 @@ def test_every_option_of_gca_hng_reaches_the_loss(small_config: MakeConfig) -> N
         "classifier_lr": 0.25,
         "classifier_weight_decay": 1.5,
     }
-    assert {*plain, *built, "base", "weights"} == {field.name for field in fields(GcaConfig)}
+    paired = {"synthetic": "cosine", "anchor_gradient": False, "synthetic_temperature": 0.5}
+    paired |= {"synthetic_weight": 7.5, "synthetic_warmup": 9}
+    assert {*plain, *built, *paired, "base", "weights"} == {field.name for field in fields(GcaConfig)}
+    assert vars(build_objective(small_config(gca=GcaConfig(**paired)), 4).gca.pairing) == paired
     gca = build_objective(small_config(steps=7, seed=77, gca=GcaConfig(**plain, **built)), 4).gca
     assert {name: getattr(gca, name) for name in plain} == plain
     assert (gca.num_classes, gca.embedding_dim, gca.num_per_class, gca.seed, gca.epochs) == (4, 16, 3, 77, 3)

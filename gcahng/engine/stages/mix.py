@@ -238,7 +238,16 @@ class Mix(Stage):
                 dtheta[:, :, tile.mirrored :] += of_direction.transpose(1, 3)
         return self.context.rounded(dtheta.reshape(tile.rows, -1))
 
-    def backward_z(self, m: Mixing, tile: Tile, upstream: MixUpstream, into: NodeSum, into_positive: NodeSum) -> None:
+    def backward_z(
+        self,
+        m: Mixing,
+        tile: Tile,
+        upstream: MixUpstream,
+        into: NodeSum,
+        into_positive: NodeSum,
+        *,
+        anchors: bool = True,
+    ) -> None:
         """Adds the gradients of nodes.
 
         Args:
@@ -247,6 +256,7 @@ class Mix(Stage):
             upstream: what comes down.
             into: gradient of z (n, D), which is added to.
             into_positive: gradient of d⁺ (n, 1), which is added to.
+            anchors: whether anchors and d⁺ have a gradient; without it only the real negatives have one.
         """
         through_logits = upstream.dn is None
         values = upstream.dlogits[:, None] if through_logits else upstream.dn
@@ -265,18 +275,35 @@ class Mix(Stage):
             d_difference = weighted * _share(m, d, shares)
             along = -d_ratio * shares.ratio / shares.to_negative.square()
             d_difference.addcmul_(along[..., None], shares.difference - SMALL)
-            d_anchors = dn - d_difference.sum(dim=3)
-            if through_logits:
-                d_anchors = d_anchors + g * negatives
-            d_positive = (d_ratio / shares.to_negative).sum(dim=3)[..., None]
+            if anchors:
+                d_anchors = dn - d_difference.sum(dim=3)
+                if through_logits:
+                    d_anchors = d_anchors + g * negatives
+                self._add_at_anchors(d, tile, d_anchors, into)
+                self._add_at_anchors(d, tile, (d_ratio / shares.to_negative).sum(dim=3)[..., None], into_positive)
             if d.forward:
-                into.add_rows(tile, d_anchors.sum(dim=2))
                 into.add_columns(tile, d_difference.sum(dim=1))
-                into_positive.add_rows(tile, d_positive.sum(dim=2))
             else:
-                into.add_columns(tile, d_anchors.transpose(1, 2), skip=tile.mirrored)
                 into.add_rows(tile, d_difference.sum(dim=(1, 2)))
-                into_positive.add_columns(tile, d_positive.transpose(1, 2), skip=tile.mirrored)
+
+    def add_at_anchors(self, m: Mixing, tile: Tile, values: Tensor, into: NodeSum) -> None:
+        """Adds a vector of each mix at its anchor.
+
+        Args:
+            m: what is mixed.
+            tile: where the edges lie.
+            values: (mixes, D).
+            into: (n, D), which is added to.
+        """
+        for d, part in self._paired(m, tile, values):
+            self._add_at_anchors(d, tile, part, into)
+
+    def _add_at_anchors(self, d: _Direction, tile: Tile, values: Tensor, into: NodeSum) -> None:
+        """Adds values (A, Ka, O, W) of the mixes of one direction at their anchors."""
+        if d.forward:
+            into.add_rows(tile, values.sum(dim=2))
+        else:
+            into.add_columns(tile, values.transpose(1, 2), skip=tile.mirrored)
 
     def _directions(self, m: Mixing, tile: Tile, theta: Tensor | None) -> Iterator[_Direction]:
         """The directions of a tile, with θ (T, D) seen from either end."""
@@ -338,7 +365,19 @@ class FusedMix(Mix):
         self.ops.mix_bwd_theta_(self._inputs(m, tile), MixThetaGradient(dn, out))
         return out
 
-    def backward_z(self, m: Mixing, tile: Tile, upstream: MixUpstream, into: NodeSum, into_positive: NodeSum) -> None:
+    def backward_z(
+        self,
+        m: Mixing,
+        tile: Tile,
+        upstream: MixUpstream,
+        into: NodeSum,
+        into_positive: NodeSum,
+        *,
+        anchors: bool = True,
+    ) -> None:
+        if not anchors:  # the op adds both at once
+            super().backward_z(m, tile, upstream, into, into_positive, anchors=False)
+            return
         gradients = MixNodeGradients(into.wrapped, into_positive.wrapped)
         self.ops.mix_bwd_z_(self._inputs(m, tile), upstream, gradients)
 
