@@ -123,7 +123,8 @@ def negatives_record(
         "synthetic", "real": mean distance of anchors to synthetic and to real negatives, each with "_p10" and "_p90",
         the distances that a tenth and nine tenths are below; "hardest_synthetic", "hardest_real": to the nearest one
         of an anchor, mean over anchors; "positive": to the other samples of the anchor's class; "nearer": share of the
-        synthetic negatives that are nearer to their anchor than every real sample of their class; "theta_mean",
+        synthetic negatives that are nearer to their anchor than every real sample of their class; "apart": mean
+        distance between the synthetic negatives of one anchor, left out where there are only two classes; "theta_mean",
         "theta_std" and "theta_histogram": of the channels of θ between samples of different classes, the latter as the
         shares in `THETA_BINS` equal parts of [0, 1].
     """
@@ -131,7 +132,8 @@ def negatives_record(
     views, classes = generated.index.shape
     rows = embeddings.detach().double()[generated.index]  # (K, C, D)
     other = ~torch.eye(classes, dtype=torch.bool, device=rows.device)
-    synthetic = (generated.negatives.double() - rows[:, :, None]).norm(dim=-1)  # (anchor view k, anchor a, class c)
+    made = generated.negatives.double()
+    synthetic = (made - rows[:, :, None]).norm(dim=-1)  # (anchor view k, anchor a, class c)
     flat = rows.flatten(0, 1)
     real = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").view(views, classes, views, classes)
     real_negatives = real.transpose(2, 3)[:, other]  # (k, pairs of classes, views of the other)
@@ -148,10 +150,20 @@ def negatives_record(
         "hardest_real": (nearest_of_class + far).amin(dim=2).mean().item(),
         "positive": positive.mean().item(),
         "nearer": (synthetic < nearest_of_class)[:, other].double().mean().item(),
+        **_apart(made, other),
         "theta_mean": theta.mean().item(),
         "theta_std": theta.std().item(),
         "theta_histogram": (torch.bincount(bins, minlength=THETA_BINS) / len(bins)).tolist(),
     }
+
+
+def _apart(made: Tensor, other: Tensor) -> dict[str, float]:
+    """The mean distance between the negatives (K, C, C, D) of one anchor; other (C, C) is false for its own class."""
+    if len(other) < 3:
+        return {}
+    between = torch.cdist(made, made, compute_mode="donot_use_mm_for_euclid_dist")  # (K, C, C, C)
+    pairs = other[:, :, None] & other[:, None] & other
+    return {"apart": between[:, pairs].mean().item()}
 
 
 def _spread(name: str, distances: Tensor) -> dict[str, float]:

@@ -115,6 +115,14 @@ def negatives(run: Run) -> str:
         note="percent nearer than every real sample of their class",
         from_zero=True,
     )
+    apart = ""
+    if between := series(records, "negatives", "apart"):
+        apart = line_chart(
+            [line("real", "real negatives, to the anchor", 1), Line("of one anchor, to each other", between, 2)],
+            title="Diversity",
+            note="distance between synthetic negatives, mean",
+            from_zero=True,
+        )
     first, last = records[0], records[-1]
     theta = bar_chart(
         last["theta_histogram"],
@@ -140,7 +148,7 @@ def negatives(run: Run) -> str:
         "Measured at each evaluation on one fixed batch of training images. Distances are Euclidean, between "
         "embeddings as the loss sees them. A hard negative lies near its anchor."
     )
-    return f'<p class="note">{about}</p><div class="charts">{distances}{hardest}{nearer}{theta}{spread}</div>'
+    return f'<p class="note">{about}</p><div class="charts">{distances}{hardest}{nearer}{apart}{theta}{spread}</div>'
 
 
 def queries(contents: Contents) -> str:

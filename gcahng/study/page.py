@@ -10,6 +10,7 @@ from pathlib import Path
 from gcahng.report.charts import figure, number, ticks
 from gcahng.report.page import html_page
 from gcahng.runs.metrics_table import metric_title
+from gcahng.study import negatives
 from gcahng.study.plan import Study
 from gcahng.study.results import Comparison, Results, Row, command
 from gcahng.study.statistics import MOST_FLIPPED, Spread
@@ -23,6 +24,7 @@ def page(study: Study, out: Path, results: Results) -> str:
     parts = {
         "results": ("Results", _means(study, results)),
         "differences": ("Differences to the baselines", _differences(study, results)),
+        "negatives": ("Generated negatives", _negatives(study, results)),
         "runs": ("Runs", _runs(study, out, results)),
     }
     counts = {"method": len(study.methods), "data set": len(study.data), "seed": len(study.seeds)}
@@ -195,6 +197,21 @@ def _comparison(one: Comparison) -> str:
     cells = [escape(one.baseline), metric_title(one.metric), str(len(one.seeds)), f"{100 * difference.mean:+.2f}"]
     cells += [interval, *("–" if p is None else f"{p:.2g}" for p in p_values)]
     return f"<tr><th>{_breakable(one.method)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+
+def _negatives(study: Study, results: Results) -> str:
+    curves = {
+        data: {
+            method: [
+                found
+                for run in study.runs
+                if (run.data, run.method) == (data, method) and (found := results.negatives.get(run.name))
+            ]
+            for method in study.methods
+        }
+        for data in study.data
+    }
+    return negatives.section(curves)
 
 
 def _runs(study: Study, out: Path, results: Results) -> str:

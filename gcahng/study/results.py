@@ -12,6 +12,7 @@ from gcahng.config import config_to_dict
 from gcahng.errors import UserError
 from gcahng.runs.summary import read_summary
 from gcahng.runs.versions import versions
+from gcahng.study.negatives import Curve, curves_of_run
 from gcahng.study.plan import Run, Study
 from gcahng.study.statistics import Paired, Spread, holm, paired, spread
 
@@ -64,12 +65,14 @@ class Results(NamedTuple):
         values: the metrics of each finished run, by the run's name, as fractions.
         rows: the means.
         comparisons: with the baselines.
+        negatives: how hard and diverse the generated negatives of each finished run were, by the run's name.
     """
 
     summaries: dict[str, dict[str, Any]]
     values: dict[str, dict[str, float]]
     rows: list[Row]
     comparisons: list[Comparison]
+    negatives: dict[str, dict[str, Curve]]
 
 
 def run_folder(out: Path, run: Run) -> Path:
@@ -113,9 +116,10 @@ def collect(study: Study, out: Path) -> Results:
     Raises:
         UserError: a summary is damaged, or lacks a metric.
     """
-    summaries, values = {}, {}
+    summaries, values, negatives = {}, {}, {}
     for run in study.runs:
         if (summary := read_summary(run_folder(out, run))) is not None:
+            negatives[run.name] = curves_of_run(run_folder(out, run))
             summaries[run.name] = summary
             values[run.name] = measured(study, summary, run)
     names = {(run.data, run.method, run.seed): run.name for run in study.runs}
@@ -142,7 +146,7 @@ def collect(study: Study, out: Path) -> Results:
             one._replace(holm_t=t, holm_sign_flip=flip)
             for one, t, flip in zip(found, corrected_t, corrected_flip, strict=True)
         ]
-    return Results(summaries, values, rows, comparisons)
+    return Results(summaries, values, rows, comparisons, negatives)
 
 
 def as_json(study: Study, out: Path, results: Results) -> dict[str, Any]:
@@ -161,6 +165,7 @@ def as_json(study: Study, out: Path, results: Results) -> dict[str, Any]:
                 "command": shlex.join(command(out, run)),
                 "config": config_to_dict(run.config),
                 "values": results.values.get(run.name),
+                "negatives": results.negatives.get(run.name),
                 "seconds": (results.summaries.get(run.name) or {}).get("step_seconds"),
                 "cpu_seconds": (results.summaries.get(run.name) or {}).get("step_cpu_seconds"),
             }

@@ -33,7 +33,7 @@ def test_the_record_equals_plain_loops() -> None:
     found = gca.generate(z, labels, u=mixing)
     record = negatives_record(gca, z, labels, mixing)
 
-    real, synthetic, positive, nearest_real, nearest_synthetic, harder = [], [], [], [], [], []
+    real, synthetic, positive, nearest_real, nearest_synthetic, harder, apart = [], [], [], [], [], [], []
     for a in range(classes):
         for k in range(views):
             row = int(found.index[k, a])
@@ -47,6 +47,8 @@ def test_the_record_equals_plain_loops() -> None:
             positive += [to[j] for j in range(len(z)) if labels[j] == labels[row] and j != row]
             nearest_real.append(min(others))
             nearest_synthetic.append(min(made.values()))
+            own = found.negatives[k, a].double()
+            apart += [float((own[b] - own[c]).norm()) for b in made for c in made if b != c]
             harder += [made[c] < min(to[j] for j in range(len(z)) if labels[j] == c) for c in made]
     theta = torch.cat(
         [found.coefficients[i, j] for i in range(len(z)) for j in range(len(z)) if labels[i] != labels[j]]
@@ -62,6 +64,7 @@ def test_the_record_equals_plain_loops() -> None:
         "hardest_real": mean(nearest_real),
         "hardest_synthetic": mean(nearest_synthetic),
         "nearer": mean([float(value) for value in harder]),
+        "apart": mean(apart),
         "theta_mean": theta.double().mean().item(),
         "theta_std": theta.double().std().item(),
     }
@@ -74,6 +77,12 @@ def test_the_record_equals_plain_loops() -> None:
             assert record[f"{name}_p{round(100 * share)}"] == pytest.approx(edge, rel=1e-6)
     counts = [((theta * THETA_BINS).floor() == b).sum().item() / len(theta) for b in range(THETA_BINS)]
     assert record["theta_histogram"] == pytest.approx(counts)
+
+
+def test_one_negative_is_not_apart_from_others() -> None:
+    gca = GCAHNGLoss(2, 8, layers=1, heads=2, impl="reference", seed=1).eval()
+    record = negatives_record(gca, torch.randn(4, 8), torch.tensor([0, 1, 0, 1]))
+    assert "apart" not in record and record["nearer"] in (0, 0.25, 0.5, 0.75, 1)
 
 
 def test_it_leaves_no_trace(small_data: DataSplits, small_config: Callable[..., TrainConfig]) -> None:

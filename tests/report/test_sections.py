@@ -96,7 +96,9 @@ def test_generated_negatives(charts: dict[str, Any]) -> None:
     (theta,) = charts["θ over training"].values()
     assert theta.points == [(4, 0.25), (8, 0.5)] and theta.band == [(4, 0.125, 0.375), (8, 0.375, 0.625)]
     sections.negatives(run("mine", 0.5, negatives(8, 2.0)))
-    assert charts["Distribution of θ"][1] is None
+    assert charts["Distribution of θ"][1] is None and "Diversity" not in charts  # as in older runs
+    sections.negatives(run("mine", 0.5, negatives(4, 1.0) | {"apart": 0.5}, negatives(8, 2.0) | {"apart": 0.75}))
+    assert charts["Diversity"]["of one anchor, to each other"].points == [(4, 0.5), (8, 0.75)]
 
 
 def test_an_outline_is_as_high_as_its_shares() -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from gcahng.errors import UserError
+from gcahng.runs.records import HISTOGRAM, NEGATIVES
 from gcahng.study import Study, read_study
+from gcahng.study.negatives import mean_curve, section
 from gcahng.study.page import interval_chart, page
 from gcahng.study.results import as_csv, as_json, collect, run_folder
 from gcahng.study.statistics import Spread, holm, paired
@@ -85,6 +87,44 @@ def test_a_pair_counts_once_both_runs_have_finished(tmp_path: Path) -> None:
     one = collect(study, tmp_path).comparisons[0]
     assert one.seeds == (0, 2)
     assert one.paired == paired([0.6, 0.66], [0.5, 0.55])
+
+
+def test_negatives_over_training(tmp_path: Path) -> None:
+    study = make(tmp_path / "s.yaml")
+    finish(study, tmp_path)
+    assert "No finished run generated negatives" in page(study, tmp_path, collect(study, tmp_path))
+    for run in study.runs:
+        if (run.data, run.method) == ("b", "better") and run.seed < 2:
+            record = dict.fromkeys((*NEGATIVES, "apart"), 1.0) | {HISTOGRAM: [1.0], "real": 2.0, "kind": "negatives"}
+            records = [
+                record | {"step": 5, "synthetic": 1.0 + run.seed, "nearer": 0.25},
+                record | {"step": 9, "synthetic": 0.5, "nearer": 0.5, "apart": 0.25 * (1 + run.seed)},
+                *([record | {"step": 12}] if run.seed else []),  # a step of one seed alone
+            ]
+            path = run_folder(tmp_path, run) / "metrics.jsonl"
+            path.write_text("".join(json.dumps(one) + "\n" for one in records))
+    found = collect(study, tmp_path)
+    of_run = found.negatives["b-better-seed1"]
+    assert of_run["distance"] == [(5, 1.0), (9, 0.25), (12, 0.5)] and of_run["nearer"][1] == (9, 0.5)
+    assert found.negatives["b-better-seed2"] == {} == found.negatives["a-better-seed0"]
+    means = {
+        name: mean_curve([found.negatives[f"b-better-seed{seed}"][name] for seed in (0, 1)])
+        for name in ("distance", "nearer", "apart")
+    }
+    assert means["distance"] == [(5, 0.75), (9, 0.25)] and means["apart"] == [(5, 0.5), (9, 0.1875)]
+    text = page(study, tmp_path, found)
+    for title in ("Hardness", "Harder than real", "Diversity"):
+        assert text.count(f"<b>{title}</b>") == 1
+    stored = json.loads(json.dumps(as_json(study, tmp_path, found)))
+    (run,) = [run for run in stored["runs"] if (run["data"], run["method"], run["seed"]) == ("b", "better", 1)]
+    assert run["negatives"]["apart"] == [[5, 0.5], [9, 0.25], [12, 0.5]]
+
+
+def test_many_methods_are_in_several_charts() -> None:
+    run = {"distance": [(1, 0.5), (2, 0.25)]}
+    text = section({"a": {f"method{place}": [run] for place in range(7)}})
+    assert text.count("<b>Hardness</b>") == 2 and "Diversity" not in text
+    assert all(f">method{place}</li>" in text for place in range(7))
 
 
 def test_other_images_are_told(tmp_path: Path) -> None:
