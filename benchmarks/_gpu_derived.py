@@ -6,8 +6,6 @@ from typing import Any
 
 import roofline
 
-from gcahng.engine.stages import ops_of
-
 # The stages of _stage_tile.py, as stages of the roofline; of those with a slash, the products with epilogues.
 STAGES = {
     "edge_start": ["edge_start"],
@@ -59,15 +57,10 @@ def step_seconds(row: dict[str, Any]) -> float | None:
         return None
     epilogues, rows = KINDS[row["impl"]]
     sizes = (row["n"], row["L"], row["precision"])
-    step = roofline.Step(*sizes, epilogues, row["memory"], narrow=_is_narrow(row), rows=rows)
+    narrow = row["narrow"] and row["precision"] == "bf16"
+    step = roofline.Step(*sizes, epilogues, row["memory"], narrow=narrow, rows=rows)
     found = roofline.total(step)
     return found.seconds if row["graph"] else found.step
-
-
-def _is_narrow(row: dict[str, Any]) -> bool:
-    """Whether edges have no fp32 form between stages, rather than where they are stored alone."""
-    ops = ops_of("cuda+triton" if row["impl"] == "auto" else row["impl"])
-    return row["narrow"] and row["precision"] == "bf16" and ops.narrow_edges
 
 
 def stage_seconds(row: dict[str, Any]) -> float | None:

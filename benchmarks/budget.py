@@ -30,7 +30,8 @@ HEADING = """# What GPU kernels cost in machine code
 Counted without a GPU by `python benchmarks/budget.py`, and held to [benchmarks/budget.txt](../budget.txt). Products are
 in bf16. counted: the instructions that work on a thread's values: those of the main loop, the rest around a product's
 main loop, or all. calls: of subroutines, for rare numbers. blocks at once: on a multiprocessor. Behind a slash: the
-limit, where it is another number. <bf16>, of a Triton kernel: for edges in bf16 alone.
+limit, where it is another number. <bf16>, of a Triton kernel: for edges in bf16 alone. Of CUDA C++'s kernels that take
+edges, the second type is that of edges (of head_moments_kernel the first).
 """
 
 

@@ -47,8 +47,8 @@ class Step(NamedTuple):
     """One training step.
 
     batch is n and layers is L. dtype is that of the products. epilogues: the products do their neighbors' work.
-    rows: cuda or triton, for what is row-wise. narrow: edges and their gradients are in the products' dtype wherever
-    they are stored.
+    rows: cuda or triton, for what is row-wise. narrow: edges, their gradients and coefficients are in the products'
+    dtype alone.
     """
 
     batch: int
@@ -188,7 +188,7 @@ def cost(step: Step, kernel: Kernel) -> Cost:
     size, tiles = step.size, step.schedule.tiles
     channels = kernel.times * size.rows * DIM
     flops, moved = 2 * channels * DIM * kernel.products, channels * kernel.bytes
-    each, overlaps = issued(kernel.stage, step.rows)
+    each, overlaps = issued(kernel.stage, step.rows, step.narrow)
     instructions = channels * each / WARP
     product, memory, issue = flops / RATE[step.dtype], moved / BANDWIDTH, instructions / ISSUE
     seconds = max(product, memory, issue) if overlaps else max(product + issue, memory)
@@ -237,6 +237,7 @@ VERSIONS = (
     Version("cuda+triton", True),
     Version("triton", True, "triton"),
     Version("cuda+triton, bf16 edges", True, narrow=True),
+    Version("triton, bf16 edges", True, "triton", narrow=True),
 )
 
 
@@ -267,7 +268,7 @@ def whole_steps(dtypes: Sequence[str] = tuple(RATE)) -> str:
     rows = []
     for layers in LAYERS:
         for dtype in dtypes:
-            for version in VERSIONS[: None if dtype == "bf16" else -1]:
+            for version in VERSIONS if dtype == "bf16" else [v for v in VERSIONS if not v.narrow]:
                 for n in BATCHES:
                     found = total(version.of(n, layers, dtype))
                     cells = [_number(found.flops / 1e12), _number(found.bytes / 1e9)]
@@ -286,7 +287,7 @@ def stages(layers: int, version: Version) -> str:
     rows = []
     for kernel in kernels(step):
         if kernel.times:
-            c, each = cost(step, kernel), issued(kernel.stage, step.rows)
+            c, each = cost(step, kernel), issued(kernel.stage, step.rows, step.narrow)
             cells = [kernel.stage, str(kernel.times), f"{kernel.launches:.0f}", f"{kernel.products:.3g}"]
             cells += [f"{kernel.bytes:.3g}", f"{each.instructions:.3g}", *_amounts(c), _bound(c, each.overlaps)]
             rows.append(cells)

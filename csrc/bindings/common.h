@@ -22,12 +22,10 @@ using torch::stable::Tensor;
 using Maybe = std::optional<Tensor>;
 using Ints = std::vector<int64_t>;
 
-// What a device's code takes: float16 beside bfloat16, at most so many channels of an edge where an op says so, and
-// bfloat16 edges beside float32 sums.
+// What a device's code takes: float16 beside bfloat16, and at most so many channels of an edge where an op says so.
 struct Limits {
   bool half;
   int64_t channels;
-  bool narrow_edges;
 };
 
 inline int64_t width_of(const Tensor& tensor) { return tensor.size(tensor.dim() - 1); }
@@ -60,18 +58,16 @@ class Call {
     return tensor.has_value() ? product(*tensor, dtype, name) : dtype;
   }
 
-  // The type of edges, which is this tensor's: the accumulating one, or bfloat16 beside float32 where the device has
-  // it.
+  // The type of edges, which is this tensor's: the accumulating one or, beside float32, bfloat16.
   DType edges(const Tensor& tensor, DType dtype, const char* name) const {
     const DType type = dtype_of(tensor, name);
-    STD_TORCH_CHECK(type == dtype || (limits_.narrow_edges && dtype == DType::f32 && type == DType::bf16), op, ": ",
-                    name, " is of another type; it must be of the accumulating type",
-                    limits_.narrow_edges ? " or, beside float32, bfloat16" : "");
+    STD_TORCH_CHECK(type == dtype || (dtype == DType::f32 && type == DType::bf16), op, ": ", name,
+                    " is of another type; it must be of the accumulating type or, beside float32, bfloat16");
     return type;
   }
   // The accumulating type of an op that takes no other tensor of it than such edges.
   DType accumulating_edges(const Tensor& tensor, const char* name) const {
-    return limits_.narrow_edges && dtype_of(tensor, name) == DType::bf16 ? DType::f32 : accumulating(tensor, name);
+    return dtype_of(tensor, name) == DType::bf16 ? DType::f32 : accumulating(tensor, name);
   }
 
   // The channels of an edge tensor or, divided by `hidden`, of its hidden layer.

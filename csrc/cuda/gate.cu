@@ -50,7 +50,8 @@ __device__ __forceinline__ T of_lane(T x, int lane) {
 template <class T, class E, class L, class Shape>
 __global__ void __launch_bounds__(kWarp* kWarps, 1)
     gate_forward_kernel(Tile tile, Dropout dropout, Tokens<T> tokens, NormOf<T> norm, const E* __restrict__ e,
-                        Out<T, L> out, T* __restrict__ weight_i, T* __restrict__ weight_j, int64_t channels) {
+                        E* __restrict__ e1, L* __restrict__ low, T* __restrict__ weight_i, T* __restrict__ weight_j,
+                        int64_t channels) {
   constexpr int N = Shape::N;
   const int64_t D = Shape::width(channels);
   const int lane = threadIdx.x, columns = static_cast<int>(tile.O * tile.K), lane_row = lane % kRows;
@@ -86,7 +87,12 @@ __global__ void __launch_bounds__(kWarp* kWarps, 1)
     norm_gelu_row<T, Shape>(
         D, norm.gamma, norm.beta,
         [&](int k, int d) { return attended<T, N>(cached.get(k, [&] { return edge(d); }), at_i, at_j, w_i, w_j, d); },
-        [&](int, int d, const Pack<T, N>& y) { out.put(row * D + d, y); });
+        [&](int, int d, const Pack<T, N>& y) {
+          write(e1 + row * D + d, y);
+          if constexpr (std::is_same_v<T, E>) {  // narrow edges have no copy beside them
+            if (low) write(low + row * D + d, y);
+          }
+        });
   }
 }
 
@@ -310,11 +316,13 @@ int launch_gate_forward(const GateForward& args, void* stream) {
   return with_edges(args.dtype, args.edge_type, args.low_type, [&]<class T, class E, class L>(T*, E*, L*) -> int {
     const NormOf<T> norm{typed<T>(args.norm.gamma), typed<T>(args.norm.beta)};
     const E* e = typed<E>(args.e);
-    const auto out = out_of<T, L>(args.out);
-    const bool aligned = wide<T>(D, args.tokens.u, args.tokens.v, norm.gamma, norm.beta, e, out.full, out.low);
+    constexpr bool kCopied = std::is_same_v<T, E>;
+    E* e1 = typed<E>(kCopied ? args.out.full : args.out.low);
+    L* low = kCopied ? typed<L>(args.out.low) : nullptr;
+    const bool aligned = wide<T>(D, args.tokens.u, args.tokens.v, norm.gamma, norm.beta, e, e1, low);
     return with_row_shape<T>(D, aligned, [&]<class Shape>(Shape) -> int {
       GCAHNG_LAUNCH((gate_forward_kernel<T, E, L, Shape>), dim3(ceil_div(units, kWarps)), dim3(kWarp, kWarps), stream,
-                    tile, args.dropout, tokens_of<T>(args.tokens), norm, e, out, typed<T>(args.weight_i),
+                    tile, args.dropout, tokens_of<T>(args.tokens), norm, e, e1, low, typed<T>(args.weight_i),
                     typed<T>(args.weight_j), D);
       return cudaGetLastError();
     });

@@ -44,8 +44,8 @@ template <class T, class E, class L>
 struct BackwardTensors {
   const E* dy;
   const T *mean, *rstd, *w, *d, *gamma;
-  E* ds;  // may be dy
-  L *low, *scaled;
+  E* ds;            // may be dy
+  L *low, *scaled;  // low: or null, where it is ds
   T *mean_dn, *mean_n_dn;
   T* part;  // (kSums, blocks, D)
 };
@@ -83,7 +83,9 @@ __global__ void __launch_bounds__(kWarp* BlockSums<T, Shape, kSums>::kWarps, Blo
             mean.v[n] = center;
           }
           write(p.ds + at + d, dt);
-          if (p.low) write(p.low + at + d, dt);
+          if constexpr (!std::is_same_v<E, L>) {  // else low is ds
+            if (p.low) write(p.low + at + d, dt);
+          }
           write(p.scaled + at + d, scaled);
           if (!p.part) return;
           sums.add(0, k, d, dy, normalized);

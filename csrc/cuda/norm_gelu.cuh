@@ -47,6 +47,14 @@ struct Parked {
   __device__ __forceinline__ T* at(int k) const { return slot + (k * kWarp + static_cast<int>(threadIdx.x)) * N; }
 };
 
+// x less the mean, in each channel.
+template <class T, int N>
+__device__ __forceinline__ Pack<T, N> less(Pack<T, N> x, T mean) {
+#pragma unroll
+  for (int n = 0; n < N; ++n) x.v[n] -= mean;
+  return x;
+}
+
 // out(k, d, y) of y = LayerNorm(GELU(t)) with t = in(k, d), the k-th pack, from channel d on.
 template <class T, class Shape, class In, class Out>
 __device__ __forceinline__ void norm_gelu_row(int64_t D, const T* gamma, const T* beta, In in, Out out) {
@@ -66,12 +74,7 @@ __device__ __forceinline__ void norm_gelu_row(int64_t D, const T* gamma, const T
     for (int n = 0; n < N; ++n) sum += x.v[n];
   });
   const T mean = warp_sum(sum) * each;
-  const auto centered = [&](int k, int d) {
-    Pack<T, N> x = g.get(k, [&] { return activated(k, d); });
-#pragma unroll
-    for (int n = 0; n < N; ++n) x.v[n] -= mean;
-    return x;
-  };
+  const auto centered = [&](int k, int d) { return less(g.get(k, [&] { return activated(k, d); }), mean); };
   each_pack<Shape>(D, [&](int k, int d) {
     const Pack<T, N> x = centered(k, d);
     g.make(k, [&] { return x; });
@@ -120,12 +123,7 @@ __device__ __forceinline__ void norm_gelu_row_backward(int64_t D, const T* gamma
     for (int n = 0; n < N; ++n) sum += x.v[n];
   });
   const T mean = warp_sum(sum) * each;
-  const auto centered = [&](int k, int d) {
-    Pack<T, N> x = g.get(k, [&] { return activated(k, d); });
-#pragma unroll
-    for (int n = 0; n < N; ++n) x.v[n] -= mean;
-    return x;
-  };
+  const auto centered = [&](int k, int d) { return less(g.get(k, [&] { return activated(k, d); }), mean); };
   // The means of dn = dy gamma, and of dn times the normalized row: rstd follows.
   each_pack<Shape>(D, [&](int k, int d) {
     const Pack<T, N> x = centered(k, d);

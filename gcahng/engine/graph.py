@@ -70,7 +70,7 @@ class GraphPass:
         self.edge_weights = [edge_weights(named, layer, context, self.low) for layer in range(self.layers)]
         self.to_node = [to_node_weights(named, layer, self.low) for layer in range(self.layers)]
         own = queries_of(context)
-        self.context = NodeContext(named, self.low, options.heads, attend_mask(context), own, record, stages)
+        self.context = NodeContext(named, self.low, options.heads, attend_mask(context, own), own, record, stages)
         self.tokens: list[Tokens] = []
         self.attends: list[Attention] = []
         self.updates: list[Update] = []

@@ -55,15 +55,16 @@ def _heads_of(memory: Tensor, heads: int, own: Queries) -> _Heads:
     return _Heads(memory[1:], *leaves)
 
 
-def _by_head(x: Tensor, heads: int) -> Tensor:
-    """A view of x (n, D) as (1, H, n, D/H)."""
-    return x.view(1, len(x), heads, -1).transpose(1, 2)
+def _by_head(x: Tensor, heads: int, own: Queries) -> Tensor:
+    """A view of the rows of x (n, D) that are this process's, by head: (1, H, n, D/H) if all are."""
+    return x.view(1, len(x), heads, -1).transpose(1, 2)[:, :, own.first : own.end]
 
 
-def _gradients_of(memory: Tensor, heads: int) -> tuple[Tensor, ...]:
-    """Memory (n, 3D) for gradients of queries, keys and values; views of the three by head; views of them as (n, D)."""
-    of_heads = memory.view(1, len(memory), 3, heads, -1).permute(2, 0, 3, 1, 4).unbind()
-    return (memory, *of_heads, *memory.chunk(3, dim=1))
+def _gradients_of(memory: Tensor, heads: int, own: Queries) -> tuple[Tensor, ...]:
+    """Memory (n, 3D) for gradients of queries, keys and values; views of the three by head, of the queries those of
+    this process; views of them as (n, D)."""
+    query, *others = memory.view(1, len(memory), 3, heads, -1).permute(2, 0, 3, 1, 4).unbind()
+    return (memory, query[:, :, own.first : own.end], *others, *memory.chunk(3, dim=1))
 
 
 class Attention:
@@ -83,11 +84,12 @@ class Attention:
         (n, dim), memory, heads = f.full.shape, ctx.memory, ctx.heads
         weight, bias = ctx.low.stacked[layer]
         slot, own = f"qkv {layer} of {dim}", ctx.queries
-        parts = memory.views(slot, n + 1, 3 * dim, lambda x: _heads_of(x, heads, own), (heads, own.first, own.end))
+        sizes = (heads, own.first, own.end)
+        parts = memory.views(slot, n + 1, 3 * dim, lambda x: _heads_of(x, heads, own), sizes)
         torch.addmm(bias, f.low, memory.transposed(weight), out=parts.rows)
         leaves = (parts.query, parts.key, parts.value)
         with recording(ctx.record):
-            out = F.scaled_dot_product_attention(*leaves, attn_mask=ctx.attend[own.first : own.end])
+            out = F.scaled_dot_product_attention(*leaves, attn_mask=ctx.attend)
         attended = own.whole(out.transpose(1, 2).reshape(-1, dim))
         self._norm = NormGelu(ctx, layer, "attention", f.full + ctx.linear(f"{self._at}.output", attended))
         self.f1 = self._norm.full
@@ -105,16 +107,17 @@ class Attention:
         """
         ctx, at, (low, leaves, out, attended, weight) = self._ctx, self._at, self._saved
         memory, heads, own, (n, dim) = ctx.memory, ctx.heads, ctx.queries, d.shape
+        sizes = (heads, own.first, own.end)
         self._saved = None
         dy, dy_low = self._norm.backward(d, memory.wide("d node", n, dim))
         into[f"{at}.output.weight"] = ctx.weight_gradient(dy_low, attended)
-        d_attended, d_heads = memory.views("d attended", n, dim, lambda x: (x, _by_head(x, heads)), (heads,))
+        d_attended, d_own = memory.views("d attended", n, dim, lambda x: (x, _by_head(x, heads, own)), sizes)
         torch.mm(dy_low, ctx.low[f"{at}.output.weight"], out=d_attended)
         with recording(True):
-            dq, dk, dv = torch.autograd.grad(out, leaves, d_heads[:, :, own.first : own.end])
-        gradients = memory.views("d qkv", n, 3 * dim, lambda x: _gradients_of(x, heads), (heads,))
-        d_all, of_query, *of_others = gradients[:4]
-        torch._foreach_copy_([of_query[:, :, own.first : own.end], *of_others], [dq, dk[:, :, 1:], dv[:, :, 1:]])
+            dq, dk, dv = torch.autograd.grad(out, leaves, d_own)
+        gradients = memory.views("d qkv", n, 3 * dim, lambda x: _gradients_of(x, heads, own), sizes)
+        d_all, *of_heads = gradients[:4]
+        torch._foreach_copy_(of_heads, [dq, dk[:, :, 1:], dv[:, :, 1:]])
         own.complete(d_all, memory.like.dtype)
         of_weights = torch.split_with_sizes_copy(ctx.weight_gradient(d_all, low), [dim] * 3)
         for part, of_weight, flat in zip(("query", "key", "value"), of_weights, gradients[4:], strict=True):

@@ -31,7 +31,7 @@ class NodeContext:
         named: parameters by name.
         low: operands of products by name.
         heads: heads H of the attention.
-        attend: added to the attention's logits, (n, n + 1) in the dtype of products (see attend_mask).
+        attend: added to the attention's logits, in the dtype of products (see attend_mask).
         queries: those of this process.
         record: whether a backward will follow.
         stages: the edges' stages, of which the norms serve nodes, too.
@@ -194,9 +194,10 @@ class NormGelu:
         return self._ctx.stages.edge_update.mlp_out.norm_backward(self._norm, y, d, sums, out)
 
 
-def attend_mask(context: StageContext) -> Tensor:
-    """What is added to the attention's logits, (n, n + 1): 0 for the sink (column 0) and for the nodes of other
-    classes, −∞ for those of the same class. It is made once for each kind of batch.
+def attend_mask(context: StageContext, own: Queries) -> Tensor:
+    """What is added to the attention's logits of a process's queries, (n, n + 1) if it has all: 0 for the sink
+    (column 0) and for the nodes of other classes, −∞ for those of the same class. It is made once for each kind of
+    batch.
 
     Rows lie a multiple of 16 values apart, as CUDA's attention kernels want them; others they would copy.
     """
@@ -204,12 +205,13 @@ def attend_mask(context: StageContext) -> Tensor:
 
     def make() -> tuple[Tensor]:
         label = torch.arange(schedule.classes, device=device).repeat_interleave(schedule.views)
-        n = len(label)
-        mask = torch.zeros(n, -(-(n + 1) // 16) * 16, dtype=dtype, device=device)[:, : n + 1]
-        mask[:, 1:].masked_fill_(label[:, None] == label[None, :], -torch.inf)
+        n, asking = len(label), label[own.first : own.end]
+        mask = torch.zeros(len(asking), -(-(n + 1) // 16) * 16, dtype=dtype, device=device)[:, : n + 1]
+        mask[:, 1:].masked_fill_(asking[:, None] == label[None, :], -torch.inf)
         return (mask,)
 
-    return context.constant(("attend", schedule.classes, schedule.views, dtype, device), make)[0]
+    key = ("attend", schedule.classes, schedule.views, own.first, own.end, dtype, device)
+    return context.constant(key, make)[0]
 
 
 class Start:

@@ -24,8 +24,6 @@ from torch import Tensor
 
 NATIVE, TRITON = "gcahng", "gcahng_triton"
 NAMESPACES = (NATIVE, TRITON)
-NARROW = frozenset({"cpp", "triton"})
-"""The implementations whose ops take edges in the dtype of products alone (see StageContext.narrow)."""
 Written = Annotated[Tensor, "written"]
 """A tensor that the op writes to, or adds to."""
 
@@ -301,8 +299,6 @@ class Ops:
 
     def __init__(self, base: str, routes: dict[str, str] | None = None, *, triton_products: bool = False) -> None:
         self._base, self._routes, self.triton_products = base, routes or {}, triton_products
-        parts = {base, *self._routes.values(), *(["triton"] if triton_products else [])}
-        self.narrow_edges = parts <= NARROW  # whether edges may be in the dtype of products alone
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         if name not in OPS:

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 
 from gcahng.engine.schedule import bands, default_tile_rows
-from gcahng.engine.stages import ops_of
 from gcahng.errors import UserError
 
 
@@ -27,8 +26,7 @@ class StepSize:
         accumulate: dtype of everything else.
         edge_dtype: dtype of stored edges.
         symmetric: whether half of the pairs are computed.
-        stages: implementation of the stages; what counts is whether it is torch or a fused one, and which ones take
-            narrow edges.
+        stages: implementation of the stages; what counts is whether it is torch or a fused one.
         device: type of the device.
         ranks: processes that share the pairs of a batch; what is counted is the share of one of them.
 
@@ -59,8 +57,7 @@ class StepSize:
     @property
     def narrow(self) -> bool:
         """Whether edges are in the products' dtype alone (see StageContext.narrow)."""
-        ops = ops_of(self.stages)
-        return self.edge_dtype is self.compute is not self.accumulate and (ops is None or ops.narrow_edges)
+        return self.edge_dtype is self.compute is not self.accumulate
 
     @property
     def rows(self) -> int:

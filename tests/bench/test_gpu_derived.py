@@ -23,9 +23,12 @@ def test_steps_are_the_rooflines() -> None:
     expected = roofline.total(roofline.Step(1023, 2, "bf16", True))
     assert _gpu_derived.step_seconds(step_row()) == expected.step
     assert _gpu_derived.step_seconds(step_row(graph=True)) == expected.seconds < expected.step
-    assert _gpu_derived.step_seconds(step_row(narrow=True)) == expected.step  # CUDA C++ has fp32 edges between stages
-    of_triton = roofline.total(roofline.Step(1023, 2, "bf16", True, narrow=True, rows="triton"))
-    assert _gpu_derived.step_seconds(step_row(impl="triton", narrow=True)) == of_triton.step < expected.step
+    assert _gpu_derived.step_seconds(step_row(narrow=True, precision="fp32")) == _gpu_derived.step_seconds(
+        step_row(precision="fp32")
+    )
+    for impl, rows in (("auto", "cuda"), ("triton", "triton")):
+        narrow = roofline.total(roofline.Step(1023, 2, "bf16", True, narrow=True, rows=rows))
+        assert _gpu_derived.step_seconds(step_row(impl=impl, narrow=True)) == narrow.step < expected.step
     for other in ({"impl": "torch"}, {"precision": "tf32"}, {"D": 256}):
         assert _gpu_derived.step_seconds(step_row(**other)) is None
 

@@ -139,6 +139,18 @@ def test_modes_are_in_order_and_recompute_keeps_no_edges() -> None:
     assert half < 0.6 * store
 
 
+def test_edges_in_bf16_have_no_copy_in_any_fused_stages() -> None:
+    low = torch.bfloat16
+    sizes = [
+        StepSize(96, 64, 2, 3, 200, compute=low, edge_dtype=low, stages=stages, device="cuda")
+        for stages in ("fused", "cuda", "triton", "cuda+triton")
+    ]
+    wide = replace(sizes[0], edge_dtype=torch.float32)
+    for memory in MODES:
+        (bytes_,) = {plan.expected_bytes(size, memory) for size in sizes}
+        assert bytes_ < plan.expected_bytes(wide, memory)
+
+
 @pytest.mark.parametrize("memory", MODES)
 @pytest.mark.parametrize("limit", [10**9, 16 * 10**9])
 def test_the_largest_batch_fits_and_the_next_does_not(memory: str, limit: int) -> None:

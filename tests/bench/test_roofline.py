@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gcahng.engine import generator_pass
 from gcahng.engine.plan import edge_products
+from gcahng.testing import budget
 from gcahng.testing import launches as meta
 from gcahng.testing.launches import Sizes, meta_step
 
@@ -102,7 +103,7 @@ def test_the_tables_are_what_the_script_writes() -> None:
 def test_the_page_has_the_whole_steps() -> None:
     text = roofline.PAGE.read_text(encoding="utf-8")
     assert roofline.page(text) == text, "run python benchmarks/roofline.py"
-    assert sum(line.startswith("|") for line in text.splitlines()) == 2 + 2 * 4 * 3
+    assert sum(line.startswith("|") for line in text.splitlines()) == 2 + 2 * len(roofline.VERSIONS) * 3
 
 
 def test_the_page_states_the_assumptions() -> None:
@@ -115,15 +116,26 @@ def test_the_page_states_the_assumptions() -> None:
         assert stated in text
 
 
+@pytest.mark.parametrize("narrow", [False, True], ids=["fp32-edges", "bf16-edges"])
 @pytest.mark.parametrize("rows", ["cuda", "triton"])
-def test_every_kernel_is_in_the_budget(rows: str, tmp_path: Path) -> None:
+def test_every_kernel_is_in_the_budget(rows: str, narrow: bool, tmp_path: Path) -> None:
     steps = [roofline.Step(255, 2, "bf16", epilogues) for epilogues in (False, True)]
     stages = {k.stage for step in steps for k in roofline.kernels(step)}
     named = {*_roofline_kernels.ROW_WISE, *_roofline_kernels.EPILOGUES}
-    assert named == {stage for stage in stages if roofline.issued(stage, rows).instructions}
+    assert named == {stage for stage in stages if roofline.issued(stage, rows, narrow).instructions}
     (empty := tmp_path / "budget.txt").write_text("# none\n")
     with pytest.raises(LookupError, match="has no kernel gate_forward_kernel.*, which the stage gate needs"):
-        roofline.issued("gate", rows, empty)
+        roofline.issued("gate", rows, narrow, empty)
+
+
+def test_kernels_for_edges_in_bf16_are_lines_of_their_own(tmp_path: Path) -> None:
+    lines = [limit for limit in budget.load() if limit.kernel.startswith("mlp_out_backward_kernel")]
+    numbered = [limit._replace(each=number) for number, limit in enumerate(lines)]
+    (file := tmp_path / "budget.txt").write_text("\n".join(limit.line() for limit in numbered))
+    of_arch = {limit.each for limit in numbered if (limit.dim, limit.arch) == (512, _roofline_kernels.ARCH)}
+    cases = [(rows, narrow) for rows in ("cuda", "triton") for narrow in (False, True)]
+    found = [roofline.issued("mlp_out: backward", *case, file).instructions for case in cases]
+    assert set(found) == of_arch and len(of_arch) == len(cases)
 
 
 def test_a_stage_takes_the_longest_of_its_times_and_adds_those_that_do_not_overlap(monkeypatch) -> None:
@@ -147,14 +159,19 @@ CACHED = {"x", "dx", "u", "v", "c", "du", "dv", "dc", "ds", "sum", "square", "me
 CACHED |= {"gamma", "beta", "bias", "w", "d", "scale", "a", "b"}
 
 
+@pytest.mark.parametrize("narrow", [False, True], ids=["fp32-edges", "bf16-edges"])
 @pytest.mark.parametrize("stage", COUNTED)
-def test_bytes_are_those_that_the_emulator_counts(stage: str) -> None:
+def test_bytes_are_those_that_the_emulator_counts(stage: str, narrow: bool) -> None:
     """What the same threads read again is in their cache."""
-    traffic = json.loads(roofline.RESULTS.with_name("traffic.json").read_text(encoding="utf-8"))
-    size = 8 if stage.startswith("mlp_in") else 4  # of an edge's channel in fp32, or of four hidden ones in bf16
-    moved = [numbers for op in COUNTED[stage] for name, numbers in traffic[op].items() if name not in CACHED]
-    (kernel,) = [k for k in roofline.kernels(roofline.Step(1023, 2, "bf16", False)) if k.stage == stage]
-    assert kernel.bytes == sum(min(number, size) for numbers in moved for number in numbers)
+    files = ("traffic.json", "traffic_narrow.json")
+    wide, of_narrow = (json.loads(roofline.RESULTS.with_name(file).read_text(encoding="utf-8")) for file in files)
+    usual = 8 if stage.startswith("mlp_in") else 4  # of an edge's channel in fp32, or of four hidden ones in bf16
+    moved = 0.0
+    for op in COUNTED[stage]:
+        traffic, most = (of_narrow[op], 2) if narrow and op in of_narrow else (wide[op], usual)
+        moved += sum(min(number, most) for name, numbers in traffic.items() if name not in CACHED for number in numbers)
+    (kernel,) = [k for k in roofline.kernels(roofline.Step(1023, 2, "bf16", False, narrow=narrow)) if k.stage == stage]
+    assert kernel.bytes == moved
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])

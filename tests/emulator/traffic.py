@@ -37,7 +37,6 @@ class _Counting:
     """Stands for the ops, as stages.backends.Emulated."""
 
     triton_products = False
-    narrow_edges = True
 
     def __init__(self) -> None:
         self.traffic: Traffic = {}

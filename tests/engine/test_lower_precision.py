@@ -7,15 +7,22 @@ the same precision) but for chance, and at most twice as large in the mean over 
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+from unittest.mock import patch
+
 import pytest
 import torch
+from emulator.ops import compile_all
 from engine_cases import IMPLEMENTATIONS, LOW_CASES, WIDE_CASES, Case, assert_same_keys, error, run_step, scale_of
 from error_draws import Variant, assert_errors, draw_errors
+from stages.backends import EMULATED
 from tiers import few
 from torch import Tensor
 
-from gcahng.engine import precision
+from gcahng.engine import precision, prepare
 
+LOW = torch.bfloat16
 engines = pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 
 
@@ -52,7 +59,23 @@ def test_triton_step_in_lower_precision(case, autocast, tiles, edges=None):
     "case", [Case(classes=3, views=2), pytest.param(TRITON_CASES[1], marks=pytest.mark.slow)], ids=str
 )
 def test_triton_step_with_narrow_edges(case, tiles):
-    test_triton_step_in_lower_precision(case, torch.bfloat16, tiles, torch.bfloat16)
+    test_triton_step_in_lower_precision(case, LOW, tiles, LOW)
+
+
+@pytest.mark.simulated
+@pytest.mark.parametrize("products", ["library", "triton"])
+@pytest.mark.parametrize("memory", ["store", "recompute"])
+def test_cuda_step_with_narrow_edges(memory, products, tiles, monkeypatch):
+    """The kernels of CUDA C++ in the emulator, beside the library's products and beside Triton's."""
+    case, flags = Case(classes=3, views=2, memory=memory), ("-O0",)  # compiling takes far longer than this step
+    tiles(case)
+    compile_all(*flags)
+    emulated = replace(EMULATED, seed=0, flags=flags)
+    monkeypatch.setattr(type(emulated), "triton_products", products == "triton")
+    stands_for_cpp = partial(patch.object, prepare, "ops_of", lambda _: emulated)
+    cuda = Variant("cpp", autocast=LOW, edge_dtype=LOW, draws=1, fault=stands_for_cpp)
+    errors = draw_errors(case, {"cuda": cuda, "plain": Variant("reference", autocast=LOW)})
+    assert_errors(case, cuda, errors["cuda"], errors["plain"])
 
 
 EDGE_CASES = [

@@ -13,7 +13,6 @@ from stages.cases import NARROW, Setup, Some
 
 from gcahng import UserError, native
 from gcahng.dispatch import available
-from gcahng.engine.schema import NARROW as NARROW_OPS
 from gcahng.engine.schema import OPS, Ops
 from gcahng.engine.stages import ops_of
 
@@ -128,7 +127,6 @@ class Backend:
         setups: the setups of each kind of stage.
         precisions_: the precisions of products.
         low: the narrowest dtype of products.
-        narrow_edges: whether edges may be in the dtype of products alone.
         on: of a precision, on how many of the setups of a kind it is tried; all, if it is not named.
         device: where tensors are.
         arch: the instruction set that is in force; None on a GPU and for plain torch.
@@ -143,7 +141,6 @@ class Backend:
     setups: Setups = field(repr=False)
     precisions_: tuple[str, ...] = ("float64", "float32", "bfloat16")
     low: torch.dtype = torch.bfloat16
-    narrow_edges: bool = False
     on: Mapping[str, int] = field(default_factory=dict, repr=False, hash=False)
     device: torch.device = CPU
     arch: str | None = None
@@ -171,7 +168,7 @@ class Backend:
         found = self.precisions_ if stage.products else self.precisions_[:2]
         if of_bits:
             found = tuple(name for name in found if name != "float64")[:2]
-        return (*found, NARROW) if self.narrow_edges and stage.edges else found
+        return (*found, NARROW) if stage.edges else found
 
     def cases(self, stage: Stage) -> Iterator[tuple[Setup, str]]:
         """Every setup and precision in which a stage is compared with the truth."""
@@ -278,7 +275,7 @@ def _cpp(arch: str, *, every: bool) -> Backend:
     """
     few = _everywhere(CPP_SETUPS if every else CPP_SETUPS[:1])
     name = f"cpp-{arch}{'-everywhere' if every and arch != _IN_FORCE else ''}"
-    return Backend(name, "cpp", few, narrow_edges=True, on={NARROW: 2}, arch=arch)
+    return Backend(name, "cpp", few, on={NARROW: 2}, arch=arch)
 
 
 CPP = [_cpp(arch, every=arch == _IN_FORCE) for arch in native.CPU_ARCHES]
@@ -288,7 +285,6 @@ TRITON = Backend(
     "triton",
     _everywhere(TRITON_SETUPS) | {"updates": TRITON_UPDATES},
     ("float64", "float32", "bfloat16", "float16"),
-    narrow_edges=True,
     # In fp64 every formula is seen to be right; other precisions differ in loads, casts and stores.
     on={"float32": 2, "bfloat16": 2, "float16": 1, NARROW: 1},
     twice=Setup(3, 2, 19, 20, p=0.3),
@@ -306,7 +302,6 @@ EMULATED = Emulated(
     "cuda",
     CUDA_SETUPS,
     ("float64", "float32", "bfloat16", "float16"),
-    narrow_edges=True,
     # Rows in fp64 have two shapes; in fp32, and with edges in bf16, they have all.
     on={"float64": 4, "bfloat16": 4, "float16": 2},
     most_views=(CUDA_MOST_VIEWS, "float32"),
@@ -318,7 +313,6 @@ def _gpu(implementation: str, *, quick: bool) -> Backend:
         f"gpu-{implementation}{'' if quick else '-everywhere'}",
         implementation,
         _everywhere(GPU_SETUPS),
-        narrow_edges=all(part in NARROW_OPS for part in implementation.split("+")),
         device=CUDA,
         twice=GPU_SETUPS[3],
         most_views=(MOST_VIEWS, "float32"),

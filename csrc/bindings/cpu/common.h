@@ -10,7 +10,7 @@ namespace gcahng::binding {
 using torch::stable::parallel_for;
 
 struct Cpu {
-  static constexpr Limits kLimits{/*half=*/false, /*channels=*/INT64_MAX / 4, /*narrow_edges=*/true};
+  static constexpr Limits kLimits{/*half=*/false, /*channels=*/INT64_MAX / 4};
 };
 
 // run(begin, end) on rows of about so many values, on units of a tile, and on blocks of rows.

@@ -25,7 +25,7 @@ inline void* current_stream(const Tensor& tensor) {
 }
 
 struct Cuda {
-  static constexpr Limits kLimits{/*half=*/true, /*channels=*/1024, /*narrow_edges=*/false};
+  static constexpr Limits kLimits{/*half=*/true, /*channels=*/1024};
 
   // Launches on the tensors' device.
   template <class Args>

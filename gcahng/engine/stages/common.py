@@ -1,7 +1,7 @@
 """What the stages share: a tile's edges, the groups of arguments that several of them take, and memory for results.
 
-Shapes: T edges of a tile, also seen as (A, K, O, K) (see schedule). Products are in the compute dtype; everything else,
-the edges included, is in the accumulating dtype (fp32, or fp64).
+Shapes: T edges of a tile, also seen as (A, K, O, K) (see schedule). Products are in the compute dtype; everything else
+is in the accumulating dtype (fp32, or fp64), the edges included unless they are narrow (see StageContext.edge_dtype).
 """
 
 from __future__ import annotations
@@ -101,8 +101,7 @@ class StageContext:
     @property
     def narrow(self) -> bool:
         """Whether edges are in the dtype of products alone."""
-        asked = self.edge_dtype is self.compute and not self.same
-        return asked and (self.ops is None or self.ops.narrow_edges)
+        return self.edge_dtype is self.compute and not self.same
 
     @property
     def edges_dtype(self) -> torch.dtype:
