@@ -18,6 +18,7 @@ from gcahng.engine.schema import OPS, Ops
 from gcahng.engine.stages import ops_of
 
 if TYPE_CHECKING:
+    from emulator.ops import Mode
     from stages.checks import Stage
 
 Setups = dict[str, list[Setup]]
@@ -199,13 +200,13 @@ class Emulated(Backend):
         seed: the seed of the order of warps; -1: threads run in order.
         offset: by how many values tensors miss their alignment.
         only: which tensor of each call misses it; None: all of them.
-        flags: further ones that the kernels are compiled with.
+        mode: what differs from a GPU, if not None (tests/emulator/ops.py).
     """
 
     seed: int = -1
     offset: int = 0
     only: int | None = None
-    flags: tuple[str, ...] = ()
+    mode: Mode | None = None
     triton_products = False
     emulated = True
 
@@ -221,9 +222,9 @@ class Emulated(Backend):
         """An op, which is called with NamedTuples."""
         if name not in OPS:
             raise AttributeError(name)
-        from emulator.ops import EmulatedOps
+        from emulator.ops import EmulatedOps, Mode
 
-        run = getattr(EmulatedOps(self.seed, self.offset, *self.flags, only=self.only), name)
+        run = getattr(EmulatedOps(self.seed, self.offset, self.mode or Mode(), only=self.only), name)
         return lambda *values: run(*OPS[name].flat(*values))
 
     def ordered(self, seed: int) -> Emulated:
@@ -232,7 +233,9 @@ class Emulated(Backend):
 
     def without_barriers(self, seed: int) -> Emulated:
         """The same as if __syncthreads did nothing."""
-        return replace(self, seed=seed, flags=("-DCUDA_EMULATOR_DROP_BARRIERS",))
+        from emulator.ops import Mode
+
+        return replace(self, seed=seed, mode=Mode(drop_barriers=True))
 
     def setups_twice(self, stage: Stage) -> list[Setup]:
         return CUDA_BITS[stage.kind]
