@@ -42,8 +42,8 @@ CPP_SETUPS = [
 # Tied and apart, tiles of one class and of several, odd channels, more of them than one column block of a product has;
 # small, for the interpreter takes milliseconds a program.
 TRITON_SETUPS = [
-    Setup(6, 3, 19, 60, p=0.3),
-    Setup(5, 2, 150, 40, symmetric=False, p=0.5),
+    Setup(5, 3, 19, 60, p=0.3),
+    Setup(3, 2, 150, 30, symmetric=False, p=0.5),
     Setup(3, 8, 33, 200, p=0.1),
     Setup(4, 2, 64, 100),
     Setup(3, 2, 24, 40),  # parts of a product's columns that are whole, or not there at all
