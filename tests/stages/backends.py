@@ -42,9 +42,9 @@ CPP_SETUPS = [
 # Tied and apart, tiles of one class and of several, odd channels, more of them than one column block of a product has;
 # small, for the interpreter takes milliseconds a program.
 TRITON_SETUPS = [
-    Setup(5, 3, 19, 60, p=0.3),
+    Setup(3, 3, 19, 40, p=0.3),
     Setup(3, 2, 150, 30, symmetric=False, p=0.5),
-    Setup(3, 8, 33, 200, p=0.1),
+    Setup(2, 8, 33, 200, p=0.1),
     Setup(4, 2, 64, 100),
     Setup(3, 2, 24, 40),  # parts of a product's columns that are whole, or not there at all
 ]
@@ -93,7 +93,7 @@ MOST_TENSORS = 16  # of an op
 
 # Where the update is one kernel, and with more channels than one block has.
 TRITON_UPDATES = [
-    Setup(5, 3, 19, 100, p=0.3),
+    Setup(4, 3, 19, 100, p=0.3),
     Setup(4, 2, 64, 100, symmetric=False, p=0.5),
     Setup(3, 3, 128, 100, p=0.1),
     Setup(3, 2, 128, 100),
@@ -294,7 +294,7 @@ TRITON = Backend(
     narrow_edges=True,
     # In fp64 every formula is seen to be right; other precisions differ in loads, casts and stores.
     on={"float32": 2, "bfloat16": 2, "float16": 1, NARROW: 1},
-    twice=Setup(3, 2, 19, 20, p=0.3),
+    twice=Setup(2, 2, 19, 20, p=0.3),
     most_views=(TRITON_MOST_VIEWS, "float64"),
 )
 TRITON_BETWEEN_PRODUCTS = replace(  # in fp64 they are so anyway
