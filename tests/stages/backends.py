@@ -294,7 +294,7 @@ TRITON = Backend(
     narrow_edges=True,
     # In fp64 every formula is seen to be right; other precisions differ in loads, casts and stores.
     on={"float32": 2, "bfloat16": 2, "float16": 1, NARROW: 1},
-    twice=Setup(2, 2, 19, 20, p=0.3),
+    twice=Setup(3, 2, 19, 40, p=0.3),
     most_views=(TRITON_MOST_VIEWS, "float64"),
 )
 TRITON_BETWEEN_PRODUCTS = replace(  # in fp64 they are so anyway

@@ -118,7 +118,7 @@ def test_what_is_done_stays(
     changed.write_text(TINY.replace("steps: 3", "steps: 4"))
     assert main(["study", "changed.yaml", "--out", "out"]) == 2
     err = capsys.readouterr().err
-    assert "was made with another steps than methods.npair on data.glyphs" in err and err.count("\n") == 1
+    assert "was made with another steps than methods.npair on data.noise" in err and err.count("\n") == 1
 
 
 @pytest.mark.processes
