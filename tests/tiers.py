@@ -23,11 +23,11 @@ def few(cases: Sequence[Any], count: int = 1) -> list[Any]:
 
 
 def paired(first: Sequence[Any], second: Sequence[Any]) -> list[Any]:
-    """Pairs of two parameters' values. By default those of the first one's first value; each other value is tried with
-    one of the second's in the thorough tier, by turns, and with the others in the slow one."""
+    """Pairs of two parameters' values. The first pair is in the default tier. In the thorough one are the first value's
+    others, and each further value with one of the second parameter's, by turns; the rest is in the slow tier."""
     pairs = []
     for a, one in enumerate(first):
         for b, other in enumerate(second):
-            mark = [] if not a else [pytest.mark.thorough if a % len(second) == b else pytest.mark.slow]
-            pairs.append(pytest.param(one, other, marks=mark))
+            mark = pytest.mark.thorough if a == 0 or a % len(second) == b else pytest.mark.slow
+            pairs.append(pytest.param(one, other, marks=[mark] if a or b else []))
     return pairs
