@@ -93,9 +93,9 @@ MOST_TENSORS = 16  # of an op
 
 # Where the update is one kernel, and with more channels than one block has.
 TRITON_UPDATES = [
-    Setup(4, 3, 19, 100, p=0.3),
-    Setup(4, 2, 64, 100, symmetric=False, p=0.5),
-    Setup(3, 3, 128, 100, p=0.1),
+    Setup(3, 3, 19, 100, p=0.3),
+    Setup(5, 2, 64, 100, symmetric=False, p=0.5),  # two blocks of rows in fp32
+    Setup(2, 3, 128, 100, p=0.1),
     Setup(3, 2, 128, 100),
 ]
 
