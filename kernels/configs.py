@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+MOST_WARPS = 32  # that a block can have
+
 
 class EdgeStart(NamedTuple):
     """Rows and channels that one program takes at a time; both powers of two."""
@@ -19,15 +21,23 @@ EDGE_START = EdgeStart()
 class RowWise(NamedTuple):
     """Whole rows: values that one program holds at a time (a power of two, no fewer than its threads, so that no value
     lies in two of them: results may overwrite inputs), and how many programs share the rows where they form sums. Few
-    warps, so that a thread has many values of a row: what it does once a row then counts for little."""
+    warps, so that a thread has many values of a row: what it does once a row then counts for little. A row of more than
+    `widest` channels takes more warps: what a thread holds for each channel, parameters and their sums, is then no more
+    than for a row of that width, and needs no more registers."""
 
     values: int = 1024
     num_warps: int = 2
     programs: int = 1024
+    widest: int = 512
+
+    def warps(self, columns: int) -> int:
+        """Of a program whose block has so many columns, a power of two."""
+        return min(MOST_WARPS, self.num_warps * max(1, columns // self.widest))
 
 
 ROWS = RowWise()
 ROWS_BACKWARD = RowWise()
+MLP_IN = RowWise(widest=2048)  # rows of 4D channels
 
 
 class Product(NamedTuple):
@@ -82,7 +92,7 @@ class NodeParts(NamedTuple):
 NODE_PARTS = NodeParts()
 GATE = RowWise(num_warps=1)
 GATE_BACKWARD = RowWise()
-MIX = RowWise(values=2048, num_warps=8)
+MIX = RowWise(values=2048, num_warps=8, widest=2048)
 
 
 class Head(NamedTuple):

@@ -314,7 +314,8 @@ def backward(inputs: GateInputs, upstream: GateUpstream, gradients: GateGradient
     (tile, _, _, draw, tokens, norm, e), (de, sums) = inputs, gradients
     channels = e.shape[1]
     # No fewer values than threads: one that lay in two of them could be read after de has replaced it.
-    least = max(1, 32 * GATE_BACKWARD.num_warps // row_block(channels, GATE_BACKWARD)[1])
+    _, columns = row_block(channels, GATE_BACKWARD)
+    least = max(1, 32 * GATE_BACKWARD.warps(columns) // columns)
     places = row_places(tile, channels, GATE_BACKWARD, ENDS.block_views, least)
     parts, norms, added_to = [], [], [None] * 8
     if sums is not None:

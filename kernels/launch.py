@@ -58,10 +58,9 @@ def launch_rows(
     if not rows * width:
         return
     block_r, block_d = row_block(width, config)
+    constants |= {"BLOCK_R": block_r, "BLOCK_D": block_d, "num_warps": config.warps(block_d)}
     with on_device_of(pointers[0]):
-        kernel[(triton.cdiv(rows, block_r),)](
-            *pointers, rows, width, *numbers, BLOCK_R=block_r, BLOCK_D=block_d, num_warps=config.num_warps, **constants
-        )
+        kernel[(triton.cdiv(rows, block_r),)](*pointers, rows, width, *numbers, **constants)
 
 
 @triton.jit

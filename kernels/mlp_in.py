@@ -11,10 +11,10 @@ import triton.language as tl
 from torch import Tensor
 
 from gcahng.kernels.configs import (
+    MLP_IN,
     MLP_IN_PRODUCT,
     MLP_IN_PRODUCT_BACKWARD,
     MLP_IN_PRODUCT_STORED,
-    ROWS,
     ROWS_BACKWARD,
 )
 from gcahng.kernels.functions import gelu, hidden_vjp, row_moments
@@ -106,7 +106,7 @@ def forward(inputs: MlpInInputs, outputs: MlpInOutputs) -> None:
         inputs: the product h (T, W) without its bias (W,).
         outputs: g = GELU(h + bias) (T, W), which may be h, and the row moments mean and rstd (T, 1) of g as stored.
     """
-    launch_rows(mlp_in_forward_kernel, ROWS, inputs.h.shape, (*inputs, *outputs))
+    launch_rows(mlp_in_forward_kernel, MLP_IN, inputs.h.shape, (*inputs, *outputs))
 
 
 def backward(inputs: MlpInInputs, upstream: MlpInUpstream, rows: NormRows, gradients: MlpInGradients) -> None:

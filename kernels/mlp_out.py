@@ -175,7 +175,7 @@ def backward(replay: MlpOutReplay, gradients: MlpOutGradients) -> None:
             each,
             BLOCK_R=block_r,
             BLOCK_D=block_d,
-            num_warps=config.num_warps,
+            num_warps=config.warps(block_d),
         )
     if part is not None:
         add_partials(part, sums)

@@ -66,7 +66,7 @@ def row_places(tile: TileNumbers, channels: int, config: RowWise, views: int = 1
     """For kernels that need whole rows: a program takes all channels, and at least so many columns (a power of two)."""
     most, block_channels = row_block(channels, config)
     columns = max(least, _block_columns(tile, most))
-    return Places(tile, channels, columns, views, block_channels, config.num_warps)
+    return Places(tile, channels, columns, views, block_channels, config.warps(block_channels))
 
 
 def launch_places(

@@ -15,7 +15,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is imported
 
-pytest_plugins = ["small_runs", "installs", "browsers"]  # fixtures
+pytest_plugins = ["shared_files", "small_runs", "installs", "browsers"]  # fixtures
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:

@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from small_runs import few_glyphs, first_classes
 
 from gcahng import files
-from gcahng.data import DataSplits, ImageSet, load_glyphs
+from gcahng.data import DataSplits
 from gcahng.runs.checkpoint import load_checkpoint
 from gcahng.train import BackboneConfig, DataConfig, GcaConfig, TrainConfig, fit, loop, resume, session
 
@@ -34,9 +35,9 @@ Event = tuple[str, int]  # write, fsync or rename, and which of them
 
 
 def small_data() -> DataSplits:
-    whole = load_glyphs(train_classes=12, val_classes=6)
-    few = whole.test.labels < 6
-    return replace(whole, test=ImageSet(whole.test.images[few], whole.test.labels[few], whole.test.class_names[:6]))
+    """12 training, 6 validation and 6 test classes."""
+    data = few_glyphs()
+    return replace(data, test=first_classes(data.test, 6))
 
 
 def config(out: Path) -> TrainConfig:

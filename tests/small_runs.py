@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from shared_files import made_once
 
 if TYPE_CHECKING:  # this is imported before any test: only runs need to import gcahng.train
     from gcahng.data import DataSplits, ImageSet
@@ -22,13 +23,36 @@ def first_classes(images: ImageSet, count: int) -> ImageSet:
     return ImageSet(images.images[chosen], images.labels[chosen], images.class_names[:count])
 
 
-@pytest.fixture(scope="session")
-def small_data() -> DataSplits:
-    """12 training, 6 validation and 40 test classes."""
+def few_glyphs() -> DataSplits:
+    """12 training, 6 validation and 40 test classes. To draw all others takes several seconds: one process does."""
+    import torch
+
     from gcahng.data import load_glyphs
 
-    whole = load_glyphs(train_classes=12, val_classes=6)
-    return replace(whole, test=first_classes(whole.test, 40))
+    def draw(path: Path) -> None:
+        whole = load_glyphs(train_classes=12, val_classes=6)
+        torch.save(replace(whole, test=first_classes(whole.test, 40)), path)
+
+    return torch.load(made_once("glyphs.pt", draw), weights_only=False)
+
+
+def make_noise(root: Path) -> None:
+    """A data set of few images, for commands in a process of their own: it is read and searched in no time."""
+    import numpy as np
+    from PIL import Image
+
+    draw = np.random.default_rng(0)
+    for c in range(10):
+        where = root / ("train" if c < 7 else "test") / f"class_{c}"
+        where.mkdir(parents=True)
+        for i in range(4):
+            Image.fromarray(draw.integers(256, size=(32, 32, 3), dtype=np.uint8)).save(where / f"{i}.png")
+
+
+@pytest.fixture(scope="session")
+def small_data() -> DataSplits:
+    """Those of few_glyphs."""
+    return few_glyphs()
 
 
 @contextmanager

@@ -78,16 +78,25 @@ class Launch:
         return self.function.__name__
 
     @property
+    def blocks(self) -> dict[str, int]:
+        """The constants BLOCK_…"""
+        names = self.function.arg_names
+        values = {names[place]: value for (place, *_), value in self.constants.items()}
+        return {name: value for name, value in values.items() if name.startswith("BLOCK_")}
+
+    @property
     def tile(self) -> int:
-        """The values that a program works on in one pass, from its constants BLOCK_…
+        """The values that a program works on in one pass.
 
         BLOCK_V rows come one after the other in a loop, and BLOCK_K and BLOCK_H are along the sum of a product.
         """
-        names = self.function.arg_names
-        blocks = {names[place]: value for (place, *_), value in self.constants.items()}
         inside = ("BLOCK_V", "BLOCK_K", "BLOCK_H")
-        sizes = [n for name, n in blocks.items() if name.startswith("BLOCK_") and name not in inside]
-        return prod(n for n in sizes if n)
+        return prod(n for name, n in self.blocks.items() if n and name not in inside)
+
+    @property
+    def holds_rows(self) -> bool:
+        """Whether a program has all channels of a row at once."""
+        return self.blocks.get("BLOCK_D", 0) >= self.case.dim
 
 
 @dataclass(frozen=True)
@@ -186,7 +195,8 @@ def recording(case: Case) -> Iterator[dict[str, Launch]]:
 
 
 def record(case: Case) -> list[Launch]:
-    """What a training step launches."""
+    """What a training step launches; with more channels than DIMS have, only what holds whole rows. Other kernels take
+    as many channels at a time as with 512."""
     from gcahng.engine.stages import edge_update
     from gcahng.testing.launches import launch_all, launch_narrow
 
@@ -197,6 +207,8 @@ def record(case: Case) -> list[Launch]:
         if case.dtype == "bf16":
             launch_narrow(case.dim)
     found = [replace(launch, narrow=key not in wide) for key, launch in launches.items()]
+    if case.dim > max(DIMS):
+        found = [launch for launch in found if launch.holds_rows]
     return [launch for launch in found if _has_product(launch)] if case.dtype in PRODUCTS_ALONE else found
 
 
@@ -319,7 +331,8 @@ def build_all(
     """
     recorded = [launch for case in cases for launch in record(case)]
     # In fp64 products are the library's.
-    if any(case.dtype in ("bf16", "fp32") for case in cases) and (missing := _missing(recorded, cases)):
+    whole = any(case.dtype in ("bf16", "fp32") and case.dim <= max(DIMS) for case in cases)
+    if whole and (missing := _missing(recorded, cases)):
         raise LookupError(f"nothing launches {', '.join(missing)}: see gcahng/testing/launches.py")
     if unknown := set(kernels) - {launch.name for launch in recorded}:
         raise LookupError(f"no kernel that these cases launch is called {', '.join(sorted(unknown))}")

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from observed import observe
-from tiers import few
+from tiers import few, paired
 
 from gcahng.bench.cases import Case, Problem
 from gcahng.bench.memory import plan_size
@@ -62,8 +62,7 @@ MEMORY_CASES = [
 ]
 
 
-@pytest.mark.parametrize("memory", MODES)
-@pytest.mark.parametrize("case", few(MEMORY_CASES), ids=lambda case: case.name.replace(" ", "-"))
+@pytest.mark.parametrize(("case", "memory"), paired(MEMORY_CASES, MODES), ids=lambda x: str(getattr(x, "name", x)))
 def test_estimates_agree_with_what_tensors_hold(case: Case, memory: str) -> None:
     case = replace(case, memory=memory)
     size = plan_size(case)

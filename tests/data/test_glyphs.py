@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gcahng.data import glyphs, load_glyphs
-from gcahng.data.glyphs import FACES, draw_glyphs, lookalikes
+from gcahng.data.glyphs import FACES, lookalikes
 from gcahng.data.image_set import DataSplits
 from gcahng.errors import UserError
 
@@ -22,7 +22,7 @@ def splits() -> DataSplits:
 
 @pytest.fixture(scope="module")
 def drawn() -> tuple[list[int], np.ndarray]:
-    return draw_glyphs()
+    return glyphs._drawn_once()  # as load_glyphs has them
 
 
 def test_classes_are_characters_of_all_twelve_faces(drawn: tuple[list[int], np.ndarray]) -> None:

@@ -25,7 +25,8 @@ from gcahng.train import TrainConfig, fit, resume
 
 ROOT = Path(gcahng.__file__).parents[1]
 MEMORY = Path(__file__).with_name("worker_memory.py")
-METHODS = ["forkserver", "spawn"]
+# Python's own on Linux from 3.14 on, and on other systems: both pass to a worker what can be pickled.
+METHODS = ["forkserver", pytest.param("spawn", marks=pytest.mark.slow)]
 
 
 def python(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

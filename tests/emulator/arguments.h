@@ -48,6 +48,11 @@ class Arguments {
 
 }  // namespace emu
 
+// See emu::Mode.
+extern "C" void emulator_mode(int last_block, int drop_barriers, int approximation) {
+  emu::mode = {last_block != 0, drop_barriers != 0, approximation};
+}
+
 // See emu::Watched.
 extern "C" void emulator_watch(int count, const uintptr_t* begin, const uintptr_t* end, int64_t* read, int64_t* written,
                                int64_t* lowest, int64_t* highest) {

@@ -6,31 +6,27 @@ import ctypes
 import functools
 import os
 import subprocess
-import tempfile
 from pathlib import Path
 
 import torch
+from shared_files import made_once
 from torch import Tensor
 
 FOLDER = Path(__file__).resolve().parent
 FENCE = 64  # values before and after a guarded tensor that nothing may write
 
 
-_SCRATCH = tempfile.TemporaryDirectory(prefix="gcahng-emulator-")  # before threads ask for it
-
-
 @functools.cache
-def compiled(stem: str, *flags: str) -> ctypes.CDLL:
-    """The stem's kernels as a host library, compiled with these further flags.
+def compiled(stem: str) -> ctypes.CDLL:
+    """The stem's kernels as a host library. A compiler that is missing or fails is an error."""
+    return ctypes.CDLL(str(made_once(f"emulator-{stem}.so", functools.partial(_compile, stem))))
 
-    A compiler that is missing or fails is an error.
-    """
-    library = Path(_SCRATCH.name) / ("".join((stem, *flags)) + ".so")
+
+def _compile(stem: str, library: Path) -> None:
     options = ["-std=c++20", "-O1", "-fPIC", "-shared", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
-    command = [os.environ.get("CXX", "c++"), *options, *flags]
-    done = subprocess.run([*command, str(FOLDER / f"{stem}.cpp"), "-o", str(library)], capture_output=True, text=True)
+    command = [os.environ.get("CXX", "c++"), *options, str(FOLDER / f"{stem}.cpp"), "-o", str(library)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return ctypes.CDLL(str(library))
 
 
 class Guarded:

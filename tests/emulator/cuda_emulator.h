@@ -1,7 +1,6 @@
 // Runs CUDA kernels' own source on the host: one block at a time, one fiber per CUDA thread, warps in random order.
 // Include it before a .cu file of csrc/cuda. A seed of -1 runs threads in order; others shuffle, and so find missing
-// barriers. Shared memory starts as NaN in every block. CUDA_EMULATOR_DROP_BARRIERS makes __syncthreads do nothing,
-// and CUDA_EMULATOR_LAST_BLOCK runs the last block of each row of a grid alone.
+// barriers. Shared memory starts as NaN in every block. See emu::Mode for what else can differ from a GPU.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -103,6 +102,14 @@ struct Block {
 };
 inline thread_local Block* block = nullptr;
 inline thread_local int seed = -1;
+
+// Set before a launch, and not by a macro: a library takes long to compile, and one does for all.
+struct Mode {
+  bool last_block = false;     // the last block of each row of a grid runs alone
+  bool drop_barriers = false;  // __syncthreads does nothing
+  int approximation = 0;       // 1 or -1: see approximate
+};
+inline Mode mode;
 
 inline void wait(State state) {
   Thread* me = block->current;
@@ -236,9 +243,7 @@ void run_grid(dim3 grid, dim3 size, Call&& call) {
   for (unsigned z = 0; z < grid.z; ++z)
     for (unsigned y = 0; y < grid.y; ++y)
       for (unsigned x = 0; x < grid.x; ++x) {
-#ifdef CUDA_EMULATOR_LAST_BLOCK
-        if (x + 1 < grid.x) x = grid.x - 1;
-#endif
+        if (mode.last_block && x + 1 < grid.x) x = grid.x - 1;
         b.index = dim3(x, y, z);
         b.shared.clear();
         for (unsigned i = 0; i < count; ++i) {
@@ -271,15 +276,13 @@ T exchange(unsigned mask, T value, unsigned source) {
   return result;
 }
 // What an approximate instruction gives for the value x: one that is off by so many units in the last place, towards
-// infinity or away from it as CUDA_EMULATOR_APPROXIMATION (1, -1) says; x itself without it.
+// infinity or away from it as the mode's approximation (1, -1) says; x itself where that is 0.
 inline float approximate(float x, int units) {
-#ifdef CUDA_EMULATOR_APPROXIMATION
+  if (!std::isnormal(x)) return x;
   int32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
-  if (std::isnormal(x)) bits += units * (CUDA_EMULATOR_APPROXIMATION);
+  bits += units * mode.approximation;
   std::memcpy(&x, &bits, sizeof bits);
-#endif
-  (void)units;
   return x;
 }
 inline unsigned lane() { return block->current->linear % 32; }
@@ -315,9 +318,7 @@ const char* report(int with_seed, Call&& call) {
   ((void)(stream), ::emu::run_grid(grid, size, [&] { kernel(__VA_ARGS__); }))
 
 inline void __syncthreads() {
-#ifndef CUDA_EMULATOR_DROP_BARRIERS
-  emu::wait(emu::State::at_block_barrier);
-#endif
+  if (!emu::mode.drop_barriers) emu::wait(emu::State::at_block_barrier);
 }
 inline void __syncwarp(unsigned mask = ~0u) {
   emu::block->current->mask = mask;

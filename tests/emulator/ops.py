@@ -25,6 +25,14 @@ class Accesses(NamedTuple):
     highest: int
 
 
+class Mode(NamedTuple):
+    """What differs from a GPU: see emu::Mode in tests/emulator/cuda_emulator.h."""
+
+    last_block: bool = False
+    drop_barriers: bool = False
+    approximation: int = 0
+
+
 Traffic = dict[str, dict[str, Accesses]]  # of each op's last call, by argument ("scratch" is one)
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # in the order of csrc/common/dtype.h
@@ -91,13 +99,13 @@ OPS = {
 STEMS = tuple(dict.fromkeys(op.stem for op in OPS.values()))
 
 
-def compile_all(*flags: str) -> None:
-    """Compiles all stems' libraries with these further flags, as many at once as there are processors.
+def compile_all() -> None:
+    """Compiles all stems' libraries, as many at once as there are processors.
 
     A stem that is not compiled here is when it is used.
     """
     with ThreadPoolExecutor(torch.multiprocessing.cpu_count()) as pool:
-        list(pool.map(lambda stem: compiled(stem, *flags), STEMS))
+        list(pool.map(compiled, STEMS))
 
 
 class EmulatedOps:
@@ -109,7 +117,7 @@ class EmulatedOps:
     Args:
         seed: the order of warps (tests/emulator/cuda_emulator.h).
         offset: values by which tensors miss their alignment: all of them, or the `only`-th of each call.
-        flags: of the compiler, such as -DCUDA_EMULATOR_DROP_BARRIERS.
+        mode: what differs from a GPU.
         only: see offset.
         bare: whether kernels work on the tensors themselves, which are not copied, and on empty scratch.
         traffic: where the bytes that kernels read and write are put (see `Traffic`); None: they are not counted.
@@ -119,12 +127,12 @@ class EmulatedOps:
         self,
         seed: int = -1,
         offset: int = 0,
-        *flags: str,
+        mode: Mode = Mode(),  # noqa: B008  # cannot be changed
         only: int | None = None,
         bare: bool = False,
         traffic: Traffic | None = None,
     ) -> None:
-        self._seed, self._offset, self._flags, self._only = seed, offset, flags, only
+        self._seed, self._offset, self._mode, self._only = seed, offset, mode, only
         self._bare, self._traffic = bare, traffic
 
     def run(self, name: str, *flat: Any) -> None:
@@ -141,7 +149,8 @@ class EmulatedOps:
         copies = _Copies(self._offset, self._only, self._bare)
         slots = [DTYPES.index(dtype), *map(DTYPES.index, low), *map(copies.passed, flat), *sizes]
         slots += map(DTYPES.index, edges)
-        library = compiled(op.stem, *self._flags)
+        library = compiled(op.stem)
+        _function(library, "emulator_mode", None)(*map(int, self._mode))
         count = _function(library, f"scratch_{name}", ctypes.c_int64)(_packed(slots))
         scratch = torch.empty(count, dtype=op.scratch or dtype) if count else None
         if scratch is not None and not self._bare:

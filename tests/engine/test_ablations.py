@@ -158,7 +158,9 @@ def test_step_on_triton_kernels(ablation):
     assert_exact(run_step(case.loss("triton"), z, labels), run_step(case.loss("reference"), z, labels))
 
 
-@pytest.mark.parametrize("impl", ["cpp", pytest.param("torch", marks=pytest.mark.processes)])
+@pytest.mark.parametrize(
+    "impl", [pytest.param("cpp", marks=pytest.mark.processes), pytest.param("torch", marks=pytest.mark.slow)]
+)
 def test_fullgraph_step_equals_eager(impl):
     torch.compiler.reset()
     case = Ablated(layers=1, **ABLATIONS[3])

@@ -13,6 +13,11 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.simulated
+ROWS = {
+    f"{name}_kernel"
+    for name in ("gate_forward", "gate_backward", "mix_forward", "mix_backward_shares", "mix_backward_theta")
+    + ("mlp_in_forward", "mlp_out_forward", "mlp_out_backward", "norm_gelu", "similarity")
+}
 TOOL = Path(__file__).parents[2] / "benchmarks" / "aot.py"
 
 
@@ -50,16 +55,25 @@ def test_kernels_pass_for_hopper(tmp_path: Path) -> None:
     assert "Beyond the gate: 0 of" in text
 
 
-def test_a_product_passes_everywhere(tmp_path: Path) -> None:
-    chosen = ("--once", "--dim", "512", "--dtype", "bf16", "--arch", "80", "100")
-    builds, _ = compiled(tmp_path, *chosen, "--kernel", "mlp_in_product_forward_kernel")
+def test_rows_of_many_channels_pass_for_hopper(tmp_path: Path) -> None:
+    """Their values are in the registers of one program; with edges in bf16 too: the slow tests."""
+    builds, _ = compiled(tmp_path, "--once", "--dim", "2048", "--dtype", "bf16", "--arch", "90")
     assert not failures(builds)
-    found = {b["case"]["arch"]: b["products"] for b in builds}
-    assert found == {80: ["HMMA 16816"], 100: ["UTCHMMA"]}
+    assert {b["kernel"] for b in builds} == ROWS
 
 
+@pytest.mark.parametrize(
+    ("arch", "product"), [pytest.param(80, "HMMA 16816", marks=pytest.mark.slow), (100, "UTCHMMA")]
+)
+def test_a_product_passes_everywhere(arch: int, product: str, tmp_path: Path) -> None:
+    chosen = ("--once", "--dim", "512", "--dtype", "bf16", "--arch", str(arch))
+    (build,), _ = compiled(tmp_path, *chosen, "--kernel", "mlp_in_product_forward_kernel")
+    assert not failures([build]) and build["products"] == [product]
+
+
+@pytest.mark.slow
 def test_a_whole_edge_update_passes_for_hopper(tmp_path: Path) -> None:
-    """Where a block holds whole rows; everywhere: the slow tests."""
+    """Where a block holds whole rows. test_budget.py compiles it too, and counts its instructions."""
     chosen = ("--once", "--dim", "128", "--dtype", "bf16", "--arch", "90")
     (build,), _ = compiled(tmp_path, *chosen, "--kernel", "edge_update_forward_kernel")
     assert not failures([build])
@@ -94,6 +108,15 @@ def test_every_launch_passes(tmp_path: Path, dim: str, arch: str) -> None:
     builds, _ = compiled(tmp_path, "--dim", dim, "--arch", arch, timeout=3600)
     assert not failures(builds)
     assert {b["case"]["dtype"] for b in builds} == {"bf16", "fp16", "fp32", "tf32"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["80", "90", "100"])
+@pytest.mark.parametrize("dim", ["1024", "2048"])
+def test_every_launch_with_rows_of_many_channels_passes(tmp_path: Path, dim: str, arch: str) -> None:
+    builds, _ = compiled(tmp_path, "--dim", dim, "--dtype", "bf16", "fp32", "--arch", arch, timeout=3600)
+    assert not failures(builds)
+    assert {b["kernel"] for b in builds} == ROWS
 
 
 @pytest.mark.slow

@@ -36,16 +36,22 @@ def test_step_in_lower_precision(case, autocast, tiles):
         assert_errors(case, variant, errors[impl], errors["plain"])
 
 
+SMALL = Case(classes=3, views=2)
+RECOMPUTED = Case(classes=3, views=2, layers=3, memory="recompute")  # edges in the slot of those that they come from
+# Each mode of memory in one dtype: what a kernel does in the other is tested in tests/stages.
 TRITON_CASES = [
-    Case(),
-    Case(classes=3, views=2, layers=3, memory="recompute"),  # edges in the slot of those that they come from
-    pytest.param(LOW_CASES[1], marks=pytest.mark.slow),
+    pytest.param(SMALL, torch.bfloat16, id="store-bfloat16"),
+    pytest.param(RECOMPUTED, None, id="recompute-float32"),
+    pytest.param(Case(), None, marks=pytest.mark.slow, id="more-float32"),
+    pytest.param(Case(), torch.bfloat16, marks=pytest.mark.slow, id="more-bfloat16"),
+    pytest.param(RECOMPUTED, torch.bfloat16, marks=pytest.mark.slow, id="recompute-bfloat16"),
+    pytest.param(LOW_CASES[1], None, marks=pytest.mark.slow, id="apart-float32"),
+    pytest.param(LOW_CASES[1], torch.bfloat16, marks=pytest.mark.slow, id="apart-bfloat16"),
 ]
 
 
 @pytest.mark.simulated
-@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("case", TRITON_CASES, ids=str)
+@pytest.mark.parametrize(("case", "autocast"), TRITON_CASES)
 def test_triton_step_in_lower_precision(case, autocast, tiles, edges=None):
     """Its own products, in one draw since the interpreter is slow."""
     tiles(case)
@@ -55,9 +61,7 @@ def test_triton_step_in_lower_precision(case, autocast, tiles, edges=None):
 
 
 @pytest.mark.simulated
-@pytest.mark.parametrize(
-    "case", [Case(classes=3, views=2), pytest.param(TRITON_CASES[1], marks=pytest.mark.slow)], ids=str
-)
+@pytest.mark.parametrize("case", [SMALL, pytest.param(RECOMPUTED, marks=pytest.mark.slow)], ids=str)
 def test_triton_step_with_narrow_edges(case, tiles):
     test_triton_step_in_lower_precision(case, LOW, tiles, LOW)
 

@@ -20,7 +20,7 @@ from gcahng.engine.traffic import Sent, collectives, link_seconds, repeated, sha
 
 @pytest.mark.processes
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="torch has no gloo")
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize("count", [1, 3, *(pytest.param(count, marks=pytest.mark.slow) for count in (2, 4))])
 def test_the_bytes_sent_are_those_of_the_plan(count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(LEAST_NODES, "cpu", LEAST)
     mp.spawn(process, (count, str(tmp_path)), nprocs=count)

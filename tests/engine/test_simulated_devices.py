@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from emulator.ops import STEMS, EmulatedOps, compile_all
@@ -20,9 +18,8 @@ from gcahng.testing import seeded
 @pytest.fixture
 def emulated(monkeypatch) -> None:
     """Makes the implementation "cuda" run in the emulator, with warps in random order."""
-    flags = ("-O0",)  # compiling takes far longer than these steps
-    compile_all(*flags)
-    monkeypatch.setattr("gcahng.engine.prepare.ops_of", lambda implementation: replace(EMULATED, seed=0, flags=flags))
+    compile_all()
+    monkeypatch.setattr("gcahng.engine.prepare.ops_of", lambda implementation: EMULATED.ordered(seed=0))
 
 
 def train(passes, monkeypatch, steps: int) -> list[torch.Tensor]:
@@ -39,20 +36,12 @@ def train(passes, monkeypatch, steps: int) -> list[torch.Tensor]:
     return found + [value for name, value in gca.state_dict().items() if name != "_extra_state"]
 
 
-def check_training(memory: str, monkeypatch, steps: int) -> None:
-    mine = train(Engine("cuda", PassOptions(memory)), monkeypatch, steps)
-    for value, wanted in zip(mine, train(reference, monkeypatch, steps), strict=True):
-        torch.testing.assert_close(value, wanted, rtol=1e-10, atol=1e-10)
-
-
-def test_a_step_on_cuda_kernels(emulated, monkeypatch):
-    check_training("store", monkeypatch, steps=1)
-
-
 @pytest.mark.simulated
 @pytest.mark.parametrize("memory", ["store", "recompute"])
 def test_training_on_cuda_kernels(memory, emulated, monkeypatch):
-    check_training(memory, monkeypatch, steps=3)
+    mine = train(Engine("cuda", PassOptions(memory)), monkeypatch, steps=2)
+    for value, wanted in zip(mine, train(reference, monkeypatch, steps=2), strict=True):
+        torch.testing.assert_close(value, wanted, rtol=1e-10, atol=1e-10)
 
 
 def test_a_step_on_triton_kernels():

@@ -120,7 +120,7 @@ def test_diversity(case):
 
 # -- every implementation, through the public loss
 
-# Triton's interpreter takes seconds a pass: by default it runs whole training steps on one case.
+# Triton's interpreter takes seconds a pass; tests/engine/test_simulated_devices.py compares a step with the reference.
 IMPLEMENTATIONS = ("reference", "torch", "cpp", pytest.param("triton", marks=pytest.mark.slow))
 implementations = pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 orders = pytest.mark.parametrize("shuffled", [False, True], ids=["view-major", "shuffled"])
@@ -186,11 +186,6 @@ def test_eval(case, impl, shuffled):
 @orders
 def test_training_steps(case, impl, shuffled):
     train(case, impl, shuffled)
-
-
-@pytest.mark.simulated
-def test_training_steps_on_triton_kernels():
-    train(golden.load(golden.CASES[0]), "triton", shuffled=True)
 
 
 def train(case, impl, shuffled):

@@ -87,7 +87,9 @@ def test_second_derivative_is_an_error(impl: str) -> None:
         d.square().sum().backward()
 
 
-@pytest.mark.parametrize("impl", few(["cpp", "auto", "reference", "torch"]))
+@pytest.mark.parametrize(
+    "impl", few(["cpp", "torch", *(pytest.param(impl, marks=pytest.mark.slow) for impl in ("auto", "reference"))])
+)
 def test_compiles_whole(impl: str) -> None:
     z, theta, draws = inputs(3, 2, 5, torch.float32)
     torch._dynamo.reset()

@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
 LIMIT = 240  # seconds for a whole job, which ends long before
 HOST = platform.node()
+KILLED = "was killed, or ended without a word"
 WAY_BACK = "; the last good checkpoint is of step 3; torchrun --nproc-per-node 2 -m gcahng train --resume run continues"
 
 
@@ -59,22 +60,29 @@ def told(job: subprocess.Popen[str]) -> str:
 @pytest.mark.parametrize(
     ("point", "rank", "hurt", "cause"),
     [
-        ("collective", 1, "KILL", "was killed, or ended without a word"),
-        pytest.param("collective", 0, "KILL", "was killed, or ended without a word", marks=pytest.mark.slow),
         ("collective", 1, "STOP", "is stopped (SIGSTOP)"),
-        ("checkpoint", 0, "KILL", "was killed, or ended without a word"),
-        pytest.param("checkpoint", 0, "STOP", "is stopped (SIGSTOP)", marks=pytest.mark.slow),
         ("batch", 1, "MEMORY", ": memory ran out"),
-        ("checkpoint", 0, "DISK", ": run/checkpoints/last.pt cannot be written: No space left on device"),
+        pytest.param("collective", 0, "KILL", KILLED, marks=pytest.mark.slow),
+        pytest.param("checkpoint", 0, "KILL", KILLED, marks=pytest.mark.slow),
+        pytest.param("checkpoint", 0, "STOP", "is stopped (SIGSTOP)", marks=pytest.mark.slow),
+        pytest.param(
+            *("checkpoint", 0, "DISK", ": run/checkpoints/last.pt cannot be written: No space left on device"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_one_line_names_rank_host_and_cause(point: str, rank: int, hurt: str, cause: str, tmp_path: Path) -> None:
+    """Of a process that is killed: see the last test, and for a full disk tests/train/test_processes.py."""
+    check_one_line(point, rank, hurt, cause, tmp_path)
+
+
+def check_one_line(point: str, rank: int, hurt: str, cause: str, folder: Path) -> None:
     timeout = "10" if hurt == "STOP" else "600"  # what does not wait for it must not need it
-    line = told(start(tmp_path, point, str(rank), hurt, "all:--timeout", f"all:{timeout}"))
+    line = told(start(folder, point, str(rank), hurt, "all:--timeout", f"all:{timeout}"))
     assert f"process {rank} of 2 on {HOST}" in line and cause in line
     if hurt != "MEMORY":
         assert WAY_BACK in line
-    path, state, damaged = newest_checkpoint(tmp_path / "run")
+    path, state, damaged = newest_checkpoint(folder / "run")
     assert path is not None and state["step"] == 3 and not damaged
 
 
@@ -126,7 +134,7 @@ def states(parent: int) -> list[str]:
 def test_a_run_that_lost_a_process_goes_on_with_another_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs_see_small_data: None, without_pictures: None
 ) -> None:
-    told(start(tmp_path, "collective", "1", "KILL"))
+    check_one_line("collective", 1, "KILL", KILLED, tmp_path)
     three = start(tmp_path, "collective", "2", "KILL", "all:--resume", "all:run", processes=3)
     assert "process 2 of 3" in told(three)
     monkeypatch.chdir(tmp_path)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from emulator.ops import OPS, EmulatedOps, Traffic
+from emulator.ops import OPS, EmulatedOps, Mode, Traffic
 from torch import Tensor
 
 pytestmark = pytest.mark.simulated
@@ -83,7 +83,7 @@ def test_the_last_block_reaches_the_last_channels(op):
     """An offset that overflowed would lie elsewhere, most likely outside of what the process may access."""
     values = [argument(kind) for kind in KINDS[op].split()]
     traffic: Traffic = {}
-    EmulatedOps(-1, 0, "-DCUDA_EMULATOR_LAST_BLOCK", bare=True, traffic=traffic).run(op, *values)
+    EmulatedOps(mode=Mode(last_block=True), bare=True, traffic=traffic).run(op, *values)
     for name, tensor in of_many_rows(op, values):
         # Blocks of mlp_out's backward take turns at the rows; there are no more than 4,096 warps.
         least = tensor.nbytes - (4096 * tensor.stride(0) * tensor.itemsize if op == "mlp_out_bwd_" else 0)

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from small_runs import make_noise
 
 import gcahng
 from gcahng.cli import main
@@ -22,13 +23,20 @@ TINY = """
 base:
   {steps: 3, eval_every: 1, device: cpu, backbone.embedding_dim: 16, backbone.width: 4}
 data:
-  glyphs: {data.train_classes: 12, data.val_classes: 6, data.classes_per_batch: 4}
+  noise: {data.name: folder, data.root: tree, data.val_classes: 3, data.classes_per_batch: 4,
+          data.image_size: 32, data.resize: 32, data.workers: 0}
 methods:
   npair: {loss: npair}
   gca: {baseline: npair}
 seeds: [0, 1]
 """
-NAMES = [f"glyphs-{method}-seed{seed}" for seed in (0, 1) for method in ("npair", "gca")]
+NAMES = [f"noise-{method}-seed{seed}" for seed in (0, 1) for method in ("npair", "gca")]
+
+
+def make_study(folder: Path) -> None:
+    """The study's file, and its images."""
+    (folder / "tiny.yaml").write_text(TINY)
+    make_noise(folder / "tree")
 
 
 def command(folder: Path) -> subprocess.Popen[str]:
@@ -55,7 +63,7 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     """A study that was killed in its second run and stopped in its third one; the output of the last two commands."""
     folder = tmp_path_factory.mktemp("study")
-    (folder / "tiny.yaml").write_text(TINY)
+    make_study(folder)
     first = command(folder)
     wait_for(folder / "out" / "runs" / NAMES[1] / "checkpoints" / "last.pt", first)
     first.send_signal(signal.SIGKILL)
@@ -80,7 +88,7 @@ def test_goes_on_after_kills(killed: tuple[Path, str, str]) -> None:
     assert f"{NAMES[0]}:" not in last and f"{NAMES[1]}:" not in last and f"{NAMES[2]}: goes on" in last
     found = json.loads((out / "results.json").read_text())
     for run in found["runs"]:
-        name = f"glyphs-{run['method']}-seed{run['seed']}"
+        name = f"noise-{run['method']}-seed{run['seed']}"
         summary = json.loads((out / "runs" / name / "summary.json").read_text())
         assert run["values"] == {m: summary["best"]["val"][m] for m in ("map@r", "recall@1", "r_precision")}
         assert run["command"] == f"gcahng train --config out/options/{name}.yaml --out out/runs/{name}"
@@ -110,7 +118,7 @@ def test_what_is_done_stays(
     changed.write_text(TINY.replace("steps: 3", "steps: 4"))
     assert main(["study", "changed.yaml", "--out", "out"]) == 2
     err = capsys.readouterr().err
-    assert "was made with another steps than methods.npair on data.glyphs" in err and err.count("\n") == 1
+    assert "was made with another steps than methods.npair on data.noise" in err and err.count("\n") == 1
 
 
 @pytest.mark.processes
@@ -152,7 +160,7 @@ def test_the_page_in_a_browser(killed: tuple[Path, str, str], browser) -> None:
 def test_a_run_that_fails_is_counted_and_others_go_on(tmp_path: Path, monkeypatch, capsys) -> None:
     (tmp_path / "gcahng").mkdir()
     (tmp_path / "gcahng" / "__main__.py").write_text("print('no luck'); raise SystemExit(3)")
-    (tmp_path / "tiny.yaml").write_text(TINY)
+    make_study(tmp_path)
     monkeypatch.chdir(tmp_path)  # where the runs find the package that fails
     monkeypatch.delenv("PYTHONPATH", raising=False)
     assert main(["study", "tiny.yaml", "--out", "out"]) == 1
@@ -162,19 +170,20 @@ def test_a_run_that_fails_is_counted_and_others_go_on(tmp_path: Path, monkeypatc
     assert "0 of 4 runs have finished" in (tmp_path / "out" / "study.html").read_text()
 
 
-def test_a_folder_of_others_is_left_alone(tmp_path: Path, capsys) -> None:
+def test_a_folder_of_others_is_left_alone(tmp_path: Path, monkeypatch, capsys) -> None:
     folder = tmp_path / "out" / "runs" / NAMES[0]
     folder.mkdir(parents=True)
     (folder / "precious").touch()
-    (tmp_path / "tiny.yaml").write_text(TINY)
-    assert main(["study", str(tmp_path / "tiny.yaml"), "--out", str(tmp_path / "out")]) == 2
+    make_study(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main(["study", "tiny.yaml", "--out", "out"]) == 2
     assert "is there, and no study made it" in capsys.readouterr().err
     assert [*folder.iterdir()] == [folder / "precious"]
 
 
 def test_data_that_is_not_there(tmp_path: Path, capsys) -> None:
     file = tmp_path / "tiny.yaml"
-    file.write_text(TINY.replace("glyphs: {", "files: {data.name: folder, data.root: nowhere, "))
+    file.write_text(TINY.replace("data.root: tree", "data.root: nowhere"))
     assert main(["study", str(file), "--out", str(tmp_path / "out")]) == 2
-    assert "data.files: data.root is nowhere, which does not exist" in capsys.readouterr().err
+    assert "data.noise: data.root is nowhere, which does not exist" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
