@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from gcahng.losses.layout import describe
 from gcahng.reference.synthetic import Synthetic
 
 PAIRINGS = ("npair", "base", "cosine")
+_PACKAGE = "pytorch_metric_learning"
 
 # Losses of pytorch-metric-learning that are a mean of what each sample gives by itself, beside regularizers of their
 # class vectors.
@@ -113,7 +115,7 @@ class BaseOnNegatives:
         self.of_pairs = _is_one_of(base, "BaseMetricLossFunction") and _takes_references(base)
         self.additive = (
             type(base).__name__ in _ADDITIVE
-            and _is_one_of(base, *_ADDITIVE)
+            and type(base).__module__.startswith(_PACKAGE)  # a class derived from it may be anything
             and type(base.reducer).__name__ == "MeanReducer"  # type: ignore[attr-defined]
         )
 
@@ -139,12 +141,14 @@ class BaseOnNegatives:
 
 def _takes_references(base: Any) -> bool:
     """Whether a loss of pytorch-metric-learning compares a batch with other samples, not with vectors of its own."""
-    return "ref_not_supported" not in type(base).compute_loss.__code__.co_names
+    methods = [vars(cls)["compute_loss"] for cls in type(base).__mro__ if "compute_loss" in vars(cls)]
+    # A derived class's own method may call that of the loss.
+    codes = [getattr(inspect.unwrap(method), "__code__", None) for method in methods]
+    return not any("ref_not_supported" in code.co_names for code in codes if code is not None)
 
 
 def _is_one_of(base: Any, *names: str) -> bool:
     """Whether it is an instance of a class of pytorch-metric-learning's losses, or of one derived from it."""
-    package = "pytorch_metric_learning"
-    if package not in sys.modules:
+    if _PACKAGE not in sys.modules:
         return False
-    return any(cls.__name__ in names and cls.__module__.startswith(package) for cls in type(base).__mro__)
+    return any(cls.__name__ in names and cls.__module__.startswith(_PACKAGE) for cls in type(base).__mro__)

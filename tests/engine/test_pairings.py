@@ -282,6 +282,27 @@ def test_which_losses_are_of_pairs_and_which_of_single_samples():
             assert (found.of_pairs, found.additive) == (of_pairs, additive), type(base).__name__
 
 
+def test_losses_that_are_derived_from_others():
+    """Their own method may add to that of the loss, which is neither a loss of pairs then nor a mean over samples."""
+
+    class ArcFaceLoss(losses.ArcFaceLoss):
+        def compute_loss(self, embeddings, *arguments):
+            found = super().compute_loss(embeddings, *arguments)
+            found["loss"]["losses"] = found["loss"]["losses"] / len(embeddings)
+            return found
+
+    class SupCon(losses.SupConLoss):
+        @functools.lru_cache  # noqa: B019 - a decorated method, whatever it does
+        def compute_loss(self, *arguments):
+            return super().compute_loss(*arguments)
+
+    arcface, supcon = BaseOnNegatives(ArcFaceLoss(6, 8)), BaseOnNegatives(SupCon())
+    assert (arcface.of_pairs, arcface.additive) == (False, False)
+    assert (supcon.of_pairs, supcon.additive) == (True, False)
+    negatives, classes, node = torch.randn(6, 8), torch.tensor([1, 2, 0, 2, 0, 1]), torch.arange(6)
+    assert arcface(negatives, classes, node, torch.randn(6, 8), torch.arange(3).repeat(2)).dim() == 0
+
+
 def test_a_miner_has_a_say_on_real_samples_alone():
     from pytorch_metric_learning.miners import MultiSimilarityMiner
 
