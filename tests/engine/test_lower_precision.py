@@ -71,10 +71,10 @@ def test_triton_step_with_narrow_edges(case, tiles):
 @pytest.mark.parametrize("memory", ["store", "recompute"])
 def test_cuda_step_with_narrow_edges(memory, products, tiles, monkeypatch):
     """The kernels of CUDA C++ in the emulator, beside the library's products and beside Triton's."""
-    case, flags = Case(classes=3, views=2, memory=memory), ("-O0",)  # compiling takes far longer than this step
+    case = Case(classes=3, views=2, memory=memory)
     tiles(case)
-    compile_all(*flags)
-    emulated = replace(EMULATED, seed=0, flags=flags)
+    compile_all()
+    emulated = replace(EMULATED, seed=0)
     monkeypatch.setattr(type(emulated), "triton_products", products == "triton")
     stands_for_cpp = partial(patch.object, prepare, "ops_of", lambda _: emulated)
     cuda = Variant("cpp", autocast=LOW, edge_dtype=LOW, draws=1, fault=stands_for_cpp)
